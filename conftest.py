@@ -1,0 +1,43 @@
+"""Makes the Python blocks of the documents into tests, and keeps tests on this machine.
+
+The blocks of one document share one namespace and run in order; ``<!-- skip: next -->`` above a
+block leaves it out.
+"""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+LOCAL = {"127.0.0.1", "::1", "localhost", "0.0.0.0"}
+
+collect_ignore = ["noxfile.py", "docs/conf.py"]
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    path=str(Path(__file__).parent),
+    patterns=["README.md", "docs/*.md", "docs/**/*.md"],
+).pytest()
+
+
+def pytest_configure() -> None:
+    """Close the network, and drop the keys and settings of whoever runs the tests."""
+    for method in ("connect", "connect_ex"):
+        setattr(socket.socket, method, _only_local(getattr(socket.socket, method)))
+    for name in list(os.environ):
+        if name.startswith(("FESTE_", "OPENAI_", "CO_API_")):
+            del os.environ[name]
+
+
+def _only_local(connect: Any) -> Any:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        # A datagram socket is connected to ask for the machine's own address; nothing is sent.
+        remote = isinstance(address, tuple) and address[0] not in LOCAL
+        if remote and self.type != socket.SOCK_DGRAM:
+            raise RuntimeError(f"a test connects to {address!r}; tests use servers on 127.0.0.1")
+        return connect(self, address)
+
+    return guarded

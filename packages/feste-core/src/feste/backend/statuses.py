@@ -1,0 +1,111 @@
+"""From an HTTP reply that is no answer to Feste's error: one table for all providers."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Mapping
+
+from feste.backend.secret import Secret, redact
+from feste.errors import (
+    AuthFailed,
+    CallError,
+    ContentFiltered,
+    ContextTooLong,
+    InvalidRequest,
+    ModelNotFound,
+    QuotaExhausted,
+    RateLimited,
+    ServerError,
+)
+
+__all__ = ["error_for_status", "retry_after"]
+
+_TOO_LONG = ("context_length", "context length", "too long", "maximum context", "too many tokens")
+_FILTERED = ("content_filter", "content_policy", "content management policy", "moderation")
+_NO_MONEY = ("insufficient_quota", "billing", "exceeded your current quota")
+
+
+def error_for_status(
+    status: int,
+    text: str,
+    *,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    request_id: str | None = None,
+    secret: Secret | None = None,
+) -> CallError:
+    """Return the error that an HTTP status and body mean.
+
+    :param status: the HTTP status.
+    :param text: the provider's message or body; it is cut and keys in it are blanked.
+    :param code: the provider's error code, if it gave one.
+    :param headers: the reply's headers, names in lower case.
+    :param request_id: the provider's name for the request.
+    :param secret: the key that was used, so that an echo of it is blanked.
+
+    >>> type(error_for_status(429, "slow down")).__name__
+    'RateLimited'
+    >>> type(error_for_status(429, "x", code="insufficient_quota")).__name__
+    'QuotaExhausted'
+    """
+    kind = _kind(status, f"{code or ''} {text}".lower())
+    said = redact(text.strip(), secret) or "no message"
+    return kind(
+        f"the provider answered {status}: {said}",
+        status=status,
+        code=code,
+        request_id=request_id,
+        retry_after=retry_after(headers or {}),
+        billed="no",
+    )
+
+
+def _kind(status: int, said: str) -> type[CallError]:
+    if status in (401, 403):
+        return AuthFailed
+    if status == 402 or (status == 429 and any(word in said for word in _NO_MONEY)):
+        return QuotaExhausted
+    if status == 404:
+        return ModelNotFound
+    if status == 429 or status == 529:
+        return RateLimited
+    if status in (408, 409) or status >= 500:
+        return ServerError
+    if any(word in said for word in _FILTERED):
+        return ContentFiltered
+    if any(word in said for word in _TOO_LONG):
+        return ContextTooLong
+    return InvalidRequest
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a reply asks to wait, or None.
+
+    Read are ``retry-after-ms`` and ``Retry-After`` as seconds, whole or not, or as an HTTP date
+    (RFC 9110, section 10.2.3).
+
+    :param headers: the reply's headers, names in lower case.
+
+    >>> retry_after({"retry-after": "1.5"})
+    1.5
+    >>> retry_after({"retry-after": "soon"}) is None
+    True
+    """
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        text = headers.get(name)
+        if text is None:
+            continue
+        try:
+            seconds = float(text) * scale
+        except ValueError:
+            moment = email.utils.parsedate_tz(text)
+            if moment is None:
+                continue
+            try:
+                seconds = email.utils.mktime_tz(moment) - time.time()
+            except (OverflowError, ValueError):
+                continue
+        if 0 <= seconds < 86_400:
+            return seconds
+    return None

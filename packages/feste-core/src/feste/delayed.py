@@ -1,0 +1,433 @@
+"""How a call becomes a node: the lazy value a user holds, and ``@feste.task``.
+
+In lazy mode :func:`record` turns every call into a :class:`~feste.node.Node` and hands back a
+:class:`FesteDelayed`; in eager mode it runs the call at once and hands back its value.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import operator
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, NoReturn, TypeVar, overload
+
+from feste import context
+from feste.draw import Determinism
+from feste.errors import ConfigError, LazyValueError, ParameterError
+from feste.node import Deps, Lazy, Node, origin_of, pack
+
+__all__ = ["FesteDelayed", "Task", "record", "refuse_node_text", "task"]
+
+R = TypeVar("R")
+Where = Literal["thread", "process", "inline"]
+
+
+def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Record a call as a node, or run it at once in eager mode.
+
+    :param op: the op.
+    :param args: positional arguments; nodes may stand anywhere in them.
+    :param kwargs: keyword arguments.
+    :returns: a :class:`FesteDelayed`, or in eager mode the value.
+    """
+    deps = Deps()
+    packed = tuple([pack(a, deps) for a in args])
+    named = {k: pack(v, deps) for k, v in kwargs.items()} if kwargs else {}
+    node = Node(op, packed, named, tuple(deps.nodes), origin_of(sys._getframe(1)))
+    if context.get("eager"):
+        from feste import _compute
+
+        return _compute.run_eager(node)
+    return FesteDelayed(node)
+
+
+class FesteDelayed(Lazy, Generic[R]):
+    """A value that is not computed yet: the handle of one node.
+
+    Operators, indexing, attributes and method calls make further nodes; whatever needs the value
+    now (``bool``, ``len``, ``in``, a loop, an f-string) raises
+    :class:`~feste.errors.LazyValueError` and names the fix. ``key``, ``compute`` and ``visualize``
+    are its own.
+
+    >>> import feste
+    >>> @feste.task
+    ... def double(x: int) -> int:
+    ...     return 2 * x
+    >>> (double(2) + 1).compute()
+    5
+    """
+
+    __slots__ = ()
+
+    @property
+    def key(self) -> str:
+        """The node's name, unique across processes."""
+        return self._node.key
+
+    def compute(self, **settings: Any) -> R:
+        """Run what this value needs and return it.
+
+        :param settings: settings for this run, as for :func:`feste.compute`.
+        :raises feste.errors.RunFailed: if it could not be computed.
+        """
+        from feste import _compute
+
+        return _compute.compute(self, **settings)[0]  # type: ignore[no-any-return]
+
+    def visualize(self, path: str | Path | None = None) -> str:
+        """Draw the graph that this value needs.
+
+        :param path: where to write it: ``.svg``, ``.mmd`` (Mermaid) or ``.html``; None writes none.
+        :returns: the picture: Mermaid text for ``.mmd``, else SVG.
+        """
+        from feste import _compute
+
+        return _compute.visualize(self, path)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        from feste import _compute
+
+        return _compute.acompute_one(self).__await__()
+
+    # --- a node is one object: copies are the same node -------------------------------------------
+
+    def __copy__(self) -> FesteDelayed[R]:
+        return self
+
+    def __deepcopy__(self, memo: object) -> FesteDelayed[R]:
+        return self
+
+    def __hash__(self) -> int:
+        return id(self._node)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (FesteDelayed, (self._node,))
+
+    def __repr__(self) -> str:
+        return f"FesteDelayed({self._node.key!r})"
+
+    __str__ = __repr__
+
+    # --- what makes further nodes -----------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return record(_GETATTR, (self, name), {})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        node = self._node
+        if node.op is _GETATTR:  # node.method(...): one node, not two
+            return record(_METHOD, (_handle_of_first(node), node.args[1], *args), kwargs)
+        return record(_CALL, (self, *args), kwargs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return record(_GETITEM, (self, index), {})
+
+    def __eq__(self, other: object) -> Any:
+        return record(_OPERATORS["eq"], (self, other), {})
+
+    def __ne__(self, other: object) -> Any:
+        return record(_OPERATORS["ne"], (self, other), {})
+
+    # --- what would need the value now ------------------------------------------------------------
+
+    def __bool__(self) -> bool:
+        _refuse(self, "used as a condition", "Compute it first, or branch inside a @feste.task")
+
+    def __iter__(self) -> NoReturn:
+        _refuse(self, "iterated over", "Compute it first, or iterate inside a @feste.task")
+
+    def __len__(self) -> int:
+        _refuse(self, "asked for its length", "Compute it first, or use len inside a @feste.task")
+
+    def __contains__(self, item: object) -> bool:
+        _refuse(self, "searched with `in`", "Compute it first, or search inside a @feste.task")
+
+    def __format__(self, spec: str) -> str:
+        _refuse(
+            self,
+            "put into a string",
+            'Give it to a Prompt as a variable (Prompt("... {{ x }}")(x=node)), or compute it first',
+        )
+
+    def __int__(self) -> int:
+        _refuse(self, "converted to a number", "Compute it first, or convert in a @feste.task")
+
+    __float__ = __complex__ = __index__ = __int__  # type: ignore[assignment]
+
+    # --- Dask's collection protocol ----------------------------------------------------------------
+
+    def __dask_graph__(self) -> Any:
+        from feste import _compute
+
+        return _compute.lowered(self)
+
+    def __dask_keys__(self) -> list[str]:
+        return [self._node.key]
+
+    def __dask_layers__(self) -> tuple[str, ...]:
+        return (self._node.key,)
+
+    def __dask_tokenize__(self) -> str:
+        return self._node.key
+
+    def __dask_postcompute__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return operator.itemgetter(0), ()
+
+    def __dask_postpersist__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        from feste import _compute
+
+        return _compute.persisted, (self._node,)
+
+    @staticmethod
+    def __dask_optimize__(dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        from feste import _compute
+
+        return _compute.optimize_lowered(dsk, keys)
+
+    @staticmethod
+    def __dask_scheduler__(dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        import dask.threaded
+
+        return dask.threaded.get(dsk, keys, **kwargs)
+
+
+def _handle_of_first(node: Node) -> FesteDelayed[Any]:
+    return FesteDelayed(node.deps[node.args[0].index])
+
+
+def _refuse(value: FesteDelayed[Any], what: str, fix: str) -> NoReturn:
+    frame = sys._getframe(1)
+    code = origin_of(frame)
+    origin = Node(_GETATTR, origin=code).where
+    raise LazyValueError(f"{value!r} is a lazy value and was {what}. {fix}", origin=origin)
+
+
+def refuse_node_text(value: Any) -> None:
+    """Refuse text that holds the repr of a node: a lazy value was turned into a string.
+
+    :param value: an argument; strings are searched, in lists and dicts too.
+    :raises LazyValueError: if one holds such a repr.
+
+    >>> refuse_node_text("plain text")
+    """
+    if isinstance(value, str):
+        if "FesteDelayed('" in value:
+            start = value.index("FesteDelayed('")
+            name = value[start : start + 60].split(")")[0] + ")"
+            raise LazyValueError(
+                f"this text holds {name}, the name of a lazy value instead of its content. "
+                "Give the lazy value itself as a variable of a Prompt, or compute it first"
+            )
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            refuse_node_text(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            refuse_node_text(item)
+
+
+class Task(Generic[R]):
+    """A Python function whose calls become nodes; made by :func:`task`.
+
+    Its attributes say how its calls are run: ``pure``, ``emits``, ``executor``.
+    """
+
+    kind = "task"
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str = "",
+        pure: bool = False,
+        emits: bool = False,
+        executor: Where = "thread",
+        identity: str = "",
+    ) -> None:
+        self.fn = fn
+        self.name = name or getattr(fn, "__name__", type(fn).__name__).strip("<>")
+        self.pure = pure
+        self.emits = emits
+        self.executor = executor
+        self.is_async = inspect.iscoroutinefunction(fn)
+        module = getattr(fn, "__module__", "")
+        self.identity = identity or f"{module}.{getattr(fn, '__qualname__', self.name)}"
+        self._class = Determinism.PURE if pure else Determinism.EFFECT
+        self._arity = _arity(fn)
+
+    def determinism(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Determinism:
+        """PURE for ``pure=True``, else EFFECT."""
+        return self._class
+
+    def __call__(self, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
+        low, high = self._arity
+        if kwargs or not low <= len(args) <= high:
+            try:
+                inspect.signature(self.fn).bind(*args, **kwargs)
+            except ValueError:  # a builtin that tells nothing of its parameters
+                pass
+            except TypeError as error:
+                where = Node(self, origin=origin_of(sys._getframe(1))).where
+                raise ParameterError(f"{self.name}(): {error}", origin=where) from None
+        return record(self, args, kwargs)  # type: ignore[no-any-return]
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __reduce__(self) -> Any:
+        module, qualname = getattr(self.fn, "__module__", None), getattr(self.fn, "__qualname__", "")
+        if module and module != "__main__" and _lookup(module, qualname) is self:
+            return (_lookup, (module, qualname))
+        return (_rebuild_task, (self.fn, self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        names = ("name", "pure", "emits", "executor", "identity")
+        return {name: getattr(self, name) for name in names}
+
+    def __repr__(self) -> str:
+        return f"<task {self.identity}>"
+
+
+def _rebuild_task(fn: Callable[..., Any], options: dict[str, Any]) -> Task[Any]:
+    return Task(fn, **options)
+
+
+def _lookup(module: str, qualname: str) -> Any:
+    """The object of that name, or None; how a worker finds a task that it can import."""
+    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _arity(fn: Callable[..., Any]) -> tuple[float, float]:
+    """How few and how many positional arguments always fit; (1, 0) where only binding can tell."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return 1, 0
+    low, high = 0.0, 0.0
+    for parameter in parameters:
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            high += 1
+            low += parameter.default is parameter.empty
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            high = float("inf")
+        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            return 1, 0
+    return low, high
+
+
+@overload
+def task(fn: Callable[..., R], /) -> Task[R]: ...
+@overload
+def task(
+    *,
+    pure: bool = False,
+    emits: bool = False,
+    executor: Where = "thread",
+) -> Callable[[Callable[..., R]], Task[R]]: ...
+def task(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    pure: bool = False,
+    emits: bool = False,
+    executor: Where = "thread",
+) -> Any:
+    """Make the calls of a function nodes of the graph.
+
+    The function may be ``async def``. Its arguments may be lazy values, anywhere inside lists,
+    dicts, sets and dataclasses; it sees their values.
+
+    :param fn: the function, when used without parentheses.
+    :param pure: equal calls give equal results and have no effects, so they may be merged.
+    :param emits: it may return nodes: the graph grows while it runs.
+    :param executor: where it runs: ``"thread"`` in the pool, ``"process"`` in a process of its own
+        (arguments and result are pickled), ``"inline"`` on Feste's own thread (microseconds only).
+    :raises ConfigError: for an unknown executor, or an ``async def`` function that shall not run on
+        the loop for tasks.
+
+    >>> import feste
+    >>> @feste.task(pure=True)
+    ... def shout(text: str) -> str:
+    ...     return text.upper()
+    >>> shout("hello").compute()
+    'HELLO'
+    """
+    if executor not in ("thread", "process", "inline"):
+        raise ConfigError(
+            f"executor={executor!r}: allowed are 'thread', 'process' and 'inline'",
+        )
+
+    def wrap(function: Callable[..., Any]) -> Task[Any]:
+        made: Task[Any] = Task(function, pure=pure, emits=emits, executor=executor)
+        if made.is_async and executor != "thread":
+            raise ConfigError(
+                f"{made.name} is async def and runs on Feste's loop for tasks; drop "
+                f"executor={executor!r}"
+            )
+        functools.update_wrapper(made, function)
+        return made
+
+    return wrap if fn is None else wrap(fn)
+
+
+# --- the ops of operators, as pure tasks ----------------------------------------------------------
+
+
+def _op(fn: Callable[..., Any], name: str, *, pure: bool = True) -> Task[Any]:
+    return Task(fn, name=name, pure=pure, identity=f"operator.{name}")
+
+
+def _call_value(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+def _call_method(value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    return getattr(value, name)(*args, **kwargs)
+
+
+_GETATTR = _op(getattr, "getattr")
+_GETITEM = _op(operator.getitem, "getitem")
+_METHOD = _op(_call_method, "method", pure=False)
+_CALL = _op(_call_value, "call", pure=False)
+
+_BINARY = (
+    "add sub mul truediv floordiv mod divmod pow lshift rshift and or xor matmul lt le gt ge".split()
+)
+_UNARY = "neg pos abs invert".split()
+
+
+def _swapped(fn: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    return fn(right, left)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    if name == "divmod":
+        return divmod
+    found: Callable[..., Any] = getattr(operator, f"__{name}__")
+    return found
+
+
+_OPERATORS = {name: _op(_function(name), name) for name in (*_BINARY, *_UNARY, "eq", "ne")}
+
+
+def _install_operators() -> None:
+    def method(made: Task[Any]) -> Callable[..., Any]:
+        return lambda self, *others: record(made, (self, *others), {})
+
+    for name in (*_BINARY, *_UNARY):
+        setattr(FesteDelayed, f"__{name}__", method(_OPERATORS[name]))
+    for name in _BINARY[:-4]:
+        swapped = functools.partial(_swapped, _function(name))
+        setattr(FesteDelayed, f"__r{name}__", method(_op(swapped, f"r{name}")))
+
+
+_install_operators()

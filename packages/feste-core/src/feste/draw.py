@@ -1,0 +1,120 @@
+"""Which draw a node is: determinism classes, fingerprints, ordinals.
+
+Two calls that look alike are two draws from a model unless the user wrote one node and used it
+twice. The identity of a draw is (scope, fingerprint, n): *scope* is the main program or the task
+that emitted the node; the *fingerprint* hashes the operation, its client, its parameters and the
+draws of its inputs, so it is known before anything has run; *n* counts equals in creation order.
+The same program therefore gives its nodes the same identities every time it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Iterable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from feste.node import Node
+
+__all__ = ["MAIN", "Determinism", "Draw", "assign", "forget"]
+
+MAIN = "main"
+
+
+class Determinism(Enum):
+    """What a second run of the same call may be taken to give."""
+
+    PURE = "pure"
+    """Same inputs, same output, no effects: prompts, embeddings."""
+    GREEDY = "greedy"
+    """The caller asks for determinism: temperature explicitly 0, or a seed."""
+    SAMPLE = "sample"
+    """A fresh draw each time: the default of LLM calls."""
+    EFFECT = "effect"
+    """Visible outside: the default of ``@feste.task``."""
+
+
+class Draw(NamedTuple):
+    """The identity of one draw.
+
+    :param scope: ``"main"``, or the draw of the task that emitted the node, as text.
+    :param fingerprint: hex digest of what is asked.
+    :param n: the ordinal among equal draws of the scope, from 0; always 0 for PURE nodes.
+    """
+
+    scope: str
+    fingerprint: str
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.scope}/{self.fingerprint}.{self.n}"
+
+
+_counters: dict[str, dict[str, int]] = {}
+_lock = threading.Lock()
+
+
+def assign(nodes: Iterable[Node], scope: str = MAIN) -> None:
+    """Give every node that has none its draw, in creation order.
+
+    :param nodes: nodes newly collected; a node's inputs have their draws or are among them.
+    :param scope: the scope they belong to.
+    """
+    with _lock:
+        counters = _counters.setdefault(scope, {})
+        for node in sorted((n for n in nodes if n.draw is None), key=lambda n: n.seq):
+            fingerprint = _fingerprint(node)
+            n = 0
+            if node.determinism is not Determinism.PURE:
+                n = counters.get(fingerprint, 0)
+                counters[fingerprint] = n + 1
+            node.draw = Draw(scope, fingerprint, n)
+
+
+def forget(scope: str | None = None) -> None:
+    """Count from 0 again: in one scope when its task runs again, or in all (for tests).
+
+    :param scope: the scope, or None for all.
+    """
+    with _lock:
+        if scope is None:
+            _counters.clear()
+        else:
+            _counters.pop(scope, None)
+
+
+_encode = json.JSONEncoder(
+    separators=(",", ":"), sort_keys=True, default=lambda o: _plain(o), check_circular=False
+).encode
+
+
+def _fingerprint(node: Node) -> str:
+    content: Any = (node.op.identity, node.args, node.kwargs)
+    try:
+        text = _encode(content)
+    except (TypeError, ValueError, RecursionError):  # keys of mixed types and the like
+        text = f"{node.op.identity} {type(content).__qualname__}"
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12)
+    for dep in node.deps:
+        draw = dep.draw
+        assert draw is not None, "inputs are collected before their consumers"
+        digest.update(f"{draw.fingerprint}.{draw.n}".encode())
+    return digest.hexdigest()
+
+
+def _plain(value: object) -> Any:
+    """JSON and bytes constants count by content; any other object by its type's name only."""
+    if isinstance(value, bytes):
+        return {"bytes": hashlib.blake2b(value, digest_size=12).hexdigest()}
+    fingerprint = getattr(value, "__feste_fingerprint__", None)
+    if fingerprint is not None and not isinstance(value, type):
+        return fingerprint()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {type(value).__qualname__: fields}
+    kind = value if isinstance(value, type) else type(value)
+    return f"<{kind.__module__}.{kind.__qualname__}>"

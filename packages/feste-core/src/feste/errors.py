@@ -1,0 +1,405 @@
+"""Every error that Feste raises, in one tree.
+
+.. code-block:: text
+
+    FesteError
+    ├── ConfigError            a setting, a name or a parameter is wrong; nothing was sent
+    │   ├── UnknownName        no setting, backend, scheduler, ... of that name (also a LookupError)
+    │   ├── ParameterError     a call got a parameter that its operation does not have (also a TypeError)
+    │   └── MissingKey         the environment variable of an API key is not set
+    ├── PluginError            a plugin could not be loaded or broke the rules
+    ├── PromptError            a template or its variables are wrong
+    │   ├── UndefinedVariable  a variable of the template was not given
+    │   ├── ExtraVariable      a variable was given that the template does not use
+    │   └── PlainDataError     a value is not plain data, so no template may see it
+    ├── GraphError             the graph is not one: a cycle, a missing node, a broken rewrite
+    ├── LazyValueError         a lazy value was used as if it were computed (also a TypeError)
+    ├── BlockingCallError      a blocking call where waiting would stop Feste itself
+    ├── NestedRunError         a run inside a worker process: a second gate would double the quota
+    ├── UngatedCall            a paid call outside the process that holds its gate
+    ├── CallError              one LLM call failed
+    │   ├── Rejected           the provider refused it: InvalidRequest, ContextTooLong, ContentFiltered,
+    │   │                      AuthFailed, QuotaExhausted, ModelNotFound
+    │   ├── Transient          it may work later: RateLimited, ServerError, Unreachable
+    │   ├── Ambiguous          it may have been billed: CallTimeout, ConnectionLost, WorkerLost,
+    │   │                      Interrupted
+    │   └── Unusable           an answer came that cannot be used: MalformedResponse, CountMismatch
+    ├── NodeError              a user's function raised
+    ├── UpstreamFailed         a node was not run because one that it needs failed
+    └── RunFailed              some nodes failed: .partial, .report (`__cause__` is the first error)
+
+    KeyboardInterrupt
+    └── RunInterrupted         Ctrl-C while a run was waited for: .partial, .report
+
+All of them are plain data: they pickle, and they hold text, never a provider's SDK objects (those
+carry the API key).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+__all__ = [
+    "Ambiguous",
+    "AuthFailed",
+    "BlockingCallError",
+    "CallError",
+    "CallTimeout",
+    "ConfigError",
+    "ConnectionLost",
+    "ContentFiltered",
+    "ContextTooLong",
+    "CountMismatch",
+    "ExtraVariable",
+    "FesteError",
+    "FesteWarning",
+    "GraphError",
+    "Interrupted",
+    "InvalidRequest",
+    "LanguageMismatch",
+    "LazyValueError",
+    "MalformedResponse",
+    "MissingKey",
+    "ModelNotFound",
+    "NestedRunError",
+    "NodeError",
+    "ParameterError",
+    "PlainDataError",
+    "PluginError",
+    "PluginWarning",
+    "PromptError",
+    "QuotaExhausted",
+    "RateLimited",
+    "Rejected",
+    "RunFailed",
+    "RunInterrupted",
+    "ServerError",
+    "Transient",
+    "UndefinedVariable",
+    "UngatedCall",
+    "UnknownName",
+    "Unreachable",
+    "Unusable",
+    "UpstreamFailed",
+    "WorkerLost",
+    "suggest",
+]
+
+Billed = Literal["no", "yes", "unknown"]
+
+
+class FesteError(Exception):
+    """The base of all errors of Feste.
+
+    :param message: what happened and what to do.
+    :param origin: ``file:line`` of the user's call, or an empty string.
+
+    >>> print(FesteError("it broke", origin="app.py:3"))
+    it broke (at app.py:3)
+    """
+
+    origin: str = ""
+
+    def __init__(self, message: str = "", *, origin: str = "") -> None:
+        super().__init__(message)
+        if origin:
+            self.origin = origin
+
+    def __str__(self) -> str:
+        text = str(self.args[0]) if self.args else type(self).__name__
+        return f"{text} (at {self.origin})" if self.origin else text
+
+
+class FesteWarning(UserWarning):
+    """The base of all warnings of Feste."""
+
+
+class PluginWarning(FesteWarning):
+    """A plugin was skipped."""
+
+
+class LanguageMismatch(FesteWarning):
+    """Prompts of different languages were joined."""
+
+
+class ConfigError(FesteError, ValueError):
+    """A setting, a name or a parameter is wrong; nothing was sent."""
+
+
+class UnknownName(ConfigError, LookupError):
+    """No setting, backend or scheduler has that name."""
+
+
+class ParameterError(ConfigError, TypeError):
+    """A call got a parameter that its operation does not have."""
+
+
+class MissingKey(ConfigError):
+    """The environment variable that should hold an API key is not set."""
+
+
+class PluginError(FesteError):
+    """A plugin could not be loaded or broke the rules."""
+
+
+class PromptError(FesteError):
+    """A template or its variables are wrong."""
+
+
+class UndefinedVariable(PromptError):
+    """A variable of the template was not given."""
+
+
+class ExtraVariable(PromptError):
+    """A variable was given that the template does not use."""
+
+
+class PlainDataError(PromptError, TypeError):
+    """A value is not plain data, so no template may see it."""
+
+
+class GraphError(FesteError):
+    """The graph is not one: a cycle, a missing node, a broken rewrite."""
+
+
+class LazyValueError(FesteError, TypeError):
+    """A lazy value was used as if it were computed."""
+
+
+class BlockingCallError(FesteError, RuntimeError):
+    """A blocking call where waiting would stop Feste itself."""
+
+
+class NestedRunError(FesteError, RuntimeError):
+    """A run inside a worker process: a second gate would double the quota."""
+
+
+class UngatedCall(FesteError, RuntimeError):
+    """A paid call outside the process that holds its gate."""
+
+
+class CallError(FesteError):
+    """One LLM call failed.
+
+    :param message: what happened; text of the provider is cut and redacted before it comes here.
+    :param billed: whether the provider charged for it, as far as can be known.
+    :param status: the HTTP status, or None.
+    :param code: the provider's own error code, or None.
+    :param request_id: the provider's name for the request, or None.
+    :param retry_after: seconds the provider asked to wait, or None.
+
+    Feste adds ``node``, ``backend``, ``model``, ``attempts`` and ``origin`` when it hands the error
+    over.
+    """
+
+    billed: Billed = "no"
+    node: str = ""
+    backend: str = ""
+    model: str = ""
+    attempts: int = 1
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        origin: str = "",
+        billed: Billed | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, origin=origin)
+        if billed is not None:
+            self.billed = billed
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+
+class Rejected(CallError):
+    """The provider refused the call; asking again would not help."""
+
+
+class InvalidRequest(Rejected):
+    """The provider says that the request is wrong (400, 413, 422)."""
+
+
+class ContextTooLong(InvalidRequest):
+    """The prompt does not fit the model."""
+
+
+class ContentFiltered(Rejected):
+    """The provider's content filter refused the prompt."""
+
+
+class AuthFailed(Rejected):
+    """The API key is wrong or may not do this (401, 403)."""
+
+
+class QuotaExhausted(Rejected):
+    """The account has no money or quota left (402, some 429)."""
+
+
+class ModelNotFound(Rejected):
+    """The provider has no such model or endpoint (404)."""
+
+
+class Transient(CallError):
+    """The call may work later; Feste tried again as often as allowed."""
+
+
+class RateLimited(Transient):
+    """The provider asked to slow down (429)."""
+
+
+class ServerError(Transient):
+    """The provider failed (408, 409, 5xx)."""
+
+
+class Unreachable(Transient):
+    """No connection could be made, so nothing was sent."""
+
+
+class Ambiguous(CallError):
+    """The request left, no answer came: it may have been billed."""
+
+    billed: Billed = "unknown"
+
+
+class CallTimeout(Ambiguous):
+    """The time for one attempt, or for the whole call, ran out."""
+
+
+class ConnectionLost(Ambiguous):
+    """The connection broke after the request was sent."""
+
+
+class WorkerLost(Ambiguous):
+    """The worker process that ran the work died."""
+
+
+class Interrupted(Ambiguous):
+    """The run was stopped while the call was under way."""
+
+
+class Unusable(CallError):
+    """An answer came, and was paid, but it cannot be used."""
+
+    billed: Billed = "yes"
+
+
+class MalformedResponse(Unusable):
+    """The answer is not what the endpoint promises."""
+
+
+class CountMismatch(Unusable):
+    """A batched reply holds more or fewer answers than were asked for."""
+
+
+class NodeError(FesteError):
+    """A user's function raised; ``__cause__`` is the exception itself where it could be kept.
+
+    :param message: what was raised, as text.
+    :param node: the key of the node.
+    :param cause_type: the qualified name of the exception's class.
+    :param traceback: the formatted traceback, from the user's function on.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        origin: str = "",
+        node: str = "",
+        cause_type: str = "",
+        traceback: str = "",
+    ) -> None:
+        super().__init__(message, origin=origin)
+        self.node = node
+        self.cause_type = cause_type
+        self.traceback = traceback
+
+
+class UpstreamFailed(FesteError):
+    """A node was not run because one that it needs failed.
+
+    :param roots: the errors that are the reason, nearest first.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        origin: str = "",
+        node: str = "",
+        roots: Iterable[FesteError] = (),
+    ) -> None:
+        super().__init__(message, origin=origin)
+        self.node = node
+        self.roots = tuple(roots)
+
+
+class RunFailed(FesteError):
+    """Some nodes failed; everything else was delivered into ``partial``.
+
+    :param partial: what ``on_error="return"`` would have given: every value that was computed, and
+        an error in each place that failed.
+    :param report: the :class:`~feste.report.RunReport` of the run.
+    :param errors: the errors of the nodes that failed by themselves, in the order they failed.
+    """
+
+    max_shown: ClassVar[int] = 3
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        partial: tuple[Any, ...] = (),
+        report: Any = None,
+        errors: Iterable[FesteError] = (),
+    ) -> None:
+        super().__init__(message)
+        self.partial = partial
+        self.report = report
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        lines = [super().__str__()]
+        lines += [f"  {type(e).__name__}: {e}" for e in self.errors[: self.max_shown]]
+        if len(self.errors) > self.max_shown:
+            lines.append(f"  ... and {len(self.errors) - self.max_shown} more in .errors")
+        return "\n".join(lines)
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C while a run was waited for; no :class:`FesteError`, so ``except Exception`` lets it by.
+
+    :param partial: what was finished before, and an error in each place that was not.
+    :param report: the :class:`~feste.report.RunReport` of the run.
+    """
+
+    def __init__(
+        self, message: str = "", *, partial: tuple[Any, ...] = (), report: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.partial = partial
+        self.report = report
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest known name, or a list of the known ones.
+
+    >>> suggest("egaer", ["eager", "keep"])
+    " Did you mean 'eager'?"
+    >>> suggest("zzz", ["eager", "keep"])
+    ' Known: eager, keep.'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Known: {', '.join(names)}." if names else " None are installed."

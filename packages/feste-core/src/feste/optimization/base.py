@@ -1,0 +1,132 @@
+"""What a pass is, and what it may use: levels, phases, remarks, the account of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Literal, Protocol, runtime_checkable
+
+from feste.context import Settings
+from feste.graph import FesteGraph
+from feste.node import Node
+
+__all__ = ["Level", "Optimization", "PassContext", "Phase", "Remark"]
+
+
+class Level(Enum):
+    """What a pass guarantees; see the guide for pass authors."""
+
+    E0 = "exact"
+    """The same logical calls reach the backend; only grouping, order and timing differ."""
+    E1 = "distribution"
+    """The joint distribution of all outputs is unchanged."""
+    E1G = "greedy"
+    """E1, and equal GREEDY calls may be answered by one request."""
+    E2 = "task"
+    """Outputs may differ. Such a pass runs only where the user names it."""
+
+
+class Phase(IntEnum):
+    """When a pass runs."""
+
+    NORMALIZE = 0
+    SIMPLIFY = 1
+    """Run again until nothing changes."""
+    REWRITE = 2
+    """Only passes of level E2."""
+    PHYSICAL = 3
+    """How calls become requests."""
+    SCHEDULE = 4
+
+
+@runtime_checkable
+class Optimization(Protocol):
+    """An optimization pass. ``name`` and ``apply`` are all that it must have.
+
+    It may also have ``level`` (a :class:`Level`, default E0), ``phase`` (a :class:`Phase`, default
+    SIMPLIFY), ``before`` and ``after`` (names of passes of the same phase).
+
+    >>> class Nothing:
+    ...     name = "nothing"
+    ...     def apply(self, graph, cx):
+    ...         return graph
+    >>> isinstance(Nothing(), Optimization)
+    True
+    """
+
+    name: str
+
+    def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+        """Return a new graph, or the same object for no change.
+
+        :param graph: the graph; it must not be changed in place.
+        :param cx: takes remarks and the account of every logical call that is dropped or merged.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What a pass did, or did not do and why.
+
+    :param kind: ``"applied"``, ``"missed"`` or ``"advice"``.
+    :param text: one sentence.
+    :param count: how many nodes it is about.
+    :param origins: ``file:line`` of the first few of them.
+    """
+
+    kind: Literal["applied", "missed", "advice"]
+    text: str
+    count: int = 1
+    origins: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class PassContext:
+    """What a pass is given besides the graph.
+
+    :param settings: the settings of the run.
+    """
+
+    settings: Settings
+    remarks: list[Remark] = field(default_factory=list)
+    accounted: dict[str, str] = field(default_factory=dict)
+
+    def applied(self, text: str, nodes: Sequence[Node] = ()) -> None:
+        """Say what was done.
+
+        :param text: one sentence.
+        :param nodes: the nodes it was done to.
+        """
+        self._remark("applied", text, nodes)
+
+    def missed(self, text: str, nodes: Sequence[Node] = ()) -> None:
+        """Say what was not done, and why.
+
+        :param text: one sentence.
+        :param nodes: the nodes it was not done to.
+        """
+        self._remark("missed", text, nodes)
+
+    def advice(self, text: str, nodes: Sequence[Node] = ()) -> None:
+        """Say what the user could change to gain more.
+
+        :param text: one sentence.
+        :param nodes: the nodes it is about.
+        """
+        self._remark("advice", text, nodes)
+
+    def account(self, keys: Iterable[str], how: str) -> None:
+        """Say what became of logical calls that are no longer in the graph.
+
+        :param keys: their keys.
+        :param how: ``"dropped: nothing needs it"``, ``"merged into <key>"`` and the like.
+        """
+        for key in keys:
+            self.accounted[key] = how
+
+    def _remark(
+        self, kind: Literal["applied", "missed", "advice"], text: str, nodes: Sequence[Node]
+    ) -> None:
+        origins = tuple(dict.fromkeys(n.where for n in nodes[:50]))[:3]
+        self.remarks.append(Remark(kind, text, max(1, len(nodes)), tuple(o for o in origins if o)))

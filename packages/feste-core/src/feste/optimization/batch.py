@@ -1,0 +1,106 @@
+"""Batches formed before the run: calls that are ready at the same instant share requests."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from feste.draw import Determinism
+from feste.errors import GraphError
+from feste.graph import Batch, FesteGraph
+from feste.node import PENDING, Node
+from feste.optimization.base import Level, PassContext, Phase
+
+__all__ = ["BatchOptimization"]
+
+
+class BatchOptimization:
+    """Put calls into one batch where that is proven legal and costs no waiting.
+
+    The proof: members share operation, client and all parameters but the item; none has effects;
+    they have the same *ready event* (no unfinished inputs, or the same ones), so no member waits for
+    another and the batch adds no barrier; and contracting all batches at once leaves the graph
+    acyclic, which pairwise checks would not show.
+    """
+
+    name = "batch"
+    level = Level.E0
+    phase = Phase.PHYSICAL
+
+    def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+        """Return the graph with batches.
+
+        :param graph: the graph.
+        :param cx: gets a remark for each group of calls.
+        """
+        groups: dict[Hashable, dict[Hashable, list[Node]]] = {}
+        for node in graph.calls():
+            group = batch_group(node)
+            if group is not None:
+                ready = ready_event(graph, node)
+                groups.setdefault(group, {}).setdefault(ready, []).append(node)
+        batches = []
+        for group, by_event in groups.items():
+            late = [nodes[0] for nodes in by_event.values() if len(nodes) == 1]
+            for nodes in by_event.values():
+                if len(nodes) > 1:
+                    batches.append(Batch(tuple(n.key for n in nodes), str(group)))
+                    limit: int = nodes[0].op.max_items  # type: ignore[attr-defined]
+                    cx.applied(
+                        f"{len(nodes)} calls of {nodes[0].op.name} share requests, "
+                        f"up to {limit} in each",
+                        nodes,
+                    )
+            if len(late) > 1:
+                cx.missed(
+                    f"{len(late)} calls of {late[0].op.name} could share requests but become ready "
+                    "at different times: they are sent as they come",
+                    late,
+                )
+        if not batches or tuple(batches) == graph.batches:
+            return graph
+        return proven(graph, batches, cx)
+
+
+def batch_group(node: Node) -> Hashable | None:
+    """Return what is equal for calls that may share a request; None for one that may share none.
+
+    :param node: a call.
+    """
+    op: Any = node.op
+    if op.rule is None or op.max_items < 2 or node.determinism is Determinism.EFFECT:
+        return None
+    group = op.group(node.args)
+    return None if group is None else (op.token, group)
+
+
+def ready_event(graph: FesteGraph, node: Node) -> Hashable:
+    """Return what is equal for nodes that become ready at the same instant.
+
+    :param graph: the graph.
+    :param node: the node.
+    """
+    return frozenset(
+        d for d in graph.dependencies(node.key) if graph.nodes[d].value is PENDING
+    )
+
+
+def proven(graph: FesteGraph, batches: list[Batch], cx: PassContext) -> FesteGraph:
+    """Return the graph with those batches that leave it acyclic, all contracted at once.
+
+    :param graph: the graph.
+    :param batches: the candidates, in order of preference.
+    :param cx: gets a remark for each that is refused.
+    """
+    try:
+        graph.order(contract=batches)
+        return graph.with_batches(batches)
+    except GraphError:
+        kept: list[Batch] = []
+        for batch in batches:
+            try:
+                graph.order(contract=[*kept, batch])
+                kept.append(batch)
+            except GraphError as error:
+                cx.missed(f"a batch was refused: {error}", [graph.nodes[m] for m in batch.members])
+        return graph.with_batches(kept)

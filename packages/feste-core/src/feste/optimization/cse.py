@@ -1,0 +1,97 @@
+"""Compute equal things once, where that cannot be noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from feste.draw import Determinism
+from feste.graph import FesteGraph
+from feste.node import PENDING, Nested, Node, Slot
+from feste.optimization.base import Level, PassContext, Phase
+
+__all__ = ["CommonSubexpressionOptimization"]
+
+
+class CommonSubexpressionOptimization:
+    """Merge equal PURE nodes and equal GREEDY calls. Equal SAMPLE calls are two draws: never merged.
+
+    Nodes are equal if their ops are, their inputs are the same nodes after merging, and their
+    constants have equal types and values; objects that Feste cannot look into must be identical.
+    """
+
+    name = "cse"
+    level = Level.E1G
+    phase = Phase.SIMPLIFY
+
+    def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+        """Return the graph with equal nodes merged.
+
+        :param graph: the graph.
+        :param cx: gets the account of merged calls.
+        """
+        first: dict[Hashable, str] = {}
+        pairs: dict[str, str] = {}
+        sampled: dict[Hashable, list[Node]] = {}
+        for key in graph.order():
+            node = graph.nodes[key]
+            if node.value is not PENDING:
+                continue
+            inputs = tuple(pairs.get(d, d) for d in graph.dependencies(key))
+            same = expression(node, inputs)
+            if not may_merge(node):
+                if node.determinism is Determinism.SAMPLE:
+                    sampled.setdefault(same, []).append(node)
+                continue
+            kept = first.setdefault(same, key)
+            if kept != key:
+                pairs[key] = kept
+        for equal in sampled.values():
+            if len(equal) > 1:
+                cx.missed(f"{len(equal)} equal calls are kept apart: each is a draw", equal)
+        if not pairs:
+            return graph
+        merged = [graph.nodes[key] for key in pairs]
+        for key, kept in pairs.items():
+            cx.account([key], f"merged into {kept}")
+        cx.applied(f"{len(merged)} nodes equal to another were merged into it", merged)
+        return graph.merged(pairs)
+
+
+def may_merge(node: Node) -> bool:
+    """Tell whether an equal node may stand for this one: only PURE and GREEDY ones.
+
+    :param node: the node.
+    """
+    return node.determinism in (Determinism.PURE, Determinism.GREEDY)
+
+
+def expression(node: Node, inputs: tuple[str, ...]) -> Hashable:
+    """Return what is equal exactly for nodes that compute the same.
+
+    :param node: the node.
+    :param inputs: the keys of its inputs after merging.
+    """
+    token = getattr(node.op, "token", None) or id(node.op)
+    return (token, inputs, _exact(node.args), _exact(node.kwargs))
+
+
+def _exact(value: Any) -> Hashable:
+    """A hashable that is equal for values of equal type and content, down to the leaves."""
+    kind = type(value)
+    if kind in (str, bytes, int, bool, type(None)):
+        return (kind, value)
+    if kind is float:
+        return (kind, value.hex())  # 0.0 and -0.0 differ
+    if kind is Slot:
+        return (kind, value.index)
+    if kind is Nested:
+        return (kind, _exact(value.build), tuple(_exact(p) for p in value.parts))
+    if kind in (list, tuple):
+        return (kind, tuple(_exact(v) for v in value))
+    if isinstance(value, Mapping) and kind is dict:
+        return (kind, tuple((_exact(k), _exact(v)) for k, v in value.items()))
+    params = getattr(value, "body", None)
+    if params is not None and hasattr(value, "determinism"):
+        return (kind, _exact(params()))
+    return (kind, id(value))

@@ -1,0 +1,31 @@
+"""Drop nodes that no output needs."""
+
+from __future__ import annotations
+
+from feste.graph import FesteGraph
+from feste.optimization.base import Level, PassContext, Phase
+
+__all__ = ["CullOptimization"]
+
+
+class CullOptimization:
+    """Drop nodes that no output needs, those with effects too: only what is asked for is run."""
+
+    name = "cull"
+    level = Level.E0
+    phase = Phase.SIMPLIFY
+    before = ("fold", "cse")
+
+    def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+        """Return the graph without unneeded nodes.
+
+        :param graph: the graph.
+        :param cx: gets one remark if something was dropped.
+        """
+        culled = graph.cull()
+        if culled is graph:
+            return graph
+        dropped = [n for key, n in graph.nodes.items() if key not in culled.nodes]
+        cx.account((n.key for n in dropped), "dropped: no output needs it")
+        cx.applied(f"{len(dropped)} nodes that no output needs were dropped", dropped)
+        return culled

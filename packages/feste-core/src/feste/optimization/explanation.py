@@ -1,0 +1,218 @@
+"""What a plan will do, before anything is sent: calls, requests, bounds, tokens, passes."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from feste.backend import Params
+from feste.graph import FesteGraph
+from feste.node import PENDING, Node
+from feste.optimization.optimizer import Plan
+
+__all__ = ["CallRow", "Explanation"]
+
+SCHEMA = 1
+
+
+@dataclass(slots=True)
+class CallRow:
+    """The calls of one operation of one client.
+
+    :param operation: ``plugin.operation``.
+    :param model: the model, as far as it is known before the run.
+    :param calls: logical calls.
+    :param requests: requests that the plan needs if none fails.
+    :param at_least: the fewest requests that any order and grouping could need.
+    :param input_tokens: tokens of the prompts known now, at four characters each.
+    :param unknown: calls whose prompt is not known before the run.
+    :param output_tokens: the most that may be generated, or None if some call sets no bound.
+    """
+
+    operation: str
+    model: str
+    calls: int = 0
+    requests: int = 0
+    at_least: int = 0
+    input_tokens: int = 0
+    unknown: int = 0
+    output_tokens: int | None = 0
+
+
+@dataclass(slots=True)
+class Explanation:
+    """A plan in words and numbers; printing it shows it. Nothing was sent to make it.
+
+    :param plan: the plan.
+    :param note: something that holds for the whole run, or an empty string.
+    """
+
+    plan: Plan
+    note: str = ""
+    rows: list[CallRow] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rows = _rows(self.plan.graph)
+
+    @property
+    def calls(self) -> int:
+        """Logical calls that will be answered."""
+        return sum(row.calls for row in self.rows)
+
+    @property
+    def requests(self) -> int:
+        """Requests that the plan needs if none fails."""
+        return sum(row.requests for row in self.rows)
+
+    @property
+    def at_least(self) -> int:
+        """The fewest requests that any order and grouping could need."""
+        return sum(row.at_least for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the explanation as JSON, with the schema's version."""
+        return {
+            "schema": SCHEMA,
+            "nodes": {"before": len(self.plan.before.nodes), "after": len(self.plan.graph.nodes)},
+            "calls": self.calls,
+            "requests": self.requests,
+            "at_least": self.at_least,
+            "operations": [asdict(row) for row in self.rows],
+            "passes": [
+                {
+                    "name": report.name,
+                    "phase": report.phase.name,
+                    "level": report.level.name,
+                    "changed": report.changed,
+                    "remarks": [asdict(r) for r in report.remarks],
+                }
+                for report in self.plan.passes
+            ],
+            "accounted": dict(self.plan.accounted),
+            "note": self.note,
+        }
+
+    def __str__(self) -> str:
+        before, after = len(self.plan.before.nodes), len(self.plan.graph.nodes)
+        lines = [
+            f"PLAN  {before:,} nodes -> {after:,}   {self.calls:,} calls -> {self.requests:,} "
+            f"requests (at least {self.at_least:,})   cost unknown"
+        ]
+        if self.note:
+            lines.append(f"  {self.note}")
+        for row in self.rows:
+            known = f"~{row.input_tokens:,} tokens in"
+            if row.unknown:
+                known += f" (+ {row.unknown:,} prompts made while it runs)"
+            out = "no bound" if row.output_tokens is None else f"<= {row.output_tokens:,} tokens out"
+            name = f"{row.operation} {row.model}".rstrip()
+            lines.append(
+                f"  {name}: {row.calls:,} calls in {row.requests:,} requests "
+                f"(at least {row.at_least:,}), {known}, {out}"
+            )
+        lines.append("PASSES" if self.plan.passes else "PASSES  none (optimize is off)")
+        for report in self.plan.passes:
+            lines.append(f"  {report.name:<8} {'' if report.remarks else 'nothing to do'}".rstrip())
+            for remark in report.remarks:
+                where = f"   {', '.join(remark.origins[:2])}" if remark.origins else ""
+                lines.append(f"    {remark.kind}: {remark.text}{where}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _rows(graph: FesteGraph) -> list[CallRow]:
+    groups: dict[Any, list[Node]] = {}
+    for node in graph.calls():
+        op: Any = node.op
+        groups.setdefault((op.token, _model(node)), []).append(node)
+    batched = {m: b for b in graph.batches for m in b.members}
+    levels = _levels(graph, groups) if groups else {}
+    rows = []
+    for (_, model), nodes in groups.items():
+        op = nodes[0].op
+        row = CallRow(f"{op.client.plugin}.{op.name}", model, calls=len(nodes))
+        limit = op.max_items
+        seen = set()
+        for node in nodes:
+            batch = batched.get(node.key)
+            if batch is None:
+                row.requests += 1
+            elif batch.key not in seen:
+                seen.add(batch.key)
+                row.requests += -(-len(batch.members) // limit)
+            _count_tokens(row, node, graph)
+        row.at_least = _bound([levels[n.key] for n in nodes], limit)
+        rows.append(row)
+    return rows
+
+
+def _model(node: Node) -> str:
+    for argument in node.args:
+        if isinstance(argument, Params) and getattr(argument, "model", None):
+            return str(argument.model)  # type: ignore[attr-defined]
+    op: Any = node.op
+    return str(getattr(op.client, "model", None) or "")
+
+
+def _count_tokens(row: CallRow, node: Node, graph: FesteGraph) -> None:
+    known = [a for a in node.args if isinstance(a, (str, list))]
+    for key in graph.dependencies(node.key):
+        value = graph.nodes[key].value
+        if value is PENDING:
+            row.unknown += 1
+            break
+        known.append(value)
+    row.input_tokens += sum(len(str(k)) for k in known) // 4
+    bound = None
+    for argument in node.args:
+        if isinstance(argument, Params):
+            bound = getattr(argument, "max_completion_tokens", None) or getattr(
+                argument, "max_tokens", None
+            )
+    if bound is None or row.output_tokens is None:
+        generates = node.op.name != "embed"
+        row.output_tokens = None if generates else row.output_tokens
+    else:
+        row.output_tokens += bound
+
+
+def _levels(graph: FesteGraph, groups: dict[Any, list[Node]]) -> dict[str, int]:
+    """For each call the number of calls of its own group on the longest path that ends in it."""
+    group_of = {n.key: i for i, nodes in enumerate(groups.values()) for n in nodes}
+    depth: dict[str, dict[int, int]] = {}
+    levels: dict[str, int] = {}
+    left = {key: 0 for key in graph.nodes}
+    for key in graph.nodes:
+        for need in graph.dependencies(key):
+            left[need] += 1
+    for key in graph.order():
+        best: dict[int, int] = {}
+        for need in graph.dependencies(key):
+            for group, level in depth[need].items():
+                best[group] = max(level, best.get(group, 0))
+            left[need] -= 1
+            if not left[need]:
+                del depth[need]
+        own = group_of.get(key)
+        if own is not None:
+            levels[key] = best[own] = best.get(own, 0) + 1
+        depth[key] = best
+    return levels
+
+
+def _bound(levels: list[int], limit: int) -> int:
+    """max over l of (l + ceil(calls above level l / limit)): no plan can do with fewer."""
+    above = len(levels)
+    best = 0
+    counts: dict[int, int] = {}
+    for level in levels:
+        counts[level] = counts.get(level, 0) + 1
+    for level in range(max(levels, default=0)):
+        above -= counts.get(level, 0)
+        best = max(best, level + -(-above // limit))
+    return best

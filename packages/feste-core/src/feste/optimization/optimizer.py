@@ -1,0 +1,182 @@
+"""The optimizer: gathers the passes, orders them, applies them, holds them to the rules."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from feste import blocking, context
+from feste.context import Settings
+from feste.errors import PluginError, UnknownName, suggest
+from feste.graph import FesteGraph
+from feste.optimization.base import Level, Optimization, PassContext, Phase, Remark
+from feste.plugins import registry
+
+__all__ = ["Optimizer", "PassReport", "Plan"]
+
+_MAX_ROUNDS = 8
+
+
+@dataclass(slots=True)
+class PassReport:
+    """What one pass did in a run of the optimizer.
+
+    :param name: the pass.
+    :param phase: its phase.
+    :param level: its level.
+    :param remarks: what it said.
+    :param changed: how often it changed the graph.
+    """
+
+    name: str
+    phase: Phase
+    level: Level
+    remarks: list[Remark] = field(default_factory=list)
+    changed: int = 0
+
+
+@dataclass(slots=True)
+class Plan:
+    """An optimized graph and how it came about.
+
+    :param graph: the graph to run.
+    :param before: the graph as it was built.
+    :param passes: what each pass did, in the order they ran; idle ones too.
+    :param accounted: what became of logical calls that are no longer in the graph.
+    """
+
+    graph: FesteGraph
+    before: FesteGraph
+    passes: list[PassReport] = field(default_factory=list)
+    accounted: dict[str, str] = field(default_factory=dict)
+
+
+class Optimizer:
+    """Applies passes in a fixed order: by phase, then ``before`` and ``after``, then name.
+
+    :param passes: the passes; None takes all that plugins offer, Feste's own among them.
+    :raises PluginError: if ``before`` and ``after`` contradict each other.
+
+    >>> [p.name for p in Optimizer().passes]
+    ['cull', 'fold', 'cse', 'batch']
+    """
+
+    def __init__(self, passes: Iterable[Optimization] | None = None) -> None:
+        given = registry().optimizations.values() if passes is None else passes
+        self.passes = _ordered(list(given))
+
+    def run(self, graph: FesteGraph, settings: Settings | None = None) -> Plan:
+        """Return the plan of a graph.
+
+        :param graph: the graph as it was built.
+        :param settings: the settings of the run; ``optimize`` and ``strict`` matter here.
+        :raises UnknownName: if ``optimize`` names a pass that is not there.
+        :raises PluginError: in strict mode, for a pass that breaks the rules.
+        """
+        settings = settings or context.settings()
+        switches = self._switches(settings["optimize"])
+        plan = Plan(graph, graph)
+        for phase in Phase:
+            chosen = [p for p in self.passes if _phase(p) is phase and switches[p.name]]
+            reports = {p.name: PassReport(p.name, phase, _level(p)) for p in chosen}
+            plan.passes.extend(reports.values())
+            for _ in range(_MAX_ROUNDS if phase is Phase.SIMPLIFY else 1):
+                before = plan.graph
+                for one in chosen:
+                    self._apply(one, plan, reports[one.name], settings)
+                if plan.graph is before:
+                    break
+        return plan
+
+    def _switches(self, optimize: bool | Mapping[str, bool]) -> dict[str, bool]:
+        if isinstance(optimize, bool):
+            return {p.name: optimize and _level(p) is not Level.E2 for p in self.passes}
+        known = {p.name for p in self.passes}
+        for name in optimize:
+            if name not in known:
+                raise UnknownName(f"optimize: no pass {name!r}.{suggest(name, known)}")
+        return {p.name: optimize.get(p.name, _level(p) is not Level.E2) for p in self.passes}
+
+    def _apply(
+        self, one: Optimization, plan: Plan, report: PassReport, settings: Settings
+    ) -> None:
+        cx = PassContext(settings)
+        try:
+            with blocking.inside("pass"):
+                graph = one.apply(plan.graph, cx)
+            if graph is not plan.graph:
+                _hold_to_the_rules(plan.graph, graph, cx, strict=settings["strict"])
+        except Exception as error:  # a pass may raise anything; the graph before it is still valid
+            if settings["strict"]:
+                raise
+            report.remarks.append(
+                Remark("missed", f"skipped: {type(error).__name__}: {error}")
+            )
+            return
+        fresh = [r for r in cx.remarks if r not in report.remarks]
+        report.remarks.extend(fresh)
+        if graph is not plan.graph:
+            report.changed += 1
+            plan.accounted.update(cx.accounted)
+            plan.graph = graph
+
+
+def _hold_to_the_rules(
+    before: FesteGraph, after: Any, cx: PassContext, *, strict: bool
+) -> None:
+    """Refuse a result that is no graph, or that has lost calls or outputs."""
+    if not isinstance(after, FesteGraph):
+        raise PluginError(f"apply() must return a FesteGraph, not {type(after).__name__}")
+    if after.outputs != before.outputs:
+        raise PluginError("apply() changed which outputs are wanted")
+    lost = [
+        n.key for n in before.calls() if n.key not in after.nodes and n.key not in cx.accounted
+    ]
+    if lost:
+        raise PluginError(
+            f"{len(lost)} calls are gone without an account, the first is {lost[0]}: say what "
+            "became of them with cx.account(keys, how)"
+        )
+    if strict:
+        after.check()
+
+
+def _phase(one: Optimization) -> Phase:
+    return Phase(getattr(one, "phase", Phase.SIMPLIFY))
+
+
+def _level(one: Optimization) -> Level:
+    return Level(getattr(one, "level", Level.E0))
+
+
+def _names(one: Optimization, attribute: str) -> tuple[str, ...]:
+    given = getattr(one, attribute, ())
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _ordered(passes: list[Optimization]) -> list[Optimization]:
+    ordered: list[Optimization] = []
+    for phase in Phase:
+        named = {p.name: p for p in passes if _phase(p) is phase}
+        after = {
+            name: {n for n in _names(p, "after") if n in named} for name, p in named.items()
+        }
+        for name, p in named.items():
+            for later in _names(p, "before"):
+                if later in named:
+                    after[later].add(name)
+        sorter = graphlib.TopologicalSorter(after)
+        try:
+            sorter.prepare()
+        except graphlib.CycleError as error:
+            chain = " -> ".join(error.args[1])
+            raise PluginError(f"the order of passes contradicts itself: {chain}") from None
+        ready = sorted(sorter.get_ready())
+        while ready:
+            name = ready.pop(0)
+            ordered.append(named[name])
+            sorter.done(name)
+            ready = sorted([*ready, *sorter.get_ready()])
+    return ordered

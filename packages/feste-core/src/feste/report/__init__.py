@@ -1,0 +1,15 @@
+"""Reports: what a run did, in words, tables and pictures."""
+
+from feste.report.graph_picture import Box, draw_mermaid, draw_svg
+from feste.report.run_report import OperationRow, RunReport
+from feste.report.timeline import Span, draw_timeline
+
+__all__ = [
+    "Box",
+    "OperationRow",
+    "RunReport",
+    "Span",
+    "draw_mermaid",
+    "draw_svg",
+    "draw_timeline",
+]

@@ -1,0 +1,118 @@
+"""Forms requests of many calls, and takes their replies apart again.
+
+A :class:`Group` waits until each of its members has come with its request or dropped out; then
+:func:`packed` cuts it into requests that keep every limit. Both of the functions here run plugin
+code, so the brain has the hands call them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from feste.backend import Call, Request, Response
+from feste.errors import CallError, CountMismatch
+
+__all__ = ["Group", "packed", "unpacked"]
+
+
+class Group:
+    """Calls of one run that will share requests.
+
+    :param members: the positions of their nodes.
+
+    >>> group = Group([4, 7])
+    >>> group.arrive(7, "request 7"), group.drop(4), group.flush()
+    (False, True, [(7, 'request 7')])
+    """
+
+    __slots__ = ("arrived", "waiting")
+
+    def __init__(self, members: Iterable[int]) -> None:
+        self.waiting = set(members)
+        self.arrived: dict[int, Any] = {}
+
+    def arrive(self, member: int, request: Any) -> bool:
+        """Hear that a member is ready; return whether nobody is waited for any more.
+
+        :param member: its position.
+        :param request: its request.
+        """
+        self.waiting.discard(member)
+        self.arrived[member] = request
+        return not self.waiting
+
+    def drop(self, member: int) -> bool:
+        """Hear that a member will not come; return whether what has arrived can go now.
+
+        :param member: its position.
+        """
+        waited = member in self.waiting
+        self.waiting.discard(member)
+        return waited and not self.waiting and bool(self.arrived)
+
+    def flush(self) -> list[tuple[int, Any]]:
+        """Return what has arrived, in the order of the graph, and forget it."""
+        arrived, self.arrived = sorted(self.arrived.items()), {}
+        return arrived
+
+
+def packed(
+    call: Call[Any], members: Sequence[int], requests: Sequence[Request]
+) -> list[tuple[list[int], list[Request], Request]]:
+    """Return the requests that a group of calls becomes.
+
+    What the plan took for alike by its arguments is held against the requests themselves: only
+    those that differ in nothing but the item share one.
+
+    :param call: the operation.
+    :param members: the positions of the calls.
+    :param requests: their requests.
+    :returns: for each request to send: the members it answers, their own requests, and the request.
+    """
+    rule = call.rule
+    assert rule is not None, "only operations with a rule are grouped"
+    alike: dict[str, list[int]] = {}
+    for i, request in enumerate(requests):
+        alike.setdefault(rule.signature(request), []).append(i)
+    parts: list[tuple[list[int], list[Request], Request]] = []
+    for positions in alike.values():
+        sizes = [(requests[i].tokens, requests[i].size) for i in positions]
+        begin = 0
+        for count in rule.chunks(sizes, call.max_items):
+            chosen = positions[begin : begin + count]
+            begin += count
+            own = [requests[i] for i in chosen]
+            parts.append(([members[i] for i in chosen], own, _packed(call, own)))
+    return parts
+
+
+def _packed(call: Call[Any], requests: list[Request]) -> Request:
+    if len(requests) == 1:
+        return requests[0]
+    rule = call.rule
+    assert rule is not None
+    request = rule.pack(call.client, requests)
+    draws = tuple(d for r in requests for d in r.draws)
+    return Request(**{**request.__dict__, "draws": draws}) if request.draws != draws else request
+
+
+def unpacked(
+    call: Call[Any], request: Request, response: Response
+) -> list[Response | CallError]:
+    """Return each call's own outcome of a packed request.
+
+    :param call: the operation.
+    :param request: the packed request.
+    :param response: its response.
+    :raises CountMismatch: if there is not one outcome for each call.
+    """
+    rule = call.rule
+    assert rule is not None, "only operations with a rule are packed"
+    outcomes = list(rule.unpack(call.client, request, response))
+    if len(outcomes) != request.items:
+        raise CountMismatch(
+            f"{call.name} of {request.plugin} gave {len(outcomes)} outcomes for {request.items} "
+            "calls"
+        )
+    return outcomes

@@ -1,0 +1,45 @@
+"""From the setting ``scheduler`` to what runs the graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from feste.errors import ConfigError
+from feste.plugins import registry
+from feste.scheduler.driver import driver
+from feste.scheduler.executor import Executor, Scheduler
+
+__all__ = ["choose"]
+
+
+def choose(target: Any) -> Executor | Scheduler | Callable[..., Any]:
+    """Return the hands, the whole scheduler, or the ``get`` function that a setting means.
+
+    A string is a name, or a URL looked up by its scheme; a function is a Dask ``get``; any other
+    object is looked up by the top-level module of its class.
+
+    :param target: the value of the setting.
+    :raises UnknownName: if no plugin offers that name.
+    """
+    found = target
+    if isinstance(target, str):
+        scheme, separator, _ = target.partition("://")
+        found = registry().find("schedulers", scheme if separator else target)
+    elif not inspect.isroutine(target) and not _is_kind(target):
+        found = registry().find("schedulers", type(target).__module__.partition(".")[0])
+    if inspect.isclass(found) and issubclass(found, Executor):
+        name = (found, target if isinstance(target, str) else id(target))
+        return driver().executor(name, lambda: found(target))
+    if inspect.isclass(found) and issubclass(found, Scheduler):
+        return found(target)
+    if callable(found):
+        return found  # type: ignore[no-any-return]
+    raise ConfigError(
+        f"scheduler={target!r} is {found!r}: neither an Executor, a Scheduler nor a get function"
+    )
+
+
+def _is_kind(target: Any) -> bool:
+    return inspect.isclass(target) and issubclass(target, (Executor, Scheduler))

@@ -1,0 +1,258 @@
+"""Drives the brain: one thread that waits for what happens, asks the brain, does what it says.
+
+There is one driver in a process, made on first use; a forked child makes its own. Whoever wants
+something run submits it and waits on its own thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Hashable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from feste import blocking
+from feste.errors import FesteError, FesteWarning
+from feste.events import Event
+from feste.graph import FesteGraph
+from feste.optimization import Optimizer
+from feste.plugins import registry
+from feste.scheduler.brain import Brain, Emission
+from feste.scheduler.executor import Executor
+from feste.scheduler.program import Program
+from feste.scheduler.run import Run
+from feste.scheduler.work import describe
+from feste import draw
+
+__all__ = ["Driver", "driver"]
+
+
+class Driver:
+    """The thread around the brain."""
+
+    def __init__(self) -> None:
+        self.brain = Brain()
+        self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        self._executors: dict[Hashable, Executor] = {}
+        self._observers = _Observers()
+        self._closed = False
+        self._lock = threading.RLock()
+        self._thread = threading.Thread(target=self._loop, name="feste-brain", daemon=True)
+        self._thread.start()
+
+    # --- from other threads -----------------------------------------------------------------------
+
+    def executor(self, name: Hashable, make: Callable[[], Executor]) -> Executor:
+        """Return the hands of a name; the first time they are made and started.
+
+        :param name: which hands.
+        :param make: makes them.
+        """
+        with self._lock:
+            found = self._executors.get(name)
+            if found is None:
+                found = make()
+                found.start(lambda report: self._events.put((report[0], found, *report[1:])))
+                self._executors[name] = found
+            return found
+
+    def submit(self, run: Run) -> None:
+        """Begin a run.
+
+        :param run: the run; its ``finished`` is set when it has ended.
+        """
+        run.wall = time.time()
+        run.observed = self._observers.any
+        self._events.put(("submit", run))
+
+    def stop(self, run: Run, grace: float) -> None:
+        """End a run.
+
+        :param run: the run.
+        :param grace: seconds that requests in flight may still take.
+        """
+        self._events.put(("stop", run, grace))
+
+    def close(self) -> None:
+        """End the thread and all hands."""
+        if self._closed:
+            return
+        self._closed = True
+        self._events.put(("close",))
+        self._thread.join(timeout=5)
+        for executor in self._executors.values():
+            executor.close()
+        self._observers.close()
+
+    # --- the thread ---------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        get = self._events.get
+        clock = time.monotonic
+        while True:
+            wake = self.brain.wake_at
+            events = []
+            try:
+                events.append(get(timeout=None if wake is None else max(0.0, wake - clock())))
+                for _ in range(1000):
+                    events.append(self._events.get_nowait())
+            except Empty:
+                pass
+            if any(e[0] == "close" for e in events):
+                return
+            try:
+                for action in self.brain.on(events, clock()):
+                    getattr(self, f"_{action[0]}")(*action[1:])
+            except Exception:  # a defect of Feste itself: say so and end what waits, never hang
+                self._broken(traceback.format_exc())
+
+    def _broken(self, trace: str) -> None:
+        for run in list(self.brain.runs):
+            run.failure = FesteError(
+                f"Feste's scheduler broke; please report this:\n{trace}"
+            )
+            run.finish()
+        self.brain = Brain()
+
+    def _call(self, executor: Executor, where: str, chunk: list[Any]) -> None:
+        executor.call(where, chunk)
+
+    def _reclaim(self, executor: Executor, chunk: list[Any]) -> None:
+        executor.reclaim(chunk)
+
+    def _send(self, executor: Executor, handle: int, call: Any, request: Any) -> None:
+        executor.send(handle, call, request)
+
+    def _cancel(self, executor: Executor, handle: int) -> None:
+        executor.cancel(handle)
+
+    def _fetch(self, executor: Executor, handle: int, refs: list[Any]) -> None:
+        executor.fetch(handle, refs)
+
+    def _release(self, executor: Executor, ref: Any) -> None:
+        executor.release(ref)
+
+    def _notify(self, event: Event) -> None:
+        self._observers.tell(event)
+
+    def _finish(self, run: Run) -> None:
+        self._observers.then(run.finish)
+
+    def _grow(self, run: Run, i: int, emission: Emission) -> None:
+        """Collect and optimize what a task returned, on a thread aside."""
+
+        def grow() -> None:
+            try:
+                node = run.program.nodes[i]
+                scope = str(node.draw)
+                draw.forget(scope)
+                graph = FesteGraph.of(emission.nodes, scope=scope)
+                plan = run.context.copy().run(Optimizer().run, graph, run.settings)
+                program: Any = Program(plan.graph, graph.nodes)
+            except Exception as error:  # a pass or a cycle: the node fails, the run goes on
+                program = describe(error)
+            self._events.put(("grown", run, i, program, emission.packed))
+
+        threading.Thread(target=grow, name="feste-grow", daemon=True).start()
+
+
+class _Observers:
+    """Tells plugins what happens, in order, on a thread of its own that may be slow."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._ignored: set[Any] = set()
+
+    @property
+    def any(self) -> bool:
+        """Whether anybody listens."""
+        hook = registry().manager.hook
+        names = ("run_started", "node_finished", "request_finished", "run_finished")
+        return any(getattr(hook, f"feste_{name}").get_hookimpls() for name in names)
+
+    def tell(self, event: Event) -> None:
+        """Tell an event.
+
+        :param event: the event.
+        """
+        self._then(lambda: self._tell(event))
+
+    def _tell(self, event: Event) -> None:
+        for impl in getattr(registry().manager.hook, f"feste_{event.name}").get_hookimpls():
+            if impl.plugin in self._ignored:
+                continue
+            try:
+                impl.function(*([event] if impl.argnames else []))
+            except Exception as error:  # an observer never stops a run
+                self._ignored.add(impl.plugin)
+                warnings.warn(
+                    f"the observer {impl.plugin_name} raised {type(error).__name__}: {error}; it "
+                    "will hear no more",
+                    FesteWarning,
+                    stacklevel=2,
+                )
+
+    def then(self, what: Callable[[], None]) -> None:
+        """Do something when everything told before has been heard.
+
+        :param what: something quick.
+        """
+        if self._thread is None:
+            what()
+        else:
+            self._then(what)
+
+    def _then(self, what: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="feste-observers", daemon=True)
+            self._thread.start()
+        self._queue.put(what)
+
+    def _loop(self) -> None:
+        with blocking.inside("hook"):
+            while (what := self._queue.get()) is not None:
+                what()
+
+    def close(self) -> None:
+        """End the thread when everything has been heard."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(timeout=5)
+
+
+_driver: Driver | None = None
+_lock = threading.Lock()
+_numbers = itertools.count()
+
+
+def driver() -> Driver:
+    """Return the driver of this process."""
+    global _driver
+    with _lock:
+        if _driver is None:
+            _driver = Driver()
+        return _driver
+
+
+def _forget() -> None:
+    """In a forked child the parent's threads are gone: the child makes its own driver."""
+    global _driver, _lock
+    _driver = None
+    _lock = threading.Lock()
+
+
+def _close() -> None:
+    if _driver is not None:
+        _driver.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+atexit.register(_close)

@@ -1,0 +1,111 @@
+"""The admission gate: how many requests one account may have in flight at one endpoint.
+
+It begins with a few, doubles them every round trip until the provider says stop (slow start), then
+adds one a round trip; a refusal for rate halves them, at most once a round trip, and closes the gate
+for everyone for the time the provider asks. See Chiu and Jain, "Analysis of the increase and decrease
+algorithms for congestion avoidance", 1989.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Generic, TypeVar
+
+from feste.backend import Limits
+
+__all__ = ["CEILING", "START", "Gate"]
+
+P = TypeVar("P")
+
+START = 10
+CEILING = 512
+
+
+class Gate(Generic[P]):
+    """One gate. It holds what waits; the brain asks it what may go.
+
+    :param limits: what the user says of the account.
+
+    >>> gate = Gate(Limits(concurrency=1))
+    >>> gate.push("a", 0), gate.push("b", 5)
+    (None, None)
+    >>> gate.pop(0.0), gate.pop(0.0)
+    ('b', None)
+    >>> gate.left(0.0, 1.0)
+    >>> gate.pop(1.0)
+    'a'
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.ceiling = limits.concurrency or CEILING
+        self.limit = float(limits.concurrency or START)
+        self.in_flight = 0
+        self.closed_until = 0.0
+        self._slow_start = limits.concurrency is None
+        self._halved_at = float("-inf")
+        self._queue: list[tuple[int, int, P]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def push(self, item: P, rank: int) -> None:
+        """Let something wait.
+
+        :param item: what waits.
+        :param rank: the highest goes first; equals go in the order they came.
+        """
+        self._count += 1
+        heapq.heappush(self._queue, (-rank, self._count, item))
+
+    def pop(self, now: float) -> P | None:
+        """Return what may go now, counted as in flight; None if nothing may.
+
+        :param now: seconds on the brain's clock.
+        """
+        if not self._queue or self.in_flight >= int(self.limit) or now < self.closed_until:
+            return None
+        self.in_flight += 1
+        return heapq.heappop(self._queue)[2]
+
+    def left(self, sent: float, now: float) -> None:
+        """Hear that a request was served.
+
+        :param sent: when it was sent.
+        :param now: seconds on the brain's clock.
+        """
+        self.in_flight -= 1
+        if sent > self._halved_at:
+            self.limit = min(
+                self.ceiling, self.limit + (1.0 if self._slow_start else 1.0 / self.limit)
+            )
+
+    def lost(self) -> None:
+        """Hear that a request ended in a way that says nothing about the limit."""
+        self.in_flight -= 1
+
+    def throttled(self, sent: float, now: float, wait: float | None) -> None:
+        """Hear that a request was refused for rate.
+
+        :param sent: when it was sent.
+        :param now: seconds on the brain's clock.
+        :param wait: seconds the provider asks everyone to wait, or None.
+        """
+        self.in_flight -= 1
+        self._slow_start = False
+        if sent > self._halved_at:  # one cut for all that were in flight together
+            self._halved_at = now
+            self.limit = max(1.0, self.limit / 2)
+        if wait is not None:
+            self.closed_until = max(self.closed_until, now + wait)
+
+    def drop(self, gone: set[int]) -> list[P]:
+        """Take out what need not wait any more.
+
+        :param gone: ``id`` of the items.
+        """
+        kept = [entry for entry in self._queue if id(entry[2]) not in gone]
+        dropped = [entry[2] for entry in self._queue if id(entry[2]) in gone]
+        heapq.heapify(kept)
+        self._queue = kept
+        return dropped

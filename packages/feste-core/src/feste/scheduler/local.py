@@ -1,0 +1,147 @@
+"""The hands of this machine: a loop for requests, one for async tasks, threads, processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+from feste import blocking
+from feste.backend import Call, Request
+from feste.errors import CallError, Interrupted, Rejected
+from feste.scheduler.executor import Executor, Post, PyTask
+from feste.scheduler.loops import LoopThread
+from feste.scheduler.processes import ProcessPool
+from feste.scheduler.threads import ThreadPool, run_chunk
+from feste.scheduler.work import describe, result_of
+from feste.node import fill
+
+__all__ = ["LocalExecutor"]
+
+#: Users' async tasks at once; they wait more than they work.
+_ASYNC = 1000
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class LocalExecutor(Executor):
+    """Runs everything in this process and its own child processes.
+
+    :param target: what the setting ``scheduler`` was.
+    """
+
+    def start(self, post: Post) -> None:
+        """Get ready; threads, loops and processes are made when they are first needed.
+
+        :param post: where to report.
+        """
+        self._post = post
+        cores = _cores()
+        self.requests = LoopThread("feste-requests")
+        self.tasks = LoopThread("feste-tasks")
+        self.threads = ThreadPool(min(32, cores + 4), post)
+        self.processes = ProcessPool(cores, post)
+
+    def capacity(self, where: str) -> int:
+        """Return how many chunks may run at once.
+
+        :param where: ``"thread"``, ``"process"``, ``"async"`` or ``"inline"``.
+        """
+        if where == "thread":
+            return self.threads.size
+        return self.processes.size if where == "process" else _ASYNC
+
+    def call(self, where: str, chunk: list[PyTask]) -> None:
+        """Run tasks one after the other.
+
+        :param where: as for :meth:`capacity`.
+        :param chunk: the tasks, in order.
+        """
+        if where == "thread":
+            self.threads.run(chunk)
+        elif where == "process":
+            self.processes.run(chunk)
+        elif where == "async":
+            self.tasks.start(id(chunk), lambda: self._await(chunk))
+        else:
+            with blocking.inside("brain"):
+                run_chunk(deque(chunk), self._post)
+            self._post(("free", where, chunk))
+
+    def reclaim(self, chunk: list[PyTask]) -> None:
+        """Take back what is not begun of a chunk.
+
+        :param chunk: the list that was given to :meth:`call`.
+        """
+        self.threads.reclaim(chunk)
+
+    async def _await(self, chunk: list[PyTask]) -> None:
+        for task in chunk:
+            begun = perf_counter()
+            try:
+                args = [fill(a, task.values) for a in task.args]
+                kwargs = {k: fill(v, task.values) for k, v in task.kwargs.items()}
+                copied = task.run.context.copy()
+                inner = asyncio.get_running_loop().create_task(
+                    task.fn(*args, **kwargs), context=copied
+                )
+                result = result_of(await inner)
+                self._post(("done", task, True, result, perf_counter() - begun))
+            except BaseException as error:  # see run_chunk; a cancelled task ends here too
+                self._post(("done", task, False, describe(error), perf_counter() - begun))
+        self._post(("free", "async", chunk))
+
+    def send(self, handle: int, call: Call[Any], request: Request) -> None:
+        """Send a request.
+
+        :param handle: the brain's number for it.
+        :param call: the operation to send it with.
+        :param request: the request.
+        """
+        self.requests.start(handle, lambda: self._send(handle, call, request))
+
+    async def _send(self, handle: int, call: Call[Any], request: Request) -> None:
+        begun = perf_counter()
+        ok, value = False, None
+        try:
+            ok, value = True, await call.send(request)
+        except CallError as error:
+            value = error
+        except asyncio.CancelledError:
+            value = Interrupted("the run was stopped while the request was under way")
+        except Exception as error:  # a plugin's own mistake: the call fails, the run goes on
+            told = describe(error)
+            value = Rejected(
+                f"{call.name} of the backend {request.plugin} broke: {told.args[0]}",
+                billed="unknown",
+            )
+            value.__cause__ = error
+        self._post(("sent", handle, ok, value, perf_counter() - begun))
+
+    def cancel(self, handle: int) -> None:
+        """Stop waiting for a request.
+
+        :param handle: the brain's number for it.
+        """
+        self.requests.cancel(handle)
+
+    def fetch(self, handle: int, refs: Sequence[Any]) -> None:
+        """Report values as they are: here they are the results themselves.
+
+        :param handle: the brain's number for it.
+        :param refs: results that were posted.
+        """
+        self._post(("fetched", handle, list(refs)))
+
+    def close(self) -> None:
+        """Stop all of it."""
+        self.requests.close()
+        self.tasks.close()
+        self.threads.close()
+        self.processes.close()

@@ -1,0 +1,76 @@
+"""A graph as the brain runs it: nodes by position, who needs whom, what comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from feste.errors import GraphError
+from feste.graph import FesteGraph
+from feste.node import Node
+
+__all__ = ["Program"]
+
+
+class Program:
+    """The positions of a graph's nodes and what connects them. Made once, linear in the graph.
+
+    :param graph: the optimized graph.
+    :param before: the nodes as the user made them, by key: they keep the values.
+    :raises GraphError: if the graph has a cycle or an input is missing, with the keys.
+    """
+
+    __slots__ = ("batches", "consumers", "deps", "index", "keepers", "nodes", "outputs", "rank")
+
+    def __init__(self, graph: FesteGraph, before: Mapping[str, Node] | None = None) -> None:
+        self.nodes: list[Node] = list(graph.nodes.values())
+        self.index: dict[str, int] = {key: i for i, key in enumerate(graph.nodes)}
+        index = self.index
+        try:
+            self.deps: list[list[int]] = [
+                [index[d] for d in graph.dependencies(key)] for key in graph.nodes
+            ]
+            self.outputs: list[int] = [index[key] for key in graph.wanted()]
+        except KeyError as error:
+            raise GraphError(f"the graph lacks the node {error.args[0]}") from None
+        self.consumers: list[list[int]] = [[] for _ in self.nodes]
+        for i, deps in enumerate(self.deps):
+            for d in deps:
+                self.consumers[d].append(i)
+        self.batches: list[list[int]] = [[index[m] for m in b.members] for b in graph.batches]
+        self.rank = self._ranks()
+        self.keepers: list[tuple[Node, ...]] = self._keepers(graph, before or {})
+
+    def _ranks(self) -> list[int]:
+        """The longest way from each node to an end: what is on the critical path goes first."""
+        waiting = [len(c) for c in self.consumers]
+        rank = [0] * len(self.nodes)
+        stack = [i for i, count in enumerate(waiting) if not count]
+        seen = 0
+        while stack:
+            i = stack.pop()
+            seen += 1
+            above = rank[i] + 1
+            for d in self.deps[i]:
+                if rank[d] < above:
+                    rank[d] = above
+                waiting[d] -= 1
+                if not waiting[d]:
+                    stack.append(d)
+        if seen < len(self.nodes):
+            stuck = [self.nodes[i].key for i, count in enumerate(waiting) if count]
+            raise GraphError(f"the graph has a cycle among {', '.join(stuck[:5])}")
+        return rank
+
+    def _keepers(
+        self, graph: FesteGraph, before: Mapping[str, Node]
+    ) -> list[tuple[Node, ...]]:
+        """The user's nodes that shall know each value: the node itself and those merged into it."""
+        merged: dict[str, list[Node]] = {}
+        for key in graph.aliases:
+            if key in before:
+                merged.setdefault(graph.resolve(key), []).append(before[key])
+        if not merged and before is graph.nodes:
+            return [(node,) for node in self.nodes]
+        return [
+            (before.get(key, node), *merged.get(key, ())) for key, node in graph.nodes.items()
+        ]

@@ -1,0 +1,136 @@
+"""One run: what the brain knows of it, and what its waiters and its report read."""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from feste.context import Settings
+from feste.errors import FesteError
+from feste.events import RequestFinished
+from feste.scheduler.batcher import Group
+from feste.scheduler.program import Program
+
+if TYPE_CHECKING:
+    from feste.scheduler.executor import Executor
+
+__all__ = [
+    "DONE",
+    "FAILED",
+    "NOT_STARTED",
+    "OPEN",
+    "READY",
+    "REPLAYED",
+    "SKIPPED",
+    "STATES",
+    "WAITING",
+    "Run",
+]
+
+# The states of a node. Up to OPEN it is on its way; the others are final.
+WAITING, READY, RUNNING, PREPARING, GROUPED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
+DONE, FAILED, SKIPPED, NOT_STARTED, REPLAYED = range(10, 15)
+STATES = {
+    DONE: "done",
+    FAILED: "failed",
+    SKIPPED: "skipped",
+    NOT_STARTED: "not_started",
+    REPLAYED: "replayed",
+}
+
+_names = itertools.count(1)
+
+
+class Run:
+    """A program being run.
+
+    :param program: the program; it grows when a task emits nodes.
+    :param settings: the snapshot of the settings.
+    :param executor: the hands.
+    :param prefix: what the run's name begins with.
+    """
+
+    def __init__(
+        self, program: Program, settings: Settings, executor: Executor, prefix: str = "run"
+    ) -> None:
+        count = len(program.nodes)
+        self.name = f"{prefix}-{next(_names)}"
+        self.program = program
+        self.settings = settings
+        self.executor = executor
+        self.context = contextvars.copy_context()
+        self.on_error: str = settings["on_error"]
+        self.keep: str = settings["keep"]
+        self.observed = False
+
+        self.state = bytearray(count)
+        self.pending = [len(d) for d in program.deps]
+        self.uses = [len(c) for c in program.consumers]
+        for i in program.outputs:
+            self.uses[i] += 1
+        self.values: list[Any] = [None] * count
+        self.errors: dict[int, FesteError] = {}
+        self.failed: list[int] = []
+        self.ready: dict[str, list[tuple[int, int, Any]]] = {}
+        self.groups: dict[int, Group] = {}
+        self.ready_at: list[float] = [0.0] * count
+        self.open = count
+        self.emitters: set[int] = set()
+
+        self.started = 0.0
+        self.wall = 0.0
+        self.ended: float | None = None
+        self.stopping = False
+        self.cancelled = False
+        self.flying = 0
+        self.requests: list[RequestFinished] = []
+        self.spans: list[tuple[str, str, float, float, float, bool]] = []
+        self.seconds: Counter[str] = Counter()
+        self.calls = sum(n.op.kind == "call" for n in program.nodes)
+        self.calls_done = 0
+        for members in program.batches:
+            group = Group(members)
+            self.groups.update((i, group) for i in members)
+
+        #: A defect of the scheduler that ended the run, or None.
+        self.failure: FesteError | None = None
+        self.finished = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def on_finish(self, callback: Callable[[], None]) -> None:
+        """Call back when the run has ended, at once if it has; from the brain's thread.
+
+        :param callback: something quick.
+        """
+        with self._lock:
+            if not self.finished.is_set():
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def finish(self) -> None:
+        """Wake whoever waits."""
+        with self._lock:
+            self.finished.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def results(self) -> list[Any]:
+        """Return a value or an error for each output; for a run that has ended."""
+        return [self.errors[i] if i in self.errors else self.values[i] for i in self.outputs]
+
+    @property
+    def outputs(self) -> list[int]:
+        """The positions of the wanted nodes."""
+        return self.program.outputs
+
+    def count_states(self) -> dict[str, int]:
+        """Return how many nodes ended in which state; they add up to all nodes of the run."""
+        counts = Counter(self.state)
+        return {name: counts[state] for state, name in STATES.items() if counts[state]}

@@ -1,0 +1,182 @@
+"""A backend without a network: its answers are functions of the request and the draw."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import hashlib
+import random
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from feste.backend import (
+    Backend,
+    BatchRule,
+    Determinism,
+    Limits,
+    Message,
+    Operation,
+    Params,
+    Reply,
+    Request,
+    Response,
+    Usage,
+)
+from feste.errors import CallError, MalformedResponse
+
+__all__ = ["FakeBackend", "FakeParams"]
+
+
+class FakeParams(Params):
+    """Parameters of the fake operations; those of real ones that matter to tests."""
+
+    temperature: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    model: str | None = None
+
+
+class FakeBackend(Backend):
+    """A backend that answers at once, from the request alone.
+
+    A SAMPLE call's answer depends on its request and its ordinal among equal calls; a GREEDY or PURE
+    one's on its request alone. So the same program gives the same answers lazy, eager and
+    distributed, with any optimization, in any order.
+
+    :param model: the model's name; it goes into the answers.
+    :param latency: seconds that each request takes.
+    :param fail: answer with this error wherever the prompt holds the text, for example
+        ``{"poison": InvalidRequest("no")}``.
+    :param limits: as for any backend.
+
+    >>> llm = FakeBackend()
+    >>> a, b = llm.chat("Hi"), llm.chat("Hi")
+    >>> import feste
+    >>> one, two = feste.compute(a, b)
+    >>> one != two, one == a.compute()
+    (True, True)
+    """
+
+    plugin = "fake"
+
+    def __init__(
+        self,
+        model: str = "fake-1",
+        *,
+        latency: float = 0.0,
+        fail: Mapping[str, CallError] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.model = model
+        self.latency = latency
+        self.fail = dict(fail or {})
+        self.limits = limits or Limits()
+        self.requests: list[Request] = []
+        self.peak = 0
+        self._in_flight = 0
+        self._lock = threading.Lock()
+
+    def config(self) -> Mapping[str, Any]:
+        """Return what makes an equal client."""
+        return {"model": self.model, "latency": self.latency}
+
+    def _request(self, operation: str, body: dict[str, Any], params: FakeParams) -> Request:
+        return Request(
+            plugin=self.plugin,
+            operation=operation,
+            endpoint=self.endpoint,
+            body={"model": self.model, **body, **params.body()},
+            client=self.config(),
+        )
+
+    def _prepare_chat(
+        self, prompt: str | list[Message], params: FakeParams = FakeParams()
+    ) -> Request:
+        """Answer a conversation."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return self._request("chat", {"messages": messages}, params)
+
+    def _prepare_complete(self, prompt: str, params: FakeParams = FakeParams()) -> Request:
+        """Continue a text."""
+        return self._request("complete", {"prompt": prompt}, params)
+
+    def _prepare_embed(self, text: str, params: FakeParams = FakeParams()) -> Request:
+        """Return the vector of a text."""
+        return self._request("embed", {"input": text}, params)
+
+    async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+        with self._lock:
+            self.requests.append(request)
+            self._in_flight += 1
+            self.peak = max(self.peak, self._in_flight)
+        try:
+            if self.latency:
+                await asyncio.sleep(self.latency)
+            for text, error in self.fail.items():
+                if text in str(dict(request.body)):
+                    raise type(error)(*error.args)
+            return self._answer(request)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def _answer(self, request: Request) -> Response:
+        field = "input" if request.operation == "embed" else "prompt"
+        given = request.body.get(field)
+        items = given if isinstance(given, list) else [given]
+        answers = []
+        for i, item in enumerate(items):
+            body = {**request.body, field: item} if given is not None else dict(request.body)
+            alone = replace(request, body=body)
+            answers.append(_digest(alone, request.draws[i].n if request.draws else 0))
+        tokens = request.tokens
+        return Response({"answers": answers}, Usage(tokens, 4 * len(answers)))
+
+    def _parse_text(self, response: Response, arguments: Mapping[str, Any]) -> Reply:
+        return Reply(f"{self.model}:{_only(response)[:16]}", finish_reason="stop")
+
+    def _parse_vector(self, response: Response, arguments: Mapping[str, Any]) -> array.array[float]:
+        rng = random.Random(_only(response))
+        return array.array("f", (rng.uniform(-1, 1) for _ in range(8)))
+
+    @staticmethod
+    def _pack(backend: FakeBackend, requests: Sequence[Request]) -> Request:
+        field = "input" if requests[0].operation == "embed" else "prompt"
+        body = {**requests[0].body, field: [r.body[field] for r in requests]}
+        return replace(requests[0], body=body)
+
+    @staticmethod
+    def _unpack(backend: FakeBackend, request: Request, response: Response) -> list[Response]:
+        return [Response({"answers": [answer]}) for answer in response.payload["answers"]]
+
+    chat = Operation(prepare=_prepare_chat, send=_send, parse=_parse_text)
+    complete = Operation(
+        prepare=_prepare_complete,
+        send=_send,
+        parse=_parse_text,
+        batch=BatchRule("prompt", "prompt", 16, pack=_pack, unpack=_unpack),
+    )
+    embed = Operation(
+        prepare=_prepare_embed,
+        send=_send,
+        parse=_parse_vector,
+        determinism=Determinism.PURE,
+        batch=BatchRule("text", "input", 96, pack=_pack, unpack=_unpack),
+    )
+
+
+def _digest(request: Request, n: int) -> str:
+    """The answer's seed: of a sampled call its request and ordinal, else its request alone."""
+    greedy = request.body.get("temperature") == 0 or request.body.get("seed") is not None
+    draw = "" if greedy or request.operation == "embed" else f".{n}"
+    return hashlib.sha256(f"{request.key}{draw}".encode()).hexdigest()
+
+
+def _only(response: Response) -> str:
+    try:
+        (answer,) = response.payload["answers"]
+    except (KeyError, TypeError, ValueError):
+        raise MalformedResponse("a fake answer must hold one text") from None
+    return str(answer)

@@ -1,0 +1,243 @@
+"""HTTP/1.1 for the process behind `SimServer`, on a plain `asyncio.Protocol`.
+
+Faults need the bare connection (a reset, half a body), and the server of a benchmark should cost
+little: both are why no web framework is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Protocol, cast
+from urllib.parse import unquote
+
+__all__ = ["Connection", "Handler", "Reply", "Request"]
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_MAX_HEAD = 65_536
+_SECRETS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
+
+
+@dataclass(slots=True)
+class Request:
+    """One request: what arrived, and what the log keeps of it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    id: str = ""
+    items: int = 0
+    status: int | None = None
+    fault: str | None = None
+    started: float = 0.0
+    finished: float | None = None
+
+    def logged(self) -> dict[str, Any]:
+        """Give what the log shows: everything, without secrets."""
+        headers = dict(self.headers)
+        for name in _SECRETS & headers.keys():
+            headers[name] = "Bearer ***" if headers[name].startswith("Bearer ") else "***"
+        known = {name: getattr(self, name) for name in self.__slots__}
+        return {**known, "headers": headers, "body": self.body.decode(errors="replace")}
+
+
+@dataclass(slots=True)
+class Reply:
+    """One reply: pieces, a pause before each, and the length that is announced (None: chunks)."""
+
+    status: int
+    pieces: Sequence[bytes]
+    headers: dict[str, str] = field(default_factory=dict)
+    size: int | None = None
+    pause: float = 0.0
+    cut: bool = False
+
+    @classmethod
+    def whole(cls, status: int, body: bytes, headers: dict[str, str] | None = None) -> Reply:
+        """Make a reply of one piece."""
+        return cls(status, [body], headers or {}, size=len(body))
+
+    def head(self) -> bytes:
+        """Encode status line and headers."""
+        headers = {"content-type": "application/json"}
+        headers |= {name.lower(): value for name, value in self.headers.items()}
+        if self.size is None:
+            headers["transfer-encoding"] = "chunked"
+        else:
+            headers["content-length"] = str(self.size)
+        lines = [f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Status')}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+
+    def framed(self, piece: bytes) -> bytes:
+        """Encode one piece of the body."""
+        return piece if self.size is not None else b"%x\r\n%b\r\n" % (len(piece), piece)
+
+    def tail(self) -> bytes:
+        """Encode what ends the body."""
+        return b"0\r\n\r\n" if self.size is None and not self.cut else b""
+
+
+class Handler(Protocol):
+    """What a `Connection` asks of the server."""
+
+    def control(self, request: Request) -> Reply:
+        """Answer a request to ``/_sim/``."""
+
+    def arrive(self, request: Request) -> None:
+        """Note that a request is there."""
+
+    async def answer(self, request: Request) -> Reply | None:
+        """Answer a request; None if its fault leaves it without a reply."""
+
+    def leave(self, request: Request) -> None:
+        """Note that a request is over, or its client gone; called twice at times."""
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection: requests are read and answered one after the other."""
+
+    def __init__(self, handler: Handler, connections: set[Connection]) -> None:
+        self.handler, self.connections = handler, connections
+        self.data = bytearray()
+        self.request: Request | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the client is gone; what it asked for is generated all the same."""
+        self.connections.discard(self)
+        if self.request is not None:
+            self.handler.leave(self.request)
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Collect bytes until a request is complete."""
+        self.data += data
+        if self.task is None:
+            self.advance()
+
+    def advance(self, done: asyncio.Task[None] | None = None) -> None:
+        """Serve the next request, if it is here already."""
+        self.task = None
+        error = done.exception() if done and not done.cancelled() else None
+        if error is not None:
+            traceback.print_exception(error)
+            self.transport.abort()
+        if self.transport.is_closing():
+            return
+        try:
+            request = take_request(self.data)
+        except (ValueError, IndexError):
+            self.write(Reply.whole(400, b'{"error": {"message": "not HTTP/1.1"}}'))
+            self.transport.close()
+            return
+        if request is not None:
+            self.task = asyncio.get_running_loop().create_task(self.serve(request))
+            self.task.add_done_callback(self.advance)
+
+    async def serve(self, request: Request) -> None:
+        """Answer one request."""
+        keep = request.headers.get("connection", "").lower() != "close"
+        if request.path.startswith("/_sim/"):
+            self.write(self.handler.control(request))
+        else:
+            self.request = request
+            self.handler.arrive(request)
+            try:
+                reply = await self.handler.answer(request)
+                if reply is not None:
+                    await self.send(request, reply)
+                    keep = keep and not reply.cut
+                elif request.fault == "hang":
+                    await self.lost
+                else:
+                    self.reset()
+            finally:
+                self.request = None
+                self.handler.leave(request)
+        if not keep:
+            self.transport.close()
+
+    async def send(self, request: Request, reply: Reply) -> None:
+        """Send a reply at once, or in pieces if it has a pause."""
+        if self.transport.is_closing():
+            return
+        request.status = reply.status
+        if reply.pause <= 0:
+            self.write(reply)
+            return
+        self.transport.write(reply.head())
+        for piece in reply.pieces:
+            await asyncio.wait([self.lost], timeout=reply.pause)
+            if self.transport.is_closing():
+                return
+            self.transport.write(reply.framed(piece))
+        self.transport.write(reply.tail())
+
+    def write(self, reply: Reply) -> None:
+        """Send a whole reply."""
+        body = b"".join(map(reply.framed, reply.pieces))
+        self.transport.write(reply.head() + body + reply.tail())
+
+    def reset(self) -> None:
+        """End the connection so that the client sees a reset, not an orderly end."""
+        raw = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+
+def take_request(data: bytearray) -> Request | None:
+    """Take one request off the bytes that arrived.
+
+    :param data: the bytes; those of the request are removed.
+    :returns: the request, or None as long as it is incomplete.
+    :raises ValueError: if this is no HTTP/1.1.
+    """
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        if len(data) > _MAX_HEAD:
+            raise ValueError("the head of the request is too long")
+        return None
+    first, *lines = data[:end].decode("latin-1").split("\r\n")
+    method, target, _ = first.split(" ")
+    headers = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    if "chunked" in headers.get("transfer-encoding", ""):
+        body, stop = _unchunked(data, end + 4)
+    else:
+        stop = end + 4 + int(headers.get("content-length") or 0)
+        body = bytes(data[end + 4 : stop]) if len(data) >= stop else None
+    if body is None:
+        return None
+    del data[:stop]
+    return Request(method, unquote(target.partition("?")[0]), headers, body)
+
+
+def _unchunked(data: bytearray, at: int) -> tuple[bytes | None, int]:
+    parts = []
+    while (line := data.find(b"\r\n", at)) >= 0:
+        size = int(data[at:line].split(b";")[0], 16)
+        if len(data) < line + 2 + size + 2:
+            break
+        parts.append(bytes(data[line + 2 : line + 2 + size]))
+        at = line + 2 + size + 2
+        if size == 0:
+            return b"".join(parts), at
+    return None, at

@@ -1,0 +1,289 @@
+"""A simulated provider in its own process: the handle that tests and benchmarks hold.
+
+`SimServer` starts ``python -m feste.testing.sim_process`` on a free loopback port, talks to it over
+that port's ``/_sim/`` paths, and ends it. Nothing here needs an event loop, so every method can be
+called from a running one too (it blocks for the time of one small local request).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from feste.testing.sim_types import Fault, LedgerEntry, LoggedRequest
+
+__all__ = ["Fault", "LedgerEntry", "LoggedRequest", "SimServer"]
+
+
+class SimServer:
+    """A simulated provider in its own process.
+
+    A request for k answers takes ``base + slope * k`` seconds. Use it as a context manager, or call
+    `start` and `close`. The process also ends when its parent does, however that ends.
+
+    A client that goes away does not stop the generation: it is billed, as at most providers.
+
+    :param wire: the wire format, as ``"module:Class"``, or several of them for one port.
+    :param base: seconds that a request takes, whatever it asks for.
+    :param slope: seconds that each answer adds.
+    :param wire_options: keyword arguments of the wire; for several wires, a list of them.
+    :param headers: headers of every reply, for example rate limits.
+    :param max_concurrency: answer 429 to requests beyond so many at once.
+    :param seed: the seed of the faults' chances.
+    :param port: the port; 0 takes a free one.
+    :param ledger_path: where to keep the ledger; it is appended to and stays after `close`.
+        Without it the ledger is a temporary file that `close` deletes.
+    :param log_bodies: keep the bodies of requests; False saves memory in long benchmarks.
+    :param start_timeout: how many seconds the process may take to start.
+    :raises ValueError: if the arguments do not fit together.
+
+    Example::
+
+        with SimServer("feste.backend.openai.testing:OpenAIWire", base=0.02) as server:
+            client = openai.OpenAI(base_url=server.url + "/v1", api_key="test")
+    """
+
+    def __init__(
+        self,
+        wire: str | Sequence[str],
+        *,
+        base: float = 0.0,
+        slope: float = 0.0,
+        wire_options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        headers: Mapping[str, str] | None = None,
+        max_concurrency: int | None = None,
+        seed: int = 0,
+        port: int = 0,
+        ledger_path: str | os.PathLike[str] | None = None,
+        log_bodies: bool = True,
+        start_timeout: float = 60.0,
+    ) -> None:
+        wires = [wire] if isinstance(wire, str) else list(wire)
+        if isinstance(wire_options, Mapping):
+            options = [dict(wire_options)]
+        else:
+            options = [dict(some) for some in wire_options or [{}] * len(wires)]
+        if not wires or len(wires) != len(options):
+            raise ValueError(f"{len(wires)} wires, but options for {len(options)}")
+        if any(":" not in name for name in wires):
+            raise ValueError(f"a wire is given as 'module:Class', not {wires}")
+        if base < 0 or slope < 0:
+            raise ValueError("base and slope are seconds and cannot be negative")
+        self._config = {
+            "wires": list(zip(wires, options, strict=True)),
+            "base": base,
+            "slope": slope,
+            "headers": dict(headers or {}),
+            "max_concurrency": max_concurrency,
+            "seed": seed,
+            "port": port,
+            "log_bodies": log_bodies,
+        }
+        self._given_path = None if ledger_path is None else Path(ledger_path).absolute()
+        self._start_timeout = start_timeout
+        self._ledger: Path | None = self._given_path
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stop: weakref.finalize[..., SimServer] | None = None
+        self._stderr: IO[bytes] | None = None
+        self._port = 0
+
+    def __repr__(self) -> str:
+        return f"<SimServer {self.url}>" if self._process else "<SimServer not running>"
+
+    def __enter__(self) -> SimServer:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> SimServer:
+        """Start the process and wait until it listens; nothing happens if it runs already.
+
+        :returns: the server itself.
+        :raises RuntimeError: if it does not start; the message holds what it wrote.
+        """
+        if self._process is not None:
+            return self
+        scratch: Path | None = None
+        if self._given_path is None:
+            handle, name = tempfile.mkstemp(prefix="feste-ledger-", suffix=".jsonl")
+            os.close(handle)
+            scratch = Path(name)
+        self._ledger = self._given_path or scratch
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "feste.testing.sim_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self._stop = weakref.finalize(
+            self, _stop, self._process, self._stderr, scratch, os.getpid()
+        )
+        ready = self._handshake(self._process, {**self._config, "ledger": str(self._ledger)})
+        if not ready:
+            self._process.kill()
+            code, text = self._process.wait(), self._errors()
+            self.close()
+            raise RuntimeError(f"SimServer did not start (exit code {code}):\n{text}")
+        self._port = int(json.loads(ready)["port"])
+        return self
+
+    def close(self) -> None:
+        """End the process and wait for it; a second call does nothing."""
+        self._process = None
+        if self._stop is not None:
+            self._stop()
+
+    @property
+    def url(self) -> str:
+        """The address, ``http://127.0.0.1:port``, without a path."""
+        self._running()
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._running().pid
+
+    @property
+    def ledger_path(self) -> Path:
+        """The file of the ledger: one JSON object a line, written before the answer is sent."""
+        if self._ledger is None:
+            raise RuntimeError("SimServer has no ledger before it was started")
+        return self._ledger
+
+    def requests(self) -> list[LoggedRequest]:
+        """Give the log: all requests in order of arrival, those in flight too.
+
+        :returns: the requests since the start or the last reset.
+        """
+        return [
+            LoggedRequest(**{**entry, "body": _decoded(entry["body"])})
+            for entry in self._control("GET", "requests")
+        ]
+
+    def ledger(self) -> list[LedgerEntry]:
+        """Give the ledger: one entry for each answer that was generated.
+
+        :returns: the entries, read from `ledger_path`; a line that a crash cut is left out.
+        """
+        if self._given_path is None:
+            self._running()
+        lines = self.ledger_path.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def peak(self) -> int:
+        """Give the greatest number of requests that were in flight at once.
+
+        A server without latency answers a request as soon as it has read it: its peak is 1.
+
+        :returns: the number; it counts refused requests too.
+        """
+        return int(self._control("GET", "state")["peak"])
+
+    def in_flight(self) -> int:
+        """Give the number of requests that are in flight now.
+
+        :returns: the number; a request whose client went away is not in flight.
+        """
+        return int(self._control("GET", "state")["in_flight"])
+
+    def add(self, *faults: Fault) -> None:
+        """Script faults; each request takes the first one that fits.
+
+        :param faults: the faults, behind those that are there already.
+        """
+        self._control("POST", "faults", [asdict(fault) for fault in faults])
+
+    def reset(self) -> None:
+        """Forget log, ledger, peak, faults and the counters of sampled answers."""
+        self._control("POST", "reset", {})
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("SimServer is not running; use it inside its 'with' block")
+        return self._process
+
+    def _control(self, method: str, name: str, payload: object = None) -> Any:
+        process = self._running()
+        link = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        try:
+            body = None if payload is None else json.dumps(payload)
+            link.request(method, f"/_sim/{name}", body, {"connection": "close"})
+            reply = link.getresponse()
+            data = json.loads(reply.read())
+        except (OSError, http.client.HTTPException) as error:
+            code, text = process.poll(), self._errors()
+            raise RuntimeError(f"SimServer is gone (exit code {code}):\n{text}") from error
+        finally:
+            link.close()
+        if reply.status != 200:
+            raise RuntimeError(f"SimServer answered {reply.status} to {name}: {data}")
+        return data
+
+    def _handshake(self, process: subprocess.Popen[bytes], config: object) -> bytes:
+        assert process.stdin is not None and process.stdout is not None
+        timer = threading.Timer(self._start_timeout, process.kill)
+        timer.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(config).encode() + b"\n")
+                process.stdin.flush()
+            return process.stdout.readline()
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _errors(self) -> str:
+        if self._stderr is None or self._stderr.closed:
+            return ""
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace").strip()
+
+
+def _decoded(body: str) -> Any:
+    try:
+        return json.loads(body) if body else None
+    except ValueError:
+        return body
+
+
+def _stop(
+    process: subprocess.Popen[bytes], stderr: IO[bytes], scratch: Path | None, owner: int
+) -> None:
+    if os.getpid() != owner:  # a fork must not end its parent's server
+        return
+    assert process.stdin is not None and process.stdout is not None
+    with contextlib.suppress(OSError):
+        process.stdin.write(b"\n")  # a fork may hold the pipe open: closing it could say nothing
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+    stderr.close()
+    if scratch is not None:
+        scratch.unlink(missing_ok=True)

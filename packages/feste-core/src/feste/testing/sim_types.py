@@ -1,0 +1,99 @@
+"""What passes between `SimServer` and its process: faults one way, log and ledger the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, get_args
+
+__all__ = ["Fault", "FaultKind", "LedgerEntry", "LoggedRequest"]
+
+FaultKind = Literal["status", "reset_before", "reset_after", "garbage", "truncated", "hang", "drip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that `SimServer.add` scripts: which requests it hits, and what happens to them.
+
+    ========================  ==========================================================  =========
+    kind                      what the client sees                                        generated
+    ========================  ==========================================================  =========
+    ``status``                `status` with `body`, or the provider's own error JSON      no
+    ``reset_before``          the connection reset                                        no
+    ``hang``                  nothing, until it goes away                                 no
+    ``reset_after``           the connection reset, though the answer was made            yes
+    ``garbage``               status 200 with `body`, by default not JSON                 yes
+    ``truncated``             half of the answer, then the end of the connection          yes
+    ``drip``                  the answer in 16 pieces (a stream: event by event), with    yes
+                              `pause` seconds before each
+    ========================  ==========================================================  =========
+
+    What was generated is in the ledger: a provider would bill it.
+
+    :param status: the status of kind ``status``.
+    :param headers: headers of the reply, over the server's own.
+    :param times: how many requests it hits; None for no end.
+    :param path: hit only this path.
+    :param kind: see the table.
+    :param body: JSON, or a string that is sent as it is.
+    :param match: hit only requests whose body holds this text (JSON escapes undone or not).
+    :param probability: hit a matching request with this chance, drawn from the server's seed.
+    :param pause: seconds before each piece of kind ``drip``.
+
+    >>> Fault(status=429, headers={"retry-after": "1"}, times=3).kind
+    'status'
+    """
+
+    status: int = 500
+    headers: Mapping[str, str] = field(default_factory=dict)
+    times: int | None = 1
+    path: str | None = None
+    kind: FaultKind = "status"
+    body: Any = None
+    match: str | None = None
+    probability: float = 1.0
+    pause: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(FaultKind):
+            known = ", ".join(get_args(FaultKind))
+            raise ValueError(f"no fault of kind {self.kind!r}; there are: {known}")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must be from 0 to 1, not {self.probability}")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRequest:
+    """One request as the server saw it.
+
+    `headers` have lower-case names and no secrets, `body` is decoded JSON (or the text, if it is no
+    JSON), `items` counts the answers generated, `status` is None while or if no status was sent,
+    `fault` is the kind of the fault that hit it. `started` and `finished` are readings of the
+    machine's monotonic clock; `finished` is when the reply was written or the client went away.
+    """
+
+    id: str
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+    items: int
+    status: int | None
+    fault: str | None
+    started: float
+    finished: float | None
+
+
+class LedgerEntry(TypedDict):
+    """One generated answer: what a provider would bill, whether or not anyone received it.
+
+    `request` is the `id` of the `LoggedRequest`, `prompt` the prompt, embedded text or last user
+    message, `key` the digest of the whole prompt, `sample` the ``sample_index`` of the answer.
+    """
+
+    request: str
+    path: str
+    prompt: str
+    answer: str
+    key: str
+    sample: int

@@ -1,0 +1,645 @@
+"""`SimServer` without a provider: its process, its HTTP, its faults, the answers of its model."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feste.testing import sim_answers as oracle
+from feste.testing.sim_http import Request, take_request
+from feste.testing.sim_process import Simulator
+from feste.testing.sim_server import SimServer
+from feste.testing.sim_types import Fault
+
+WIRE = '''
+from feste.testing.wire import Answer, Call, Item, Plan, Refusal, answer, digest, pieces, sse
+
+
+class EchoWire:
+    """One endpoint: a text, or several; a stream of the first one's words."""
+
+    def __init__(self, path="/echo", require_key=None):
+        self.paths, self.require_key = (path,), require_key
+
+    def plan(self, call: Call) -> Plan:
+        call.require_key(self.require_key)
+        texts = call.body.get("texts") or [call.body.get("text")]
+        if not all(isinstance(text, str) for text in texts):
+            raise Refusal(400, "'text' must be a string", param="text")
+
+        def generate() -> Answer:
+            assert "break" not in texts, "the wire broke"
+            items = []
+            for text in texts:
+                (sample,) = call.samples(text, 1)
+                made = answer(text, sample, seed=call.seed)
+                items.append(Item(text, made, digest(text), sample))
+            if call.body.get("stream"):
+                events = [sse({"piece": piece}) for piece in pieces(items[0].answer)]
+                return Answer(items=items, events=events)
+            return Answer({"texts": [item.answer for item in items]}, items)
+
+        return Plan(len(texts), generate)
+
+    def error(self, refusal: Refusal) -> object:
+        return {"message": refusal.message, "param": refusal.param}
+'''
+
+
+@pytest.fixture
+def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A wire in a module that only this test's `sys.path` has."""
+    (tmp_path / "echo_wire.py").write_text(WIRE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "echo_wire:EchoWire"
+
+
+@pytest.fixture
+def server(echo: str) -> Iterator[SimServer]:
+    with SimServer(echo) as running:
+        yield running
+
+
+@pytest.fixture
+def slow(echo: str) -> Iterator[SimServer]:
+    """A server that answers nothing while a test lasts."""
+    with SimServer(echo, base=600, max_concurrency=3) as running:
+        yield running
+
+
+def address(server: SimServer) -> tuple[str, int]:
+    return "127.0.0.1", int(server.url.rsplit(":", 1)[1])
+
+
+def post(
+    server: SimServer, body: object, path: str = "/echo", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with closing(http.client.HTTPConnection(*address(server), timeout=60)) as link:
+        link.request("POST", path, data, headers)
+        reply = link.getresponse()
+        return reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read()
+
+
+def sent(server: SimServer, body: object) -> socket.socket:
+    """Send a request and wait for nothing."""
+    data = json.dumps(body).encode()
+    link = socket.create_connection(address(server), timeout=60)
+    link.sendall(b"POST /echo HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(data) + data)
+    return link
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens soon; the deadline only ends a test that is broken."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    state = Path(f"/proc/{pid}/stat")  # an orphan may stay a zombie where nobody reaps
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+class TestRequests:
+    def test_a_request_is_answered_logged_and_billed(self, server: SimServer) -> None:
+        status, headers, body = post(server, {"text": "hi"}, Authorization="Bearer secret")
+
+        assert (status, json.loads(body)) == (200, {"texts": [oracle.answer("hi", 0)]})
+        (logged,) = server.requests()
+        assert logged.id == headers["x-request-id"]
+        assert (logged.method, logged.path, logged.body) == ("POST", "/echo", {"text": "hi"})
+        assert (logged.status, logged.items, logged.fault) == (200, 1, None)
+        assert logged.headers["authorization"] == "Bearer ***"
+        assert logged.finished is not None and logged.finished >= logged.started
+        assert server.ledger() == [
+            {
+                "request": logged.id,
+                "path": "/echo",
+                "prompt": "hi",
+                "answer": oracle.answer("hi", 0),
+                "key": oracle.digest("hi"),
+                "sample": 0,
+            }
+        ]
+        assert (server.peak(), server.in_flight()) == (1, 0)
+
+    def test_sampled_answers_differ_and_greedy_ones_do_not(self, server: SimServer) -> None:
+        def texts(**body: object) -> list[str]:
+            found: list[str] = json.loads(post(server, {"text": "hi", **body})[2])["texts"]
+            return found
+
+        assert [texts()[0] for _ in range(3)] == [oracle.answer("hi", i) for i in range(3)]
+        assert texts(temperature=0) == texts(temperature=0.0) == [oracle.answer("hi", 0)]
+        assert texts(seed=7) == texts(seed=7) == [oracle.answer("hi", 0, seed=7)]
+        assert texts(temperature=1) == [oracle.answer("hi", 3)]
+        assert texts(text="other") == [oracle.answer("other", 0)]  # each prompt counts for itself
+
+    def test_reset_forgets_everything(self, server: SimServer) -> None:
+        post(server, {"text": "hi"})
+        server.add(Fault(times=None))
+        server.reset()
+
+        assert (server.requests(), server.ledger(), server.peak()) == ([], [], 0)
+        assert json.loads(post(server, {"text": "hi"})[2]) == {"texts": [oracle.answer("hi", 0)]}
+        assert len(server.ledger()) == 1
+
+    def test_latency_is_base_and_slope(
+        self, echo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        config = {"base": 2, "slope": 0.5, "max_concurrency": None, "seed": 0, "headers": {}}
+        log = {"ledger": str(tmp_path / "ledger"), "log_bodies": False}
+        simulator = Simulator({"wires": [(echo, {})], **config, **log})
+
+        def ask(**body: object) -> Any:
+            request = Request("POST", "/echo", {}, json.dumps(body).encode())
+            simulator.arrive(request)
+            reply = asyncio.run(simulator.answer(request))
+            assert reply is not None and request.body == b""
+            return reply
+
+        ask(text="a")
+        ask(texts=["a", "b", "c", "d"])
+        assert slept == [2.5, 4.0]
+        stream = ask(text="a", stream=True)
+        assert slept[2:] == [2]  # the rest of it lies between the events
+        assert stream.pause * len(stream.pieces) == pytest.approx(0.5)
+        os.close(simulator.ledger)
+
+    def test_peak_and_in_flight(self, slow: SimServer) -> None:
+        links = [sent(slow, {"text": str(i)}) for i in range(3)]
+        until(lambda: slow.in_flight() == 3)
+        assert [entry.finished for entry in slow.requests()] == [None] * 3
+        for link in links:
+            link.close()
+        until(lambda: slow.in_flight() == 0)
+
+        assert slow.peak() == 3
+        assert {entry.status for entry in slow.requests()} == {None}
+
+    def test_max_concurrency(self, slow: SimServer) -> None:
+        links = [sent(slow, {"text": str(i)}) for i in range(3)]
+        until(lambda: slow.in_flight() == 3)
+
+        assert post(slow, {"text": "one too many"})[0] == 429
+        assert slow.requests()[3].items == 0
+        for link in links:
+            link.close()
+
+    def test_what_a_client_left_is_billed(self, echo: str) -> None:
+        with SimServer(echo, base=0.2) as server:
+            sent(server, {"text": "hi"}).close()
+            until(lambda: len(server.ledger()) == 1)
+            until(lambda: server.requests()[0].items == 1)
+
+            assert server.requests()[0].status is None
+
+    def test_constant_headers(self, echo: str) -> None:
+        with SimServer(echo, headers={"x-ratelimit-limit-requests": "60"}) as server:
+            _, headers, _ = post(server, {"text": "hi"})
+            _, of_error, _ = post(server, {})
+
+        assert headers["x-ratelimit-limit-requests"] == "60"
+        assert of_error["x-ratelimit-limit-requests"] == "60"
+        assert of_error["x-request-id"] == "req_00000002"
+
+    def test_errors_come_from_the_wire(self, server: SimServer) -> None:
+        wrong = [(400, {}, "/echo"), (400, b"{not JSON", "/echo"), (400, [1], "/echo")]
+        for status, body, path in [*wrong, (404, {}, "/other"), (404, {}, "/echoes")]:
+            got, headers, text = post(server, body, path)
+            assert (got, headers["content-type"]) == (status, "application/json")
+            assert json.loads(text).keys() == {"message", "param"}
+        assert [entry.items for entry in server.requests()] == [0] * 5
+        assert server.requests()[1].body == "{not JSON"
+        assert server.ledger() == []
+
+    def test_a_broken_wire_is_an_error_500(self, server: SimServer) -> None:
+        status, _, body = post(server, {"text": "break"})
+
+        assert status == 500 and b"the wire broke" in body
+        assert post(server, {"text": "hi"})[0] == 200
+
+    def test_several_wires_on_one_port(self, echo: str) -> None:
+        options = [{}, {"path": "/second", "require_key": "k"}]
+        with SimServer([echo, echo], wire_options=options) as server:
+            assert post(server, {"text": "hi"})[0] == 200
+            assert post(server, {"text": "hi"}, "/second")[0] == 401
+            assert post(server, {"text": "hi"}, "/second/x", authorization="Bearer k")[0] == 200
+
+
+class TestFaults:
+    def test_status(self, server: SimServer) -> None:
+        server.add(
+            Fault(status=429, headers={"Retry-After": "1"}, times=2),
+            Fault(status=503, body="<html>busy</html>", headers={"content-type": "text/html"}),
+            Fault(status=200, body={"choices": None}),
+        )
+        replies = [post(server, {"text": "hi"}) for _ in range(5)]
+
+        assert [status for status, _, _ in replies] == [429, 429, 503, 200, 200]
+        assert replies[0][1]["retry-after"] == "1"
+        assert json.loads(replies[0][2]).keys() == {"message", "param"}
+        assert replies[2][1]["content-type"] == "text/html"
+        assert replies[2][2] == b"<html>busy</html>"
+        assert json.loads(replies[3][2]) == {"choices": None}
+        assert [entry.fault for entry in server.requests()] == ["status"] * 4 + [None]
+        assert len(server.ledger()) == 1
+
+    @pytest.mark.parametrize(("kind", "billed"), [("reset_before", 0), ("reset_after", 1)])
+    def test_reset(self, server: SimServer, kind: Any, billed: int) -> None:
+        server.add(Fault(kind=kind))
+        with pytest.raises(ConnectionResetError):
+            post(server, {"text": "hi"})
+
+        (logged,) = server.requests()
+        assert (logged.status, logged.items, logged.fault) == (None, billed, kind)
+        assert len(server.ledger()) == billed
+        assert post(server, {"text": "hi"})[0] == 200
+
+    def test_garbage(self, server: SimServer) -> None:
+        server.add(Fault(kind="garbage"), Fault(kind="garbage", body=""))
+        status, headers, body = post(server, {"text": "hi"})
+
+        assert (status, headers["content-type"]) == (200, "application/json")
+        with pytest.raises(ValueError, match="Expecting value"):
+            json.loads(body)
+        assert post(server, {"text": "hi", "stream": True})[2] == b""
+        assert len(server.ledger()) == 2
+
+    def test_truncated(self, server: SimServer) -> None:
+        server.add(Fault(kind="truncated", times=2))
+        with pytest.raises(http.client.IncompleteRead) as cut:
+            post(server, {"text": "hi"})
+        assert cut.value.partial.startswith(b'{"texts":["echo:')
+        with pytest.raises(http.client.IncompleteRead) as cut:
+            post(server, {"text": "hi", "stream": True})
+
+        assert cut.value.partial.count(b"data: ") == 4
+        assert [entry["sample"] for entry in server.ledger()] == [0, 1]
+
+    def test_hang_lasts_until_the_client_goes(self, server: SimServer) -> None:
+        server.add(Fault(kind="hang"))
+        link = sent(server, {"text": "hi"})
+        until(lambda: server.in_flight() == 1)
+        assert post(server, {"text": "hi"})[0] == 200
+        link.close()
+        until(lambda: server.in_flight() == 0)
+
+        logged = server.requests()[0]
+        assert (logged.status, logged.items, logged.fault) == (None, 0, "hang")
+        assert len(server.ledger()) == 1
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_drip_sends_all_in_pieces(self, server: SimServer, stream: bool) -> None:
+        body = {"text": "hi", "temperature": 0, "stream": stream}
+        whole = post(server, body)[2]
+        server.add(Fault(kind="drip", pause=0.001))
+
+        assert post(server, body)[2] == whole
+        assert server.requests()[1].fault == "drip"
+
+    def test_an_endless_drip_ends_with_its_client(self, server: SimServer) -> None:
+        server.add(Fault(kind="drip", pause=600))
+        with sent(server, {"text": "hi"}) as link:
+            assert link.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")  # the head is there at once
+        until(lambda: server.in_flight() == 0)
+
+        assert server.requests()[0].status == 200
+
+    def test_which_requests_are_hit(self, server: SimServer) -> None:
+        server.add(
+            Fault(status=418, match='say "ä"', times=None),
+            Fault(status=410, path="/echo/old", times=None),
+        )
+
+        assert post(server, {"text": 'they say "ä"'})[0] == 418
+        assert post(server, json.dumps({"text": 'say "ä"'}, ensure_ascii=False).encode())[0] == 418
+        assert post(server, {"text": "hi"}, "/echo/old")[0] == 410
+        assert post(server, {"text": "hi"})[0] == 200
+
+    def test_chance_comes_from_the_seed(self, echo: str) -> None:
+        def hits(seed: int) -> list[int]:
+            with SimServer(echo, seed=seed) as server:
+                server.add(Fault(times=None, probability=0.5))
+                first = [post(server, {"text": "hi"})[0] for _ in range(40)]
+                server.reset()
+                server.add(Fault(times=None, probability=0.5))
+                assert [post(server, {"text": "hi"})[0] for _ in range(40)] == first
+                return first
+
+        assert hits(1) == hits(1)
+        assert hits(1) != hits(2)
+        assert {200, 500} == set(hits(1))
+
+    def test_a_wrong_fault_is_refused_where_it_is_made(self) -> None:
+        with pytest.raises(ValueError, match="no fault of kind 'explode'; there are: status"):
+            Fault(kind="explode")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            Fault(probability=2)
+
+
+class TestProcess:
+    def test_close_leaves_nothing(self, echo: str) -> None:
+        descriptors = Path("/proc/self/fd")
+        before = len(list(descriptors.iterdir())) if descriptors.exists() else 0
+        threads = threading.active_count()
+        server = SimServer(echo).start()
+        assert server.start() is server
+        pid, place, ledger = server.pid, address(server), server.ledger_path
+        assert ledger.exists()
+        server.close()
+        server.close()
+
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, 0)  # there is no child: not even a zombie
+        assert not ledger.exists()
+        assert threading.active_count() == threads
+        assert repr(server) == "<SimServer not running>"
+        with socket.socket() as probe:
+            assert probe.connect_ex(place) != 0
+        if descriptors.exists():
+            assert len(list(descriptors.iterdir())) == before
+
+    def test_it_starts_again_on_the_same_port(self, echo: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        server = SimServer(echo, port=port)
+        for _ in range(2):
+            with server:
+                assert post(server, {"text": "hi"})[0] == 200
+                assert address(server)[1] == port
+
+    def test_it_closes_under_requests_in_flight(self, slow: SimServer) -> None:
+        with sent(slow, {"text": "hi"}) as link:
+            until(lambda: slow.in_flight() == 1)
+            slow.close()
+            assert link.recv(1) == b""
+
+    def test_methods_need_a_running_server(self, echo: str) -> None:
+        server = SimServer(echo)
+        with pytest.raises(RuntimeError, match="no ledger"):
+            _ = server.ledger_path
+        with server:
+            pass
+        for method in (server.requests, server.ledger, server.peak, server.reset):
+            with pytest.raises(RuntimeError, match="inside its 'with' block"):
+                method()
+
+    @pytest.mark.parametrize(
+        ("wire", "options", "reason"),
+        [
+            ("no_such_module:Wire", {}, "No module named 'no_such_module'"),
+            ("echo_wire:Nothing", {}, "has no attribute 'Nothing'"),
+            ("echo_wire:EchoWire", {"colour": "red"}, "unexpected keyword argument 'colour'"),
+        ],
+    )
+    def test_a_failed_start_says_why(
+        self, echo: str, wire: str, options: dict[str, str], reason: str
+    ) -> None:
+        server = SimServer(wire, wire_options=options)
+        with pytest.raises(RuntimeError, match=r"did not start \(exit code 1\)") as error:
+            server.start()
+
+        assert reason in str(error.value)
+        assert not server.ledger_path.exists()
+
+    def test_arguments_are_checked(self) -> None:
+        for wire, options in [("no_colon", {}), ([], {}), (["a:B", "c:D"], {"x": 1})]:
+            with pytest.raises(ValueError, match="wire"):
+                SimServer(wire, wire_options=options)
+        with pytest.raises(ValueError, match="cannot be negative"):
+            SimServer("a:B", base=-1)
+
+    def test_the_ledger_survives_a_kill(self, echo: str, tmp_path: Path) -> None:
+        path = tmp_path / "bill.jsonl"
+        server = SimServer(echo, ledger_path=path)
+        with server:
+            post(server, {"texts": ["a", "b"]})
+            os.kill(server.pid, signal.SIGKILL)
+            with pytest.raises(RuntimeError, match="SimServer is gone"):
+                until(lambda: server.peak() < 0)
+        with server:
+            post(server, {"text": "c"})
+        with path.open("a") as file:
+            file.write('{"request": "cut he')
+
+        assert [entry["prompt"] for entry in server.ledger()] == ["a", "b", "c"]
+
+    def test_it_works_inside_a_running_loop(self, server: SimServer) -> None:
+        async def main() -> int:
+            server.add(Fault(status=418))
+            reader, writer = await asyncio.open_connection(*address(server))
+            writer.write(b"POST /echo HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}")
+            first = await reader.readline()
+            writer.close()
+            await writer.wait_closed()
+            assert first == b"HTTP/1.1 418 I'm a Teapot\r\n"
+            return len(server.requests())
+
+        assert asyncio.run(main()) == 1
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+    @pytest.mark.parametrize(
+        "end", ["sys.exit(0)", "os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"]
+    )
+    @pytest.mark.parametrize("fork", ["ends", "outlives it"])
+    def test_it_ends_with_its_parent(self, echo: str, fork: str, end: str) -> None:
+        program = f"""
+import os, signal, sys, time
+from feste.testing.sim_server import SimServer
+server = SimServer({echo!r}).start()
+fork = os.fork()
+if fork == 0 and {fork!r} == "ends":
+    sys.exit(0)  # the end of a fork is not the server's
+elif fork == 0:  # a fork that lives on holds the server's stdin open
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+    time.sleep(100)
+elif {fork!r} == "ends":
+    os.wait()
+server.peak()
+print(server.pid, fork, server.ledger_path, flush=True)
+{end}
+"""
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            timeout=100,
+        )
+        assert done.stdout, done.stderr.decode()
+        pid, child, ledger = done.stdout.decode().strip().split(" ", 2)
+        try:
+            until(lambda: gone(int(pid)))
+        finally:
+            if fork != "ends":
+                os.kill(int(child), signal.SIGKILL)
+        assert Path(ledger).exists() == (end != "sys.exit(0)")
+        Path(ledger).unlink(missing_ok=True)
+
+
+class TestHttp:
+    def test_one_connection_serves_many_requests(self, server: SimServer) -> None:
+        with closing(http.client.HTTPConnection(*address(server), timeout=60)) as link:
+            for text in ("a", "b"):
+                link.request("POST", "/ech%6F?x=1", json.dumps({"text": text}))
+                assert json.load(link.getresponse()) == {"texts": [oracle.answer(text)]}
+        assert [entry.path for entry in server.requests()] == ["/echo", "/echo"]
+
+    def test_two_requests_in_one_packet_are_answered_in_order(self, server: SimServer) -> None:
+        head = b"POST /echo HTTP/1.1\r\ncontent-length: %d\r\n"
+        first, second = b'{"text": "a"}', b'{"text": "b"}'
+        with socket.create_connection(address(server), timeout=60) as link:
+            link.sendall(head % len(first) + b"\r\n" + first)
+            link.sendall(head % len(second) + b"connection: close\r\n\r\n" + second)
+            data = b"".join(iter(lambda: link.recv(65536), b""))
+
+        answers = [data.index(oracle.answer(text).encode()) for text in "ab"]
+        assert answers == sorted(answers)
+
+    def test_what_is_not_http_is_refused(self, server: SimServer) -> None:
+        for nonsense in (b"hello\r\n\r\n", b"x" * 100_000):
+            with socket.create_connection(address(server), timeout=60) as link:
+                link.sendall(nonsense)
+                assert link.recv(12) == b"HTTP/1.1 400"
+        assert server.requests() == []
+
+    def test_a_request_in_small_pieces(self) -> None:
+        plain = b"POST /p HTTP/1.1\r\nContent-Length: 5\r\nX-A: b: c\r\n\r\nhello"
+        chunked = b"POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunked += b"3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n"
+        for message in (plain, chunked):
+            data = bytearray()
+            for byte in message[:-1]:
+                data.append(byte)
+                assert take_request(data) is None
+            data += message[-1:] + b"GET"
+            request = take_request(data)
+            assert request is not None
+            assert (request.method, request.path, request.body) == ("POST", "/p", b"hello")
+            assert data == b"GET"
+        assert request.headers == {"transfer-encoding": "chunked"}
+
+
+class TestAnswers:
+    def test_an_answer_depends_on_each_argument(self) -> None:
+        talk = [{"role": "system", "content": "short"}, {"role": "user", "content": "hi"}]
+        answers = [
+            oracle.answer("hi"),
+            oracle.answer("hi", 1),
+            oracle.answer("hi", seed=0),
+            oracle.answer("hi", seed=1),
+            oracle.answer("ho"),
+            oracle.answer(talk),
+        ]
+        assert len(set(answers)) == len(answers)
+        assert oracle.answer([{"role": "user", "content": "hi"}]) == oracle.answer("hi", 0)
+        assert all(len(text.split()) == 8 and text.startswith("echo:") for text in answers)
+
+    def test_a_reply_is_scripted_by_the_last_user_message(self) -> None:
+        said = {"role": "user", "content": "Question\nREPLY: forty two \nmore"}
+        parts = {"role": "user", "content": [{"type": "text", "text": "REPLY: parts"}]}
+
+        assert oracle.answer(said["content"], 3) == "forty two "
+        assert oracle.answer([said, {"role": "assistant", "content": "?"}]) == "forty two "
+        assert oracle.answer([said, parts]) == "parts"
+        assert oracle.answer("no REPLY: here").startswith("echo:")
+        assert oracle.json_answer("REPLY: [1]", {"type": "integer"}) == "[1]"
+
+    def test_cut_and_pieces(self) -> None:
+        assert oracle.cut("a  b c", 2) == ("a  b", True)
+        assert oracle.cut("a  b c", 3) == oracle.cut("a  b c", None) == ("a  b c", False)
+        for text in ("a  b c ", " a\n", "", "  "):
+            assert "".join(oracle.pieces(text)) == text
+        assert oracle.pieces("a  b") == ["a  ", "b"]
+
+    def test_words(self) -> None:
+        parts = [{"type": "text", "text": "two words"}, {"type": "image_url", "image_url": {}}]
+        messages = [{"role": "system", "content": "one"}, {"role": "user", "content": parts}]
+        assert oracle.words(messages) == 3
+        assert oracle.words("a b") == 2
+
+    def test_a_vector_has_length_one_in_32_bits(self) -> None:
+        vector = oracle.embedding("text", 100)
+        assert len(vector) == 100
+        assert math.hypot(*vector) == pytest.approx(1)
+        assert array("f", vector).tolist() == vector
+        assert oracle.embedding("text", 100) == vector != oracle.embedding("other", 100)
+        assert len(oracle.embedding("\ud800")) == 16
+
+    @pytest.mark.parametrize(
+        ("schema", "expected"),
+        [
+            ({"type": "string"}, "text"),
+            ({"type": "string", "maxLength": 2}, "te"),
+            ({"type": "string", "minLength": 6}, "textxx"),
+            ({"type": "string", "format": "date"}, "2000-01-01"),
+            ({"enum": ["red", "blue"]}, "red"),
+            ({"const": 5}, 5),
+            ({"type": "integer"}, 0),
+            ({"type": "integer", "minimum": 3}, 3),
+            ({"type": "integer", "exclusiveMinimum": 3}, 4),
+            ({"type": "integer", "maximum": -2}, -2),
+            ({"type": "integer", "minimum": 3, "multipleOf": 5}, 5),
+            ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, 0.5),
+            ({"type": "boolean"}, False),
+            ({"type": ["null", "string"]}, None),
+            ({"type": "array", "items": {"type": "string"}}, []),
+            ({"type": "array", "items": {"type": "null"}, "minItems": 2}, [None, None]),
+            ({"type": "array", "prefixItems": [{"const": 1}]}, [1]),
+            ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, None),
+            ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, 0),
+            ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"const": 1}}}, 1),
+            ({"properties": {"a": {}, "b": {}}, "required": ["b"]}, {"b": "text"}),
+        ],
+    )
+    def test_minimal_instances(self, schema: object, expected: object) -> None:
+        found = oracle.minimal(schema, "text")
+        assert (found, type(found)) == (expected, type(expected))
+
+    def test_a_schema_that_holds_itself(self) -> None:
+        node = {
+            "properties": {"next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}},
+            "required": ["next"],
+        }
+        schema = {"$defs": {"Node": node}, "$ref": "#/$defs/Node"}
+        assert oracle.minimal(schema) == {"next": None}
+
+    def test_tool_calls(self) -> None:
+        tools = [{"function": {"name": name, "parameters": {}}} for name in ("one", "two")]
+        asked = {"role": "user", "content": 'CALL: two {"x": 1}'}
+        result = {"role": "tool", "content": "2"}
+
+        assert oracle.tool_answer("hi", tools, forced=False) is None
+        assert oracle.tool_answer("hi", [], forced=True) is None
+        assert oracle.tool_answer([asked], tools, forced=False) == ("two", '{"x": 1}')
+        assert oracle.tool_answer([asked, result], tools, forced=False) is None
+        assert oracle.tool_answer([asked, result], tools, forced=True) == ("two", '{"x": 1}')
+        assert oracle.tool_answer("hi", tools, forced=True, name="two") == ("two", "{}")

@@ -1,0 +1,225 @@
+"""Timelines: every span is drawn at its time, bars never overlap, and any run stays readable."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import combinations
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feste.report.timeline import CHART, GUTTER, MAX_LANES, Span, draw_timeline
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = [
+    "]]> <b> & \"q\" 'x'",
+    "</title><script>",
+    "a\nb\r\nc\td",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "&lt;",
+]
+
+
+def parsed(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)
+
+
+def with_class(root: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    return [element for element in root.iter() if name in element.get("class", "").split()]
+
+
+def box_of(element: ElementTree.Element) -> tuple[float, float, float, float]:
+    x, y, width, height = (
+        float(element.get(name, "nan")) for name in ("x", "y", "width", "height")
+    )
+    return x, y, x + width, y + height
+
+
+def texts(root: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in root.iter(f"{SVG}text")]
+
+
+def titles(root: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in root.iter(f"{SVG}title")]
+
+
+# Times on a coarse raster: bars have a least width, so that an instant can be seen at all.
+times = st.integers(0, 40).map(float)
+spans = st.builds(
+    lambda lane, start, length, ok, wait, items: Span(
+        lane, "chat", start, start + length, ok=ok, wait=wait, items=items
+    ),
+    st.sampled_from(["openai.chat gpt-5-mini", "task clean", "prompt"]),
+    times,
+    st.integers(1, 20).map(float),
+    st.booleans(),
+    times,
+    st.integers(1, 96),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(spans, min_size=1, max_size=40))
+def test_every_span_is_one_bar_and_bars_do_not_overlap(run: list[Span]) -> None:
+    root = parsed(draw_timeline(run))
+    bars = [box_of(bar) for bar in with_class(root, "bar")]
+    assert len(bars) == len(run)
+    assert len(with_class(root, "wait")) == sum(span.wait > 0 for span in run)
+    slack = 0.11  # coordinates are written with one decimal
+    for one, other in combinations(bars, 2):
+        apart = one[2] <= other[0] + slack or other[2] <= one[0] + slack
+        assert apart or one[3] <= other[1] or other[3] <= one[1]
+    failed = [bar for bar in with_class(root, "bar") if "bad" in bar.get("class", "").split()]
+    assert len(failed) == sum(not span.ok for span in run)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(spans, min_size=1, max_size=40))
+def test_bars_and_waits_stand_at_their_times(run: list[Span]) -> None:
+    root = parsed(draw_timeline(run))
+    high = max(span.end for span in run)
+
+    def x(time: float) -> float:
+        return GUTTER + CHART * time / high
+
+    lefts = sorted(box_of(bar)[0] for bar in with_class(root, "bar"))
+    assert lefts == pytest.approx(sorted(x(span.start) for span in run), abs=0.1)
+    ends = sorted(box_of(bar)[2] for bar in with_class(root, "wait"))
+    starts = sorted(max(x(span.start), GUTTER + 1.5) for span in run if span.wait)
+    assert ends == pytest.approx(starts, abs=0.2)
+
+
+def test_rows_are_as_few_as_the_most_that_ran_at_once() -> None:
+    run = [Span("chat", f"{n}", n * 0.5, n * 0.5 + 1.0) for n in range(20)]
+    root = parsed(draw_timeline(run))
+    assert len({bar.get("y") for bar in with_class(root, "bar")}) == 2
+    assert "most: 2" in texts(root)
+
+
+def test_the_curve_counts_what_runs_at_once() -> None:
+    run = [Span("a", "a", 0, 4), Span("a", "b", 1, 3), Span("b", "c", 2, 3), Span("b", "now", 2, 2)]
+    root = parsed(draw_timeline(run))
+    (curve,) = with_class(root, "curve")
+    path = curve.find(f"{SVG}path")
+    assert path is not None
+    levels = [float(level) for level in re.findall(r"V([\d.]+)", path.get("d", ""))]
+    heights = [round((levels[-1] - level) / (levels[-1] - min(levels)) * 3) for level in levels]
+    assert heights == [1, 2, 3, 1, 0, 0]
+    assert "4 spans in 4 s, at most 3 at once." in texts(root)
+
+
+def test_a_bar_tells_its_times_wait_calls_and_failure() -> None:
+    run = [Span("openai.embed small", "embed", 2, 3.25, ok=False, wait=0.5, items=96)]
+    root = parsed(draw_timeline(run, title="Embedding"))
+    assert "embed\n2 s to 3.25 s (1.25 s), waited 500 ms, 96 calls, failed" in titles(root)
+    assert {"embed × 96", "waiting", "failed", "Embedding"} <= set(texts(root))
+    assert (
+        root.get("aria-label")
+        == "Embedding: 1 span in 1.25 s, at most 1 at once; 96 calls; 1 failed."
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_parse_back_equal(text: str) -> None:
+    root = parsed(draw_timeline([Span(text, text, 0, 1)], title=text))
+    assert text in titles(root)
+    assert any(title.startswith(text + "\n0 s to 1 s") for title in titles(root))
+    assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {
+        "svg", "title", "style", "rect", "g", "path", "text"
+    }  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.text(), st.text())
+def test_any_text_makes_a_sound_picture(lane: str, label: str) -> None:
+    root = parsed(draw_timeline([Span(lane, label, 0, 1)], title=label))
+    assert len(with_class(root, "bar")) == 1
+
+
+def test_lanes_are_in_the_order_of_their_first_span() -> None:
+    root = parsed(draw_timeline([Span("late", "", 2, 3), Span("early", "", 0, 1)]))
+    words = texts(root)
+    assert words.index("early") < words.index("late")
+
+
+def test_tasks_prompts_and_calls_differ() -> None:
+    run = [Span("task clean", "", 0, 1), Span("openai.chat", "", 0, 1), Span("prompt", "", 0, 1)]
+    root = parsed(draw_timeline(run))
+    kinds = [lane.get("class", "") for lane in with_class(root, "lane") if len(lane) > 1]
+    assert sorted(kinds) == ["lane call", "lane prompt", "lane task"]
+    assert {"LLM call", "Python task", "prompt"} <= set(texts(root))
+
+
+def test_very_many_spans_become_shades() -> None:
+    run = [Span("chat", f"{n}", n, n + 30, ok=n != 50_000, wait=float(n)) for n in range(100_000)]
+    run += [Span("task clean", "x", 500, 550)]
+    root = parsed(draw_timeline(run))
+    assert not with_class(root, "bar")
+    assert with_class(root, "heat")
+    assert len(with_class(root, "fault")) == 1
+    assert len(list(root.iter())) < 3000
+    assert "100,001 spans in 27:47 h, at most 31 at once; 1 failed." in texts(root)
+
+
+def test_shades_show_where_it_was_busy() -> None:
+    run = [Span("chat", "", 0, 100)] + [Span("chat", "", 50, 60)] * 15
+    root = parsed(draw_timeline(run, max_spans=10))
+    (lane,) = (lane for lane in with_class(root, "lane") if len(lane) > 1)
+    heats = [heat for heat in lane if "heat" in heat.get("class", "")]
+    shades = [heat.get("class", "").split()[-1] for heat in heats]
+    assert shades == ["s2", "s8", "s2"]
+    left, _, right, _ = box_of(heats[1])
+    assert left == pytest.approx(GUTTER + CHART * 0.5, abs=CHART / 100)
+    assert right == pytest.approx(GUTTER + CHART * 0.6, abs=CHART / 100)
+
+
+def test_the_idlest_of_very_many_lanes_are_one() -> None:
+    run = [Span(f"task t{n}", "x", 0, 1 + n) for n in range(1000)]
+    root = parsed(draw_timeline(run))
+    assert len(with_class(root, "band")) == MAX_LANES
+    assert "961 other lanes" in texts(root)
+    assert len(with_class(root, "bar")) == 1000
+
+
+def test_a_run_with_nothing_in_it() -> None:
+    root = parsed(draw_timeline([], title="Empty"))
+    assert {"Empty", "Nothing to draw: nothing ran."} <= set(texts(root))
+
+
+def test_instants_are_visible() -> None:
+    (bar,) = with_class(parsed(draw_timeline([Span("a", "now", 0, 0)])), "bar")
+    assert float(bar.get("width", "0")) >= 1
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        Span("a", "bad", 2, 1),
+        Span("a", "bad", math.nan, 1),
+        Span("a", "bad", 0, math.inf),
+        Span("a", "bad", 0, 1, wait=-1),
+    ],
+)
+def test_impossible_times_are_refused(span: Span) -> None:
+    with pytest.raises(ValueError, match="'bad' of 'a'"):
+        draw_timeline([Span("a", "good", 0, 1), span])
+
+
+@pytest.mark.parametrize("length", [1e-6, 0.02, 1, 59, 61, 3000, 90_000, 1e7])
+def test_the_axis_has_a_few_round_times(length: float) -> None:
+    (grid,) = with_class(parsed(draw_timeline([Span("a", "a", 0, length)])), "grid")
+    words = texts(grid)
+    assert 3 <= len(words) <= 12
+    assert len(set(words)) == len(words)
+
+
+def test_the_file_is_self_contained_and_friendly() -> None:
+    svg = draw_timeline([Span("a", "a", 0, 1)], title="One")
+    root = parsed(svg)
+    assert root.get("role") == "img"
+    assert "prefers-color-scheme:dark" in svg
+    assert not re.search(r"href|src=|url\(|@import|<script|foreignObject|\bid=", svg)
+    assert svg.count("http") == 1  # the namespace
