@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from feste import blocking, context
 from feste.context import Settings
+from feste.delayed import FesteDelayed
 from feste.errors import (
     ConfigError,
     FesteError,
@@ -19,7 +21,6 @@ from feste.errors import (
     RunInterrupted,
     UngatedCall,
 )
-from feste.delayed import FesteDelayed
 from feste.graph import FesteGraph, Lowered, LoweredBatch
 from feste.node import COLLECTION, PENDING, Node, fill, holds_nodes
 from feste.optimization import Explanation, Optimizer, Plan
@@ -106,7 +107,11 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
         if not ended.done():
             ended.set_result(None)
 
-    run.on_finish(lambda: loop.call_soon_threadsafe(wake))
+    def from_the_brain() -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(wake)
+
+    run.on_finish(from_the_brain)
     driver().submit(run)
     try:
         await ended
@@ -188,7 +193,7 @@ def _with_collections(graph: FesteGraph) -> FesteGraph:
         return graph
     import dask
 
-    values = dask.compute(*[n.args[0] for n in nodes])
+    values = dask.compute(*[n.args[0] for n in nodes])  # type: ignore[attr-defined, no-untyped-call]
     computed = [node.replace() for node in nodes]
     for node, value in zip(computed, values, strict=True):
         node.value = value
@@ -398,7 +403,7 @@ def compute_collection(collection: Any) -> Any:
     """
     import dask
 
-    return dask.compute(collection)[0]
+    return dask.compute(collection)[0]  # type: ignore[attr-defined, no-untyped-call]
 
 
 def run_lowered_batch(low: LoweredBatch, values: Sequence[Any]) -> list[Any]:
@@ -419,7 +424,7 @@ def run_lowered_batch(low: LoweredBatch, values: Sequence[Any]) -> list[Any]:
         single = Node(node.op, tuple(fill(a, own) for a in node.args), {}, (), node.where)
         single.draw, single.value = node.draw, node.value
         singles.append(single)
-    nodes = [FesteDelayed(n) for n in singles]
+    nodes: list[FesteDelayed[Any]] = [FesteDelayed(n) for n in singles]
     results = compute(nodes, on_error="return", scheduler="local")[0]
     for member, result in zip(low.members, results, strict=True):
         if not isinstance(result, FesteError):

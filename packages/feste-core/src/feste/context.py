@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from feste.errors import ConfigError, UnknownName, suggest
 
-__all__ = ["SETTINGS", "Setting", "Settings", "get", "set", "settings"]
+__all__ = ["SETTINGS", "Layer", "Setting", "Settings", "get", "set", "settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +178,36 @@ class Settings(Mapping[str, Any]):
         return f"Settings({', '.join(f'{k}={v!r}' for k, v in self._values.items())})"
 
 
-_layers: list[set] = []
-_overlays: ContextVar[tuple[set, ...]] = ContextVar("feste_settings", default=())
+_layers: list[Layer] = []
+_overlays: ContextVar[tuple[Layer, ...]] = ContextVar("feste_settings", default=())
 _lock = threading.RLock()
 _extra: Callable[[], Mapping[str, Setting]] = dict
 _base: dict[str, Any] = {}
 
 
-class set:  # noqa: A001 - the seed's name; `context.set` reads as what it does
+class Layer:
+    """Settings that hold for the process, or, once entered as a ``with`` block, for the block.
+
+    :param values: settings by name, already checked.
+    """
+
+    __slots__ = ("_tokens", "values")
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+        self._tokens: list[Token[tuple[Layer, ...]]] = []
+
+    def __enter__(self) -> Layer:
+        with _lock:
+            _layers[:] = [layer for layer in _layers if layer is not self]
+        self._tokens.append(_overlays.set((*_overlays.get(), self)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _overlays.reset(self._tokens.pop())
+
+
+def set(**values: Any) -> Layer:
     """Set settings for the process, or, used as a ``with`` block, for the block only.
 
     :param values: settings by name.
@@ -196,23 +218,10 @@ class set:  # noqa: A001 - the seed's name; `context.set` reads as what it does
     ...     get("eager")
     True
     """
-
-    __slots__ = ("_tokens", "values")
-
-    def __init__(self, **values: Any) -> None:
-        self.values: dict[str, Any] = {k: _declared(k).check(k, v) for k, v in values.items()}
-        self._tokens: list[Token[tuple[set, ...]]] = []
-        with _lock:
-            _layers.append(self)
-
-    def __enter__(self) -> set:
-        with _lock:
-            _layers[:] = [layer for layer in _layers if layer is not self]
-        self._tokens.append(_overlays.set((*_overlays.get(), self)))
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        _overlays.reset(self._tokens.pop())
+    layer = Layer({name: _declared(name).check(name, value) for name, value in values.items()})
+    with _lock:
+        _layers.append(layer)
+    return layer
 
 
 def _declared(name: str) -> Setting:

@@ -76,7 +76,8 @@ class FesteDelayed(Lazy, Generic[R]):
         """
         from feste import _compute
 
-        return _compute.compute(self, **settings)[0]  # type: ignore[no-any-return]
+        value: R = _compute.compute(self, **settings)[0]
+        return value
 
     def visualize(self, path: str | Path | None = None) -> str:
         """Draw the graph that this value needs.
@@ -281,7 +282,10 @@ class Task(Generic[R]):
         return self if instance is None else functools.partial(self, instance)
 
     def __reduce__(self) -> Any:
-        module, qualname = getattr(self.fn, "__module__", None), getattr(self.fn, "__qualname__", "")
+        module, qualname = (
+            getattr(self.fn, "__module__", None),
+            getattr(self.fn, "__qualname__", ""),
+        )
         if module and module != "__main__" and _lookup(module, qualname) is self:
             return (_lookup, (module, qualname))
         return (_rebuild_task, (self.fn, self._options()))
@@ -399,9 +403,7 @@ _GETITEM = _op(operator.getitem, "getitem")
 _METHOD = _op(_call_method, "method", pure=False)
 _CALL = _op(_call_value, "call", pure=False)
 
-_BINARY = (
-    "add sub mul truediv floordiv mod divmod pow lshift rshift and or xor matmul lt le gt ge".split()
-)
+_BINARY = "add sub mul truediv floordiv mod divmod pow lshift rshift and or xor matmul lt le gt ge".split()
 _UNARY = "neg pos abs invert".split()
 
 

@@ -78,9 +78,7 @@ class FesteGraph(Mapping[str, Any]):
     # --- making one -------------------------------------------------------------------------------
 
     @classmethod
-    def collect(
-        cls, *objs: Any, scope: str = draw.MAIN
-    ) -> tuple[FesteGraph, list[str], Repack]:
+    def collect(cls, *objs: Any, scope: str = draw.MAIN) -> tuple[FesteGraph, list[str], Repack]:
         """Return the graph that some objects need, as it was built.
 
         :param objs: nodes, and lists, dicts, sets and dataclasses with nodes inside.

@@ -170,7 +170,7 @@ def _refusal(value: Any, kind: type) -> str:
 #: No text of a template, of one of its expressions or of its output is larger; in characters.
 TEXT_LIMIT: Final = 1 << 20
 
-#: Turns of loops and calls in one rendering; each further 1,024 characters or items handled are one.
+#: Turns of loops and calls in one rendering; 1,024 characters or items count as one.
 STEP_LIMIT: Final = 100_000
 
 
@@ -293,13 +293,14 @@ def check_filter(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str
     elif name == "join":
         value = list(value)
         between = kwargs.get("d", args[0] if args else "")
-        items = 0 if len(given) > 1 else extent(value)  # of items with `attribute`, only a part
+        partly = len(args) > 1 or "attribute" in kwargs  # of each item, only its attribute
+        items = 0 if partly else extent(value)
         _allow(len(value) * extent(between) + items)
     elif name == "indent":
-        width = max(number, *map(extent, given), 0)
+        width = max(number, *map(extent, (*given, "")))
         _allow(extent(value) + (str(value).count("\n") + 1) * width)
     elif name == "wordwrap":
-        _allow(extent(value) * max(1, *map(extent, given)))
+        _allow(extent(value) * max(map(extent, (*given, " "))))
     elif name == "round":
         _allow(number << 10)  # digits
     else:

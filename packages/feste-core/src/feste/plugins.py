@@ -52,7 +52,7 @@ class PluginInfo:
 
 def _entry_points() -> Iterator[tuple[Distribution, EntryPoint]]:
     """The entry points of the group, sorted so that nothing depends on the order of installation."""
-    found = {}
+    found: dict[tuple[str, str], tuple[Distribution, EntryPoint]] = {}
     for dist in distributions():
         for point in dist.entry_points:
             if point.group == GROUP:

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -153,7 +153,7 @@ def _code(code: CodeType) -> str:
 
 #: Where a rendering keeps its budget in the context: a name that no template can write.
 _BUDGET = " budget"
-_LIMITED = "batch center format indent join replace round slice wordwrap".split()
+_LIMITED = ("batch", "center", "format", "indent", "join", "replace", "round", "slice", "wordwrap")
 
 
 def _budget(context: Context) -> Budget:
@@ -196,13 +196,17 @@ def _printable(context: Context, value: Any) -> Any:
         return value  # it raises by itself
     if isinstance(value, Lazy):
         raise LazyValueError("a global is a lazy value; give it as a variable")
-    if callable(value) or hasattr(kind, "__next__") or kind.__repr__ is object.__repr__:
+    if callable(value) or hasattr(kind, "__next__") or not _shows(kind):
         raise TypeError(
             f"an expression gives a {kind.__name__}, which is no text: call it, use |list, "
             "or write x['name'] for the key of a dict"
         )
     _budget(context).spend(extent(value))
     return value
+
+
+def _shows(kind: type) -> bool:
+    return any("__str__" in c.__dict__ or "__repr__" in c.__dict__ for c in kind.__mro__[:-1])
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
@@ -285,7 +289,7 @@ def _sandbox(filters: tuple[tuple[str, Callable[..., Any]], ...]) -> Environment
 
 
 def _count_work(tree: nodes.Template) -> None:
-    """Make a template count the turns of its loops, what its filters are given, what ``~`` joins."""
+    """Make a template count its turns of loops, what its filters are given, what ``~`` joins."""
     from jinja2 import nodes
 
     def hidden(node: nodes.Expr, function: Callable[..., Any]) -> nodes.Filter:
@@ -400,8 +404,8 @@ def _compile(source: str, sandbox: Environment) -> _Compiled:
     from jinja2 import Template, TemplateSyntaxError, meta, nodes
 
     tree = sandbox.parse(source)
-    foreign = tree.find((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends))
-    if foreign is not None:
+    kinds = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+    for foreign in tree.find_all(kinds):
         raise TemplateSyntaxError("a prompt is one text and cannot include others", foreign.lineno)
     allowed = frozenset(meta.find_undeclared_variables(tree))
     required = allowed & _needed(tree) - _sandbox_class()[1].keys()
@@ -423,7 +427,6 @@ class _Op:
 
     name = "prompt"
     kind = "prompt"
-    identity = "prompt"
     emits = False
     pure = True
     executor = "thread"
@@ -432,6 +435,10 @@ class _Op:
     #: what it is built of
     parts: tuple[_TextOp, ...] = ()
     _names: tuple[Names, Names] | None = None
+
+    @property
+    def identity(self) -> str:
+        raise NotImplementedError
 
     @property
     def fn(self) -> Callable[..., Any]:
@@ -525,7 +532,7 @@ class _TextOp(_Op):
         return (_TextOp, (self.source, self.language, self.environment, self.file))
 
     @property
-    def identity(self) -> str:  # type: ignore[override]
+    def identity(self) -> str:
         return _digest(repr(("prompt", self.source, self.language, self.environment.identity)))
 
     @property
@@ -541,8 +548,8 @@ class _TextOp(_Op):
             try:
                 made = self._compiled = _compile(self.source, sandbox)
             except Exception as error:  # jinja's own, and Python's for what it made of the source
-                line = getattr(error, "lineno", None)
-                where = f", line {line}" if line else ""
+                line = getattr(error, "lineno", 0)
+                where = f", line {line}" if line and not isinstance(error, SyntaxError) else ""
                 raise _failure(PromptError, f"{self.label}{where}: {_why(error)}") from None
         return made
 
@@ -585,7 +592,7 @@ class _ChatOp(_Op):
         return (_ChatOp, (self.messages, self.language))
 
     @property
-    def identity(self) -> str:  # type: ignore[override]
+    def identity(self) -> str:
         parts = [(role, part.identity) for role, part in self.messages]
         return _digest(repr(("chat", parts, self.language)))
 
@@ -666,7 +673,7 @@ class _Callable:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Callable):
             return NotImplemented
-        return type(self) is type(other) and self._op.identity == other._op.identity  # type: ignore[no-any-return]
+        return type(self) is type(other) and bool(self._op.identity == other._op.identity)
 
     def __hash__(self) -> int:  # not by environment: its globals may change
         return hash(tuple(part.source for part in self._op.parts))
@@ -778,10 +785,8 @@ class Prompt(_Callable):
             )
         if not isinstance(other, Prompt):
             return NotImplemented
-        if self.environment is not other.environment:
-            if self.environment.identity != other.environment.identity:
-                why = f"{self!r} + {other!r}: give both the same environment"
-                raise _failure(PromptError, why)
+        if self.environment.identity != other.environment.identity:
+            raise _failure(PromptError, f"{self!r} + {other!r}: give both the same environment")
         _same_language(self, other)
         return self._with(_join(self.source, other.source))
 
@@ -903,9 +908,10 @@ class ChatPrompt(_Callable):
         for role, source in given:
             if role not in ROLES:
                 raise _failure(ConfigError, f"no role {role!r}.{suggest(str(role), ROLES)}")
-            if not isinstance(source, Prompt):
-                source = Prompt(source, language=language, environment=environment)
-            made.append((role, source._op))
+            if isinstance(source, Prompt):
+                made.append((role, source._op))
+            else:
+                made.append((role, _text_op(source, language, environment)))
         super().__init__(_ChatOp(tuple(made), language))
 
     @property

@@ -68,7 +68,7 @@ class Backend:
     @property
     def identity(self) -> str:
         """What decides the answers of this client, as text: endpoint, account, configuration."""
-        cached = self.__dict__.get("_identity")
+        cached: str | None = self.__dict__.get("_identity")
         if cached is None:
             config = {k: v for k, v in self.config().items() if k not in _NOT_IDENTITY}
             text = json.dumps(config, sort_keys=True, default=repr)
@@ -104,7 +104,8 @@ class Backend:
 
 
 def _rebuild(cls: type[Backend], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
-    return cls(*args, **kwargs)
+    made: Backend = cls(*args, **kwargs)
+    return made
 
 
 def _shown(value: Any) -> Any:

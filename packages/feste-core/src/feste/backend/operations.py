@@ -334,7 +334,7 @@ class _Simple(Operation[R]):
             determinism=determinism,
             signature=method,
         )
-        functools.update_wrapper(self, method)
+        self.__wrapped__ = method
 
     def __set_name__(self, owner: type, name: str) -> None:
         if not self.name:  # the method of `@name.batch` is the same operation under another name

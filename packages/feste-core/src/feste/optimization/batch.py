@@ -80,9 +80,7 @@ def ready_event(graph: FesteGraph, node: Node) -> Hashable:
     :param graph: the graph.
     :param node: the node.
     """
-    return frozenset(
-        d for d in graph.dependencies(node.key) if graph.nodes[d].value is PENDING
-    )
+    return frozenset(d for d in graph.dependencies(node.key) if graph.nodes[d].value is PENDING)
 
 
 def proven(graph: FesteGraph, batches: list[Batch], cx: PassContext) -> FesteGraph:

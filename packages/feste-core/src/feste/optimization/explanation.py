@@ -105,7 +105,9 @@ class Explanation:
             known = f"~{row.input_tokens:,} tokens in"
             if row.unknown:
                 known += f" (+ {row.unknown:,} prompts made while it runs)"
-            out = "no bound" if row.output_tokens is None else f"<= {row.output_tokens:,} tokens out"
+            out = (
+                "no bound" if row.output_tokens is None else f"<= {row.output_tokens:,} tokens out"
+            )
             name = f"{row.operation} {row.model}".rstrip()
             lines.append(
                 f"  {name}: {row.calls:,} calls in {row.requests:,} requests "
@@ -186,7 +188,7 @@ def _levels(graph: FesteGraph, groups: dict[Any, list[Node]]) -> dict[str, int]:
     group_of = {n.key: i for i, nodes in enumerate(groups.values()) for n in nodes}
     depth: dict[str, dict[int, int]] = {}
     levels: dict[str, int] = {}
-    left = {key: 0 for key in graph.nodes}
+    left = dict.fromkeys(graph.nodes, 0)
     for key in graph.nodes:
         for need in graph.dependencies(key):
             left[need] += 1

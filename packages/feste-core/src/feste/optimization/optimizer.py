@@ -99,9 +99,7 @@ class Optimizer:
                 raise UnknownName(f"optimize: no pass {name!r}.{suggest(name, known)}")
         return {p.name: optimize.get(p.name, _level(p) is not Level.E2) for p in self.passes}
 
-    def _apply(
-        self, one: Optimization, plan: Plan, report: PassReport, settings: Settings
-    ) -> None:
+    def _apply(self, one: Optimization, plan: Plan, report: PassReport, settings: Settings) -> None:
         cx = PassContext(settings)
         try:
             with blocking.inside("pass"):
@@ -111,9 +109,7 @@ class Optimizer:
         except Exception as error:  # a pass may raise anything; the graph before it is still valid
             if settings["strict"]:
                 raise
-            report.remarks.append(
-                Remark("missed", f"skipped: {type(error).__name__}: {error}")
-            )
+            report.remarks.append(Remark("missed", f"skipped: {type(error).__name__}: {error}"))
             return
         fresh = [r for r in cx.remarks if r not in report.remarks]
         report.remarks.extend(fresh)
@@ -123,17 +119,13 @@ class Optimizer:
             plan.graph = graph
 
 
-def _hold_to_the_rules(
-    before: FesteGraph, after: Any, cx: PassContext, *, strict: bool
-) -> None:
+def _hold_to_the_rules(before: FesteGraph, after: Any, cx: PassContext, *, strict: bool) -> None:
     """Refuse a result that is no graph, or that has lost calls or outputs."""
     if not isinstance(after, FesteGraph):
         raise PluginError(f"apply() must return a FesteGraph, not {type(after).__name__}")
     if after.outputs != before.outputs:
         raise PluginError("apply() changed which outputs are wanted")
-    lost = [
-        n.key for n in before.calls() if n.key not in after.nodes and n.key not in cx.accounted
-    ]
+    lost = [n.key for n in before.calls() if n.key not in after.nodes and n.key not in cx.accounted]
     if lost:
         raise PluginError(
             f"{len(lost)} calls are gone without an account, the first is {lost[0]}: say what "
@@ -160,9 +152,7 @@ def _ordered(passes: list[Optimization]) -> list[Optimization]:
     ordered: list[Optimization] = []
     for phase in Phase:
         named = {p.name: p for p in passes if _phase(p) is phase}
-        after = {
-            name: {n for n in _names(p, "after") if n in named} for name, p in named.items()
-        }
+        after = {name: {n for n in _names(p, "after") if n in named} for name, p in named.items()}
         for name, p in named.items():
             for later in _names(p, "before"):
                 if later in named:

@@ -80,7 +80,8 @@ class RunReport:
         requests = list(run.requests)
         spans = [_request_span(r) for r in requests]
         spans += [
-            Span(lane, label, begun, end, ok, wait) for lane, label, begun, end, wait, ok in run.spans
+            Span(lane, label, begun, end, ok, wait)
+            for lane, label, begun, end, wait, ok in run.spans
         ]
         return cls(
             run=run.name,
@@ -88,7 +89,7 @@ class RunReport:
             nodes=len(run.state),
             states=run.count_states(),
             operations=_rows(requests),
-            tasks=dict(run.seconds.most_common()),
+            tasks=dict(sorted(run.seconds.items(), key=lambda item: -item[1])),
             requests=requests,
             errors=[f"{type(run.errors[i]).__name__}: {run.errors[i]}" for i in run.failed[:20]],
             cancelled=run.cancelled,

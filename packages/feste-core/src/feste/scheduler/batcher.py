@@ -97,9 +97,7 @@ def _packed(call: Call[Any], requests: list[Request]) -> Request:
     return Request(**{**request.__dict__, "draws": draws}) if request.draws != draws else request
 
 
-def unpacked(
-    call: Call[Any], request: Request, response: Response
-) -> list[Response | CallError]:
+def unpacked(call: Call[Any], request: Request, response: Response) -> list[Response | CallError]:
     """Return each call's own outcome of a packed request.
 
     :param call: the operation.

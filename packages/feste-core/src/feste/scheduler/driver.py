@@ -17,18 +17,18 @@ from collections.abc import Callable, Hashable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from feste import blocking
+from feste import blocking, draw
 from feste.errors import FesteError, FesteWarning
 from feste.events import Event
 from feste.graph import FesteGraph
 from feste.optimization import Optimizer
 from feste.plugins import registry
-from feste.scheduler.brain import Brain, Emission
+from feste.scheduler.brain import Brain
 from feste.scheduler.executor import Executor
+from feste.scheduler.growth import Emission
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe
-from feste import draw
 
 __all__ = ["Driver", "driver"]
 
@@ -114,9 +114,7 @@ class Driver:
 
     def _broken(self, trace: str) -> None:
         for run in list(self.brain.runs):
-            run.failure = FesteError(
-                f"Feste's scheduler broke; please report this:\n{trace}"
-            )
+            run.failure = FesteError(f"Feste's scheduler broke; please report this:\n{trace}")
             run.finish()
         self.brain = Brain()
 

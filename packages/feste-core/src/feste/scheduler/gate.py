@@ -9,6 +9,7 @@ algorithms for congestion avoidance", 1989.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from feste.backend import Limits
@@ -99,13 +100,10 @@ class Gate(Generic[P]):
         if wait is not None:
             self.closed_until = max(self.closed_until, now + wait)
 
-    def drop(self, gone: set[int]) -> list[P]:
+    def drop(self, unwanted: Callable[[P], bool]) -> None:
         """Take out what need not wait any more.
 
-        :param gone: ``id`` of the items.
+        :param unwanted: tells whether something is such.
         """
-        kept = [entry for entry in self._queue if id(entry[2]) not in gone]
-        dropped = [entry[2] for entry in self._queue if id(entry[2]) in gone]
-        heapq.heapify(kept)
-        self._queue = kept
-        return dropped
+        self._queue = [entry for entry in self._queue if not unwanted(entry[2])]
+        heapq.heapify(self._queue)

@@ -12,12 +12,12 @@ from typing import Any
 from feste import blocking
 from feste.backend import Call, Request
 from feste.errors import CallError, Interrupted, Rejected
+from feste.node import fill
 from feste.scheduler.executor import Executor, Post, PyTask
 from feste.scheduler.loops import LoopThread
 from feste.scheduler.processes import ProcessPool
 from feste.scheduler.threads import ThreadPool, run_chunk
 from feste.scheduler.work import describe, result_of
-from feste.node import fill
 
 __all__ = ["LocalExecutor"]
 
@@ -108,9 +108,11 @@ class LocalExecutor(Executor):
 
     async def _send(self, handle: int, call: Call[Any], request: Request) -> None:
         begun = perf_counter()
-        ok, value = False, None
+        ok = False
+        value: Any = None
         try:
-            ok, value = True, await call.send(request)
+            value = await call.send(request)
+            ok = True
         except CallError as error:
             value = error
         except asyncio.CancelledError:

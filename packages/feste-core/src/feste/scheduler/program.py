@@ -61,9 +61,7 @@ class Program:
             raise GraphError(f"the graph has a cycle among {', '.join(stuck[:5])}")
         return rank
 
-    def _keepers(
-        self, graph: FesteGraph, before: Mapping[str, Node]
-    ) -> list[tuple[Node, ...]]:
+    def _keepers(self, graph: FesteGraph, before: Mapping[str, Node]) -> list[tuple[Node, ...]]:
         """The user's nodes that shall know each value: the node itself and those merged into it."""
         merged: dict[str, list[Node]] = {}
         for key in graph.aliases:
@@ -71,6 +69,4 @@ class Program:
                 merged.setdefault(graph.resolve(key), []).append(before[key])
         if not merged and before is graph.nodes:
             return [(node,) for node in self.nodes]
-        return [
-            (before.get(key, node), *merged.get(key, ())) for key, node in graph.nodes.items()
-        ]
+        return [(before.get(key, node), *merged.get(key, ())) for key, node in graph.nodes.items()]

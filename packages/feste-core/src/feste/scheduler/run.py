@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DONE",
     "FAILED",
+    "FINISHING",
     "NOT_STARTED",
     "OPEN",
     "READY",
@@ -34,6 +35,8 @@ __all__ = [
 # The states of a node. Up to OPEN it is on its way; the others are final.
 WAITING, READY, RUNNING, PREPARING, GROUPED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
 DONE, FAILED, SKIPPED, NOT_STARTED, REPLAYED = range(10, 15)
+#: Added to the rank of what finishes a paid call: it goes before anything that only begins.
+FINISHING = 1 << 40
 STATES = {
     DONE: "done",
     FAILED: "failed",
@@ -89,7 +92,7 @@ class Run:
         self.flying = 0
         self.requests: list[RequestFinished] = []
         self.spans: list[tuple[str, str, float, float, float, bool]] = []
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls = sum(n.op.kind == "call" for n in program.nodes)
         self.calls_done = 0
         for members in program.batches:

@@ -9,8 +9,8 @@ from time import perf_counter
 
 from feste import blocking
 from feste.scheduler.executor import Post, PyTask
+from feste.scheduler.growth import Emission
 from feste.scheduler.work import describe, evaluate, result_of
-from feste.scheduler.brain import Emission
 
 __all__ = ["ThreadPool", "run_chunk"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from feste.errors import FesteError, NodeError
 from feste.node import Deps, fill, holds_nodes, pack
-from feste.scheduler.brain import Emission
+from feste.scheduler.growth import Emission
 
 __all__ = ["describe", "evaluate", "result_of"]
 
@@ -32,7 +32,7 @@ def evaluate(
 
 
 def result_of(value: Any) -> Any:
-    """Return a result, as an :class:`~feste.scheduler.brain.Emission` if it holds nodes.
+    """Return a result, as an :class:`~feste.scheduler.growth.Emission` if it holds nodes.
 
     :param value: what a user's function returned.
     """

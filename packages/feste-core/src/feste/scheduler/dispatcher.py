@@ -1,0 +1,197 @@
+"""Which Python runs next: ready pieces by priority, small ones and chains of them in chunks."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any
+
+from feste.draw import Determinism
+from feste.node import PENDING
+from feste.scheduler.calls import prepare_request
+from feste.scheduler.executor import Executor, PyTask
+from feste.scheduler.growth import Emission
+from feste.scheduler.run import (
+    DONE,
+    FINISHING,
+    NOT_STARTED,
+    OPEN,
+    PREPARING,
+    READY,
+    RUNNING,
+    WAITING,
+    Run,
+)
+
+if TYPE_CHECKING:
+    from feste.scheduler.brain import Brain
+
+__all__ = ["Dispatcher"]
+
+#: Small tasks are handed out together until they are expected to take this many seconds.
+CHUNK = 0.001
+#: A chunk that takes longer than this many seconds gives back what it has not begun.
+TAIL = 0.005
+_MOST = 256
+_FIRST_GUESS = 5e-5
+
+
+class Dispatcher:
+    """Hands out Python to free hands.
+
+    :param brain: the brain it is part of.
+    """
+
+    def __init__(self, brain: Brain) -> None:
+        self.brain = brain
+        self.busy: dict[tuple[Executor, str], int] = {}
+        self.chunks: dict[int, list[PyTask]] = {}
+        self.cost: dict[str, float] = {}
+
+    def push(self, run: Run, where: str, rank: int, what: int | PyTask) -> None:
+        heapq.heappush(run.ready.setdefault(where, []), (-rank, self.brain.number(), what))
+
+    def hand_out(self) -> None:
+        """Give ready work to free hands, runs in turn, the critical path first."""
+        progress = True
+        while progress:
+            progress = False
+            for run in self.brain.runs:
+                for where, heap in run.ready.items():
+                    if heap and self._free(run.executor, where):
+                        self._give(run, where, heap)
+                        progress = True
+        if len(self.brain.runs) > 1:
+            self.brain.runs.append(self.brain.runs.pop(0))
+
+    def _free(self, executor: Executor, where: str) -> bool:
+        return self.busy.get((executor, where), 0) < executor.capacity(where)
+
+    def _give(self, run: Run, where: str, heap: list[tuple[int, int, Any]]) -> None:
+        chunk: list[PyTask] = []
+        cost = 0.0
+        chunking = run.executor.chunking and where == "thread"
+        while heap and (not chunk or (chunking and cost < CHUNK and len(chunk) < _MOST)):
+            what = heapq.heappop(heap)[2]
+            if type(what) is PyTask:
+                if run.state[what.index] < OPEN:
+                    chunk.append(what)
+                    cost += self._cost(what)
+            elif run.state[what] == READY:
+                task = self._begin(run, what)
+                chunk.append(task)
+                cost += self._cost(task)
+                if chunking and cost < CHUNK and task.stage == "run":
+                    cost = self._chain(run, what, task, chunk, cost)
+        if not chunk:
+            return
+        place = (run.executor, where)
+        self.busy[place] = self.busy.get(place, 0) + 1
+        self.chunks[id(chunk)] = chunk
+        if len(chunk) > 1:
+            self.brain.later(TAIL, lambda now: self._reclaim(run.executor, chunk))
+        self.brain.act("call", run.executor, where, chunk)
+
+    def _cost(self, task: PyTask) -> float:
+        known = self.cost.get(task.name)
+        if known is not None:
+            return known
+        user = task.stage == "run" and task.run.program.nodes[task.index].op.kind == "task"
+        return CHUNK if user else _FIRST_GUESS
+
+    def _begin(self, run: Run, i: int) -> PyTask:
+        node = run.program.nodes[i]
+        values = [run.values[d] for d in run.program.deps[i]]
+        op: Any = node.op
+        if op.kind == "call":
+            run.state[i] = PREPARING
+            args = (op, node.draw, node.args, values)
+            return PyTask(run, i, "prepare", prepare_request, args, {}, [], f"{op.name}.prepare")
+        run.state[i] = RUNNING
+        return PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)
+
+    def _chain(self, run: Run, i: int, task: PyTask, chunk: list[PyTask], cost: float) -> float:
+        """Let the chunk go on with what only its last task is waited for by."""
+        program = run.program
+        while cost < CHUNK and len(chunk) < _MOST:
+            consumers = program.consumers[i]
+            if len(consumers) != 1 or program.nodes[i].op.emits:
+                break
+            j = consumers[0]
+            node = program.nodes[j]
+            if (
+                run.state[j] != WAITING
+                or run.pending[j] != 1
+                or node.op.kind not in ("task", "prompt")
+                or run.executor.place(node.op) != "thread"
+                or program.keepers[j][0].value is not PENDING
+                or (
+                    node.determinism is not Determinism.PURE
+                    and not self.brain.lifecycle.claim(run, j, node)
+                )
+            ):
+                break
+            values = [task if d == i else run.values[d] for d in program.deps[j]]
+            op: Any = node.op
+            task = PyTask(run, j, "run", op.fn, node.args, node.kwargs, values, op.name)
+            run.state[j] = RUNNING
+            run.ready_at[j] = self.brain.now
+            chunk.append(task)
+            cost += self._cost(task)
+            i = j
+        return cost
+
+    def _reclaim(self, executor: Executor, chunk: list[PyTask]) -> None:
+        if self.chunks.get(id(chunk)) is chunk:
+            self.brain.act("reclaim", executor, chunk)
+
+    def freed(self, executor: Executor, where: str, chunk: list[PyTask]) -> None:
+        """A chunk is through."""
+        self.chunks.pop(id(chunk), None)
+        self.busy[executor, where] -= 1
+
+    def capacity_changed(self, executor: Executor, where: str) -> None:
+        """Places changed; handing out looks at them anew after every event."""
+
+    def returned(self, executor: Executor, tasks: list[PyTask]) -> None:
+        """Tasks of a chunk were not begun: they wait again."""
+        for task in tasks:
+            run, i = task.run, task.index
+            if run.state[i] >= OPEN:
+                continue
+            if run.stopping:
+                self.brain.lifecycle.end(run, i, NOT_STARTED)
+            elif task.stage != "run":
+                self.push(run, "thread", run.program.rank[i] + FINISHING, task)
+            elif run.pending[i]:
+                run.state[i] = WAITING
+            else:
+                run.state[i] = READY
+                self.push(run, executor.place(run.program.nodes[i].op), run.program.rank[i], i)
+
+    def finished(
+        self, executor: Executor, task: PyTask, ok: bool, value: Any, seconds: float
+    ) -> None:
+        """A piece of Python ended."""
+        name = task.name
+        known = self.cost.get(name)
+        # wall time jumps when a thread waits for the interpreter: one jump must not count for much
+        self.cost[name] = seconds if known is None else 0.8 * known + 0.2 * min(seconds, 4 * known)
+        run = task.run
+        run.seconds[name] += seconds
+        if run.state[task.index] < OPEN or task.stage in ("pack", "unpack"):
+            self.brain.stages[task.stage](run, task, ok, value, seconds)
+
+    def ran(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+        """A node's own Python ended."""
+        if seconds > CHUNK:
+            begun = self.brain.now - seconds
+            lane = f"{run.program.nodes[task.index].op.kind} {task.name}"
+            waited = max(0.0, begun - run.ready_at[task.index])
+            end = self.brain.now - run.started
+            run.spans.append((lane, task.key, begun - run.started, end, waited, ok))
+        if not ok:
+            self.brain.lifecycle.fail(run, task.index, value)
+        elif type(value) is Emission:
+            self.brain.act("grow", run, task.index, value)
+        else:
+            self.brain.lifecycle.done(run, task.index, value, DONE)

@@ -1,0 +1,169 @@
+"""The graph grows while it runs: nodes that a task returned join its run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from feste.draw import Determinism
+from feste.errors import FesteError, GraphError
+from feste.node import Node
+from feste.scheduler.batcher import Group
+from feste.scheduler.program import Program
+from feste.scheduler.run import DONE, NOT_STARTED, OPEN, READY, REPLAYED, WAITING, Run
+
+if TYPE_CHECKING:
+    from feste.scheduler.brain import Brain
+
+__all__ = ["Emission", "Growth"]
+
+
+class Emission:
+    """What a task returned, with nodes inside: not a value yet.
+
+    :param packed: the result with slots for the nodes.
+    :param nodes: the nodes.
+    """
+
+    __slots__ = ("nodes", "packed")
+
+    def __init__(self, packed: Any, nodes: list[Node]) -> None:
+        self.packed = packed
+        self.nodes = nodes
+
+
+class _Repack:
+    """The op of a node whose task returned nodes: puts their values in place."""
+
+    name = "repack"
+    kind = "data"
+    identity = "repack"
+    emits = False
+    executor = "thread"
+    is_async = False
+
+    def determinism(self, args: Any, kwargs: Any) -> Determinism:
+        return Determinism.PURE
+
+    @staticmethod
+    def fn(value: Any) -> Any:
+        return value
+
+
+_REPACK = _Repack()
+
+
+class Growth:
+    """Merges emitted nodes into a run.
+
+    :param brain: the brain it is part of.
+    """
+
+    def __init__(self, brain: Brain) -> None:
+        self.brain = brain
+
+    def grown(self, run: Run, i: int, program: Any, packed: Any) -> None:
+        """A task returned nodes: they join the run, and its own value is made of theirs."""
+        if run.state[i] >= OPEN:
+            return
+        if isinstance(program, FesteError):
+            self.brain.lifecycle.fail(run, i, program)
+            return
+        if run.stopping:
+            self.brain.lifecycle.end(run, i, NOT_STARTED)
+            return
+        position = self._merge(run, program, run.program.rank[i])
+        wanted = [position[j] for j in program.outputs]
+        if self._needs(run, wanted, i):
+            key = run.program.nodes[i].key
+            self.brain.lifecycle.fail(
+                run, i, GraphError(f"a cycle: {key} returned a node that needs {key}")
+            )
+            return
+        main = run.program
+        for d in main.deps[i]:
+            run.uses[d] -= 1
+            if not run.uses[d]:
+                self.brain.lifecycle.release(run, d)
+        main.nodes[i] = main.nodes[i].replace(op=_REPACK, args=(packed,), kwargs={})
+        main.deps[i] = wanted
+        run.emitters.add(i)
+        run.state[i] = WAITING
+        run.pending[i] = 0
+        for d in wanted:
+            run.uses[d] += 1
+            if run.state[d] in (DONE, REPLAYED):
+                continue
+            main.consumers[d].append(i)
+            run.pending[i] += 1
+        failed = next((d for d in wanted if d in run.errors), None)
+        if failed is not None:
+            self.brain.lifecycle.poison(run, failed, run.errors[failed])
+        elif not run.pending[i]:
+            self._repack(run, i)
+
+    def _repack(self, run: Run, i: int) -> None:
+        run.state[i] = READY
+        self.brain.dispatcher.push(run, "thread", run.program.rank[i], i)
+
+    def _merge(self, run: Run, part: Program, rank: int) -> list[int]:
+        """Append a program to a run's; return where each of its nodes is now."""
+        main = run.program
+        position: list[int] = []
+        fresh: list[int] = []
+        for j, node in enumerate(part.nodes):
+            at = main.index.get(node.key)
+            if at is None or self._is_gone(run, at):
+                at = len(main.nodes)
+                fresh.append(j)
+                main.index[node.key] = at
+                main.nodes.append(node)
+                main.deps.append([])
+                main.consumers.append([])
+                main.rank.append(part.rank[j] + rank)
+                main.keepers.append(part.keepers[j])
+                run.state.append(WAITING)
+                run.pending.append(0)
+                run.uses.append(0)
+                run.values.append(None)
+                run.ready_at.append(0.0)
+                run.open += 1
+                run.calls += node.op.kind == "call"
+            position.append(at)
+        for j in fresh:
+            self._connect(run, position[j], [position[d] for d in part.deps[j]])
+        for members in part.batches:
+            group = Group(position[m] for m in members)
+            run.groups.update((position[m], group) for m in members)
+        for j in fresh:
+            i = position[j]
+            failed = next((d for d in main.deps[i] if d in run.errors), None)
+            if failed is not None and run.state[i] < OPEN:
+                self.brain.lifecycle.poison(run, failed, run.errors[failed])
+            elif not run.pending[i] and run.state[i] == WAITING:
+                self.brain.lifecycle.ready(run, i)
+        return position
+
+    def _connect(self, run: Run, i: int, deps: list[int]) -> None:
+        run.program.deps[i] = deps
+        for d in deps:
+            run.uses[d] += 1
+            run.program.consumers[d].append(i)
+            if run.state[d] not in (DONE, REPLAYED):
+                run.pending[i] += 1
+
+    def _is_gone(self, run: Run, i: int) -> bool:
+        """Whether a node's value was let go because nothing seemed to need it any more."""
+        return run.state[i] in (DONE, REPLAYED) and not run.uses[i]
+
+    def _needs(self, run: Run, roots: list[int], target: int) -> bool:
+        """Whether one of some unfinished nodes needs another."""
+        seen: set[int] = set()
+        stack = list(roots)
+        while stack:
+            i = stack.pop()
+            if i == target:
+                return True
+            if i not in seen and run.state[i] < OPEN:
+                seen.add(i)
+                stack.extend(run.program.deps[i])
+        return False

@@ -1,0 +1,197 @@
+"""How nodes begin and end: readiness, values, failure and its poison, runs that share a node."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from feste.draw import Determinism
+from feste.errors import FesteError, UpstreamFailed
+from feste.events import NodeFinished
+from feste.node import PENDING, Node
+from feste.scheduler.run import (
+    DONE,
+    FAILED,
+    JOINED,
+    NOT_STARTED,
+    OPEN,
+    READY,
+    REPLAYED,
+    SENT,
+    SKIPPED,
+    STATES,
+    WAITING,
+    Run,
+)
+
+if TYPE_CHECKING:
+    from feste.scheduler.brain import Brain
+
+__all__ = ["Lifecycle"]
+
+
+class Lifecycle:
+    """Brings nodes from state to state.
+
+    :param brain: the brain it is part of.
+    """
+
+    def __init__(self, brain: Brain) -> None:
+        self.brain = brain
+        self.joined: dict[Any, list[tuple[Run, int]]] = {}
+        self._settling: deque[tuple[Run, int, Any, int]] = deque()
+
+    def ready(self, run: Run, i: int) -> None:
+        """All inputs of a node are there."""
+        run.ready_at[i] = self.brain.now
+        node = run.program.nodes[i]
+        kept = run.program.keepers[i][0].value
+        if kept is not PENDING:
+            self.done(run, i, kept, REPLAYED)
+            return
+        if node.value is not PENDING:  # a constant that a pass put there
+            self.done(run, i, node.value, DONE)
+            return
+        if run.stopping:
+            self.end(run, i, NOT_STARTED)
+            return
+        if node.determinism is not Determinism.PURE:
+            shared = self._shared_name(run, node)
+            others = self.joined.setdefault(shared, [])
+            if others and others[0] != (run, i):  # another run is at it: wait for its answer
+                others.append((run, i))
+                run.state[i] = JOINED
+                self.brain.calls.drop_from_group(run, i)
+                return
+            if not others:
+                others.append((run, i))
+        run.state[i] = READY
+        where = "thread" if node.op.kind == "call" else run.executor.place(node.op)
+        self.brain.dispatcher.push(run, where, run.program.rank[i], i)
+
+    def _shared_name(self, run: Run, node: Node) -> Any:
+        """Under which name a node in flight is known to other runs that hold it."""
+        return node.key if node.op.kind == "call" else (node.key, id(run.executor))
+
+    def done(self, run: Run, i: int, value: Any, state: int) -> None:
+        """A node has its value. Followers that are done at once wait in line: no recursion."""
+        self._settling.append((run, i, value, state))
+        if len(self._settling) == 1:
+            while self._settling:
+                self._settle(*self._settling[0])
+                self._settling.popleft()
+
+    def _settle(self, run: Run, i: int, value: Any, state: int) -> None:
+        if run.state[i] >= OPEN:
+            return
+        program = run.program
+        node = program.nodes[i]
+        run.values[i] = value
+        if node.op.kind == "call":
+            run.calls_done += 1
+        if run.keep != "none" and state == DONE:
+            paid = node.op.kind == "call" or i in run.emitters
+            if paid or (run.keep == "all" and not run.executor.remote):
+                for kept in program.keepers[i]:
+                    kept.value = value
+        self.end(run, i, state)
+        for j in program.consumers[i]:
+            run.pending[j] -= 1
+            if not run.pending[j] and run.state[j] == WAITING:
+                self.ready(run, j)
+
+    def fail(self, run: Run, i: int, error: FesteError) -> None:
+        """A node failed: everything that needs it is poisoned."""
+        node = run.program.nodes[i]
+        if not error.origin:
+            error.origin = node.where
+        if hasattr(error, "node") and not error.node:
+            error.node = node.key
+        run.errors[i] = error
+        run.failed.append(i)
+        self.end(run, i, FAILED)
+        self.poison(run, i, error)
+        if run.on_error == "stop" and not run.stopping:
+            self.brain.halt(run)
+
+    def poison(self, run: Run, root: int, error: FesteError) -> None:
+        stack = list(run.program.consumers[root])
+        while stack:
+            j = stack.pop()
+            if run.state[j] >= OPEN:
+                continue
+            node = run.program.nodes[j]
+            run.errors[j] = UpstreamFailed(
+                f"{node.key} was not run: {type(error).__name__} in "
+                f"{run.program.nodes[root].key}: {error}",
+                origin=node.where,
+                node=node.key,
+                roots=(error,),
+            )
+            self.end(run, j, SKIPPED)
+            stack.extend(run.program.consumers[j])
+
+    def end(self, run: Run, i: int, state: int) -> None:
+        """Bring a node into its final state."""
+        before = run.state[i]
+        run.state[i] = state
+        run.open -= 1
+        node = run.program.nodes[i]
+        if before < SENT or before == JOINED:
+            self.brain.calls.drop_from_group(run, i)
+        if node.determinism is not Determinism.PURE:
+            self._tell_joined(run, i, node, state)
+        for d in run.program.deps[i]:
+            run.uses[d] -= 1
+            if not run.uses[d]:
+                self.release(run, d)
+        if not run.uses[i]:
+            self.release(run, i)
+        if run.observed:
+            self._tell(run, i, node, state)
+        if not run.open:
+            self.brain.end_if_done(run)
+
+    def release(self, run: Run, i: int) -> None:
+        if run.state[i] in (DONE, REPLAYED) and run.executor.remote and run.state[i] == DONE:
+            self.brain.act("release", run.executor, run.values[i])
+        run.values[i] = None
+
+    def _tell(self, run: Run, i: int, node: Node, state: int) -> None:
+        error = run.errors.get(i)
+        finished = NodeFinished(
+            run.name,
+            self.brain.now - run.started,
+            node.key,
+            node.op.name,
+            node.op.kind,
+            STATES[state],  # type: ignore[arg-type]
+            run.ready_at[i] - run.started if run.ready_at[i] else self.brain.now - run.started,
+            node.where,
+            str(error) if error is not None else "",
+        )
+        self.brain.act("notify", finished)
+
+    def _tell_joined(self, run: Run, i: int, node: Node, state: int) -> None:
+        shared = self._shared_name(run, node)
+        others = self.joined.get(shared)
+        if not others or others[0] != (run, i):
+            if others and (run, i) in others:
+                others.remove((run, i))
+            return
+        del self.joined[shared]
+        for other, j in others[1:]:
+            if other.state[j] != JOINED:
+                continue
+            if state in (DONE, REPLAYED):
+                self.done(other, j, run.values[i], REPLAYED)
+            elif state == FAILED:
+                self.fail(other, j, run.errors[i])
+            else:
+                other.state[j] = WAITING
+                self.ready(other, j)
+
+    def claim(self, run: Run, i: int, node: Node) -> bool:
+        """Whether no other run is at this node; it is this run's from now on."""
+        others = self.joined.setdefault(self._shared_name(run, node), [(run, i)])
+        return others[0] == (run, i)
