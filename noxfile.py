@@ -124,6 +124,16 @@ def alone(session: nox.Session, package: str) -> None:
 
 
 @nox.session
+def oldest(session: nox.Session) -> None:
+    """Does it work with the oldest version of every dependency that we accept?"""
+    projects = [nox.project.load_toml(path)["project"] for path in existing("packages/*/*.toml")]
+    accepted = [line for project in projects for line in project["dependencies"]]
+    pins = [re.sub(">=([0-9.]+).*", r"==\1", line) for line in accepted if "feste" not in line]
+    install(session, "--compile", *TEST, *TEST_MORE, *pins)
+    session.run("pytest", *(session.posargs or existing("packages/*/tests")))
+
+
+@nox.session
 @nox.parametrize("package", list(PACKAGES), ids=list(PACKAGES))
 def wheels(session: nox.Session, package: str) -> None:
     """Does each package install from its source, share no file, and go without leaving damage?"""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -310,6 +312,11 @@ class TestEmbeddings:
         assert server.requests()[0].items == 3
         answers = [entry["answer"] for entry in server.ledger()]
         assert answers[:3] == answers[3:] and len(set(answers)) == 3
+
+    def test_base64_is_sent_as_such(self, client: openai.OpenAI) -> None:
+        raw = client.embeddings.with_raw_response.create(model="m", input="a")
+        text = raw.http_response.json()["data"][0]["embedding"]
+        assert list(struct.unpack("<16f", base64.b64decode(text))) == embedding("a")
 
     def test_one_text_tokens_and_dimensions(self, client: openai.OpenAI) -> None:
         reply = client.embeddings.create(model="m", input="a", dimensions=5)

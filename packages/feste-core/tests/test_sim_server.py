@@ -513,12 +513,16 @@ class TestHttp:
                 assert json.load(link.getresponse()) == {"texts": [oracle.answer(text)]}
         assert [entry.path for entry in server.requests()] == ["/echo", "/echo"]
 
-    def test_two_requests_in_one_packet_are_answered_in_order(self, server: SimServer) -> None:
-        head = b"POST /echo HTTP/1.1\r\ncontent-length: %d\r\n"
-        first, second = b'{"text": "a"}', b'{"text": "b"}'
-        with socket.create_connection(address(server), timeout=60) as link:
-            link.sendall(head % len(first) + b"\r\n" + first)
-            link.sendall(head % len(second) + b"connection: close\r\n\r\n" + second)
+    def test_requests_sent_ahead_are_answered_in_order(self, echo: str) -> None:
+        bodies = [b'{"texts": ["a", "a", "a"]}', b'{"text": "b"}']
+        links = [b"", b"connection: close\r\n"]
+        with (
+            SimServer(echo, slope=0.1) as server,  # the second would be ready first
+            socket.create_connection(address(server), timeout=60) as link,
+        ):
+            for body, more in zip(bodies, links, strict=True):
+                head = b"POST /echo HTTP/1.1\r\ncontent-length: %d\r\n" % len(body)
+                link.sendall(head + more + b"\r\n" + body)
             data = b"".join(iter(lambda: link.recv(65536), b""))
 
         answers = [data.index(oracle.answer(text).encode()) for text in "ab"]

@@ -166,8 +166,10 @@ def _tick(context: Context, _: None) -> bool:
 
 
 def _weigh(context: Context, value: Any) -> Any:
-    if type(value) in (str, list, dict, tuple, range):
+    if type(value) is str:
         _budget(context).spend(len(value))
+    elif type(value) in (list, dict, tuple, range):
+        _budget(context).spend(min(4 * len(value), TEXT_LIMIT))  # an item is more work than a letter
     return value
 
 
@@ -550,7 +552,7 @@ class _TextOp(_Op):
             except Exception as error:  # jinja's own, and Python's for what it made of the source
                 line = getattr(error, "lineno", 0)
                 where = f", line {line}" if line and not isinstance(error, SyntaxError) else ""
-                raise _failure(PromptError, f"{self.label}{where}: {_why(error)}") from None
+                raise PromptError(f"{self.label}{where}: {_why(error)}") from None
         return made
 
     def render(self, /, **variables: Any) -> Any:
@@ -826,7 +828,10 @@ def _text_op(
     made = _TextOp(source, _language(language), environment or default_environment, file)
     if _bytes(source) > SOURCE_LIMIT:
         raise _failure(PromptError, f"{made.label}: {_TOO_LARGE}")
-    made.compiled()
+    try:
+        made.compiled()
+    except PromptError as error:
+        raise _failure(PromptError, str(error)) from None
     return made
 
 

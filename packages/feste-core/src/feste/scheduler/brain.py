@@ -170,7 +170,6 @@ class Brain:
         for i, state in enumerate(run.state):
             if state in queued:
                 self.lifecycle.end(run, i, NOT_STARTED)
-        run.ready.clear()
         run.groups.clear()
         self.end_if_done(run)
 

@@ -17,18 +17,14 @@ from collections.abc import Callable, Hashable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from feste import blocking, draw
+from feste import blocking
 from feste.errors import FesteError, FesteWarning
 from feste.events import Event
-from feste.graph import FesteGraph
-from feste.optimization import Optimizer
 from feste.plugins import registry
 from feste.scheduler.brain import Brain
 from feste.scheduler.executor import Executor
-from feste.scheduler.growth import Emission
-from feste.scheduler.program import Program
+from feste.scheduler.growth import Emission, compiled
 from feste.scheduler.run import Run
-from feste.scheduler.work import describe
 
 __all__ = ["Driver", "driver"]
 
@@ -146,16 +142,7 @@ class Driver:
         """Collect and optimize what a task returned, on a thread aside."""
 
         def grow() -> None:
-            try:
-                node = run.program.nodes[i]
-                scope = str(node.draw)
-                draw.forget(scope)
-                graph = FesteGraph.of(emission.nodes, scope=scope)
-                plan = run.context.copy().run(Optimizer().run, graph, run.settings)
-                program: Any = Program(plan.graph, graph.nodes)
-            except Exception as error:  # a pass or a cycle: the node fails, the run goes on
-                program = describe(error)
-            self._events.put(("grown", run, i, program, emission.packed))
+            self._events.put(("grown", run, i, compiled(run, i, emission), emission.packed))
 
         threading.Thread(target=grow, name="feste-grow", daemon=True).start()
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from feste import draw
 from feste.draw import Determinism
 from feste.errors import FesteError, GraphError
+from feste.graph import FesteGraph
 from feste.node import Node
+from feste.optimization import Optimizer
 from feste.scheduler.batcher import Group
 from feste.scheduler.program import Program
 from feste.scheduler.run import DONE, NOT_STARTED, OPEN, READY, REPLAYED, WAITING, Run
@@ -31,6 +34,24 @@ class Emission:
         self.nodes = nodes
 
 
+def compiled(run: Run, i: int, emission: Emission) -> Program | FesteError:
+    """Return the program of what a task returned, optimized like any other; hands call this.
+
+    :param run: the run.
+    :param i: the position of the node that emitted.
+    :param emission: what its task returned.
+    :returns: the program, or why there is none.
+    """
+    scope = str(run.program.nodes[i].draw)
+    draw.forget(scope)  # the task ran again from its start, so its draws count from 0
+    try:
+        graph = FesteGraph.of(emission.nodes, scope=scope)
+        plan = run.context.copy().run(Optimizer().run, graph, run.settings)
+        return Program(plan.graph, graph.nodes)
+    except FesteError as error:
+        return error
+
+
 class _Repack:
     """The op of a node whose task returned nodes: puts their values in place."""
 
@@ -42,7 +63,7 @@ class _Repack:
     is_async = False
 
     def determinism(self, args: Any, kwargs: Any) -> Determinism:
-        return Determinism.PURE
+        return Determinism.EFFECT  # it still is the node that its task was
 
     @staticmethod
     def fn(value: Any) -> Any:

@@ -2,5 +2,6 @@
 
 from feste.draw import forget as fresh_draws
 from feste.testing.fake_backend import FakeBackend, FakeParams
+from feste.testing.virtual_clock import VirtualClock
 
-__all__ = ["FakeBackend", "FakeParams", "fresh_draws"]
+__all__ = ["FakeBackend", "FakeParams", "VirtualClock", "fresh_draws"]

@@ -117,12 +117,16 @@ class FakeBackend(Backend):
             for text, error in self.fail.items():
                 if text in str(dict(request.body)):
                     raise type(error)(*error.args)
-            return self._answer(request)
+            return self.answer(request)
         finally:
             with self._lock:
                 self._in_flight -= 1
 
-    def _answer(self, request: Request) -> Response:
+    def answer(self, request: Request) -> Response:
+        """Return the response to a request; pure.
+
+        :param request: the request, single or packed.
+        """
         field = "input" if request.operation == "embed" else "prompt"
         given = request.body.get(field)
         items = given if isinstance(given, list) else [given]

@@ -1,0 +1,273 @@
+"""The Cohere client: its configuration, its operations, and their requests as data."""
+
+from __future__ import annotations
+
+import array
+import ipaddress
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from feste.backend import (
+    Backend,
+    BatchRule,
+    Determinism,
+    Limits,
+    Message,
+    Operation,
+    Params,
+    Request,
+    Response,
+    Secret,
+)
+from feste.backend.cohere import replies, transport
+from feste.backend.cohere.params import ChatParams, EmbedParams, GenerateParams
+from feste.errors import ConfigError, ParameterError
+from feste.plain import plain
+
+__all__ = ["Cohere"]
+
+_URL = "https://api.cohere.com"
+_MAX_TEXTS = 96
+
+
+class Cohere(Backend):
+    """Cohere, or a server that speaks its API.
+
+    Texts to embed share requests, up to 96 in each; chats take one conversation a request.
+
+    :param model: the model, unless the parameters of a call name another.
+    :param api_key: a :class:`~feste.backend.Secret`, or the key itself, which is then held in
+        memory only; None reads ``CO_API_KEY`` when a call is made. A server on this machine needs
+        none.
+    :param base_url: where the API is; None takes ``CO_API_URL``, else ``https://api.cohere.com``.
+        It must be https, but for a server on this machine.
+    :param timeout: seconds that one attempt may take.
+    :param limits: what the account or server can take.
+    :raises ConfigError: if the URL or the timeout is wrong.
+
+    >>> Cohere(base_url="http://api.example.com")
+    Traceback (most recent call last):
+    feste.errors.ConfigError: base_url must be https except on this machine, not http://api.example.com
+    """
+
+    plugin = "cohere"
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        api_key: str | Secret | None = None,
+        base_url: str | None = None,
+        timeout: float = 300.0,
+        limits: Limits | None = None,
+    ) -> None:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+            raise ConfigError(f"timeout is a positive number of seconds, not {timeout!r}")
+        self.model = model
+        self.base_url, self._local = _base_url(base_url or os.environ.get("CO_API_URL") or _URL)
+        self.timeout = timeout
+        self.limits = limits or Limits()
+        self._secret = Secret.of(api_key, "CO_API_KEY")
+        # another process may have another CO_API_URL: what is pickled is the effective one
+        named = {"model": model, "api_key": api_key, "base_url": self.base_url}
+        self._given = ((), {**named, "timeout": timeout, "limits": limits})
+
+    @property
+    def endpoint(self) -> str:
+        """The URL below which all calls go."""
+        return self.base_url
+
+    @property
+    def account(self) -> str:
+        """Who pays: the name under which the key is known."""
+        return "" if self._secret.is_literal else self._secret.name
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """The API key; none for a server on this machine, unless there is one."""
+        return () if self._local and not self._secret.is_set else (self._secret,)
+
+    def preflight(self) -> None:
+        """Raise what can be known to be wrong before anything is sent.
+
+        :raises MissingKey: if the environment variable of the key is not set.
+        :raises ConfigError: if the key cannot be one.
+        """
+        self._token()
+
+    def _token(self) -> str:
+        if not self.secrets:
+            return "none"  # the SDK wants one; nobody reads it
+        key = self._secret.reveal()
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise ConfigError(
+                f"the API key of {self._secret!r} holds spaces, line ends or characters that no "
+                "HTTP header can carry; copy it again"
+            )
+        return key
+
+    # --- prepare --------------------------------------------------------------------------------
+
+    def _request(
+        self, path: str, params: Params, kind: type[Params], own: Mapping[str, Any], parser: str
+    ) -> Request:
+        operation = path.rpartition("/")[2]
+        if not isinstance(params, kind):
+            raise ParameterError(
+                f"{operation}() takes {kind.__name__}, not {type(params).__name__}"
+            )
+        body = {"model": self.model, **params.body(), **own}
+        if body["model"] is None:
+            del body["model"]
+            if operation != "generate":
+                raise ConfigError(
+                    f"{operation}() needs a model: Cohere(model=...) or {kind.__name__}(model=...)"
+                )
+        return Request(
+            plugin=self.plugin,
+            operation=operation,
+            endpoint=f"{self.base_url}{path}",
+            body=plain(body, "the request"),
+            parser=parser,
+            client=self.config(),
+            account=self.account,
+            timeout=self.timeout,
+        )
+
+    def _prepare_chat(
+        self,
+        prompt: str | list[Message],
+        params: ChatParams = ChatParams(),
+        *,
+        output: type | None = None,
+    ) -> Request:
+        """Answer a conversation.
+
+        :param prompt: what the user says, or all messages.
+        :param params: parameters of the API.
+        :param output: a pydantic model; the answer is then an instance of it. Ask for JSON in the
+            prompt too, as Cohere advises.
+        :returns: a :class:`~feste.backend.Reply`, or an instance of ``output``.
+        """
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if not isinstance(messages, (list, tuple)) or not messages:
+            raise ParameterError(
+                f"chat() takes a text or a list of messages, not {type(prompt).__name__}"
+                f"{'' if messages else ' without any'}"
+            )
+        own: dict[str, Any] = {"messages": messages, "stream": False}
+        if output is None:
+            return self._request("/v2/chat", params, ChatParams, own, "reply")
+        if getattr(params, "response_format", None) is not None:
+            raise ParameterError("chat() takes output= or response_format, not both")
+        schema = getattr(output, "model_json_schema", None)
+        if schema is None:
+            raise ParameterError(f"output= takes a pydantic model, not {output!r}")
+        own["response_format"] = {"type": "json_object", "json_schema": schema()}
+        parser = f"{output.__module__}.{output.__qualname__}"
+        return self._request("/v2/chat", params, ChatParams, own, parser)
+
+    def _prepare_embed(self, text: str, params: EmbedParams = EmbedParams()) -> Request:
+        """Return the vector of a text.
+
+        :param text: the text.
+        :param params: parameters of the API.
+        :returns: an ``array.array`` of 32-bit floats, or what ``embedding_types`` says.
+        """
+        if not isinstance(text, str):
+            raise ParameterError(f"embed() takes a text, not {type(text).__name__}")
+        own = {"texts": [text]}
+        request = self._request("/v2/embed", params, EmbedParams, own, "vector")
+        if not request.body.get("embedding_types"):
+            raise ParameterError("embed() needs one of the embedding_types")
+        return request
+
+    def _prepare_generate(self, prompt: str, params: GenerateParams = GenerateParams()) -> Request:
+        """Continue a text; Cohere keeps this endpoint for old programs only, so prefer ``chat``.
+
+        :param prompt: the text.
+        :param params: parameters of the API.
+        :returns: a :class:`~feste.backend.Reply`; a list of them if ``num_generations`` is more
+            than 1.
+        """
+        if not isinstance(prompt, str):
+            raise ParameterError(f"generate() takes a text, not {type(prompt).__name__}")
+        own = {"prompt": prompt, "stream": False}
+        return self._request("/v1/generate", params, GenerateParams, own, "generations")
+
+    # --- send -----------------------------------------------------------------------------------
+
+    async def _send(
+        self, request: Request, on_chunk: Callable[[str], None] | None = None
+    ) -> Response:
+        self._token()  # a missing key is told as such
+        return await transport.send(
+            request, token=self._token, secret=self._secret, local=self._local, on_chunk=on_chunk
+        )
+
+    # --- parse ----------------------------------------------------------------------------------
+
+    def _asked(self, arguments: Mapping[str, Any]) -> str:
+        return arguments["params"].model or self.model or ""
+
+    def _parse_chat(self, response: Response, arguments: Mapping[str, Any]) -> Any:
+        reply = replies.chat_reply(response.payload, self._asked(arguments))
+        output = arguments["output"]
+        return reply if output is None else replies.instance(reply, output)
+
+    def _parse_embed(
+        self, response: Response, arguments: Mapping[str, Any]
+    ) -> array.array[float]:
+        kinds = arguments["params"].embedding_types
+        made: Any = replies.vectors(response.payload, kinds)
+        return made[kinds[0]] if len(kinds) == 1 else made  # type: ignore[no-any-return]
+
+    def _parse_generate(self, response: Response, arguments: Mapping[str, Any]) -> Any:
+        count = arguments["params"].num_generations or 1
+        made = replies.generations(response.payload, count, self._asked(arguments))
+        return made[0] if count == 1 else made
+
+    def _pack_embed(self, requests: Sequence[Request]) -> Request:
+        texts = [request.body["texts"][0] for request in requests]
+        return replace(requests[0], body={**requests[0].body, "texts": texts})
+
+    def _unpack_embed(self, request: Request, response: Response) -> list[Response]:
+        kinds, count = request.body["embedding_types"], len(request.body["texts"])
+        return replies.split(response.payload, kinds, count)
+
+    chat = Operation(prepare=_prepare_chat, send=_send, parse=_parse_chat)
+    embed = Operation(
+        prepare=_prepare_embed,
+        send=_send,
+        parse=_parse_embed,
+        determinism=Determinism.PURE,
+        batch=BatchRule("text", "texts", _MAX_TEXTS, pack=_pack_embed, unpack=_unpack_embed),
+    )
+    generate = Operation(prepare=_prepare_generate, send=_send, parse=_parse_generate)
+
+
+def _base_url(url: str) -> tuple[str, bool]:
+    """Return the URL as it is used, and whether it is on this machine."""
+    parts = urlsplit(url.strip())
+    host = (parts.hostname or "").lower()
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise ConfigError(f"base_url is no URL of an API: {url.partition('?')[0]}")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("base_url must not hold a name or password; give api_key=")
+    local = host == "localhost" or _is_loopback(host)
+    if parts.scheme == "http" and not local:
+        raise ConfigError(f"base_url must be https except on this machine, not {url}")
+    path = parts.path.rstrip("/")
+    if host.endswith((".cohere.com", ".cohere.ai")) and path in ("/v1", "/v2"):
+        path = ""  # as older versions of the SDK wanted it
+    return f"{parts.scheme}://{parts.netloc.lower()}{path}", local
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

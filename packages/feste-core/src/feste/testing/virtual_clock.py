@@ -1,0 +1,256 @@
+"""The brain on a virtual clock: thousands of runs a minute, and the same ones every time.
+
+:class:`VirtualClock` drives a :class:`~feste.scheduler.brain.Brain` with hands that take no time but
+say they did. Functions are really called and requests really answered (by the backend's own
+``answer``), only waiting is pretended, so a test can ask what a policy does in an hour of rate limits.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from feste import context
+from feste.backend import Call, Request, Response
+from feste.errors import CallError, FesteError
+from feste.graph import FesteGraph
+from feste.optimization import Optimizer
+from feste.scheduler.brain import Brain
+from feste.scheduler.executor import Executor, Post, PyTask
+from feste.scheduler.growth import Emission, compiled
+from feste.scheduler.program import Program
+from feste.scheduler.run import Run
+from feste.scheduler.work import describe, evaluate, result_of
+
+__all__ = ["VirtualClock", "VirtualHands"]
+
+Answer = Callable[[Request], Response]
+Seconds = Callable[[Any], float]
+
+
+class VirtualHands(Executor):
+    """Hands that work at once and report later, on the clock's time.
+
+    :param clock: the clock.
+    :param places: how many chunks may run at once.
+    """
+
+    def __init__(self, clock: VirtualClock, places: int) -> None:
+        super().__init__()
+        self.clock = clock
+        self.places = places
+        self._begun: dict[int, list[PyTask]] = {}
+
+    def start(self, post: Post) -> None:
+        """Nothing to do: reports go through the clock.
+
+        :param post: unused.
+        """
+
+    def capacity(self, where: str) -> int:
+        """Return how many chunks may run at once.
+
+        :param where: unused; all places are alike here.
+        """
+        return self.places
+
+    def call(self, where: str, chunk: list[PyTask]) -> None:
+        """Run a chunk; its tasks end one after the other.
+
+        :param where: where it would run.
+        :param chunk: the tasks.
+        """
+        self._begun[id(chunk)] = list(chunk)
+        self._next(where, chunk)
+
+    def _next(self, where: str, chunk: list[PyTask]) -> None:
+        left = self._begun[id(chunk)]
+        if not left:
+            del self._begun[id(chunk)]
+            self.clock.tell(0.0, ("free", self, where, chunk))
+            return
+        task = left.pop(0)
+        if any(type(v) is PyTask and not v.ok for v in task.values):
+            self.clock.tell(0.0, ("returned", self, [task, *left]))
+            left.clear()
+            self._next(where, chunk)
+            return
+        task.values = [v.result if type(v) is PyTask else v for v in task.values]
+        seconds = self.clock.task_seconds(task)
+        try:
+            value = evaluate(task.fn, task.args, task.kwargs, task.values)
+            value = result_of(value) if task.stage == "run" else value
+            task.ok, task.result = type(value) is not Emission, value
+            done = ("done", self, task, True, value, seconds)
+        except BaseException as error:
+            task.ok = False
+            done = ("done", self, task, False, describe(error), seconds)
+        self.clock.tell(seconds, done, then=lambda: self._next(where, chunk))
+
+    def reclaim(self, chunk: list[PyTask]) -> None:
+        """Give back what is not begun.
+
+        :param chunk: the chunk.
+        """
+        left = self._begun.get(id(chunk))
+        if left:
+            self.clock.tell(0.0, ("returned", self, list(left)))
+            left.clear()
+
+    def send(self, handle: int, call: Call[Any], request: Request) -> None:
+        """Answer a request later.
+
+        :param handle: the brain's number.
+        :param call: unused.
+        :param request: the request.
+        """
+        self.clock.in_flight += 1
+        self.clock.peak = max(self.clock.peak, self.clock.in_flight)
+        self.clock.sent.append((self.clock.now, request))
+        seconds = self.clock.request_seconds(request)
+        ok, value = True, None
+        try:
+            value = self.clock.answer(request)
+        except CallError as error:
+            ok, value = False, error
+
+        def landed() -> None:
+            self.clock.in_flight -= 1
+
+        self.clock.tell(seconds, ("sent", self, handle, ok, value, seconds), before=landed)
+
+    def cancel(self, handle: int) -> None:
+        """Let it land; the run has gone on without it.
+
+        :param handle: the brain's number.
+        """
+
+    def fetch(self, handle: int, refs: Sequence[Any]) -> None:
+        """Results are values here.
+
+        :param handle: the brain's number.
+        :param refs: the values.
+        """
+        self.clock.tell(0.0, ("fetched", self, handle, list(refs)))
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class VirtualClock:
+    """Drives a brain through virtual time.
+
+    :param answer: answers a request or raises a :class:`~feste.errors.CallError`.
+    :param request_seconds: how long a request takes.
+    :param task_seconds: how long a piece of Python takes.
+    :param places: how many chunks of Python run at once.
+    :param seed: of the brain's jitter.
+    :param brain: the brain; None makes one.
+
+    >>> from feste.testing import FakeBackend
+    >>> llm = FakeBackend()
+    >>> clock = VirtualClock(llm.answer, request_seconds=lambda request: 60.0)
+    >>> (reply,) = clock.compute(llm.chat("Hi"))
+    >>> clock.now, len(clock.sent)
+    (60.0, 1)
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        *,
+        request_seconds: Seconds = lambda request: 1.0,
+        task_seconds: Seconds = lambda task: 0.0,
+        places: int = 6,
+        seed: int = 0,
+        brain: Brain | None = None,
+    ) -> None:
+        self.answer = answer
+        self.request_seconds = request_seconds
+        self.task_seconds = task_seconds
+        self.brain = brain or Brain(seed=seed)
+        self.hands = VirtualHands(self, places)
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.in_flight = 0
+        self.peak = 0
+        self.sent: list[tuple[float, Request]] = []
+        self._count = itertools.count()
+        self._coming: list[tuple[float, int, tuple[Any, ...], Any, Any]] = []
+
+    def tell(
+        self,
+        seconds: float,
+        event: tuple[Any, ...],
+        *,
+        before: Callable[[], None] | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Let the brain hear of something later.
+
+        :param seconds: how much later.
+        :param event: the event.
+        :param before: called just before.
+        :param then: called just after it was put to the brain.
+        """
+        entry = (self.now + seconds, next(self._count), event, before, then)
+        heapq.heappush(self._coming, entry)
+
+    def run(self, *args: Any, **settings: Any) -> Run:
+        """Return the run of some arguments, made but not begun.
+
+        :param args: as for :func:`feste.compute`.
+        :param settings: as for :func:`feste.compute`.
+        """
+        chosen = context.settings(**settings)
+        graph, _, _ = FesteGraph.collect(*args)
+        plan = Optimizer().run(graph, chosen)
+        return Run(Program(plan.graph, plan.before.nodes), chosen, self.hands)
+
+    def compute(self, *args: Any, **settings: Any) -> list[Any]:
+        """Run some arguments to their end; return a value or an error for each node in them.
+
+        :param args: as for :func:`feste.compute`.
+        :param settings: as for :func:`feste.compute`.
+        """
+        run = self.run(*args, **settings)
+        self.tell(0.0, ("submit", run))
+        self.drive()
+        return run.results()
+
+    def drive(self) -> None:
+        """Let time pass until nothing more can happen.
+
+        :raises FesteError: if a run has not ended by then: the brain forgot something.
+        """
+        while self._coming or self.brain.wake_at is not None:
+            wake = self.brain.wake_at
+            if self._coming and (wake is None or self._coming[0][0] <= wake):
+                self.now, _, event, before, then = heapq.heappop(self._coming)
+                if before is not None:
+                    before()
+                self._act(self.brain.on([event], self.now))
+                if then is not None:
+                    then()
+            else:
+                assert wake is not None
+                self.now = max(self.now, wake)
+                self._act(self.brain.on([], self.now))
+        if self.brain.runs:
+            names = ", ".join(run.name for run in self.brain.runs)
+            raise FesteError(f"nothing can happen any more, but not ended: {names}")
+
+    def _act(self, actions: list[tuple[Any, ...]]) -> None:
+        for name, *rest in actions:
+            if name == "grow":
+                run, i, emission = rest
+                part = compiled(run, i, emission)
+                self.tell(0.0, ("grown", run, i, part, emission.packed))
+            elif name == "finish":
+                rest[0].finish()
+            elif name != "notify":
+                executor, *given = rest
+                getattr(executor, name)(*given)

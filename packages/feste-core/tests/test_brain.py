@@ -1,0 +1,337 @@
+"""The brain on the virtual clock: every policy ends, nothing is lost, limits hold."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+import feste
+from feste.backend import Limits, Request, Response
+from feste.errors import (
+    CallError,
+    CallTimeout,
+    FesteError,
+    InvalidRequest,
+    RateLimited,
+    ServerError,
+    UpstreamFailed,
+)
+from feste.testing import FakeBackend, FakeParams, VirtualClock, fresh_draws
+
+
+@feste.task(pure=True)
+def join(*parts: Any) -> str:
+    return "|".join(map(str, parts))
+
+
+@feste.task
+def effect(part: Any) -> str:
+    return f"<{part}>"
+
+
+@feste.task
+def explode(part: Any) -> str:
+    raise ZeroDivisionError(part)
+
+
+@feste.task(emits=True)
+def emit(llm: FakeBackend, part: Any) -> Any:
+    return [llm.chat(f"emitted for {part}"), llm.complete(f"and {part}")]
+
+
+def random_program(rng: random.Random, llm: FakeBackend, size: int, *, failing: bool) -> list[Any]:
+    """A graph of calls, prompts, tasks and operators over one another, some equal, some failing."""
+    made: list[Any] = []
+
+    def some() -> Any:
+        return rng.choice(made) if made and rng.random() < 0.7 else f"constant {rng.randrange(4)}"
+
+    for _ in range(size):
+        kind = rng.randrange(9 if failing else 8)
+        params = FakeParams(temperature=rng.choice([None, 0.0]), max_tokens=rng.choice([None, 5]))
+        if kind == 0:
+            made.append(llm.chat(join(some()), params))
+        elif kind == 1:
+            made.append(llm.complete(join(some(), "x"), params))
+        elif kind == 2:
+            made.append(llm.complete(f"constant {rng.randrange(6)}", params))
+        elif kind == 3:
+            made.append(join(llm.embed(f"text {rng.randrange(4)}")[0], some()))
+        elif kind == 4:
+            made.append(join(some(), [some(), {"a": some()}]))
+        elif kind == 5:
+            made.append(effect(some()))
+        elif kind == 6:
+            made.append(join(emit(llm, some())))
+        elif kind == 7:
+            made.append(join(some()) + "!")
+        else:
+            made.append(explode(some()))
+    return rng.sample(made, k=min(len(made), 5))
+
+
+def faulty(llm: FakeBackend, rng: random.Random, rate: float) -> Any:
+    """Answers, but now and then one of the faults that are sent again, or that are not."""
+
+    def answer(request: Request) -> Response:
+        if rng.random() < rate:
+            raise rng.choice(
+                [
+                    RateLimited("slow down", retry_after=rng.choice([None, 0.5, 30.0])),
+                    ServerError("oops"),
+                    CallTimeout("late"),
+                    InvalidRequest("no"),
+                ]
+            )
+        return llm.answer(request)
+
+    return answer
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_random_graphs_end_and_lose_nothing(part: int) -> None:
+    """2,000 random graphs under every policy: each ends, and each node has one final state."""
+    for seed in range(part * 250, (part + 1) * 250):
+        rng = random.Random(seed)
+        limits = Limits(
+            concurrency=rng.choice([None, 1, 3]), max_items=rng.choice([None, 1, 2, 5])
+        )
+        llm = FakeBackend(limits=limits)
+        program = random_program(rng, llm, rng.randrange(1, 30), failing=rng.random() < 0.3)
+        clock = VirtualClock(
+            faulty(llm, rng, rng.choice([0.0, 0.1, 0.5])),
+            request_seconds=lambda r, rng=rng: rng.lognormvariate(0, 1),
+            task_seconds=lambda t, rng=rng: rng.choice([0.0, 0.001, 0.02, 1.0]),
+            places=rng.choice([1, 2, 6]),
+            seed=seed,
+        )
+        run = clock.run(
+            program,
+            on_error=rng.choice(["raise", "return", "stop"]),
+            optimize=rng.choice([True, True, False, {"batch": False}]),
+            keep=rng.choice(["paid", "all", "none"]),
+        )
+        clock.tell(0.0, ("submit", run))
+        if rng.random() < 0.2:
+            clock.tell(rng.random() * 5, ("stop", run, rng.choice([0.0, 2.0])))
+        clock.drive()
+
+        assert sum(run.count_states().values()) == len(run.state), seed
+        assert 0 == run.open
+        for i, result in zip(run.outputs, run.results(), strict=True):
+            assert (i in run.errors) == isinstance(result, FesteError), seed
+        assert 0 == clock.in_flight
+        assert not clock.brain.calls.parcels
+        assert not clock.brain.lifecycle.joined
+        assert not any(clock.brain.dispatcher.busy.values())
+        for gate in clock.brain.calls.gates.values():
+            assert 0 == gate.in_flight
+            assert 0 == len(gate)
+
+
+def test_faults_that_pass_change_no_answer() -> None:
+    """With faults that end, every answer is the one of a run without faults."""
+    for seed in range(60):
+        fresh_draws()
+        rng = random.Random(seed)
+        program = random_program(rng, FakeBackend(), 20, failing=False)
+        calm = VirtualClock(FakeBackend().answer).compute(program)
+        fresh_draws()
+        rng = random.Random(seed)
+        program = random_program(rng, FakeBackend(), 20, failing=False)
+        left = {"faults": 40}
+
+        def answer(request: Request, rng: random.Random = rng, left: Any = left) -> Response:
+            if left["faults"] and rng.random() < 0.3:
+                left["faults"] -= 1
+                raise RateLimited("slow down", retry_after=rng.choice([None, 1.0]))
+            return FakeBackend().answer(request)
+
+        assert calm == VirtualClock(answer, seed=seed).compute(program)
+
+
+def test_two_runs_share_a_node_in_flight() -> None:
+    """A node that is in flight in one run is joined by another that holds it: one request."""
+    llm = FakeBackend()
+    node = llm.chat("shared")
+    clock = VirtualClock(llm.answer)
+    first, second = clock.run(join(node)), clock.run(join(node, "b"))
+    clock.tell(0.0, ("submit", first))
+    clock.tell(0.5, ("submit", second))
+
+    clock.drive()
+
+    assert 1 == len(clock.sent)
+    assert second.results()[0] == first.results()[0] + "|b"
+
+
+def test_the_second_run_takes_over_when_the_first_is_stopped() -> None:
+    """Whoever joined a node gets it although the run that had begun it was stopped."""
+    llm = FakeBackend(limits=Limits(concurrency=1))
+    blocker, node = llm.chat("first in the queue"), llm.chat("shared")
+    clock = VirtualClock(llm.answer)
+    first, second = clock.run(blocker, node), clock.run(node)
+    clock.tell(0.0, ("submit", first))
+    clock.tell(0.1, ("submit", second))
+    clock.tell(0.5, ("stop", first, 0.0))
+
+    clock.drive()
+
+    assert isinstance(first.results()[1], FesteError)
+    assert str(second.results()[0]).startswith("fake-1:")
+
+
+def test_concurrency_is_never_exceeded() -> None:
+    """``Limits(concurrency=3)`` holds over all runs, and is used up while calls wait."""
+    llm = FakeBackend(limits=Limits(concurrency=3))
+    clock = VirtualClock(llm.answer)
+    for _ in range(4):
+        clock.tell(0.0, ("submit", clock.run([llm.chat(f"{i}") for i in range(10)])))
+
+    clock.drive()
+
+    assert 3 == clock.peak
+    assert -(-40 // 3) == clock.now  # forty seconds of work in three places
+
+
+def test_slow_start_doubles_every_round_trip() -> None:
+    """Without limits the gate begins with ten and doubles: 10, 20, 40, ... up to 512."""
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer)
+
+    clock.compute([llm.chat(f"{i}") for i in range(2000)])
+
+    rounds: dict[float, int] = {}
+    for at, _ in clock.sent:
+        rounds[at] = rounds.get(at, 0) + 1
+    assert [10, 20, 40, 80, 160, 320, 512, 512, 346] == list(rounds.values())
+
+
+def test_retry_after_is_obeyed_by_everyone() -> None:
+    """After a 429 that asks for 30 s nobody sends to that account for 30 s, and half as many then."""
+    llm = FakeBackend()
+    refused = []
+
+    def answer(request: Request) -> Response:
+        if not refused and "7" in str(request.body):
+            refused.append(clock.now)
+            raise RateLimited("slow down", retry_after=30.0)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    results = clock.compute([llm.chat(f"{i}") for i in range(100)])
+
+    heard = refused[0] + 1.0
+    assert not [at for at, _ in clock.sent if heard < at < heard + 30.0]
+    assert all(isinstance(r, str) for r in results)
+    assert 101 == len(clock.sent)
+
+
+def test_attempts_are_bounded_when_everything_fails() -> None:
+    """A server that always fails gets six tries a call, one that may have billed gets two."""
+    llm = FakeBackend()
+    for error, tries in ((ServerError("x"), 6), (CallTimeout("x"), 2), (InvalidRequest("x"), 1)):
+
+        def answer(request: Request, error: CallError = error) -> Response:
+            raise type(error)("x")
+
+        clock = VirtualClock(answer)
+        (result,) = clock.compute(llm.chat("Hi"))
+
+        assert tries == len(clock.sent)
+        assert type(error) is type(result)
+        assert tries == result.attempts
+
+
+def test_a_poisoned_item_costs_only_itself() -> None:
+    """A batch that is refused whole is sent one by one: the good ones are answered."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        if "poison" in str(request.body):
+            raise InvalidRequest("one of them is bad")
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    results = clock.compute([llm.complete("poison" if i == 5 else f"{i}") for i in range(16)])
+
+    assert [5] == [i for i, r in enumerate(results) if isinstance(r, FesteError)]
+    assert 17 == len(clock.sent)
+
+
+def test_a_server_that_takes_no_lists_is_remembered() -> None:
+    """A wrong number of answers sends the calls one by one, and no list goes there again."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        response = llm.answer(request)
+        return Response({"answers": response.payload["answers"][:1]})
+
+    clock = VirtualClock(answer)
+    first = clock.compute([llm.complete(f"{i}") for i in range(8)])
+    assert 1 + 8 == len(clock.sent)
+    second = clock.compute([llm.complete(f"again {i}") for i in range(8)])
+
+    assert 1 + 8 + 8 == len(clock.sent)
+    assert not any(isinstance(r, FesteError) for r in [*first, *second])
+
+
+def test_the_critical_path_goes_first() -> None:
+    """Of many ready calls the one with the longest way behind it is sent first."""
+    llm = FakeBackend(limits=Limits(concurrency=1))
+    short = [llm.chat(f"short {i}") for i in range(5)]
+    long = llm.chat("long")
+    for _ in range(4):
+        long = llm.chat(join(long))
+    clock = VirtualClock(llm.answer)
+
+    clock.compute(short, long)
+
+    assert "long" in str(clock.sent[0][1].body)
+
+
+def test_stop_starts_nothing_new() -> None:
+    """With ``on_error="stop"`` what is in flight is drained, and nothing else begins."""
+    llm = FakeBackend(limits=Limits(concurrency=2))
+
+    def answer(request: Request) -> Response:
+        if "bad" in str(request.body):
+            raise InvalidRequest("no")
+        return llm.answer(request)
+
+    clock = VirtualClock(answer, request_seconds=lambda r: 1.0 if "bad" in str(r.body) else 3.0)
+    run = clock.run([llm.chat("good"), llm.chat("bad"), llm.chat("later")], on_error="stop")
+    clock.tell(0.0, ("submit", run))
+    clock.drive()
+
+    assert {"done": 1, "failed": 1, "not_started": 1} == run.count_states()
+    assert 2 == len(clock.sent)
+    assert isinstance(run.results()[2], UpstreamFailed)
+
+
+def test_a_slow_task_gives_back_the_rest_of_its_chunk() -> None:
+    """Tasks that were handed out behind one that takes longer than thought run elsewhere."""
+    slow_key = []
+
+    def seconds(task: Any) -> float:
+        if task.stage == "run" and not slow_key and task.index == 500:
+            slow_key.append(task.key)
+            return 100.0
+        return 1e-6
+
+    clock = VirtualClock(FakeBackend().answer, task_seconds=seconds, places=2)
+    run = clock.run([effect(i) for i in range(1000)])
+    ended: list[float] = []
+    done = clock.brain.lifecycle.done
+
+    def spy(run: Any, i: int, value: Any, state: int) -> None:
+        ended.append(clock.now)
+        done(run, i, value, state)
+
+    clock.brain.lifecycle.done = spy  # type: ignore[method-assign]
+    clock.tell(0.0, ("submit", run))
+    clock.drive()
+
+    assert 1 == len([at for at in ended if at > 1.0])
