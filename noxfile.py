@@ -160,7 +160,7 @@ def wheels(session: nox.Session, package: str) -> None:
 def docs(session: nox.Session) -> None:
     """Does the documentation build without a warning?"""
     install(session, "sphinx", "myst-parser", "furo")
-    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+    session.run("sphinx-build", "-E", "-W", "-b", "html", "docs", "docs/_build/html")
 
 
 @nox.session

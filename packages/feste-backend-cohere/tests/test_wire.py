@@ -203,9 +203,10 @@ class TestGenerate:
         assert [entry.items for entry in server.requests()] == [3, 1]
 
     def test_what_is_refused(self, client: cohere.ClientV2) -> None:
-        for wrong in ({"prompt": ""}, {"prompt": "hi", "num_generations": 6}):
+        bad: list[dict[str, Any]] = [{"prompt": ""}, {"prompt": "hi", "num_generations": 6}]
+        for wrong in bad:
             with pytest.raises(cohere.BadRequestError):
-                client.generate(**wrong)  # type: ignore[arg-type]
+                client.generate(**wrong)
 
 
 class TestErrors:

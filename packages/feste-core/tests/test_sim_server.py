@@ -174,7 +174,13 @@ class TestRequests:
             slept.append(seconds)
 
         monkeypatch.setattr(asyncio, "sleep", sleep)
-        config = {"base": 2, "slope": 0.5, "max_concurrency": None, "seed": 0, "headers": {}}
+        config: dict[str, Any] = {
+            "base": 2,
+            "slope": 0.5,
+            "max_concurrency": None,
+            "seed": 0,
+            "headers": {},
+        }
         log = {"ledger": str(tmp_path / "ledger"), "log_bodies": False}
         simulator = Simulator({"wires": [(echo, {})], **config, **log})
 
@@ -523,6 +529,7 @@ class TestHttp:
             for body, more in zip(bodies, links, strict=True):
                 head = b"POST /echo HTTP/1.1\r\ncontent-length: %d\r\n" % len(body)
                 link.sendall(head + more + b"\r\n" + body)
+                until(lambda: len(server.requests()) > 0)
             data = b"".join(iter(lambda: link.recv(65536), b""))
 
         answers = [data.index(oracle.answer(text).encode()) for text in "ab"]
@@ -549,7 +556,7 @@ class TestHttp:
             assert request is not None
             assert (request.method, request.path, request.body) == ("POST", "/p", b"hello")
             assert data == b"GET"
-        assert request.headers == {"transfer-encoding": "chunked"}
+        assert request is not None and request.headers == {"transfer-encoding": "chunked"}
 
 
 class TestAnswers:
@@ -586,7 +593,10 @@ class TestAnswers:
 
     def test_words(self) -> None:
         parts = [{"type": "text", "text": "two words"}, {"type": "image_url", "image_url": {}}]
-        messages = [{"role": "system", "content": "one"}, {"role": "user", "content": parts}]
+        messages: list[Any] = [
+            {"role": "system", "content": "one"},
+            {"role": "user", "content": parts},
+        ]
         assert oracle.words(messages) == 3
         assert oracle.words("a b") == 2
 
@@ -637,7 +647,9 @@ class TestAnswers:
         assert oracle.minimal(schema) == {"next": None}
 
     def test_tool_calls(self) -> None:
-        tools = [{"function": {"name": name, "parameters": {}}} for name in ("one", "two")]
+        tools: list[Any] = [
+            {"function": {"name": name, "parameters": {}}} for name in ("one", "two")
+        ]
         asked = {"role": "user", "content": 'CALL: two {"x": 1}'}
         result = {"role": "tool", "content": "2"}
 

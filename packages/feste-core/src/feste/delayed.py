@@ -17,8 +17,18 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, overload
 
 from feste import context
 from feste.draw import Determinism
-from feste.errors import ConfigError, LazyValueError, ParameterError
-from feste.node import Deps, Lazy, Node, origin_of, pack
+from feste.errors import ConfigError, GraphError, LazyValueError, ParameterError
+from feste.node import (
+    MAX_DEPTH,
+    Deps,
+    Lazy,
+    Node,
+    here,
+    node_of_handle,
+    origin_of,
+    pack,
+    records_of_handle,
+)
 
 __all__ = ["FesteDelayed", "Task", "record", "refuse_node_text", "task"]
 
@@ -35,8 +45,12 @@ def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     :returns: a :class:`FesteDelayed`, or in eager mode the value.
     """
     deps = Deps()
-    packed = tuple([pack(a, deps) for a in args])
-    named = {k: pack(v, deps) for k, v in kwargs.items()} if kwargs else {}
+    try:
+        packed = tuple([pack(a, deps) for a in args])
+        named = {k: pack(v, deps) for k, v in kwargs.items()} if kwargs else {}
+    except GraphError as error:
+        error.origin = here()
+        raise
     node = Node(op, packed, named, tuple(deps.nodes), origin_of(sys._getframe(1)))
     if context.get("eager"):
         from feste import _compute
@@ -106,7 +120,7 @@ class FesteDelayed(Lazy, Generic[R]):
         return id(self._node)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (FesteDelayed, (self._node,))
+        return (_handle, records_of_handle(self._node))
 
     def __repr__(self) -> str:
         return f"FesteDelayed({self._node.key!r})"
@@ -198,21 +212,23 @@ class FesteDelayed(Lazy, Generic[R]):
         return dask.threaded.get(dsk, keys, **kwargs)
 
 
+def _handle(records: list[tuple[Any, ...]], index: int) -> FesteDelayed[Any]:
+    return FesteDelayed(node_of_handle(records, index))
+
+
 def _handle_of_first(node: Node) -> FesteDelayed[Any]:
     return FesteDelayed(node.deps[node.args[0].index])
 
 
 def _refuse(value: FesteDelayed[Any], what: str, fix: str) -> NoReturn:
-    frame = sys._getframe(1)
-    code = origin_of(frame)
-    origin = Node(_GETATTR, origin=code).where
-    raise LazyValueError(f"{value!r} is a lazy value and was {what}. {fix}", origin=origin)
+    raise LazyValueError(f"{value!r} is a lazy value and was {what}. {fix}", origin=here())
 
 
-def refuse_node_text(value: Any) -> None:
+def refuse_node_text(value: Any, depth: int = 0) -> None:
     """Refuse text that holds the repr of a node: a lazy value was turned into a string.
 
     :param value: an argument; strings are searched, in lists and dicts too.
+    :param depth: how deep the value lies; leave it out.
     :raises LazyValueError: if one holds such a repr.
 
     >>> refuse_node_text("plain text")
@@ -225,12 +241,12 @@ def refuse_node_text(value: Any) -> None:
                 f"this text holds {name}, the name of a lazy value instead of its content. "
                 "Give the lazy value itself as a variable of a Prompt, or compute it first"
             )
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, dict)) and depth < MAX_DEPTH:
         for item in value:
-            refuse_node_text(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            refuse_node_text(item)
+            refuse_node_text(item, depth + 1)
+        if isinstance(value, dict):
+            for item in value.values():
+                refuse_node_text(item, depth + 1)
 
 
 class Task(Generic[R]):
@@ -256,7 +272,8 @@ class Task(Generic[R]):
         self.pure = pure
         self.emits = emits
         self.executor = executor
-        self.is_async = inspect.iscoroutinefunction(fn)
+        called = getattr(type(fn), "__call__", None)  # noqa: B004 - of an object that is callable
+        self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(called)
         module = getattr(fn, "__module__", "")
         self.identity = identity or f"{module}.{getattr(fn, '__qualname__', self.name)}"
         self._class = Determinism.PURE if pure else Determinism.EFFECT
@@ -274,19 +291,18 @@ class Task(Generic[R]):
             except ValueError:  # a builtin that tells nothing of its parameters
                 pass
             except TypeError as error:
-                where = Node(self, origin=origin_of(sys._getframe(1))).where
-                raise ParameterError(f"{self.name}(): {error}", origin=where) from None
+                raise ParameterError(f"{self.name}(): {error}", origin=here()) from None
         return record(self, args, kwargs)  # type: ignore[no-any-return]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
     def __reduce__(self) -> Any:
-        module, qualname = (
-            getattr(self.fn, "__module__", None),
-            getattr(self.fn, "__qualname__", ""),
-        )
-        if module and module != "__main__" and _lookup(module, qualname) is self:
+        module = getattr(self.fn, "__module__", None)
+        qualname = getattr(self.fn, "__qualname__", "")
+        if _OPS.get(self.identity) is self:
+            return (_operator, (self.identity,))
+        if module in sys.modules and module != "__main__" and _lookup(module, qualname) is self:
             return (_lookup, (module, qualname))
         return (_rebuild_task, (self.fn, self._options()))
 
@@ -371,13 +387,18 @@ def task(
         )
 
     def wrap(function: Callable[..., Any]) -> Task[Any]:
+        if not callable(function):
+            raise ConfigError(
+                f"a task needs a function, not a {type(function).__name__}; put @feste.task below "
+                "@classmethod and @staticmethod"
+            )
         made: Task[Any] = Task(function, pure=pure, emits=emits, executor=executor)
         if made.is_async and executor != "thread":
             raise ConfigError(
                 f"{made.name} is async def and runs on Feste's loop for tasks; drop "
                 f"executor={executor!r}"
             )
-        functools.update_wrapper(made, function)
+        functools.update_wrapper(made, function, updated=())  # its own attributes stay its own
         return made
 
     return wrap if fn is None else wrap(fn)
@@ -386,8 +407,13 @@ def task(
 # --- the ops of operators, as pure tasks ----------------------------------------------------------
 
 
+_OPS: dict[str, Task[Any]] = {}
+
+
 def _op(fn: Callable[..., Any], name: str, *, pure: bool = True) -> Task[Any]:
-    return Task(fn, name=name, pure=pure, identity=f"operator.{name}")
+    made: Task[Any] = Task(fn, name=name, pure=pure, identity=f"operator.{name}")
+    _OPS[made.identity] = made
+    return made
 
 
 def _call_value(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -398,13 +424,17 @@ def _call_method(value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     return getattr(value, name)(*args, **kwargs)
 
 
+def _operator(identity: str) -> Task[Any]:
+    return _OPS[identity]
+
+
 _GETATTR = _op(getattr, "getattr")
 _GETITEM = _op(operator.getitem, "getitem")
 _METHOD = _op(_call_method, "method", pure=False)
 _CALL = _op(_call_value, "call", pure=False)
 
 _BINARY = "add sub mul truediv floordiv mod divmod pow lshift rshift and or xor matmul lt le gt ge".split()
-_UNARY = "neg pos abs invert".split()
+_UNARY = "neg pos abs invert round".split()
 
 
 def _swapped(fn: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
@@ -412,9 +442,8 @@ def _swapped(fn: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
 
 
 def _function(name: str) -> Callable[..., Any]:
-    if name == "divmod":
-        return divmod
-    found: Callable[..., Any] = getattr(operator, f"__{name}__")
+    builtin = {"divmod": divmod, "pow": pow, "round": round}.get(name)  # these take more arguments
+    found: Callable[..., Any] = builtin or getattr(operator, f"__{name}__")
     return found
 
 

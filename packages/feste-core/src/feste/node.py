@@ -13,15 +13,33 @@ import dataclasses
 import itertools
 import os
 import secrets
+import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import is_
 from types import CodeType, FrameType
 from typing import Any, Final, Protocol
 
 from feste.draw import Determinism, Draw
 from feste.errors import GraphError
 
-__all__ = ["PENDING", "Lazy", "Node", "Op", "Slot", "fill", "holds_nodes", "pack", "topological"]
+__all__ = [
+    "PENDING",
+    "Lazy",
+    "Node",
+    "Op",
+    "Slot",
+    "fill",
+    "here",
+    "holds_nodes",
+    "origin_of",
+    "pack",
+    "topological",
+]
+
+Origin = tuple[CodeType, int]
 
 
 class Op(Protocol):
@@ -61,19 +79,21 @@ PENDING: Final = _Pending()
 _NO_KWARGS: Mapping[str, Any] = {}
 _sequence = itertools.count()
 _process = ""
+_lock = threading.RLock()
 
 
 def _process_name() -> str:
     """A name for this process that no other one has; made anew in a forked child."""
     global _process
     if not _process:
-        _process = secrets.token_hex(4)
+        with _lock:
+            _process = _process or secrets.token_hex(4)
     return _process
 
 
 def _forget_process() -> None:
-    global _process
-    _process = ""
+    global _process, _lock
+    _process, _lock = "", threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -110,7 +130,7 @@ class Node:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] = _NO_KWARGS,
         deps: tuple[Node, ...] = (),
-        origin: tuple[CodeType, int] | str | None = None,
+        origin: Origin | str | None = None,
     ) -> None:
         self.op = op
         self.args = args
@@ -138,12 +158,7 @@ class Node:
     def where(self) -> str:
         """``file:line`` of the user's call, or an empty string where it is not known."""
         origin = self.origin
-        if origin is None or isinstance(origin, str):
-            return origin or ""
-        code, offset = origin
-        positions = next(itertools.islice(code.co_positions(), offset // 2, None), None)
-        line = (positions[0] if positions else None) or code.co_firstlineno
-        return f"{code.co_filename}:{line}"
+        return origin if isinstance(origin, str) else _line_of(origin)
 
     def replace(
         self,
@@ -231,10 +246,49 @@ def _records(root: Node) -> tuple[list[tuple[Any, ...]], int]:
 
 
 def _revive(records: list[tuple[Any, ...]], index: int) -> Node:
-    nodes = [Node(op, args, kwargs, (), where) for op, args, kwargs, _, where, _, _, _ in records]
-    for node, (_, _, _, deps, _, key, draw, value) in zip(nodes, records, strict=True):
-        node.deps = tuple(nodes[i] for i in deps)
-        node._key, node.draw, node.value = key, draw, value
+    return _revived(records, {})[index]
+
+
+def _revived(records: list[tuple[Any, ...]], known: Mapping[str, Node]) -> list[Node]:
+    """The nodes of some records; those that are known by their keys are not made again."""
+    nodes: list[Node] = []
+    for op, args, kwargs, _, where, key, draw, value in records:
+        node = known.get(key)
+        if node is None:
+            node = Node(op, args, kwargs, (), where)
+            node._key, node.draw = key, draw
+        if node.value is PENDING:
+            node.value = value
+        nodes.append(node)
+    for node, (_, _, _, deps, _, key, _, _) in zip(nodes, records, strict=True):
+        if key not in known:
+            node.deps = tuple(nodes[i] for i in deps)
+    return nodes
+
+
+#: The nodes whose handles were pickled or unpickled here. One that comes back, alone or together
+#: with others that need it, is the same object: one draw.
+_travelled: weakref.WeakValueDictionary[str, Node] = weakref.WeakValueDictionary()
+
+
+def records_of_handle(node: Node) -> tuple[list[tuple[Any, ...]], int]:
+    """Return what the handle of a node is pickled as.
+
+    :param node: the node.
+    """
+    with _lock:
+        _travelled.update((n.key, n) for n in topological([node]))
+    return _records(node)
+
+
+def node_of_handle(records: list[tuple[Any, ...]], index: int) -> Node:
+    """Return the node of a handle that was unpickled; the same object for the same node.
+
+    :param records: what :func:`records_of_handle` gave; likewise ``index``.
+    """
+    with _lock:
+        nodes = _revived(records, _travelled)
+        _travelled.update((n.key, n) for n in nodes)
     return nodes[index]
 
 
@@ -275,17 +329,18 @@ class Nested:
         return f"Nested({self.parts})"
 
     def __feste_fingerprint__(self) -> Any:
-        build = self.build.func if isinstance(self.build, partial) else self.build
-        return {"nested": [build.__qualname__, self.parts]}
+        build, kind = self.build, None
+        if isinstance(build, partial):
+            build, kind = build.func, build.args[0]
+        return [build.__qualname__, kind if isinstance(kind, type) else type(kind), self.parts]
 
 
-_slots: list[Slot] = []
+_slots: dict[int, Slot] = {}
 
 
 def _slot(index: int) -> Slot:
-    while len(_slots) <= index:
-        _slots.append(Slot(len(_slots)))
-    return _slots[index]
+    slot = _slots.get(index)
+    return _slots.setdefault(index, Slot(index)) if slot is None else slot
 
 
 class Deps:
@@ -314,7 +369,8 @@ _Packer = Callable[[Any, Deps, int], Any]
 def pack(value: Any, deps: Deps, depth: int = 0) -> Any:
     """Return a copy of a value in which slots stand for nodes.
 
-    Lists, tuples, dicts, sets and dataclasses are searched; any other object is kept as it is.
+    Lists, tuples, dicts, sets, their subclasses and dataclasses are searched. What can be changed
+    of them is copied, so that the call keeps what it was given; any other object is kept as it is.
 
     :param value: what the user gave.
     :param deps: where the nodes go.
@@ -359,15 +415,32 @@ def _pack_lazy(value: Lazy, deps: Deps, depth: int) -> Any:
     return deps.slot(value._node)
 
 
-def _pack_sequence(value: Iterable[Any], deps: Deps, depth: int) -> Any:
+def _pack_mutable(value: Iterable[Any], deps: Deps, depth: int) -> Any:
     parts, lazy = _parts(value, deps, depth)
     build = type(value)
     return Nested(build, parts) if lazy else build(parts)  # type: ignore[call-arg]
 
 
-def _pack_namedtuple(value: Any, deps: Deps, depth: int) -> Any:
+def _pack_immutable(value: Any, deps: Deps, depth: int) -> Any:
     parts, lazy = _parts(value, deps, depth)
-    return Nested(type(value)._make, parts) if lazy else value
+    if not lazy and all(map(is_, parts, value)):
+        return value
+    kind = type(value)
+    if kind is tuple or kind is frozenset:
+        build: Callable[[list[Any]], Any] = kind
+    elif hasattr(kind, "_make"):
+        build = kind._make  # a namedtuple
+    else:
+        build = partial(_build_immutable, value)
+    return Nested(build, parts) if lazy else build(parts)
+
+
+def _build_immutable(like: Any, parts: list[Any]) -> Any:
+    base: Any = tuple if isinstance(like, tuple) else frozenset
+    made = base.__new__(type(like), parts)
+    if hasattr(like, "__dict__"):
+        made.__dict__.update(like.__dict__)
+    return made
 
 
 def _pack_dict(value: dict[Any, Any], deps: Deps, depth: int) -> Any:
@@ -382,16 +455,20 @@ def _build_dict(parts: list[Any]) -> dict[Any, Any]:
 
 
 def _pack_subclass(value: Any, deps: Deps, depth: int) -> Any:
-    """A list, dict, set of the user's own class: copied only if it holds nodes."""
+    """A list, dict, set of the user's own class."""
     if isinstance(value, dict):
         parts, lazy = _parts(itertools.chain.from_iterable(value.items()), deps, depth)
     else:
         parts, lazy = _parts(value, deps, depth)
-    if not lazy:
+    try:
+        empty = copy.copy(value)
+        empty.clear()
+        build = partial(_build_subclass, empty)
+        return Nested(build, parts) if lazy else build(parts)
+    except Exception:  # one that cannot be changed need not be copied, either
+        if lazy:
+            raise
         return value
-    empty = copy.copy(value)
-    empty.clear()
-    return Nested(partial(_build_subclass, empty), parts)
 
 
 def _build_subclass(empty: Any, parts: list[Any]) -> Any:
@@ -406,18 +483,18 @@ def _build_subclass(empty: Any, parts: list[Any]) -> Any:
 
 
 def _pack_dataclass(value: Any, deps: Deps, depth: int) -> Any:
-    names = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
-    parts, lazy = _parts((getattr(value, n) for n in names), deps, depth)
+    names = tuple(f.name for f in dataclasses.fields(value) if hasattr(value, f.name))
+    given = [getattr(value, name) for name in names]
+    parts, lazy = _parts(given, deps, depth)
     if not lazy:
-        return value
-    empty = copy.copy(value)
-    for name in names:
-        object.__setattr__(empty, name, None)
-    return Nested(partial(_build_dataclass, empty, tuple(names)), parts)
+        unchanged = all(map(is_, parts, given))
+        return value if unchanged else _build_dataclass(value, names, parts)
+    empty = _build_dataclass(value, names, [None] * len(names))
+    return Nested(partial(_build_dataclass, empty, names), parts)
 
 
-def _build_dataclass(empty: Any, names: tuple[str, ...], parts: list[Any]) -> Any:
-    made = copy.copy(empty)
+def _build_dataclass(like: Any, names: tuple[str, ...], parts: list[Any]) -> Any:
+    made = copy.copy(like)
     for name, part in zip(names, parts, strict=True):
         object.__setattr__(made, name, part)
     return made
@@ -453,10 +530,10 @@ class _Unknown:
 _UNKNOWN: Any = _Unknown()
 _packers: dict[type, _Packer | None] = {
     **dict.fromkeys((str, int, float, bool, type(None), bytes, complex, type), None),
-    list: _pack_sequence,
-    tuple: _pack_sequence,
-    set: _pack_sequence,
-    frozenset: _pack_sequence,
+    list: _pack_mutable,
+    tuple: _pack_immutable,
+    set: _pack_mutable,
+    frozenset: _pack_immutable,
     dict: _pack_dict,
 }
 
@@ -464,8 +541,8 @@ _packers: dict[type, _Packer | None] = {
 def _packer_for(kind: type) -> _Packer | None:
     if issubclass(kind, Lazy):
         return _pack_lazy
-    if issubclass(kind, tuple) and hasattr(kind, "_make"):
-        return _pack_namedtuple
+    if issubclass(kind, (tuple, frozenset)):
+        return _pack_immutable
     if issubclass(kind, (list, dict, set)):
         return _pack_subclass
     if dataclasses.is_dataclass(kind):
@@ -507,11 +584,13 @@ def _holds(value: Any, depth: int) -> bool:
     return any(_holds(part, depth + 1) for part in parts)
 
 
-def origin_of(frame: FrameType | None) -> tuple[CodeType, int] | None:
+def origin_of(frame: FrameType | None) -> Origin | None:
     """Return the place of the nearest frame that is not Feste's own: code and offset.
 
     Reading ``f_lineno`` would cost 159 µs inside a function of 5,000 lines, this pair 0.15 µs; it
     is resolved to a line only for display.
+
+    :param frame: where to begin.
     """
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
@@ -519,3 +598,17 @@ def origin_of(frame: FrameType | None) -> tuple[CodeType, int] | None:
             return frame.f_code, frame.f_lasti
         frame = frame.f_back
     return None
+
+
+def here() -> str:
+    """Return ``file:line`` of the user's call that is under way, or an empty string."""
+    return _line_of(origin_of(sys._getframe(1)))
+
+
+def _line_of(origin: Origin | None) -> str:
+    if origin is None:
+        return ""
+    code, offset = origin
+    positions = next(itertools.islice(code.co_positions(), offset // 2, None), None)
+    line = (positions[0] if positions else None) or code.co_firstlineno
+    return f"{code.co_filename}:{line}"

@@ -169,7 +169,9 @@ def _weigh(context: Context, value: Any) -> Any:
     if type(value) is str:
         _budget(context).spend(len(value))
     elif type(value) in (list, dict, tuple, range):
-        _budget(context).spend(min(4 * len(value), TEXT_LIMIT))  # an item is more work than a letter
+        _budget(context).spend(
+            min(4 * len(value), TEXT_LIMIT)
+        )  # an item is more work than a letter
     return value
 
 

@@ -9,6 +9,7 @@ back with what happened then. Events and actions are tuples that begin with a na
               ("stop", run, grace)                            end it; requests in flight have so long
               ("grown", run, i, program, packed)              what the nodes that a task returned became
               ("done", executor, task, ok, value, seconds)    a piece of Python ended
+              ("many", executor, reports)                     several reports of hands at once
               ("returned", executor, tasks)                   pieces of a chunk that were not begun
               ("free", executor, where, chunk)                a chunk is through
               ("sent", executor, handle, ok, value, seconds)  a request ended
@@ -83,6 +84,7 @@ class Brain:
             "stop": self._on_stop,
             "grown": self.growth.grown,
             "done": self.dispatcher.finished,
+            "many": self._on_many,
             "returned": self.dispatcher.returned,
             "free": self.dispatcher.freed,
             "sent": self.calls.sent,
@@ -140,6 +142,10 @@ class Brain:
         heapq.heappush(self.timers, (self.now + seconds, next(self._count), what))
 
     # --- runs -------------------------------------------------------------------------------------
+
+    def _on_many(self, executor: Executor, reports: list[Event]) -> None:
+        for name, *rest in reports:
+            self._handlers[name](executor, *rest)
 
     def _on_submit(self, run: Run) -> None:
         run.started = self.now

@@ -29,7 +29,7 @@ __all__ = ["Dispatcher"]
 
 #: Small tasks are handed out together until they are expected to take this many seconds.
 CHUNK = 0.001
-#: A chunk that takes longer than this many seconds gives back what it has not begun.
+#: Every so many seconds a chunk is looked at: one that got no further gives back its rest.
 TAIL = 0.005
 _MOST = 256
 _FIRST_GUESS = 5e-5
@@ -143,6 +143,7 @@ class Dispatcher:
     def _reclaim(self, executor: Executor, chunk: list[PyTask]) -> None:
         if self.chunks.get(id(chunk)) is chunk:
             self.brain.act("reclaim", executor, chunk)
+            self.brain.later(TAIL, lambda now: self._reclaim(executor, chunk))
 
     def freed(self, executor: Executor, where: str, chunk: list[PyTask]) -> None:
         """A chunk is through."""

@@ -82,7 +82,7 @@ class Executor:
 
     Posted reports, as tuples: ``("done", task, ok, value, seconds)`` when a task ended (``ok`` False:
     ``value`` is the exception); ``("returned", tasks)`` for tasks of a chunk that were not begun;
-    ``("free", where, chunk)`` when a chunk is through; ``("sent", handle, ok, value, seconds)`` when a
+    ``("many", reports)`` for several of these at once; ``("free", where, chunk)`` when a chunk is through; ``("sent", handle, ok, value, seconds)`` when a
     request ended; ``("fetched", handle, values)``; ``("capacity",)`` when :meth:`capacity` changed.
 
     :param target: what the setting ``scheduler`` was: a name, a URL or an object.
@@ -119,7 +119,8 @@ class Executor:
         raise NotImplementedError
 
     def reclaim(self, chunk: list[PyTask]) -> None:
-        """Take back what is not begun of a chunk; reports ``returned``.
+        """Take back what is not begun of a chunk, if it is no further than the last time it was asked;
+        reports ``returned``.
 
         :param chunk: the list that was given to :meth:`call`.
         """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
@@ -16,7 +15,7 @@ from feste.node import fill
 from feste.scheduler.executor import Executor, Post, PyTask
 from feste.scheduler.loops import LoopThread
 from feste.scheduler.processes import ProcessPool
-from feste.scheduler.threads import ThreadPool, run_chunk
+from feste.scheduler.threads import Begun, ThreadPool, run_chunk
 from feste.scheduler.work import describe, result_of
 
 __all__ = ["LocalExecutor"]
@@ -71,7 +70,7 @@ class LocalExecutor(Executor):
             self.tasks.start(id(chunk), lambda: self._await(chunk))
         else:
             with blocking.inside("brain"):
-                run_chunk(deque(chunk), self._post)
+                run_chunk(Begun(chunk), self._post)
             self._post(("free", where, chunk))
 
     def reclaim(self, chunk: list[PyTask]) -> None:

@@ -6,15 +6,19 @@ import threading
 from collections import deque
 from queue import SimpleQueue
 from time import perf_counter
+from typing import Any
 
 from feste import blocking
 from feste.scheduler.executor import Post, PyTask
 from feste.scheduler.growth import Emission
 from feste.scheduler.work import describe, evaluate, result_of
 
-__all__ = ["ThreadPool", "run_chunk"]
+__all__ = ["Begun", "ThreadPool", "run_chunk"]
 
 Chunk = list[PyTask]
+
+#: Reports wait at most this many seconds for others; taking back the chunk's tail sends them too.
+_TOGETHER = 0.001
 
 
 class ThreadPool:
@@ -30,8 +34,8 @@ class ThreadPool:
     def __init__(self, size: int, post: Post) -> None:
         self.size = size
         self._post = post
-        self._queue: SimpleQueue[tuple[Chunk, deque[PyTask]] | None] = SimpleQueue()
-        self._begun: dict[int, deque[PyTask]] = {}
+        self._queue: SimpleQueue[Begun | None] = SimpleQueue()
+        self._begun: dict[int, Begun] = {}
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._lock = threading.Lock()
@@ -41,14 +45,13 @@ class ThreadPool:
 
         :param chunk: the tasks.
         """
-        left = deque(chunk)
-        self._begun[id(chunk)] = left
+        begun = self._begun[id(chunk)] = Begun(chunk)
         with self._lock:
             if self._idle > 0:
                 self._idle -= 1  # promised to this chunk
             else:
                 self._spawn()
-        self._queue.put((chunk, left))
+        self._queue.put(begun)
 
     def _spawn(self) -> None:
         name = f"feste-worker-{len(self._threads)}"
@@ -60,23 +63,31 @@ class ThreadPool:
         with blocking.inside("pool"):
             blocking.belong(self)
             while (item := self._queue.get()) is not None:
-                chunk, left = item
-                run_chunk(left, self._post)
-                self._begun.pop(id(chunk), None)
+                begun = item
+                run_chunk(begun, self._post)
+                self._begun.pop(id(begun.chunk), None)
                 with self._lock:
                     self._idle += 1
-                self._post(("free", "thread", chunk))
+                self._post(("free", "thread", begun.chunk))
+                item = begun = None  # an idle thread keeps nobody's values alive
 
     def reclaim(self, chunk: Chunk) -> None:
-        """Post as returned what is not begun of a chunk.
+        """Post as returned what is not begun of a chunk, if it was not further the last time.
 
         :param chunk: the list given to :meth:`run`.
         """
-        left = self._begun.get(id(chunk))
+        begun = self._begun.get(id(chunk))
+        if begun is None:
+            return
+        begun.flush(self._post)
+        left = len(begun.left)
+        if left != begun.seen:  # it goes on: only what waits behind one long task is taken back
+            begun.seen = left
+            return
         taken: list[PyTask] = []
-        while left:
+        while begun.left:
             try:
-                taken.append(left.popleft())
+                taken.append(begun.left.popleft())
             except IndexError:  # its thread took the last one
                 break
         if taken:
@@ -100,37 +111,83 @@ class ThreadPool:
                 thread.join(timeout=5)
 
 
-def run_chunk(left: deque[PyTask], post: Post) -> None:
+class Begun:
+    """A chunk on its way.
+
+    :param chunk: the tasks as they were given.
+    """
+
+    __slots__ = ("chunk", "left", "reports", "seen")
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        self.left = deque(chunk)
+        self.reports: deque[tuple[Any, ...]] = deque()
+        self.seen = -1
+
+    def flush(self, post: Post) -> None:
+        """Post what is not posted yet; from any thread.
+
+        :param post: where to report.
+        """
+        reports = []
+        while self.reports:
+            try:
+                reports.append(self.reports.popleft())
+            except IndexError:  # another thread flushes too
+                break
+        if reports:
+            post(("many", reports))
+
+
+def run_chunk(begun: Begun, post: Post) -> None:
     """Run tasks in order and report each; what depends on a failed one is returned.
 
-    :param left: the tasks; taken from the left as they begin.
+    Reports of the quickest tasks go together: each would wake the brain's thread, which then fights
+    for the interpreter with the work itself.
+
+    :param begun: the chunk; tasks are taken from its left as they begin.
     :param post: where to report.
     """
     returned: list[PyTask] = []
+    left, reports = begun.left, begun.reports
+    last = perf_counter()
     while left:
         try:
             task = left.popleft()
         except IndexError:  # taken back meanwhile
             break
-        values = task.values
-        for position, value in enumerate(values):
-            if type(value) is PyTask:
-                if not value.ok:
-                    returned.append(task)
-                    break
-                values[position] = value.result
-        else:
-            begun = perf_counter()
-            try:
-                copied = task.run.context.copy()
-                result = copied.run(evaluate, task.fn, task.args, task.kwargs, values)
-                if task.stage == "run":
-                    result = result_of(result)
-                task.ok = type(result) is not Emission
-                task.result = result
-                post(("done", task, True, result, perf_counter() - begun))
-            except BaseException as error:  # a task may raise anything, SystemExit too
-                task.ok = False
-                post(("done", task, False, describe(error), perf_counter() - begun))
+        if not _inputs_there(task):
+            returned.append(task)
+            continue
+        start = perf_counter()
+        try:
+            copied = task.run.context.copy()
+            result = copied.run(evaluate, task.fn, task.args, task.kwargs, task.values)
+            if task.stage == "run":
+                result = result_of(result)
+            task.ok = type(result) is not Emission
+            task.result = result
+            now = perf_counter()
+            reports.append(("done", task, True, result, now - start))
+        except BaseException as error:  # a task may raise anything, SystemExit too
+            task.ok = False
+            now = perf_counter()
+            reports.append(("done", task, False, describe(error), now - start))
+        if now - last > _TOGETHER:
+            begun.flush(post)
+            last = now
+    begun.flush(post)
     if returned:
         post(("returned", returned))
+
+
+def _inputs_there(task: PyTask) -> bool:
+    """Put in the results of earlier tasks of the chunk; False if one of them has none."""
+    values = task.values
+    for position, value in enumerate(values):
+        if type(value) is PyTask:
+            if not value.ok:
+                return False
+            values[position] = value.result
+    return True

@@ -2,6 +2,16 @@
 
 from feste.draw import forget as fresh_draws
 from feste.testing.fake_backend import FakeBackend, FakeParams
+from feste.testing.sim_server import Fault, LedgerEntry, LoggedRequest, SimServer
 from feste.testing.virtual_clock import VirtualClock
 
-__all__ = ["FakeBackend", "FakeParams", "VirtualClock", "fresh_draws"]
+__all__ = [
+    "FakeBackend",
+    "FakeParams",
+    "Fault",
+    "LedgerEntry",
+    "LoggedRequest",
+    "SimServer",
+    "VirtualClock",
+    "fresh_draws",
+]

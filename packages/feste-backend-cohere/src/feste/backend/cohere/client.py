@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import array
-import ipaddress
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from feste.backend import (
     Backend,
@@ -22,7 +20,7 @@ from feste.backend import (
     Response,
     Secret,
 )
-from feste.backend.cohere import replies, transport
+from feste.backend.cohere import address, replies, transport
 from feste.backend.cohere.params import ChatParams, EmbedParams, GenerateParams
 from feste.errors import ConfigError, ParameterError
 from feste.plain import plain
@@ -64,10 +62,11 @@ class Cohere(Backend):
         timeout: float = 300.0,
         limits: Limits | None = None,
     ) -> None:
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        if not timeout > 0:
             raise ConfigError(f"timeout is a positive number of seconds, not {timeout!r}")
         self.model = model
-        self.base_url, self._local = _base_url(base_url or os.environ.get("CO_API_URL") or _URL)
+        self.base_url = address.normal(base_url or os.environ.get("CO_API_URL") or _URL)
+        self._local = address.is_local(self.base_url)
         self.timeout = timeout
         self.limits = limits or Limits()
         self._secret = Secret.of(api_key, "CO_API_KEY")
@@ -152,12 +151,9 @@ class Cohere(Backend):
             prompt too, as Cohere advises.
         :returns: a :class:`~feste.backend.Reply`, or an instance of ``output``.
         """
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if not isinstance(messages, (list, tuple)) or not messages:
-            raise ParameterError(
-                f"chat() takes a text or a list of messages, not {type(prompt).__name__}"
-                f"{'' if messages else ' without any'}"
-            )
+            raise ParameterError(f"chat() takes a text or messages, not {prompt!r:.80}")
         own: dict[str, Any] = {"messages": messages, "stream": False}
         if output is None:
             return self._request("/v2/chat", params, ChatParams, own, "reply")
@@ -179,10 +175,10 @@ class Cohere(Backend):
         """
         if not isinstance(text, str):
             raise ParameterError(f"embed() takes a text, not {type(text).__name__}")
-        own = {"texts": [text]}
-        request = self._request("/v2/embed", params, EmbedParams, own, "vector")
-        if not request.body.get("embedding_types"):
-            raise ParameterError("embed() needs one of the embedding_types")
+        request = self._request("/v2/embed", params, EmbedParams, {"texts": [text]}, "vector")
+        kinds = request.body.get("embedding_types")
+        if not isinstance(kinds, list) or not kinds:
+            raise ParameterError(f"embedding_types is a list like ['float'], not {kinds!r}")
         return request
 
     def _prepare_generate(self, prompt: str, params: GenerateParams = GenerateParams()) -> Request:
@@ -210,24 +206,23 @@ class Cohere(Backend):
 
     # --- parse ----------------------------------------------------------------------------------
 
-    def _asked(self, arguments: Mapping[str, Any]) -> str:
-        return arguments["params"].model or self.model or ""
+    def _body(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": self.model or "", **arguments["params"].body()}
 
     def _parse_chat(self, response: Response, arguments: Mapping[str, Any]) -> Any:
-        reply = replies.chat_reply(response.payload, self._asked(arguments))
+        reply = replies.chat_reply(response.payload, self._body(arguments)["model"])
         output = arguments["output"]
         return reply if output is None else replies.instance(reply, output)
 
-    def _parse_embed(
-        self, response: Response, arguments: Mapping[str, Any]
-    ) -> array.array[float]:
-        kinds = arguments["params"].embedding_types
-        made: Any = replies.vectors(response.payload, kinds)
-        return made[kinds[0]] if len(kinds) == 1 else made  # type: ignore[no-any-return]
+    def _parse_embed(self, response: Response, arguments: Mapping[str, Any]) -> array.array[float]:
+        made: Any = replies.vectors(response.payload, self._body(arguments)["embedding_types"])
+        (vector, *others) = made.values()
+        return made if others else vector  # type: ignore[no-any-return]
 
     def _parse_generate(self, response: Response, arguments: Mapping[str, Any]) -> Any:
-        count = arguments["params"].num_generations or 1
-        made = replies.generations(response.payload, count, self._asked(arguments))
+        body = self._body(arguments)
+        count = body.get("num_generations", 1)
+        made = replies.generations(response.payload, count, body["model"])
         return made[0] if count == 1 else made
 
     def _pack_embed(self, requests: Sequence[Request]) -> Request:
@@ -238,7 +233,15 @@ class Cohere(Backend):
         kinds, count = request.body["embedding_types"], len(request.body["texts"])
         return replies.split(response.payload, kinds, count)
 
-    chat = Operation(prepare=_prepare_chat, send=_send, parse=_parse_chat)
+    chat = Operation(
+        # halves are called by position, users name `output`
+        prepare=lambda self, prompt, params, output: self._prepare_chat(
+            prompt, params, output=output
+        ),
+        send=_send,
+        parse=_parse_chat,
+        signature=_prepare_chat,
+    )
     embed = Operation(
         prepare=_prepare_embed,
         send=_send,
@@ -247,27 +250,3 @@ class Cohere(Backend):
         batch=BatchRule("text", "texts", _MAX_TEXTS, pack=_pack_embed, unpack=_unpack_embed),
     )
     generate = Operation(prepare=_prepare_generate, send=_send, parse=_parse_generate)
-
-
-def _base_url(url: str) -> tuple[str, bool]:
-    """Return the URL as it is used, and whether it is on this machine."""
-    parts = urlsplit(url.strip())
-    host = (parts.hostname or "").lower()
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise ConfigError(f"base_url is no URL of an API: {url.partition('?')[0]}")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("base_url must not hold a name or password; give api_key=")
-    local = host == "localhost" or _is_loopback(host)
-    if parts.scheme == "http" and not local:
-        raise ConfigError(f"base_url must be https except on this machine, not {url}")
-    path = parts.path.rstrip("/")
-    if host.endswith((".cohere.com", ".cohere.ai")) and path in ("/v1", "/v2"):
-        path = ""  # as older versions of the SDK wanted it
-    return f"{parts.scheme}://{parts.netloc.lower()}{path}", local
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -78,15 +78,14 @@ def instance(reply: Reply, model: Any) -> Any:
     :param model: the model.
     :raises MalformedResponse: if the answer was cut off or does not fit the model.
     """
-    if reply.finish_reason != "stop":
+    if reply.truncated:
         raise MalformedResponse(
-            f"the answer is no whole {model.__name__}: the model stopped because of "
-            f"{reply.finish_reason!r}"
+            f"the answer was cut off before it was a whole {model.__name__}; allow more max_tokens"
         )
     try:
         return model.model_validate_json(str(reply))
-    except ValueError as error:
-        details = getattr(error, "errors", list)()
+    except ValueError as error:  # pydantic's, which holds the whole answer
+        details: list[Any] = getattr(error, "errors", list)()
     wrong = [f"{'.'.join(map(str, d['loc'])) or 'all'}: {d['msg']}" for d in details[:3]]
     raise MalformedResponse(f"the answer is no {model.__name__}: {'; '.join(wrong)}")
 

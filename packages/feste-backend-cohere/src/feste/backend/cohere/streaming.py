@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["Assembly"]
@@ -11,30 +11,26 @@ __all__ = ["Assembly"]
 class Assembly:
     """The reply of a stream, as far as it has come.
 
-    :param on_chunk: gets the pieces of the text.
-
-    >>> pieces = []
-    >>> reply = Assembly(pieces.append)
-    >>> reply.take({"type": "content-start", "index": 0,
-    ...             "delta": {"message": {"content": {"type": "text", "text": ""}}}})
+    >>> reply = Assembly()
     >>> for text in ("Hel", "lo"):
     ...     reply.take({"type": "content-delta", "index": 0,
     ...                 "delta": {"message": {"content": {"text": text}}}})
-    >>> pieces, reply.complete, reply.payload["message"]["content"]
-    (['Hel', 'lo'], False, [{'type': 'text', 'text': 'Hello'}])
+    'Hel'
+    'lo'
+    >>> reply.complete, reply.payload["message"]["content"]
+    (False, [{'type': 'text', 'text': 'Hello'}])
     """
 
-    def __init__(self, on_chunk: Callable[[str], None]) -> None:
-        self._on_chunk = on_chunk
+    def __init__(self) -> None:
         self._parts: dict[Any, dict[str, Any]] = {}
         self._calls: dict[Any, dict[str, Any]] = {}
         self._logprobs: list[Any] = []
-        self._message: dict[str, Any] = {}
+        self._message: dict[str, Any] = {"role": "assistant"}
         self._whole: dict[str, Any] = {}
         self.complete = False
 
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Take the next event; those of unknown types are passed over.
+    def take(self, event: Mapping[str, Any]) -> str:
+        """Take the next event and return its piece of text, mostly empty; unknown ones are passed over.
 
         :param event: the event's data.
         """
@@ -43,25 +39,25 @@ class Assembly:
         kind, index = event.get("type"), event.get("index")
         if kind == "message-start":
             self._whole["id"] = event.get("id")
-            self._message["role"] = message.get("role", "assistant")
         elif kind in ("content-start", "content-delta"):
-            self._content(self._parts.setdefault(index, {}), message.get("content") or {})
             if event.get("logprobs"):
                 self._logprobs.append(event["logprobs"])
+            return self._content(self._parts.setdefault(index, {}), message.get("content") or {})
         elif kind == "tool-plan-delta":
             plan = self._message.get("tool_plan", "")
             self._message["tool_plan"] = plan + message.get("tool_plan", "")
         elif kind == "tool-call-start":
             self._calls[index] = dict(message.get("tool_calls") or {})
         elif kind == "tool-call-delta":
-            self._arguments(index, message.get("tool_calls") or {})
+            self._arguments(self._calls.setdefault(index, {}), message.get("tool_calls") or {})
         elif kind == "citation-start":
             self._message.setdefault("citations", []).append(message.get("citations"))
         elif kind == "message-end":
             self._whole.update(delta)
             self.complete = True
+        return ""
 
-    def _content(self, part: dict[str, Any], content: Mapping[str, Any]) -> None:
+    def _content(self, part: dict[str, Any], content: Mapping[str, Any]) -> str:
         if "type" in content:
             part["type"] = content["type"]
         for name in ("text", "thinking"):
@@ -69,14 +65,12 @@ class Assembly:
             if piece is not None:
                 part.setdefault("type", name)
                 part[name] = part.get(name, "") + piece
-        if content.get("text"):
-            self._on_chunk(content["text"])
+        return content.get("text") or ""
 
-    def _arguments(self, index: Any, call: Mapping[str, Any]) -> None:
-        known = self._calls.setdefault(index, {})
-        function = dict(known.get("function") or {})
-        piece = (call.get("function") or {}).get("arguments", "")
-        known["function"] = {**function, "arguments": function.get("arguments", "") + piece}
+    def _arguments(self, call: dict[str, Any], more: Mapping[str, Any]) -> None:
+        function = dict(call.get("function") or {})
+        piece = (more.get("function") or {}).get("arguments", "")
+        call["function"] = {**function, "arguments": function.get("arguments", "") + piece}
 
     @property
     def payload(self) -> dict[str, Any]:

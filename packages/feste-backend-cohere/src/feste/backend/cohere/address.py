@@ -1,0 +1,56 @@
+"""Where the API is: a URL that is safe to send a key to."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import SplitResult, urlsplit
+
+from feste.errors import ConfigError
+
+__all__ = ["is_local", "normal"]
+
+
+def normal(url: str) -> str:
+    """Return a base URL in its one form: no slash at the end, names in lower case.
+
+    :param url: the URL.
+    :raises ConfigError: if it is none, holds a password, or would send the key in the clear.
+
+    >>> normal("https://API.cohere.com/v1/"), normal("http://localhost:8000/cohere/")
+    ('https://api.cohere.com', 'http://localhost:8000/cohere')
+    """
+    if "@" in url:
+        raise ConfigError("base_url must not hold a name or password; give api_key=")
+    parts = _split(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(f"base_url is no URL of an API: {url}")
+    if parts.scheme == "http" and not is_local(url):
+        raise ConfigError(f"base_url must be https except on this machine, not {url}")
+    path = parts.path.rstrip("/")
+    if parts.hostname.endswith((".cohere.com", ".cohere.ai")) and path in ("/v1", "/v2"):
+        path = ""  # older versions of the SDK wanted it there
+    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
+
+
+def is_local(url: str) -> bool:
+    """Return whether a URL is on this machine, as its text says.
+
+    :param url: the URL.
+
+    >>> is_local("http://127.0.0.1:8000"), is_local("http://[::1]/"), is_local("https://x.com")
+    (True, True, False)
+    """
+    host = _split(url.strip()).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises if it is no number
+        return parts
+    except ValueError as error:
+        raise ConfigError(f"base_url is no URL: {error}") from None

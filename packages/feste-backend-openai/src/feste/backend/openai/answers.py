@@ -1,0 +1,236 @@
+"""From a provider's JSON to what a call returns: pure, so it is free to repeat.
+
+Servers are many and their answers are not validated by the SDK, so every shape is checked here.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from feste.backend import Reply, Request, Response, Usage, redact
+from feste.errors import CountMismatch, MalformedResponse
+
+if TYPE_CHECKING:
+    from feste.backend.openai.client import OpenAI
+
+__all__ = ["chat_value", "complete_value", "unpack_choices", "unpack_vectors", "usage_of", "vector"]
+
+
+def chat_value(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> Any:
+    """Return what a call of ``chat`` returns: a Reply or an instance, of several choices a list.
+
+    :param llm: the client.
+    :param response: the answer.
+    :param arguments: the call's arguments, by name.
+    :raises MalformedResponse: if the answer is not what the endpoint promises.
+    """
+    wanted = arguments["params"].n or 1
+    replies = [_chat_reply(llm, c, response, wanted) for c in _choices(llm, response, wanted)]
+    output = arguments["output"]
+    values = replies if output is None else [_instance(llm, r, output) for r in replies]
+    return values if wanted > 1 else values[0]
+
+
+def complete_value(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> Any:
+    """Return what a call of ``complete`` returns: a Reply, or of several choices a list.
+
+    :param llm: the client.
+    :param response: the answer.
+    :param arguments: the call's arguments, by name.
+    :raises MalformedResponse: if the answer is not what the endpoint promises.
+    """
+    wanted = arguments["params"].n or 1
+    replies = []
+    for choice in _choices(llm, response, wanted):
+        text = choice.get("text")
+        if not isinstance(text, str):
+            raise _malformed(llm, "a choice without text", choice)
+        replies.append(_reply(text, None, choice, response, wanted))
+    return replies if wanted > 1 else replies[0]
+
+
+def vector(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> array.array[float]:
+    """Return what a call of ``embed`` returns: the vector as 32-bit floats.
+
+    :param llm: the client.
+    :param response: the answer.
+    :param arguments: the call's arguments, by name.
+    :raises MalformedResponse: if the answer is not what the endpoint promises.
+    """
+    items = _list(response.payload, "data")
+    if len(items) != 1:
+        raise _malformed(llm, f"{len(items)} vectors for one text", response.payload)
+    raw = items[0].get("embedding")
+    made = array.array("f")
+    try:
+        if isinstance(raw, str):
+            made.frombytes(base64.b64decode(raw, validate=True))
+            if sys.byteorder == "big":  # the wire has the lowest byte first
+                made.byteswap()
+        else:  # a server that knows no base64
+            made.extend(raw)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise _malformed(llm, "a vector that is neither base64 nor numbers", items[0]) from None
+    if not made:
+        raise _malformed(llm, "an empty vector", items[0])
+    return made
+
+
+# --- one answer for many calls --------------------------------------------------------------------
+
+
+def unpack_choices(llm: Any, request: Request, response: Response) -> list[Response]:
+    """Return each prompt's own choices of a packed completion.
+
+    Choices are told apart by their index, prompt after prompt: ``index = i * n + j``. There must be
+    every one of them exactly once, or no answer is handed out at all: a server that drops or
+    renumbers some would give answers to the wrong prompts.
+
+    :param llm: the client.
+    :param request: the packed request.
+    :param response: its response; what it used is known for all prompts together only.
+    :raises CountMismatch: for anything but the full set.
+    """
+    n = request.body.get("n") or 1
+    prompts = len(request.body["prompt"])
+    choices = _by_index(response.payload, "choices", n * prompts)
+    rest = {k: v for k, v in response.payload.items() if k not in ("choices", "usage")}
+    return [
+        Response(
+            {**rest, "choices": [{**choices[i * n + j], "index": j} for j in range(n)]},
+            request_id=response.request_id,
+        )
+        for i in range(prompts)
+    ]
+
+
+def unpack_vectors(llm: Any, request: Request, response: Response) -> list[Response]:
+    """Return each text's own vector of a packed request, told apart by index.
+
+    :param llm: the client.
+    :param request: the packed request.
+    :param response: its response.
+    :raises CountMismatch: if not every index is there exactly once.
+    """
+    items = _by_index(response.payload, "data", len(request.body["input"]))
+    return [Response({"data": [item]}, request_id=response.request_id) for item in items]
+
+
+def _by_index(payload: Any, field: str, count: int) -> list[Any]:
+    """All items in the order of their indexes, or none at all."""
+    items = _list(payload, field)
+    found = {i["index"]: i for i in items if isinstance(i.get("index"), int)}
+    if len(items) != count or found.keys() != set(range(count)):
+        raise CountMismatch(
+            f"the server answered a request for {count} {field} with {len(items)}, {len(found)} of "
+            "them with an index of their own"
+        )
+    return [found[i] for i in range(count)]
+
+
+# --- the parts of an answer -----------------------------------------------------------------------
+
+
+def usage_of(payload: Any) -> Usage | None:
+    """Return what a provider counted, or None where it does not say.
+
+    :param payload: the body of an answer.
+
+    >>> usage_of({"usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 8}}})
+    Usage(input=9, output=0, cached=8)
+    """
+    counted = payload.get("usage") if isinstance(payload, dict) else None
+    if not isinstance(counted, dict):
+        return None
+    details = counted.get("prompt_tokens_details")
+    return Usage(
+        _count(counted.get("prompt_tokens")),
+        _count(counted.get("completion_tokens")),
+        _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+    )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _list(payload: Any, field: str) -> list[dict[str, Any]]:
+    """The dicts of a list in an answer; anything else counts as not being there."""
+    items = payload.get(field) if isinstance(payload, dict) else None
+    return [i for i in items if isinstance(i, dict)] if isinstance(items, list) else []
+
+
+def _choices(llm: OpenAI, response: Response, wanted: int) -> Sequence[dict[str, Any]]:
+    choices = _list(response.payload, "choices")
+    if len(choices) != wanted:
+        hint = " (does it know n? Else write as many calls)" if wanted > 1 else ""
+        raise _malformed(llm, f"{len(choices)} choices instead of {wanted}{hint}", response.payload)
+    # some servers number a single choice oddly, or not at all
+    return choices if wanted == 1 else _by_index(response.payload, "choices", wanted)
+
+
+def _chat_reply(llm: OpenAI, choice: dict[str, Any], response: Response, wanted: int) -> Reply:
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise _malformed(llm, "a choice without message", choice)
+    text, calls = message.get("content"), message.get("tool_calls")
+    if not isinstance(text, (str, type(None))) or not isinstance(calls, (list, type(None))):
+        raise _malformed(llm, "a message that is not text", message)
+    # ready to be sent back: an endpoint refuses some of the empty fields that it sends itself
+    kept = {k: v for k, v in message.items() if k == "content" or v not in (None, [])}
+    kept.setdefault("role", "assistant")
+    return _reply(text or "", kept, choice, response, wanted)
+
+
+def _reply(
+    text: str,
+    message: dict[str, Any] | None,
+    choice: dict[str, Any],
+    response: Response,
+    wanted: int,
+) -> Reply:
+    finish, model = choice.get("finish_reason"), response.payload.get("model")
+    return Reply(
+        text,
+        message=message,
+        finish_reason=finish if isinstance(finish, str) else None,
+        usage=response.usage if wanted == 1 else None,  # counted once, for all choices together
+        logprobs=choice.get("logprobs"),
+        model=model if isinstance(model, str) else "",
+    )
+
+
+def _instance(llm: OpenAI, reply: Reply, model: Any) -> Any:
+    refusal = reply.message.get("refusal")
+    if refusal:
+        raise _unusable(llm, "the model refused to answer; change the prompt", str(refusal))
+    if reply.truncated:
+        fix = (
+            "raise max_completion_tokens (max_tokens at older servers), or bound the model's fields"
+        )
+        raise _unusable(llm, f"the answer was cut off, so it is no {model.__name__}: {fix}", reply)
+    if reply.tool_calls:
+        raise _unusable(
+            llm, "the model called tools; leave output= out where tools are given", reply
+        )
+    try:
+        return model.model_validate_json(str(reply))
+    except ValueError as error:  # pydantic's ValidationError is one
+        first = str(error).split("\n")[1:3]
+        why = f"the answer is no {model.__name__} ({': '.join(line.strip() for line in first)})"
+        fix = "the server may ignore JSON schemas, or the model's validators ask for more than they say"
+    raise _unusable(llm, f"{why}; {fix}", reply)
+
+
+def _unusable(llm: OpenAI, why: str, text: str) -> MalformedResponse:
+    said = redact(text[:2000], *llm.secrets, limit=200)
+    return MalformedResponse(f"{redact(why, *llm.secrets)}. It begins: {said!r}")
+
+
+def _malformed(llm: OpenAI, what: str, part: Any) -> MalformedResponse:
+    said = redact(repr(part)[:2000], *llm.secrets, limit=200)
+    return MalformedResponse(f"the server answered with {what}: {said}")

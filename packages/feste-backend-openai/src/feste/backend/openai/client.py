@@ -1,0 +1,262 @@
+"""The client: plain configuration, and the operations as their halves."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from urllib.parse import urlsplit
+
+from feste.backend import Backend, BatchRule, Determinism, Limits, Message, Operation, Reply, Secret
+from feste.backend.openai import answers, requests
+from feste.backend.openai.address import is_loopback, normal_url
+from feste.backend.openai.params import ChatParams, CompleteParams, EmbedParams
+from feste.errors import ConfigError
+
+if TYPE_CHECKING:
+    import array
+
+    from pydantic import BaseModel
+
+    from feste.backend import Request, Response
+    from feste.delayed import FesteDelayed
+
+__all__ = ["OpenAI"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound="BaseModel")
+OnChunk = Callable[[str], None]
+
+_URL = "https://api.openai.com/v1"
+_KEY = "OPENAI_API_KEY"
+
+
+def _operation(**halves: Any) -> Callable[[F], F]:
+    """Make a method the face of an operation: its signature for users, editors and type checkers."""
+
+    def make(method: F) -> F:
+        return cast(F, Operation(signature=method, send=_send, **halves))
+
+    return make
+
+
+async def _send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -> Response:
+    """Send a request; the SDK is imported for the first one, aside, so that the loop goes on."""
+    sending = _loaded.get("sending")
+    if sending is None:
+        name = f"{__package__}.sending"
+        sending = _loaded["sending"] = await asyncio.to_thread(importlib.import_module, name)
+    answer: Response = await sending.send(llm, request, on_chunk)
+    return answer
+
+
+_loaded: dict[str, Any] = {}
+
+
+class OpenAI(Backend):
+    """OpenAI, or a server that speaks its protocol: vLLM, llama.cpp, Ollama and others.
+
+    Making one reads the environment and nothing else; the SDK is imported, and a connection made,
+    when the first request is sent. A key given as text is held in memory only: such a client cannot
+    be pickled, one that knows its key by name can.
+
+    :param model: the model of all calls that do not name one in their parameters.
+    :param api_key: the name of the key's environment variable as a :class:`~feste.backend.Secret`,
+        or the key itself; None is ``Secret("OPENAI_API_KEY")``. A server on this machine needs none.
+    :param base_url: where the server is, with the path before ``/chat/completions``; None takes
+        ``OPENAI_BASE_URL`` from the environment, else OpenAI itself.
+    :param organization: who pays; None takes ``OPENAI_ORG_ID`` from the environment.
+    :param project: for which project; None takes ``OPENAI_PROJECT_ID`` from the environment.
+    :param timeout: seconds that one attempt may take, from connecting to the last byte.
+    :param limits: what the account or the server can take; ``Limits(max_items=...)`` bounds how many
+        calls share a request.
+    :raises ConfigError: if an argument is wrong.
+
+    >>> llm = OpenAI(model="smollm2", base_url="http://localhost:8080/v1/")
+    >>> llm.endpoint
+    'http://localhost:8080/v1'
+    """
+
+    plugin = "openai"
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        api_key: str | Secret | None = None,
+        base_url: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        timeout: float = 600.0,
+        limits: Limits | None = None,
+    ) -> None:
+        if not isinstance(model, (str, type(None))):
+            raise ConfigError(f"model must be a str, not {type(model).__name__}")
+        if not isinstance(api_key, (str, Secret, type(None))):
+            raise ConfigError(f"api_key must be a str or a Secret, not {type(api_key).__name__}")
+        if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
+            raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
+        self.model = model
+        self.timeout = float(timeout)
+        self.limits = limits or Limits()
+        self.organization = organization or os.environ.get("OPENAI_ORG_ID") or None
+        self.project = project or os.environ.get("OPENAI_PROJECT_ID") or None
+        self._endpoint = normal_url(base_url or os.environ.get("OPENAI_BASE_URL") or _URL)
+        self._secret = Secret.of(api_key or None, _KEY)
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def endpoint(self) -> str:
+        """The base URL that calls really go to, in its one form."""
+        return self._endpoint
+
+    @property
+    def account(self) -> str:
+        """Organization and project, as far as they are known."""
+        return "/".join([self.organization or "", self.project or ""]).strip("/")
+
+    @functools.cached_property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine."""
+        return is_loopback(urlsplit(self._endpoint).hostname or "")
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """The key; none if the server is on this machine and there is no key."""
+        return () if self.is_local and not self._secret.is_set else (self._secret,)
+
+    def config(self) -> Mapping[str, Any]:
+        """Return what makes an equal client, as plain JSON, with the key by name."""
+        return {
+            "model": self.model,
+            "api_key": repr(self._secret),
+            "base_url": self._endpoint,
+            "organization": self.organization,
+            "project": self.project,
+            "timeout": self.timeout,
+        }
+
+    def preflight(self) -> None:
+        """Raise what can be known to be wrong before anything is sent.
+
+        :raises MissingKey: if there is no key, and the server is not on this machine.
+        :raises ConfigError: if the key cannot be sent as it is.
+        """
+        self.key()
+
+    def key(self) -> str:
+        """Return the API key, as it is here and now.
+
+        :raises MissingKey: if there is none, and the server is not on this machine.
+        :raises ConfigError: if it holds what no HTTP header can hold.
+        """
+        for secret in self.secrets:
+            key = secret.reveal()
+            if not (key.isascii() and key.isprintable() and " " not in key):
+                where = "api_key" if secret.is_literal else secret.name
+                raise ConfigError(
+                    f"the API key in {where} holds a space, a line end or another character that no "
+                    "key has; was it copied whole, and alone?"
+                )
+            return key
+        return "no-key"  # the SDK wants one; a local server does not look at it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what was found, so that another process with another environment makes an equal."""
+        given: dict[str, Any] = {
+            "api_key": self._secret,  # refuses if it is a literal key
+            "base_url": self._endpoint,
+            "organization": self.organization,
+            "project": self.project,
+            "timeout": self.timeout,
+            "limits": self.limits,
+        }
+        return (functools.partial(type(self), self.model, **given), ())
+
+    # --- what it can do ---------------------------------------------------------------------------
+
+    @overload
+    def chat(
+        self,
+        prompt: str | Sequence[Message | FesteDelayed[Any]] | FesteDelayed[Any],
+        params: ChatParams | FesteDelayed[Any] = ...,
+        *,
+        output: None = None,
+    ) -> FesteDelayed[Reply]: ...
+    @overload
+    def chat(
+        self,
+        prompt: str | Sequence[Message | FesteDelayed[Any]] | FesteDelayed[Any],
+        params: ChatParams | FesteDelayed[Any] = ...,
+        *,
+        output: type[M],
+    ) -> FesteDelayed[M]: ...
+    @_operation(prepare=requests.chat_request, parse=answers.chat_value)
+    def chat(
+        self, prompt: Any, params: Any = ChatParams(), *, output: Any = None
+    ) -> FesteDelayed[Any]:
+        """Answer a conversation.
+
+        :param prompt: the user's message, or a list of messages: dicts with ``role`` and
+            ``content``, as a :class:`~feste.prompt.ChatPrompt` gives them.
+        :param params: the parameters.
+        :param output: a pydantic model: the answer is JSON of its schema and comes as an instance.
+        :returns: a :class:`~feste.backend.Reply`, or the instance; for ``n`` above 1 a list of them.
+        """
+        raise NotImplementedError
+
+    @_operation(
+        prepare=requests.complete_request,
+        parse=answers.complete_value,
+        batch=BatchRule(
+            item="prompt",
+            field="prompt",
+            max_items=64,  # no limit is documented; more would let one slow prompt hold up too many
+            pack=requests.pack_by("prompt"),
+            unpack=answers.unpack_choices,
+        ),
+    )
+    def complete(
+        self,
+        prompt: str | FesteDelayed[Any],
+        params: CompleteParams | FesteDelayed[Any] = CompleteParams(),
+    ) -> FesteDelayed[Reply]:
+        """Continue a text. Calls with equal parameters share requests.
+
+        :param prompt: the text.
+        :param params: the parameters.
+        :returns: a :class:`~feste.backend.Reply`; for ``n`` above 1 a list of them. Its ``usage`` is
+            None if the request was shared: the provider counts only whole requests.
+        """
+        raise NotImplementedError
+
+    @_operation(
+        prepare=requests.embed_request,
+        parse=answers.vector,
+        determinism=Determinism.PURE,
+        batch=BatchRule(
+            item="text",
+            field="input",
+            max_items=2048,
+            max_tokens=300_000,
+            pack=requests.pack_by("input"),
+            unpack=answers.unpack_vectors,
+        ),
+    )
+    def embed(
+        self,
+        text: str | FesteDelayed[Any],
+        params: EmbedParams | FesteDelayed[Any] = EmbedParams(),
+    ) -> FesteDelayed[array.array[float]]:
+        """Return the vector of a text. Calls with equal parameters share requests.
+
+        :param text: the text; not an empty one.
+        :param params: the parameters.
+        :returns: an ``array.array`` of 32-bit floats, which ``numpy.asarray`` takes without a copy.
+        """
+        raise NotImplementedError

@@ -1,0 +1,178 @@
+"""What the SDK and its transport raise, as Feste's errors: told by what is known of the request.
+
+Their exceptions end here. They hold the request with its ``Authorization`` header, so a traceback
+tool or a pickle would carry the key away, and they do not survive a pickle. The new error is made
+from text alone, blanked of the key, and is to be raised where no exception is being handled: else
+Python would keep the old one as its context.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import aiohttp
+import httpx2
+
+import openai
+from feste.backend import Secret, error_for_status, redact
+from feste.errors import (
+    CallError,
+    CallTimeout,
+    ConnectionLost,
+    InvalidRequest,
+    MalformedResponse,
+    Rejected,
+    Unreachable,
+)
+
+__all__ = ["failure", "no_answer", "told"]
+
+#: Nothing was sent: asking again cannot buy twice.
+_UNSENT = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.InvalidURL,
+    httpx2.ConnectError,
+    httpx2.PoolTimeout,
+    httpx2.ProxyError,
+    httpx2.UnsupportedProtocol,
+)
+#: The connection or the answer broke after the request had begun to leave.
+_LOST = (openai.APIConnectionError, httpx2.RequestError, aiohttp.ClientError, OSError)
+
+
+def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret) -> CallError:
+    """Return Feste's error for what went wrong while a request was sent.
+
+    The SDK's transport reports a connection that was reset after the request as a timeout while
+    connecting. So the SDK's class of error is not believed; the first cause decides.
+
+    :param error: what was raised.
+    :param url: where the request went.
+    :param timeout: the seconds that it had.
+    :param secret: the key that must not show.
+    """
+    if isinstance(error, CallError):
+        return error
+    if type(error) is TimeoutError:  # our own limit
+        return _too_late(url, timeout)
+    if isinstance(error, openai.APIStatusError):
+        response = error.response
+        return told(response.status_code, response.text, dict(response.headers), secret)
+    causes = list(_causes(error))
+    said = redact(str(causes[-1])[:2000], secret, limit=200) or type(causes[-1]).__name__
+    if isinstance(error, openai.APIError) and not isinstance(error, openai.APIConnectionError):
+        return _failed_in_stream(error, secret)
+    if any(isinstance(e, ssl.SSLCertVerificationError) for e in causes):
+        return Rejected(f"the certificate of {url} is not trusted, so nothing was sent: {said}")
+    if any(isinstance(e, _UNSENT) for e in causes):
+        return Unreachable(f"no connection to {url}: {said}")
+    if any(isinstance(e, TimeoutError) for e in causes):
+        return _too_late(url, timeout)
+    if any(isinstance(e, _LOST) for e in causes):
+        return ConnectionLost(f"the connection to {url} broke before the answer was whole: {said}")
+    return Rejected(
+        f"the request to {url} failed: {type(error).__name__}: {said}", billed="unknown"
+    )
+
+
+def _too_late(url: str, timeout: float | None) -> CallTimeout:
+    given = "its time" if timeout is None else f"{timeout:g} seconds"
+    return CallTimeout(
+        f"{url} gave no whole answer within {given}; timeout= of the client is the time of one attempt"
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    step: BaseException | None = error
+    while step is not None and id(step) not in seen:
+        seen.add(id(step))
+        yield step
+        step = step.__cause__ or step.__context__
+
+
+def told(status: int, text: str, headers: Mapping[str, str], secret: Secret) -> CallError:
+    """Return the error that a reply means which is no answer.
+
+    :param status: the HTTP status.
+    :param text: the body.
+    :param headers: the headers, names in lower case.
+    :param secret: the key that must not show.
+    """
+    request_id = _short(headers.get("x-request-id"), secret)
+    if 300 <= status < 400:  # following it would carry prompts and key to wherever it points
+        return InvalidRequest(
+            f"the server answered {status}, a redirect, which is not followed; is base_url right?",
+            status=status,
+            request_id=request_id,
+        )
+    message, code = _message(text)
+    return error_for_status(
+        status,
+        message[:2000],
+        code=_short(code, secret),
+        headers=headers,
+        request_id=request_id,
+        secret=secret,
+    )
+
+
+def _message(text: str) -> tuple[str, str | None]:
+    """Message and code of an error's body, in the forms that servers have."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return text, None
+    error: Any = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        code = error.get("code")
+        said = error.get("message") or error.get("detail") or error
+        return (
+            said if isinstance(said, str) else json.dumps(said),
+            str(code if isinstance(code, str) else error.get("type") or code or "") or None,
+        )
+    return (error, None) if isinstance(error, str) else (text, None)
+
+
+def _short(text: str | None, secret: Secret) -> str | None:
+    return None if text is None else redact(text, secret, limit=100)
+
+
+def _failed_in_stream(error: openai.APIError, secret: Secret) -> CallError:
+    """An error among the pieces of a stream: the status was 200 already, and tokens were bought."""
+    made = told(_status_in(error.body), json.dumps({"error": error.body}, default=str), {}, secret)
+    made.billed = "unknown"
+    return made
+
+
+def _status_in(body: Any) -> int:
+    code = body.get("code") if isinstance(body, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
+
+
+def no_answer(
+    payload: Any, content: bytes, *, kind: str, url: str, secret: Secret
+) -> CallError | None:
+    """Return the error for a status of 200 without an answer, or None if there is one.
+
+    :param payload: the body as JSON, or None if it is none.
+    :param content: the body.
+    :param kind: its content type.
+    :param url: where the request went.
+    :param secret: the key that must not show.
+    """
+    if isinstance(payload, dict):
+        error = payload.get("error")
+        if not isinstance(error, dict) or "choices" in payload or "data" in payload:
+            return None
+        # some gateways say 200 before they have asked the server behind them
+        return told(_status_in(error), json.dumps(payload), {}, secret)
+    said = redact(content[:2000].decode(errors="replace").strip(), secret, limit=200)
+    return MalformedResponse(
+        f"{url} answered 200 with {redact(kind, secret, limit=60) or 'something'} that is no JSON "
+        f"object; is base_url right? It begins: {said!r}"
+    )

@@ -1,0 +1,142 @@
+"""The parameters of each endpoint, written out: a misspelt one is refused, a forgotten one None.
+
+They are what the SDK's ``create`` methods take, less what Feste itself decides: the prompt, whether
+to stream, the headers, the timeout. Servers know more words than OpenAI for some of them, so texts
+are plain ``str``; what only some servers know goes into ``extra``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from feste.backend import Params
+from feste.errors import ParameterError
+
+__all__ = ["ChatParams", "CompleteParams", "EmbedParams"]
+
+#: Fields of a body that Feste fills in.
+_OURS: Final = frozenset({"messages", "prompt", "input", "stream"})
+
+Json = Mapping[str, Any]
+
+
+class _Common(Params):
+    """What all endpoints take."""
+
+    model: str | None = None
+    user: str | None = None
+    extra: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse names in ``extra`` that have a place of their own.
+
+        Determinism, batching and the shape of the answer are read from the fields: a ``seed`` that
+        came in by ``extra`` would be sent but not seen.
+        """
+        if not isinstance(self.extra, Mapping):
+            return
+        known = {f.name for f in dataclasses.fields(self)}
+        for name in self.extra:
+            if name in known:
+                raise ParameterError(
+                    f"{type(self).__name__}: give {name}= itself, not in extra: Feste has to see it"
+                )
+            if name in _OURS:
+                raise ParameterError(
+                    f"{type(self).__name__}: extra must not hold {name!r}, which Feste fills in"
+                )
+
+
+class ChatParams(_Common):
+    """Parameters of :meth:`OpenAI.chat`; what is None is not sent, so the provider's default holds.
+
+    ``model`` goes before the client's. ``extra`` is merged into the body: parameters that only some
+    servers know, for example ``extra={"top_k": 40}``. ``stream_options`` is sent with streams only.
+
+    :raises ParameterError: for a parameter that there is not, with the nearest name.
+
+    >>> ChatParams(temprature=0)
+    Traceback (most recent call last):
+    feste.errors.ParameterError: ChatParams has no parameter 'temprature'. Did you mean 'temperature'?
+    """
+
+    audio: Json | None = None
+    frequency_penalty: float | None = None
+    function_call: str | Json | None = None
+    functions: Sequence[Json] | None = None
+    logit_bias: Mapping[str, int] | None = None
+    logprobs: bool | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    metadata: Mapping[str, str] | None = None
+    modalities: Sequence[str] | None = None
+    moderation: Json | None = None
+    n: int | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: Json | None = None
+    presence_penalty: float | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Json | None = None
+    prompt_cache_retention: str | None = None
+    reasoning_effort: str | None = None
+    response_format: Json | None = None
+    safety_identifier: str | None = None
+    seed: int | None = None
+    service_tier: str | None = None
+    stop: str | Sequence[str] | None = None
+    store: bool | None = None
+    stream_options: Json | None = None
+    temperature: float | None = None
+    tool_choice: str | Json | None = None
+    tools: Sequence[Json] | None = None
+    top_logprobs: int | None = None
+    top_p: float | None = None
+    verbosity: str | None = None
+    web_search_options: Json | None = None
+
+
+class CompleteParams(_Common):
+    """Parameters of :meth:`OpenAI.complete`; what is None is not sent.
+
+    Calls with equal parameters share requests, but for those with a ``seed``: a server applies one
+    seed to a whole list. ``model``, ``extra`` and ``stream_options`` as for :class:`ChatParams`.
+
+    :raises ParameterError: for a parameter that there is not, with the nearest name.
+
+    >>> CompleteParams(max_tokens=16, extra={"cache_prompt": False}).body()
+    {'max_tokens': 16, 'cache_prompt': False}
+    """
+
+    best_of: int | None = None
+    echo: bool | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[str, int] | None = None
+    logprobs: int | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    stream_options: Json | None = None
+    suffix: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+
+
+class EmbedParams(_Common):
+    """Parameters of :meth:`OpenAI.embed`; what is None is not sent, but for ``encoding_format``.
+
+    Vectors are asked for as base64, which is twenty times cheaper to read than numbers; give
+    ``encoding_format="float"`` for a server that refuses it. ``model`` and ``extra`` as for
+    :class:`ChatParams`.
+
+    :raises ParameterError: for a parameter that there is not, with the nearest name.
+
+    >>> EmbedParams(dimensions=256).body()
+    {'dimensions': 256}
+    """
+
+    dimensions: int | None = None
+    encoding_format: str | None = None

@@ -1,0 +1,161 @@
+"""From a call's arguments to a request, and from many requests to one: pure, and without the SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from feste.backend import Params, Request
+from feste.backend.openai.params import ChatParams, CompleteParams, EmbedParams
+from feste.backend.openai.schema import check_model, response_format
+from feste.backend.request import canonical
+from feste.errors import ConfigError, ParameterError, PlainDataError
+from feste.plain import plain
+
+if TYPE_CHECKING:
+    from feste.backend.openai.client import OpenAI
+
+__all__ = ["chat_request", "complete_request", "embed_request", "pack_by"]
+
+
+def chat_request(llm: OpenAI, prompt: Any, params: ChatParams, output: Any = None) -> Request:
+    """Return the request of one conversation.
+
+    :param llm: the client.
+    :param prompt: the user's message, or the messages.
+    :param params: the parameters.
+    :param output: the pydantic model that the answer shall be, or None.
+    :raises ConfigError: if an argument is wrong, or there is no model.
+    """
+    given = _given(params, ChatParams)
+    if output is not None:
+        check_model(output)
+        if "response_format" in given:
+            raise ParameterError("give output= or response_format=, not both")
+        given["response_format"] = response_format(output)
+    body = {"messages": _messages(prompt), **given}
+    parser = "reply" if output is None else "output"
+    return _request(llm, "chat", "/chat/completions", body, parser)
+
+
+def complete_request(llm: OpenAI, prompt: Any, params: CompleteParams) -> Request:
+    """Return the request that continues one text.
+
+    :param llm: the client.
+    :param prompt: the text.
+    :param params: the parameters.
+    :raises ConfigError: if an argument is wrong, or there is no model.
+    """
+    body = {"prompt": _text(prompt, "complete", "prompt"), **_given(params, CompleteParams)}
+    return _request(llm, "complete", "/completions", body, "reply")
+
+
+def embed_request(llm: OpenAI, text: Any, params: EmbedParams) -> Request:
+    """Return the request for one vector.
+
+    :param llm: the client.
+    :param text: the text.
+    :param params: the parameters.
+    :raises ConfigError: if an argument is wrong, there is no model, or the text is empty.
+    """
+    given = _text(text, "embed", "text")
+    if not given:
+        # one empty text would make the provider refuse all that share its request
+        raise ConfigError(
+            "embed() was given an empty text, which has no vector: leave empty texts out, for "
+            "example [llm.embed(t) for t in texts if t]"
+        )
+    body = {"input": given, "encoding_format": "base64", **_given(params, EmbedParams)}
+    return _request(llm, "embed", "/embeddings", body, "vector")
+
+
+def pack_by(field: str) -> Callable[[Any, Sequence[Request]], Request]:
+    """Return the function that makes one request of many that differ in one field of the body.
+
+    :param field: the field; the packed request holds a list there.
+    """
+
+    def pack(llm: Any, requests: Sequence[Request]) -> Request:
+        first = requests[0]
+        return replace(first, body={**first.body, field: [r.body[field] for r in requests]})
+
+    return pack
+
+
+def _request(llm: OpenAI, operation: str, path: str, body: dict[str, Any], parser: str) -> Request:
+    model = body.get("model") or llm.model
+    if not model:
+        raise ConfigError(
+            f"{operation}() has no model: give OpenAI(model=...), or model= in the parameters"
+        )
+    return Request(
+        plugin=llm.plugin,
+        operation=operation,
+        endpoint=llm.endpoint + path,
+        body={**body, "model": model},
+        parser=parser,
+        client=llm.config(),
+        account=llm.account,
+        timeout=llm.timeout,
+    )
+
+
+def _given(params: Any, kind: type[Params]) -> dict[str, Any]:
+    """The parameters as JSON of their own: what the caller changes later changes no request."""
+    if not isinstance(params, kind):
+        raise ParameterError(
+            f"parameters are given as {kind.__name__}(...), not as {_a(params)}, for example "
+            f"{kind.__name__}(model=...)"
+        )
+    given = params.body()
+    if given:
+        given = {name: _plain(v, f"{kind.__name__}.{name}") for name, v in given.items()}
+        canonical(given)  # refuses NaN and infinity, which JSON has not
+    return given
+
+
+def _messages(prompt: Any) -> list[Any]:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": str.__str__(prompt)}]
+    if not isinstance(prompt, (list, tuple)) or not prompt:
+        raise ParameterError(
+            "chat() needs a text, or a list of messages like [{'role': 'user', 'content': '...'}], "
+            f"not {_a(prompt)}{_call_it(prompt)}"
+        )
+    made: list[Any] = _plain(prompt, "messages")
+    canonical(made)
+    for i, message in enumerate(made):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ParameterError(
+                f"messages[{i}] must be a dict with a role, like {{'role': 'user', 'content': "
+                "'...'}; a Reply goes back into a conversation as reply.message"
+            )
+    return made
+
+
+def _text(value: Any, operation: str, name: str) -> str:
+    if isinstance(value, str):
+        return str.__str__(value)  # a Reply is text too
+    hint = _call_it(value)
+    if isinstance(value, (list, tuple)):
+        hint = f"; write one call for each text ([llm.{operation}(t) for t in texts]): they are batched"
+    raise ParameterError(f"{operation}() needs {name} as a text, not {_a(value)}{hint}")
+
+
+def _call_it(value: Any) -> str:
+    return ": call it with its variables first" if callable(value) else ""
+
+
+def _plain(value: Any, path: str) -> Any:
+    try:
+        return plain(value, path)
+    except PlainDataError as error:
+        raise ParameterError(str(error)) from None
+
+
+def _a(value: Any) -> str:
+    if isinstance(value, (list, tuple)) and not value:
+        return f"an empty {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -1,0 +1,171 @@
+"""The half that does I/O: through the official SDK, on its aiohttp transport.
+
+Importing this module imports the SDK (half a second of CPU) and makes the TLS context (26 ms, so
+there is one for all clients of the process).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx2
+
+import openai
+from feste.backend import Request, Response
+from feste.backend.clients import PerLoop
+from feste.backend.openai.answers import usage_of
+from feste.backend.openai.errors import failure, no_answer
+from feste.backend.openai.streams import Whole
+from feste.errors import CallError, ConfigError
+
+if TYPE_CHECKING:
+    from feste.backend.openai.client import OnChunk, OpenAI
+
+__all__ = ["send"]
+
+_TLS: Final = httpx2.create_ssl_context()
+
+#: Seconds to make a connection; an attempt that hangs here has sent nothing.
+_CONNECT: Final = 15.0
+#: Seconds that an idle connection is kept. Many servers close theirs after 5 (uvicorn does); a
+#: request that meets the closing is lost in a way that looks as if it might have been billed.
+_IDLE: Final = 4.0
+#: The gates decide how many requests are in flight; a pool that waits would spend their time.
+_CONNECTIONS: Final = 10_000
+#: Bytes of a body that are written at once.
+_PIECE: Final = 1 << 18
+
+
+def _pool(local: bool) -> httpx2.AsyncClient:
+    return openai.DefaultAioHttpClient(
+        verify=_TLS,
+        limits=httpx2.Limits(
+            max_connections=_CONNECTIONS,
+            max_keepalive_connections=_CONNECTIONS,
+            keepalive_expiry=_IDLE,
+        ),
+        follow_redirects=False,  # a redirect would carry prompts and key to wherever it points
+        trust_env=not local,  # what goes to this machine goes through no proxy
+    )
+
+
+#: Connections belong to a loop, not to a client: clients come and go, and one that is collected as
+#: garbage must not leave its connections open.
+_pools: Final = {
+    local: PerLoop(functools.partial(_pool, local), httpx2.AsyncClient.aclose)
+    for local in (True, False)
+}
+
+
+def _client(llm: OpenAI) -> openai.AsyncOpenAI:
+    client = openai.AsyncOpenAI(
+        api_key=llm.key(),
+        base_url=llm.endpoint,
+        timeout=httpx2.Timeout(None, connect=_CONNECT),  # `send` bounds the whole attempt
+        max_retries=0,  # the brain retries: it knows the budget, the gate, and what was billed
+        http_client=_pools[llm.is_local].get(),
+    )
+    # given as None they would be read from the environment as it is now, not as the client found it
+    client.organization, client.project = llm.organization, llm.project
+    return client
+
+
+async def _nothing(client: openai.AsyncOpenAI) -> None:
+    """Close nothing: the pool is closed by itself."""
+
+
+def _connected(llm: OpenAI) -> openai.AsyncOpenAI:
+    clients = llm.__dict__.get("_clients")
+    if clients is None:
+        made: PerLoop[openai.AsyncOpenAI] = PerLoop(functools.partial(_client, llm), _nothing)
+        clients = llm.__dict__.setdefault("_clients", made)
+    client: openai.AsyncOpenAI = clients.get()
+    client.api_key = llm.key()  # read for each request: keys are rotated under running programs
+    return client
+
+
+async def send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -> Response:
+    """Send a request and return the whole answer.
+
+    :param llm: the client.
+    :param request: the request, single or packed.
+    :param on_chunk: gets the pieces of a text as they come; not those of a list or a vector.
+    :raises CallError: if it failed; no exception of the SDK gets out.
+    :raises ConfigError: if the request is none of this client's.
+    """
+    path = request.endpoint.removeprefix(llm.endpoint)
+    if path == request.endpoint:  # the key goes nowhere but to its own server
+        raise ConfigError(f"this client is for {llm.endpoint}, not for {request.endpoint}")
+    client = _connected(llm)
+    error: CallError
+    try:
+        # one limit from connecting to the last byte: a body that drips resets any other one
+        async with asyncio.timeout(request.timeout):
+            if on_chunk is not None and _is_text(request):
+                return await _streamed(llm, client, path, request, on_chunk)
+            return await _whole(llm, client, path, request)
+    except Exception as raised:
+        error = failure(raised, url=request.endpoint, timeout=request.timeout, secret=llm._secret)
+    raise error  # not in the `except`: there it would keep the SDK's exception, and so the key
+
+
+def _is_text(request: Request) -> bool:
+    return "messages" in request.body or isinstance(request.body.get("prompt"), str)
+
+
+async def _whole(llm: OpenAI, client: openai.AsyncOpenAI, path: str, request: Request) -> Response:
+    answer = await client.post(path, cast_to=httpx2.Response, **_body(request))
+    try:
+        payload = json.loads(answer.content)  # the SDK's models would cost more than the sending
+    except (ValueError, RecursionError):
+        payload = None
+    kind = answer.headers.get("content-type", "")
+    wrong = no_answer(payload, answer.content, kind=kind, url=request.endpoint, secret=llm._secret)
+    if wrong is not None:
+        raise wrong
+    return _response(payload, answer)
+
+
+async def _streamed(
+    llm: OpenAI, client: openai.AsyncOpenAI, path: str, request: Request, on_chunk: OnChunk
+) -> Response:
+    options = {"include_usage": True, **request.body.get("stream_options", {})}
+    stream = await client.post(
+        path,
+        cast_to=object,  # events stay JSON
+        stream=True,
+        stream_cls=openai.AsyncStream[object],
+        **_body(request, stream=True, stream_options=options),
+    )
+    whole = Whole()
+    async for event in stream:
+        piece = whole.add(event)
+        if piece:
+            on_chunk(piece)
+    return _response(whole.payload(), stream.response)
+
+
+def _body(request: Request, **more: Any) -> dict[str, Any]:
+    """The body as the SDK takes it: in ASCII, for text may hold halves of characters."""
+    body = {name: v for name, v in request.body.items() if name != "stream_options"}
+    content = json.dumps({**body, **more}, separators=(",", ":"), allow_nan=False).encode()
+    if len(content) <= _PIECE:
+        return {"content": content}
+    headers = {"Content-Length": str(len(content))}  # without it the transport sends chunks
+    return {"content": _pieces(content), "options": {"headers": headers}}
+
+
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    """A big body bit by bit: sent at once it would hold up the loop, and the transport warns."""
+    for start in range(0, len(content), _PIECE):
+        yield content[start : start + _PIECE]
+
+
+def _response(payload: dict[str, Any], answer: httpx2.Response) -> Response:
+    headers = dict(answer.headers)  # names are in lower case
+    headers.pop("set-cookie", None)
+    return Response(payload, usage_of(payload), headers, headers.get("x-request-id"))

@@ -1,0 +1,90 @@
+"""Puts the pieces of a streamed answer together, to the JSON that the whole would have been."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from feste.errors import ConnectionLost, MalformedResponse
+
+__all__ = ["Whole"]
+
+#: Texts that come whole; all others come in pieces.
+_WHOLE: Final = frozenset({"id", "type", "role", "name", "finish_reason"})
+
+
+class Whole:
+    """An answer of ``chat`` or ``complete`` that grows event by event.
+
+    >>> whole = Whole()
+    >>> [whole.add({"choices": [{"index": 0, "delta": {"content": t}}]}) for t in ("Hel", "lo")]
+    ['Hel', 'lo']
+    >>> _ = whole.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    >>> whole.payload()["choices"][0]["message"]
+    {'content': 'Hello'}
+    """
+
+    def __init__(self) -> None:
+        self._base: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, event: Any) -> str:
+        """Take one event and return the piece of text in it; of several choices, the first one's.
+
+        :param event: the event's JSON.
+        """
+        if not isinstance(event, dict):
+            return ""
+        self._base.update({k: v for k, v in event.items() if k != "choices" and v is not None})
+        text = ""
+        for choice in event.get("choices") or ():
+            index = choice.get("index") or 0
+            piece = {"message" if k == "delta" else k: v for k, v in choice.items()}
+            _grow(self._choices.setdefault(index, {"index": index}), piece)
+            said = (choice.get("delta") or choice).get("content") or choice.get("text")
+            text += said if index == 0 and isinstance(said, str) else ""
+        return text
+
+    def payload(self) -> dict[str, Any]:
+        """Return the whole.
+
+        :raises ConnectionLost: if the stream ended before the answer did.
+        :raises MalformedResponse: if there was no answer in it.
+        """
+        if not self._choices:
+            raise MalformedResponse("the server answered with a stream in which there is no answer")
+        choices = [self._choices[i] for i in sorted(self._choices)]
+        if any(choice.get("finish_reason") is None for choice in choices):
+            raise ConnectionLost("the stream ended before the answer did")
+        for choice in choices:
+            for made in choice.get("message", {}).get("tool_calls") or ():
+                made.pop("index", None)
+        kind = str(self._base.get("object", "")).removesuffix(".chunk")
+        return {**self._base, "object": kind, "choices": choices}
+
+
+def _grow(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
+    for name, value in piece.items():
+        known: Any = whole.get(name)
+        if isinstance(value, dict):
+            if not isinstance(known, dict):
+                whole[name] = {}
+            _grow(whole[name], value)
+        elif name == "tool_calls" and isinstance(value, list):
+            whole[name] = known or []
+            _grow_calls(whole[name], value)
+        elif value is None or value == "":
+            whole.setdefault(name, value)
+        elif type(known) is type(value) and isinstance(value, (str, list)) and name not in _WHOLE:
+            whole[name] = known + value
+        else:
+            whole[name] = value
+
+
+def _grow_calls(calls: list[Any], pieces: list[Any]) -> None:
+    """Calls of tools grow side by side; their pieces say by number which they belong to."""
+    for piece in pieces:
+        place = next((c for c in calls if c.get("index") == piece.get("index")), None)
+        if place is None:
+            calls.append(place := {})
+        _grow(place, piece)
