@@ -56,7 +56,13 @@ def most_alike(titles: list[str], vectors: list[Any]) -> str:
     return f"{one} / {other} ({score:.2f})"
 
 
-def build(llm: OpenAI, fables: list[str]) -> dict[str, Any]:
+@feste.task(pure=True)
+def book(**parts: Any) -> dict[str, Any]:
+    """The last one binds everything together."""
+    return parts
+
+
+def build(llm: OpenAI, fables: list[str]) -> feste.FesteDelayed[dict[str, Any]]:
     """Write the job down as ordinary calls. Nothing runs here: each call becomes a node."""
     short = ChatParams(max_tokens=40, temperature=0)
     titles = [fable.splitlines()[0] for fable in fables]
@@ -67,12 +73,12 @@ def build(llm: OpenAI, fables: list[str]) -> dict[str, Any]:
         for s in summaries
     ]
     vectors = [llm.embed(title) for title in titles]
-    return {
-        "summaries": dict(zip(titles, summaries)),
-        "morals": dict(zip(titles, morals)),
-        "most alike": most_alike(titles, vectors),
-        "together": llm.chat(merge(summaries=summaries), ChatParams(max_tokens=80, temperature=0)),
-    }
+    return book(
+        summaries=dict(zip(titles, summaries)),
+        morals=dict(zip(titles, morals)),
+        most_alike=most_alike(titles, vectors),
+        together=llm.chat(merge(summaries=summaries), ChatParams(max_tokens=80, temperature=0)),
+    )
 
 
 def main() -> None:
@@ -92,15 +98,14 @@ def main() -> None:
         print("\nThe plan; nothing has been sent yet:\n")
         print(feste.explain(job))
         arguments.out.mkdir(parents=True, exist_ok=True)
-        job_graph = feste.task(dict)(job)
-        job_graph.visualize(arguments.out / "graph.svg")
+        job.visualize(arguments.out / "graph.svg")
 
         print("\nRunning it ...", flush=True)
-        (answers,) = feste.compute(job, progress=True)
+        answers = job.compute(progress=True)
 
     for title, summary in answers["summaries"].items():
         print(f"\n{title}\n  {summary}\n  moral: {answers['morals'][title].strip()}")
-    print(f"\nMost alike by their titles: {answers['most alike']}")
+    print(f"\nMost alike by their titles: {answers['most_alike']}")
     print(f"\nTogether: {answers['together'].strip()}\n")
 
     report = feste.last_report()

@@ -6,11 +6,13 @@ import asyncio
 import itertools
 import pickle
 import socket
+import ssl
 import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 
 import feste
@@ -31,6 +33,7 @@ from feste.errors import (
     ModelNotFound,
     QuotaExhausted,
     RateLimited,
+    Rejected,
     RunFailed,
     ServerError,
     Unreachable,
@@ -196,14 +199,9 @@ def test_where_nothing_listens(server: SimServer) -> None:
     assert type(failed(nowhere)) is Unreachable
 
 
-def test_tls_with_a_server_that_speaks_none(server: SimServer) -> None:
-    """A handshake that fails is no connection: nothing was sent."""
-    url = server.url.replace("http://", "https://")
-    assert type(failed(OpenAI("m", base_url=f"{url}/v1", api_key=KEY))) is Unreachable
-
-
-def test_no_http_at_all() -> None:
-    """A server that answers with other bytes is an error of the tree too, not of a library."""
+@pytest.mark.parametrize(("scheme", "kind"), [("http", ConnectionLost), ("https", Unreachable)])
+def test_a_server_that_speaks_something_else(scheme: str, kind: type[CallError]) -> None:
+    """Bytes that are no HTTP are an error of the tree too; a handshake that fails sent nothing."""
 
     def serve(listener: socket.socket) -> None:
         link, _ = listener.accept()
@@ -214,10 +212,20 @@ def test_no_http_at_all() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/v1"
         error = failed(OpenAI("m", base_url=url, api_key=KEY))
         thread.join()
-    assert type(error) is ConnectionLost
+    assert type(error) is kind
+
+
+def test_a_certificate_that_nobody_vouches_for() -> None:
+    """Trying again would not make it trusted: the call is refused, and nothing was sent."""
+    from feste.backend.openai.errors import failure
+
+    error = httpx2.ConnectError("no")
+    error.__cause__ = ssl.SSLCertVerificationError("self-signed certificate")
+    told = failure(error, url="https://x", timeout=1.0, secret=KEY)
+    assert type(told) is Rejected and told.billed == "no" and "self-signed" in str(told)
 
 
 class TestCanary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from feste.node import COLLECTION, PENDING, Node, fill, holds_nodes
 from feste.optimization import Explanation, Optimizer, Plan
 from feste.report import Box, RunReport, draw_mermaid, draw_svg
 from feste.report.progress import shown
-from feste.scheduler.choice import choose
+from feste.scheduler.choice import choose, kind_of
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor, Scheduler
 from feste.scheduler.processes import check_picklable
@@ -71,7 +72,6 @@ def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
         if not isinstance(hands, Executor):
             return _by_another(hands, plan, repack, chosen)
         run = _run(plan, chosen, hands)
-        driver().submit(run)
         _wait(run, repack, chosen)
     return _hand_back(run, repack)
 
@@ -95,12 +95,19 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
     graph, _, repack = FesteGraph.collect(*args)
     if not graph.outputs:
         return repack([])
+    with blocking.waiting(awaited=True):
+        plan = await asyncio.to_thread(_plan, graph, chosen)
+        hands = choose(chosen["scheduler"])
+        if not isinstance(hands, Executor):
+            return await asyncio.to_thread(_by_another, hands, plan, repack, chosen)
+        run = await asyncio.to_thread(_run, plan, chosen, hands)
+        await _ended(run)
+    return _hand_back(run, repack)
+
+
+async def _ended(run: Run) -> None:
+    """Submit a run and wait until it has ended; it is stopped if nobody waits any more."""
     loop = asyncio.get_running_loop()
-    plan = await asyncio.to_thread(_plan, graph, chosen)
-    hands = choose(chosen["scheduler"])
-    if not isinstance(hands, Executor):
-        return await asyncio.to_thread(_by_another, hands, plan, repack, chosen)
-    run = await asyncio.to_thread(_run, plan, chosen, hands)
     ended: asyncio.Future[None] = loop.create_future()
 
     def wake() -> None:
@@ -112,13 +119,12 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
             loop.call_soon_threadsafe(wake)
 
     run.on_finish(from_the_brain)
-    driver().submit(run)
     try:
+        driver().submit(run)
         await ended
-    except asyncio.CancelledError:
+    except BaseException:  # cancelled, or the loop was closed under it
         driver().stop(run, 0.0)
         raise
-    return _hand_back(run, repack)
 
 
 async def acompute_one(node: FesteDelayed[Any]) -> Any:
@@ -144,9 +150,8 @@ def explain(*args: Any, **settings: Any) -> Explanation:
     """
     chosen = context.settings(**settings)
     graph, _, _ = FesteGraph.collect(*args)
-    target = chosen["scheduler"]
     note = ""
-    if not isinstance(choose(target), (Executor, Scheduler)):
+    if not inspect.isclass(kind_of(chosen["scheduler"])):
         note = "this scheduler is a plain get function: nothing is batched while it runs"
     return Explanation(Optimizer().run(graph, chosen), note)
 
@@ -205,20 +210,24 @@ def _run(plan: Plan, settings: Settings, hands: Executor) -> Run:
 
 
 def _wait(run: Run, repack: Repack, settings: Settings) -> None:
-    """Park this thread until the run has ended; Ctrl-C ends it sooner."""
-    with shown(run, settings["progress"]):
-        try:
+    """Submit a run and park this thread until it has ended; Ctrl-C ends it sooner."""
+    try:
+        driver().submit(run)
+        with shown(run, settings["progress"]):
             run.finished.wait()
-            return
-        except KeyboardInterrupt:
-            driver().stop(run, GRACE)
-        try:
-            run.finished.wait(GRACE + 1.0)
-        except KeyboardInterrupt:
-            driver().stop(run, 0.0)
-            run.finished.wait(0.5)
+        return
+    except KeyboardInterrupt:
+        driver().stop(run, GRACE)
+    except BaseException:  # a signal handler of the user's raised: nobody waits any more
+        driver().stop(run, 0.0)
+        raise
+    try:
+        run.finished.wait(GRACE + 1.0)
+    except KeyboardInterrupt:
+        driver().stop(run, 0.0)
+        run.finished.wait(0.5)
     report = _reported(run)
-    partial = repack(run.results()) if run.finished.is_set() else ()
+    partial = repack(run.results())
     done = sum(count for state, count in report.states.items() if state in ("done", "replayed"))
     raise RunInterrupted(
         f"interrupted after {done:,} of {report.nodes:,} nodes; what was finished is in .partial",
@@ -305,15 +314,15 @@ def _alone(node: Node) -> Any:
         graph = FesteGraph.of([node])
         node.op.client.preflight() if node.op.kind == "call" else None  # type: ignore[attr-defined]
         run = Run(Program(graph, graph.nodes), settings, hands, "eager")
-        driver().submit(run)
         _wait(run, tuple, settings)
     if run.failure is not None:
         raise run.failure
     _reported(run)
     (result,) = run.results()
     if run.failed:
-        cause = result.__cause__ if isinstance(result, NodeError) else None
-        raise cause or result
+        root = run.errors[run.failed[0]]  # of a node that a task emitted, perhaps
+        cause = root.__cause__ if isinstance(root, NodeError) else None
+        raise cause or root
     return result
 
 

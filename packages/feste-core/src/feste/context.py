@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from feste.errors import ConfigError, UnknownName, suggest
@@ -34,8 +35,9 @@ class Setting:
     """The declaration of one setting.
 
     :param default: its value when nobody sets it.
-    :param type: what a value must be: a class, a ``Literal`` of allowed values, or a callable that
-        takes the given value, returns the value to keep, and raises ValueError for a wrong one.
+    :param type: what a value must be: a class, a union of classes, a ``Literal`` of allowed
+        values, or a callable that takes the given value, returns the value to keep, and raises
+        ValueError for a wrong one.
     :param help: one line for the reference.
     """
 
@@ -50,22 +52,26 @@ class Setting:
         :param value: what the user gave.
         :raises ConfigError: if the value is not of the setting's type.
         """
+        return self._checked(f"setting {name}={value!r}", value)
+
+    def _checked(self, what: str, value: Any) -> Any:
         if get_origin(self.type) is Literal:
             allowed = get_args(self.type)
-            if value in allowed:
+            if any(type(value) is type(a) and value == a for a in allowed):
                 return value
-            raise ConfigError(f"setting {name}={value!r}: allowed are {_names(allowed)}")
-        if isinstance(self.type, type):
-            if isinstance(value, self.type):
+            raise ConfigError(f"{what}: allowed are {', '.join(map(repr, allowed))}")
+        if isinstance(self.type, (type, UnionType)):
+            kinds = get_args(self.type) or (self.type,)
+            mistaken = type(value) is bool and bool not in kinds and object not in kinds
+            if isinstance(value, self.type) and not mistaken:
                 return value
-            if self.type is float and type(value) is int:
+            if type(value) is int and float in kinds:
                 return float(value)
-            wanted = self.type.__name__
-            raise ConfigError(f"setting {name}={value!r}: expected {wanted}, not {_kind(value)}")
+            raise ConfigError(f"{what}: expected {_title(self.type)}, not {_title(type(value))}")
         try:
             return self.type(value)
-        except ValueError as error:
-            raise ConfigError(f"setting {name}={value!r}: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{what}: {error}") from None
 
     def parse(self, name: str, text: str) -> Any:
         """Return the value that an environment variable's text means.
@@ -74,30 +80,51 @@ class Setting:
         :param text: the variable's text.
         :raises ConfigError: if the text does not fit the setting's type.
         """
+        what = f"FESTE_{name.upper()}={text!r}"
         choices = get_args(self.type) if get_origin(self.type) is Literal else ()
         if self.type is bool or any(isinstance(c, bool) for c in choices):
-            word = text.strip().lower()
-            if word in ("1", "true", "yes", "on"):
-                return self.check(name, True)
-            if word in ("", "0", "false", "no", "off"):
-                return self.check(name, False)
+            switch = _SWITCH.get(text.strip().lower())
+            if switch is not None:
+                return self._checked(what, switch)
             if self.type is bool:
-                raise ConfigError(f"FESTE_{name.upper()}={text!r}: use 1 or 0")
-        if self.type in (int, float):
-            try:
-                return self.type(text)
-            except ValueError:
-                wanted = self.type.__name__
-                raise ConfigError(f"FESTE_{name.upper()}={text!r}: expected {wanted}") from None
-        return self.check(name, text)
+                raise ConfigError(f"{what}: use 1 or 0")
+        for kind in (int, float):
+            if kind in (get_args(self.type) or (self.type,)):
+                with suppress(ValueError):
+                    return kind(text)
+        return self._checked(what, text)
 
 
-def _names(values: tuple[Any, ...]) -> str:
-    return ", ".join(repr(v) for v in values)
+def _title(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind))
 
 
-def _kind(value: object) -> str:
-    return type(value).__name__
+#: What a switch may be in an environment variable.
+_SWITCH: Mapping[str, bool] = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("", "0", "false", "no", "off"), False),
+}
+
+
+class _Switches(Mapping[str, bool]):
+    """Passes switched by name; immutable, and it pickles, which a proxy of a dict does not."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Iterable[tuple[str, bool]]) -> None:
+        self._pairs = tuple(dict(pairs).items())
+
+    def __getitem__(self, name: str) -> bool:
+        return dict(self._pairs)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __repr__(self) -> str:
+        return repr(dict(self._pairs))
 
 
 def _optimize(value: Any) -> Any:
@@ -105,11 +132,13 @@ def _optimize(value: Any) -> Any:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return {name.strip(): True for name in value.split(",") if name.strip()}
+        switch = _SWITCH.get(value.strip().lower())
+        names = [name.strip() for name in value.split(",")]
+        return _Switches((name, True) for name in names if name) if switch is None else switch
     if isinstance(value, Mapping) and all(
         isinstance(k, str) and isinstance(v, bool) for k, v in value.items()
     ):
-        return MappingProxyType(dict(value))
+        return _Switches(value.items())
     raise ValueError("expected True, False or a mapping of pass names to True or False")
 
 
@@ -158,9 +187,10 @@ class Settings(Mapping[str, Any]):
             raise UnknownName(f"no setting {name!r}.{suggest(name, self._values)}") from None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self[name]
+        try:
+            return self[name]
+        except UnknownName as error:
+            raise AttributeError(str(error)) from None
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("settings are immutable; use context.set(...)")
@@ -191,20 +221,24 @@ class Layer:
     :param values: settings by name, already checked.
     """
 
-    __slots__ = ("_tokens", "values")
+    __slots__ = ("values",)
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
-        self._tokens: list[Token[tuple[Layer, ...]]] = []
 
     def __enter__(self) -> Layer:
         with _lock:
             _layers[:] = [layer for layer in _layers if layer is not self]
-        self._tokens.append(_overlays.set((*_overlays.get(), self)))
+        _overlays.set((*_overlays.get(), self))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _overlays.reset(self._tokens.pop())
+        # no token: several threads and tasks may be in the block of one layer at once
+        overlays = _overlays.get()
+        for i in reversed(range(len(overlays))):
+            if overlays[i] is self:
+                _overlays.set(overlays[:i] + overlays[i + 1 :])
+                return
 
 
 def set(**values: Any) -> Layer:

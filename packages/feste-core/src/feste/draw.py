@@ -87,23 +87,38 @@ def forget(scope: str | None = None) -> None:
             _counters.pop(scope, None)
 
 
-_encode = json.JSONEncoder(
-    separators=(",", ":"), sort_keys=True, default=lambda o: _plain(o), check_circular=False
-).encode
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_ATOMS = frozenset((str, int, float, bool, type(None)))
+_BASES: Any = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 
 
 def _fingerprint(node: Node) -> str:
-    content: Any = (node.op.identity, node.args, node.kwargs)
     try:
-        text = _encode(content)
-    except (TypeError, ValueError, RecursionError):  # keys of mixed types and the like
-        text = f"{node.op.identity} {type(content).__qualname__}"
+        text = _encode([node.op.identity, _content(node.args), _content(node.kwargs)])
+    except (ValueError, RecursionError):  # numbers of thousands of digits and the like
+        text = node.op.identity
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12)
     for dep in node.deps:
         draw = dep.draw
         assert draw is not None, "inputs are collected before their consumers"
         digest.update(f"{draw.fingerprint}.{draw.n}".encode())
     return digest.hexdigest()
+
+
+def _content(value: Any) -> Any:
+    """JSON that tells apart what Python does: lists and tuples, the key 1 and the key "1"."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if isinstance(value, (list, tuple)):
+        return [kind.__name__, *map(_content, value)]
+    if isinstance(value, dict):
+        pairs = [[_content(k), _content(v)] for k, v in value.items()]
+        return [kind.__name__, *sorted(pairs, key=lambda pair: _encode(pair[0]))]
+    for base, exactly in _BASES:
+        if isinstance(value, base):
+            return exactly(value)
+    return ["object", _content(_plain(value))]
 
 
 def _plain(value: object) -> Any:
@@ -114,7 +129,8 @@ def _plain(value: object) -> Any:
     if fingerprint is not None and not isinstance(value, type):
         return fingerprint()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        names = [f.name for f in dataclasses.fields(value)]
+        fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
         return {type(value).__qualname__: fields}
     kind = value if isinstance(value, type) else type(value)
     return f"<{kind.__module__}.{kind.__qualname__}>"

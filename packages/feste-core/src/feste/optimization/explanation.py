@@ -105,13 +105,13 @@ class Explanation:
             known = f"~{row.input_tokens:,} tokens in"
             if row.unknown:
                 known += f" (+ {row.unknown:,} prompts made while it runs)"
-            out = (
-                "no bound" if row.output_tokens is None else f"<= {row.output_tokens:,} tokens out"
-            )
+            bound = row.output_tokens
+            out = "no bound on tokens out" if bound is None else f"<= {bound:,} tokens out"
             name = f"{row.operation} {row.model}".rstrip()
+            told = [known, out] if bound is None or bound else [known]
             lines.append(
                 f"  {name}: {row.calls:,} calls in {row.requests:,} requests "
-                f"(at least {row.at_least:,}), {known}, {out}"
+                f"(at least {row.at_least:,}), {', '.join(told)}"
             )
         lines.append("PASSES" if self.plan.passes else "PASSES  none (optimize is off)")
         for report in self.plan.passes:

@@ -183,11 +183,9 @@ def _count(number: int | None) -> str:
 
 
 def _request_span(request: RequestFinished) -> Span:
-    lane = f"{request.backend}.{request.operation} {request.model}".rstrip()
-    label = f"{request.items} calls" if request.items > 1 else request.operation
     return Span(
-        lane,
-        label,
+        f"{request.operation} {request.model}".rstrip(),
+        request.operation,
         request.sent,
         request.at,
         not request.error,

@@ -11,35 +11,47 @@ from feste.plugins import registry
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor, Scheduler
 
-__all__ = ["choose"]
+__all__ = ["choose", "kind_of"]
 
 
-def choose(target: Any) -> Executor | Scheduler | Callable[..., Any]:
-    """Return the hands, the whole scheduler, or the ``get`` function that a setting means.
+def kind_of(target: Any) -> Any:
+    """Return what a setting names: an Executor or Scheduler class, or a ``get`` function.
 
     A string is a name, or a URL looked up by its scheme; a function is a Dask ``get``; any other
     object is looked up by the top-level module of its class.
 
     :param target: the value of the setting.
     :raises UnknownName: if no plugin offers that name.
+    :raises ConfigError: if it names something else.
     """
     found = target
     if isinstance(target, str):
         scheme, separator, _ = target.partition("://")
         found = registry().find("schedulers", scheme if separator else target)
-    elif not inspect.isroutine(target) and not _is_kind(target):
+    elif not inspect.isroutine(target) and not inspect.isclass(target):
         found = registry().find("schedulers", type(target).__module__.partition(".")[0])
+    if inspect.isclass(found) and not issubclass(found, (Executor, Scheduler)):
+        raise ConfigError(
+            f"scheduler={target!r} is the class {found.__name__}, which derives neither from "
+            "feste.scheduler.Executor nor from feste.scheduler.Scheduler"
+        )
+    if not callable(found):
+        raise ConfigError(f"scheduler={target!r} is {found!r}, which cannot run a graph")
+    return found
+
+
+def choose(target: Any) -> Executor | Scheduler | Callable[..., Any]:
+    """Return the hands, the whole scheduler, or the ``get`` function that a setting means.
+
+    :param target: the value of the setting.
+    :raises UnknownName: if no plugin offers that name.
+    """
+    found = kind_of(target)
     if inspect.isclass(found) and issubclass(found, Executor):
         name = (found, target if isinstance(target, str) else id(target))
         return driver().executor(name, lambda: found(target))
-    if inspect.isclass(found) and issubclass(found, Scheduler):
-        return found(target)
-    if callable(found):
-        return found  # type: ignore[no-any-return]
-    raise ConfigError(
-        f"scheduler={target!r} is {found!r}: neither an Executor, a Scheduler nor a get function"
-    )
-
-
-def _is_kind(target: Any) -> bool:
-    return inspect.isclass(target) and issubclass(target, (Executor, Scheduler))
+    if inspect.isclass(found):
+        scheduler: Scheduler = found(target)
+        return scheduler
+    get: Callable[..., Any] = found
+    return get
