@@ -1,9 +1,11 @@
 """Makes the Python blocks of the documents into tests, and keeps tests on this machine.
 
 The blocks of one document share one namespace and run in order; ``<!-- skip: next -->`` above a
-block leaves it out.
+block leaves it out. Clients of providers that a document makes without a ``base_url`` talk to a
+simulated provider on loopback.
 """
 
+import functools
 import os
 import socket
 from pathlib import Path
@@ -16,10 +18,35 @@ LOCAL = {"127.0.0.1", "::1", "localhost", "0.0.0.0"}
 
 collect_ignore = ["noxfile.py", "docs/conf.py"]
 
+WIRES = ["feste.backend.openai.testing:OpenAIWire", "feste.backend.cohere.testing:CohereWire"]
+
+
+@functools.cache
+def provider() -> Any:
+    """The simulated provider that the documents talk to; it ends with this process."""
+    from feste.testing import SimServer
+
+    return SimServer(WIRES).start()
+
+
+def enter_document(namespace: dict[str, Any]) -> None:
+    """Point clients of providers to the simulated one."""
+    url = provider().url
+    os.environ.update(OPENAI_BASE_URL=f"{url}/v1", CO_API_URL=url)
+
+
+def leave_document(namespace: dict[str, Any]) -> None:
+    """Forget the simulated provider again."""
+    for name in ("OPENAI_BASE_URL", "CO_API_URL"):
+        os.environ.pop(name, None)
+
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     path=str(Path(__file__).parent),
     patterns=["README.md", "docs/*.md", "docs/**/*.md"],
+    setup=enter_document,
+    teardown=leave_document,
 ).pytest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import struct
 from array import array
 from collections import Counter
@@ -73,6 +74,11 @@ class TestEmbed:
         llm = Cohere("m", base_url=server.url, limits=Limits(max_items=50))
         feste.compute(*[llm.embed(f"text {i}") for i in range(100)])
         assert [len(r.body["texts"]) for r in server.requests()] == [50, 50]
+
+    def test_equal_texts_are_one(self, server: SimServer, llm: Cohere) -> None:
+        """A vector depends on its text alone, so equal calls cost one."""
+        one, two = feste.compute(llm.embed("a"), llm.embed("a"))
+        assert one == two and [r.body["texts"] for r in server.requests()] == [["a"]]
 
     def test_only_equal_parameters_share(self, server: SimServer, llm: Cohere) -> None:
         """Texts embedded for different ends go in different requests."""
@@ -208,7 +214,7 @@ class TestClient:
         ours = {r.path: r for r in server.requests()}
         server.reset()
         with httpx.Client() as http:
-            sdk = cohere.ClientV2(KEY, base_url=server.url, httpx_client=http, max_retries=0)
+            sdk = cohere.ClientV2(KEY, base_url=server.url, httpx_client=http)
             said: Any = [{"role": "user", "content": "Hi"}]
             sdk.chat(model="m", messages=said, temperature=0.5, stop_sequences=["x"])
             sdk.embed(
@@ -249,14 +255,24 @@ class TestClient:
             feste.compute(local.chat("Hi"), remote.chat("Hi"))
         with context.set(eager=True), pytest.raises(errors.MissingKey, match="CO_API_KEY"):
             remote.chat("Hi")
+        request = remote.chat.prepare(["Hi", ChatParams(), None])
+        with pytest.raises(errors.MissingKey, match="CO_API_KEY"):
+            asyncio.run(remote.chat.send(request))
         assert server.requests() == []
 
     def test_no_key_on_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A server on this machine is asked without a key, and never through a proxy."""
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
         monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+        monkeypatch.delenv("CO_API_KEY", raising=False)
+
+        async def alone(llm: Cohere) -> Any:  # on a loop whose connections are yet to be opened
+            response = await llm.chat.send(llm.chat.prepare(["REPLY: yes", ChatParams(), None]))
+            await close_clients(asyncio.get_running_loop())
+            return response.payload["message"]["content"][0]["text"]
+
         with SimServer(WIRE) as server:
-            assert Cohere("m", base_url=server.url).chat("REPLY: yes").compute() == "yes"
+            assert asyncio.run(alone(Cohere("m", base_url=server.url))) == "yes"
 
     def test_redirects_are_not_followed(self, server: SimServer, llm: Cohere) -> None:
         """A key goes to the server it is for, and to no other that it names."""
@@ -275,9 +291,14 @@ class TestClient:
 
     def test_one_tls_context(self, llm: Cohere, monkeypatch: pytest.MonkeyPatch) -> None:
         """Reading the certificates takes long: the process does it once, for all loops and clients."""
-        made = []
-        create = httpx.create_ssl_context
-        monkeypatch.setattr(httpx, "create_ssl_context", lambda *a, **k: made.append(1) or create())
+        made: list[int] = []
+        create = ssl.create_default_context
+
+        def counted(*args: Any, **kwargs: Any) -> ssl.SSLContext:
+            made.append(1)
+            return create(*args, **kwargs)
+
+        monkeypatch.setattr(ssl, "create_default_context", counted)
         monkeypatch.setattr(transport, "_tls", None)
 
         async def several() -> None:

@@ -12,7 +12,9 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import aiohttp
 import httpx2
+import openai
 import pytest
 
 import feste
@@ -20,6 +22,7 @@ from feste import context
 from feste.backend import Request, Secret
 from feste.backend.clients import close_clients
 from feste.backend.openai import ChatParams, OpenAI
+from feste.backend.openai.errors import failure
 from feste.errors import (
     AuthFailed,
     CallError,
@@ -218,14 +221,28 @@ def test_a_server_that_speaks_something_else(scheme: str, kind: type[CallError])
     assert type(error) is kind
 
 
-def test_a_certificate_that_nobody_vouches_for() -> None:
-    """Trying again would not make it trusted: the call is refused, and nothing was sent."""
-    from feste.backend.openai.errors import failure
+def cause_of(cause: Exception) -> CallError:
+    """The error for what the SDK raises from a cause, through the transport's wrong class for it."""
+    between = httpx2.ConnectTimeout("no")
+    between.__cause__ = cause
+    error = openai.APITimeoutError(request=httpx2.Request("POST", "https://x"))
+    error.__cause__ = between
+    return failure(error, url="https://x", timeout=1.0, secret=KEY)
 
-    error = httpx2.ConnectError("no")
-    error.__cause__ = ssl.SSLCertVerificationError("self-signed certificate")
-    told = failure(error, url="https://x", timeout=1.0, secret=KEY)
-    assert type(told) is Rejected and told.billed == "no" and "self-signed" in str(told)
+
+def test_the_first_cause_decides() -> None:
+    """The transport calls most failures a timeout while connecting; its own exception is believed."""
+    untrusted = cause_of(ssl.SSLCertVerificationError("self-signed certificate"))
+    assert type(untrusted) is Rejected and untrusted.billed == "no"  # trying again would not help
+    assert "self-signed" in str(untrusted)
+    closed = aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+    assert type(cause_of(closed)) is Unreachable  # a kept connection was closed; nothing was sent
+    assert type(cause_of(aiohttp.ClientConnectionResetError("Connection lost"))) is ConnectionLost
+    assert type(cause_of(aiohttp.ServerDisconnectedError())) is ConnectionLost
+    assert type(cause_of(aiohttp.ConnectionTimeoutError())) is Unreachable
+    assert type(cause_of(aiohttp.SocketTimeoutError())) is CallTimeout
+    unknown = failure(KeyError(CANARY), url="https://x", timeout=None, secret=KEY)
+    assert type(unknown) is Rejected and unknown.billed == "unknown" and CANARY not in str(unknown)
 
 
 class TestCanary:

@@ -86,7 +86,7 @@ def test_a_streamed_chat_is_the_unstreamed_one(
 
 def test_a_streamed_completion_is_the_unstreamed_one(llm: OpenAI, server: SimServer) -> None:
     """The same for completions; what the user says of the stream is sent with streams only."""
-    params = CompleteParams(temperature=0, logprobs=1, stream_options={"x": 1})
+    params = CompleteParams(temperature=0, stream_options={"x": 1})
     pieces: list[str] = []
     response, streamed = send(llm.complete, "one two", params, pieces.append)
     plain_response, plain = send(llm.complete, "one two", params)
@@ -171,6 +171,7 @@ def test_pieces_of_tool_calls_go_together_by_number() -> None:
     (choice,) = whole.payload()["choices"]
     assert choice["message"] == {
         "role": "assistant",
+        "content": None,
         "tool_calls": [
             {"id": "c0", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}},
             {"id": "c1", "type": "function", "function": {"name": "sub", "arguments": '{"b": 2}'}},

@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections import OrderedDict, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -344,6 +345,8 @@ def test_joining_languages_warns() -> None:
         ("a\n\n{{ x", "line 3"),
         ("{{ x|nofilter }}", "nofilter"),
         ("{{ x is notest }}", "notest"),
+        ("{{ x|random }}", "random"),
+        ("{{ x|urlize }}", "urlize"),
         ("{% for x in y %}", "line 1"),
         ("a\n{% include 'x' %}", "line 2"),
         ("{% extends 'x' %}", "cannot include"),
@@ -505,6 +508,18 @@ def test_filters() -> None:
     assert rendered(Prompt("{{ [1]|join }}", environment=environment)) == "own"
     with pytest.raises(PromptError, match="shout"):
         Prompt("{{ x|shout }}")
+
+
+def test_nothing_runs_before_the_rendering() -> None:
+    """Own filters and globals are not called when a prompt is made, with constants neither."""
+    called = []
+    environment = FesteEnvironment()
+    environment.filters["note"] = environment.globals["noted"] = lambda *v: called.append(v) or ""
+    prompt = Prompt("{% set x = 'a'|note %}{{ 'a'|note }}{{ noted() }}", environment=environment)
+    prompt()
+    assert called == []
+    rendered(prompt)
+    assert called == [("a",), ("a",), ()]
 
 
 def test_environment_is_ours() -> None:
@@ -778,6 +793,8 @@ def test_chat_checks() -> None:
         chat(a=1, b=2, c=3)
     with pytest.raises(PlainDataError):
         chat(a=1, b={2})
+    with pytest.raises(PlainDataError):
+        chat._op.fn(a=1, b=Proxy())
     for wrong in ({}, {"messages": []}, {"system": "a", "messages": [("user", "b")]}):
         with pytest.raises(PromptError):
             ChatPrompt(**wrong)  # type: ignore[arg-type]
@@ -988,6 +1005,7 @@ BOMBS = """
 {{ ('x y ' * 10000)|wordwrap(1, wrapstring='z' * 100000) }}
 {% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}
 {% for i in range(100000) %}{% for j in range(100000) if false %}{% endfor %}{% endfor %}
+{% set r = range(100000) %}{% for i in r %}{% for j in r if false %}{% endfor %}{% endfor %}
 {% set r = range(100000) %}{% for i in r %}{{ r|sum }}{% endfor %}
 {% for i in range(100000) %}{{ 'xxxxxxxxxxxxxxxxxxxx' }}{% endfor %}
 {% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}
@@ -1006,8 +1024,13 @@ BOMBS = """
 @pytest.mark.parametrize("source", BOMBS)
 def test_bombs_are_refused(source: str) -> None:
     """A template cannot fill the memory or run without end; the limit is named."""
-    with pytest.raises(PromptError, match=r"more than|larger|too|width|field|recursion|Overflow"):
-        rendered(Prompt(source))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PromptError, match=r"more than|larger|too|width|field|recursion|Overf"):
+            rendered(Prompt(source))
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_big_and_busy_templates_work() -> None:

@@ -179,8 +179,8 @@ def _plan(graph: FesteGraph, settings: Settings) -> Plan:
             continue
         op: Any = node.op
         try:
-            if op.kind == "call" and op.client not in checked:
-                checked.add(op.client)
+            if op.kind == "call" and id(op.client) not in checked:  # a dataclass has no hash
+                checked.add(id(op.client))
                 op.client.preflight()
             elif getattr(op, "executor", "") == "process":
                 check_picklable(node)

@@ -202,16 +202,26 @@ class FesteGraph(Mapping[str, Any]):
         if len(needed) == len(self.nodes):
             return self
         nodes = {key: node for key, node in self.nodes.items() if key in needed}
+        aliases = {key: kept for key, kept in self.aliases.items() if self.resolve(key) in needed}
         batches = [Batch(tuple(m for m in b.members if m in needed), b.group) for b in self.batches]
-        return FesteGraph(nodes, self.outputs, self.aliases, [b for b in batches if b.members])
+        return FesteGraph(nodes, self.outputs, aliases, [b for b in batches if b.members])
 
     def merged(self, pairs: Mapping[str, str]) -> FesteGraph:
         """Return the graph with nodes replaced by others.
 
         :param pairs: for each key to drop the key that stands for it from now on.
+        :raises GraphError: if a key would stand for itself, or for one that is not in the graph.
         """
         nodes = {key: node for key, node in self.nodes.items() if key not in pairs}
-        return FesteGraph(nodes, self.outputs, {**self.aliases, **pairs}, self.batches)
+        aliases = {**self.aliases, **pairs}
+        for key in pairs:
+            seen, kept = {key}, aliases[key]
+            while kept in aliases and kept not in seen:
+                seen.add(kept)
+                kept = aliases[kept]
+            if kept not in nodes:
+                raise GraphError(f"{key} cannot be merged into {pairs[key]}, which is not there")
+        return FesteGraph(nodes, self.outputs, aliases, self.batches)
 
     def with_nodes(self, nodes: Iterable[Node]) -> FesteGraph:
         """Return the graph with nodes added, or replaced where the key is there already.

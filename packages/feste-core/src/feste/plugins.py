@@ -10,19 +10,27 @@ variables, read at that moment, take entry-point names separated by commas:
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import (
+    Distribution,
+    EntryPoint,
+    PackageNotFoundError,
+    distribution,
+    distributions,
+)
 from typing import Any
 
 import pluggy
 
-from feste import context, hookspecs
+from feste import __version__, context, hookspecs
 from feste.context import Setting
-from feste.errors import PluginError, PluginWarning, UnknownName, suggest
+from feste.errors import FesteWarning, PluginError, PluginWarning, UnknownName, suggest
 
 __all__ = ["PluginInfo", "Registry", "registry", "resolve"]
 
@@ -36,7 +44,8 @@ class PluginInfo:
 
     :param name: the entry point's name.
     :param module: the module that the entry point names.
-    :param distribution: the distribution that ships it, with its version.
+    :param distribution: the distribution that ships it.
+    :param version: the distribution's version.
     :param state: ``"loaded"``, ``"disabled"`` or ``"broken"``.
     :param offers: what it registers, by hook: the names.
     :param error: why it is broken.
@@ -45,20 +54,51 @@ class PluginInfo:
     name: str
     module: str
     distribution: str
+    version: str
     state: str = "loaded"
     offers: dict[str, list[str]] = field(default_factory=dict)
     error: str = ""
 
+    @property
+    def origin(self) -> str:
+        """The distribution with its version."""
+        return f"{self.distribution} {self.version}"
 
-def _entry_points() -> Iterator[tuple[Distribution, EntryPoint]]:
+
+def _installed() -> list[PluginInfo]:
     """The entry points of the group, sorted so that nothing depends on the order of installation."""
-    found: dict[tuple[str, str], tuple[Distribution, EntryPoint]] = {}
+    found: dict[tuple[str, str], PluginInfo] = {}
     for dist in distributions():
-        for point in dist.entry_points:
-            if point.group == GROUP:
-                # the first on sys.path wins, as for imports
-                found.setdefault((dist.name, point.name), (dist, point))
-    yield from (found[key] for key in sorted(found))
+        try:
+            points = [p for p in dist.entry_points if p.group == GROUP]
+        except Exception:  # damaged metadata; whose it is, cannot be told
+            continue
+        for point in points:
+            name, version = _title(dist)
+            # the first on sys.path wins, as for imports
+            found.setdefault((name, point.name), PluginInfo(point.name, point.value, name, version))
+    return [found[key] for key in sorted(found)]
+
+
+def _title(dist: Distribution) -> tuple[str, str]:
+    """The name and version of a distribution, whose metadata may be damaged."""
+    try:
+        name, version = dist.metadata["Name"], dist.version
+    except Exception:
+        name, version = None, None
+    return name or "(a distribution without a name)", version or "?"
+
+
+def _tell_of_namesake() -> None:
+    """Tell of the distribution ``feste`` of 2023: its files lie in the same folder as ours."""
+    with suppress(PackageNotFoundError):
+        version = distribution("feste").version
+        warnings.warn(
+            f"the distribution feste {version} and feste-core write into the same folder. Run `pip "
+            "uninstall feste`, then `pip install --force-reinstall feste-core`",
+            FesteWarning,
+            stacklevel=2,
+        )
 
 
 def _names(variable: str) -> set[str] | None:
@@ -85,76 +125,82 @@ class Registry:
         self.settings: dict[str, Setting] = {}
         self.optimizations: dict[str, Any] = {}
         for module in _BUILTINS:
-            self._load(PluginInfo(module.split(".")[1], module, "feste-core"))
+            self._load(PluginInfo(module.split(".")[1], module, "feste-core", __version__))
         if discover:
             self._discover()
 
     def _discover(self) -> None:
+        _tell_of_namesake()
         allowed, blocked = _names("FESTE_LOAD_PLUGINS"), _names("FESTE_DISABLED_PLUGINS") or set()
-        for dist, point in _entry_points():
-            info = PluginInfo(point.name, point.value, f"{dist.name} {dist.version}")
-            if point.name in blocked or (allowed is not None and point.name not in allowed):
+        for info in _installed():
+            if info.name in blocked or (allowed is not None and info.name not in allowed):
                 info.state = "disabled"
                 self.plugins.append(info)
-                continue
-            try:
+            else:
                 self._load(info)
-            except PluginError:
-                raise
-            except Exception as error:  # a plugin may raise anything at import
-                self._broken(info, error)
 
-    def _broken(self, info: PluginInfo, error: Exception) -> None:
+    def _load(self, info: PluginInfo) -> None:
+        name = f"{info.origin}:{info.name}"
+        try:
+            plugin = EntryPoint(info.name, info.module, GROUP).load()
+            self.manager.register(plugin, name=name)
+            self.manager.check_pending()
+            offers = self._offers(plugin)
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
+            if self.manager.has_plugin(name):
+                self.manager.unregister(name=name)
+            if info.module in _BUILTINS:
+                raise
+            self._broken(info, error)
+            return
+        self.plugins.append(info)
+        for kind, offered in offers.items():
+            for key, value in offered.items():
+                self._add(kind, key, value, info)
+        hooks = [caller.name for caller in self.manager.get_hookcallers(plugin) or ()]
+        heard = sorted(h.removeprefix("feste_") for h in hooks if h[6:] not in _KINDS)
+        if heard:
+            info.offers["observes"] = heard
+
+    def _broken(self, info: PluginInfo, error: BaseException) -> None:
         info.state, info.error = "broken", f"{type(error).__name__}: {error}"
         self.plugins.append(info)
         warnings.warn(
-            f"plugin {info.name!r} of {info.distribution} ({info.module}) is skipped: "
-            f"{info.error}. Repair or uninstall it, or set FESTE_DISABLED_PLUGINS={info.name}",
+            f"plugin {info.name!r} of {info.origin} ({info.module}) is skipped: {info.error}. "
+            f"Repair or uninstall it, or set FESTE_DISABLED_PLUGINS={info.name}",
             PluginWarning,
             stacklevel=2,
         )
 
-    def _load(self, info: PluginInfo) -> None:
-        module = importlib.import_module(info.module)
-        self.manager.register(module, name=f"{info.distribution}:{info.name}")
-        try:
-            self.manager.check_pending()
-            offers = self._offers(module)
-        except PluginError:
-            raise
-        except Exception:
-            self.manager.unregister(module)
-            raise
-        for kind, offered in offers.items():
-            for name, value in offered.items():
-                self._add(kind, name, value, info)
-        self.plugins.append(info)
-
-    def _offers(self, module: Any) -> dict[str, dict[str, Any]]:
-        """Ask one module what it offers, before anything of it is kept."""
+    def _offers(self, plugin: Any) -> dict[str, dict[str, Any]]:
+        """Ask one plugin what it offers, and check it, before anything of it is kept."""
         found: dict[str, dict[str, Any]] = {}
-        for kind in _KINDS:
+        for kind, check in _KINDS.items():
             caller = getattr(self.manager.hook, f"feste_{kind}")
             for impl in caller.get_hookimpls():
-                if impl.plugin is not module:
+                if impl.plugin is not plugin:
                     continue
                 offered = impl.function()
                 if kind == "optimizations":
-                    offered = {_pass_name(p): p for p in offered}
+                    offered = _by_name(offered)
                 if not isinstance(offered, Mapping):
                     raise TypeError(f"feste_{kind}() must return a mapping, not {offered!r}")
+                for name, value in offered.items():
+                    if not isinstance(name, str) or not check(value):
+                        what = f"{name!r}: {value!r}"
+                        raise TypeError(f"feste_{kind}() offers {what}, not {_FORMS[kind]}")
                 found[kind] = dict(offered)
         return found
 
     def _add(self, kind: str, name: str, value: Any, info: PluginInfo) -> None:
         table: dict[str, Any] = getattr(self, kind)
         if kind == "settings" and name in context.SETTINGS:
-            self._owners.setdefault((kind, name), "feste-core")
-        owner = self._owners.setdefault((kind, name), info.distribution)
-        if name in table or owner != info.distribution:
+            self._owners.setdefault((kind, name), f"feste-core {__version__}")
+        owner = self._owners.setdefault((kind, name), info.origin)
+        if name in table or owner != info.origin:
             raise PluginError(
-                f"two plugins offer {kind} {name!r}: {owner} and {info.distribution}. Uninstall "
-                f"one, or set FESTE_DISABLED_PLUGINS to the entry point of the other"
+                f"two plugins offer {kind} {name!r}: {owner} and {info.origin}. Uninstall one, or "
+                f"set FESTE_DISABLED_PLUGINS={info.name}"
             )
         table[name] = value
         info.offers.setdefault(kind, []).append(name)
@@ -175,14 +221,39 @@ class Registry:
         return resolve(table[name])
 
 
-_KINDS = ("backends", "optimizations", "schedulers", "settings")
+def _names_something(value: Any) -> bool:
+    """Whether it is a ``"module:attribute"``, or something that can be called."""
+    return callable(value) or (isinstance(value, str) and all(value.partition(":")))
 
 
-def _pass_name(optimization: Any) -> str:
-    name = getattr(optimization, "name", None)
-    if not isinstance(name, str) or not callable(getattr(optimization, "apply", None)):
-        raise TypeError(f"an optimization needs `name` and `apply(graph, cx)`: {optimization!r}")
-    return name
+def _is_pass(value: Any) -> bool:
+    return not inspect.isclass(value) and callable(getattr(value, "apply", None))
+
+
+#: What plugins offer, with the check of each offered value.
+_KINDS: dict[str, Any] = {
+    "backends": _names_something,
+    "optimizations": _is_pass,
+    "schedulers": _names_something,
+    "settings": lambda value: isinstance(value, Setting),
+}
+_FORMS = {
+    "backends": 'a name and a Backend class or "module:Class"',
+    "optimizations": "an object with `name` and `apply(graph, cx)`",
+    "schedulers": 'a name and a scheduler, a get function or "module:attribute"',
+    "settings": "a name and a Setting",
+}
+
+
+def _by_name(optimizations: Any) -> dict[Any, Any]:
+    """Passes by their names, each of which may be there once."""
+    named: dict[Any, Any] = {}
+    for one in optimizations:
+        name = getattr(one, "name", None)
+        if name in named:
+            raise TypeError(f"feste_optimizations() offers two passes {name!r}")
+        named[name] = one
+    return named
 
 
 def resolve(target: Any) -> Any:

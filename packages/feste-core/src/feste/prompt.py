@@ -238,7 +238,6 @@ def _sandbox_class() -> tuple[type[Environment], dict[str, Any]]:
             return _weigh(context, super().call_binop(context, operator, left, right))
 
         def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-            _budget(context).spend()
             args = check_method(obj, args, kwargs)
             return _weigh(context, super().call(context, obj, *args, **kwargs))
 

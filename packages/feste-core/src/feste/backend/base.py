@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
@@ -32,6 +34,9 @@ class Backend:
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
 
+    def __init__(self) -> None:
+        """Make a client; a subclass takes what it needs as its own arguments."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "plugin" not in cls.__dict__:
@@ -39,7 +44,7 @@ class Backend:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)
-        self._given = (args, kwargs)
+        self.__dict__["_given"] = (args, kwargs)  # also of a frozen dataclass
         return self
 
     @property
@@ -54,16 +59,16 @@ class Backend:
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """The API keys that a call needs."""
-        return ()
+        """The API keys that a call needs: those that the constructor was given."""
+        given = [v for v in self._named().values() if isinstance(v, Secret)]
+        return (*given, *(h for h in self._hidden if isinstance(h, Secret)))
 
     def config(self) -> Mapping[str, Any]:
         """Return what makes an equal client: keyword arguments as plain JSON, keys by name.
 
         The default is what the constructor was given.
         """
-        args, kwargs = self._given
-        return {**{str(i): _shown(a) for i, a in enumerate(args)}, **_shown(kwargs)}
+        return {name: _shown(name, value) for name, value in self._named().items()}
 
     @property
     def identity(self) -> str:
@@ -72,13 +77,36 @@ class Backend:
         if cached is None:
             config = {k: v for k, v in self.config().items() if k not in _NOT_IDENTITY}
             text = json.dumps(config, sort_keys=True, default=repr)
-            cached = self._identity = f"{self.plugin}<{self.endpoint} {self.account} {text}>"
+            cached = f"{self.plugin}<{self.endpoint} {self.account} {text}>"
+            self.__dict__["_identity"] = cached
         return cached
 
     @property
     def token(self) -> Hashable:
-        """Equal for clients that may stand for each other: same identity, same keys."""
-        return (self.identity, self.secrets)
+        """Equal for clients that may stand for each other: same class, identity, keys."""
+        return (type(self), self.identity, self.secrets, self._hidden)
+
+    @property
+    def _hidden(self) -> tuple[Hashable, ...]:
+        """What of the configuration does not show in it, but tells clients apart."""
+        cached: tuple[Hashable, ...] | None = self.__dict__.get("_hides")
+        if cached is None:
+            hidden: list[Hashable] = []
+            for name, value in self._named().items():
+                if name not in _NOT_IDENTITY:
+                    _shown(name, value, hidden)
+            cached = self.__dict__["_hides"] = tuple(hidden)
+        return cached
+
+    def _named(self) -> dict[str, Any]:
+        """What the constructor was given, by name."""
+        args, kwargs = self._given
+        if not args:
+            return kwargs
+        try:
+            return inspect.signature(self.__init__).bind(*args, **kwargs).arguments  # type: ignore[misc]
+        except (TypeError, ValueError):  # the constructor has said so, or hides its parameters
+            return {**{str(i): value for i, value in enumerate(args)}, **kwargs}
 
     def preflight(self) -> None:
         """Raise what can be known to be wrong before anything is sent.
@@ -88,15 +116,19 @@ class Backend:
         for secret in self.secrets:
             secret.reveal()
 
+    def __copy__(self) -> Backend:
+        return _rebuild(type(self), *self._given)
+
+    def __deepcopy__(self, memo: object) -> Backend:
+        return self.__copy__()
+
     def __reduce__(self) -> tuple[Any, ...]:
-        args, kwargs = self._given
-        for name, value in kwargs.items():
-            if "key" in name and isinstance(value, str):
-                raise ConfigError(
-                    f"{type(self).__name__} holds a literal {name}, which never leaves this "
-                    f"process. Name an environment variable instead: {name}=Secret('MY_KEY')"
-                )
-        return (_rebuild, (type(self), args, kwargs))
+        for literal in (h for h in self._hidden if isinstance(h, Secret)):
+            raise ConfigError(
+                f"{type(self).__name__} holds a literal {literal.name}, which never leaves this "
+                f"process. Name an environment variable instead: {literal.name}=Secret('MY_KEY')"
+            )
+        return (_rebuild, (type(self), *self._given))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if v is not None)
@@ -108,16 +140,32 @@ def _rebuild(cls: type[Backend], args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return made
 
 
-def _shown(value: Any) -> Any:
-    """Configuration as JSON; a literal key shows as no more than that it is there."""
-    if isinstance(value, dict):
-        return {
-            k: "<literal>" if "key" in k and isinstance(v, str) else _shown(v)
-            for k, v in value.items()
-        }
+_LITERAL = "<literal>"
+_SECRET = re.compile(r"(?i)(^|[_-])(key|token|secret|passw(or)?d|authorization|cookie)$|apikey$")
+
+
+def _shown(name: str, value: Any, hidden: list[Hashable] | None = None) -> Any:
+    """Configuration as JSON: a literal key shows as no more than that it is there.
+
+    :param name: the parameter, or the key of the dict, that holds the value.
+    :param value: the value.
+    :param hidden: gets what does not show but tells clients apart: literal keys as Secrets, other
+        objects by identity.
+    """
+    hidden = [] if hidden is None else hidden
+    if isinstance(value, Mapping):
+        return {str(k): _shown(str(k), v, hidden) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shown(name, v, hidden) for v in value]
+    if isinstance(value, str) and _SECRET.search(name):
+        hidden.append(Secret.of(value, name))
+        return _LITERAL
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    return repr(value)
+    if not isinstance(value, (Secret, Limits)):
+        hidden.append(id(value))  # it lives as long as the client that was given it
+    shown = repr(value)
+    return f"<{type(value).__qualname__}>" if " at 0x" in shown else shown
 
 
 def create(name: str, **config: Any) -> Backend:

@@ -277,7 +277,15 @@ class Call(Generic[R]):
         """
         for argument in arguments:
             refuse_node_text(argument)
-        return self.operation._prepare(self.client, *arguments)
+        operation = self.operation
+        by_name = dict(
+            zip(
+                operation.names[operation.positional :],
+                arguments[operation.positional :],
+                strict=True,
+            )
+        )
+        return operation._prepare(self.client, *arguments[: operation.positional], **by_name)
 
     async def send(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         """Send a request.
@@ -373,9 +381,9 @@ class _Simple(Operation[R]):
 
         return wrap
 
-    def _default_prepare(self, backend: Backend, *arguments: Any) -> Request:
+    def _default_prepare(self, backend: Backend, *arguments: Any, **by_name: Any) -> Request:
         body = {}
-        for name, argument in zip(self.names, arguments, strict=True):
+        for name, argument in zip(self.names, (*arguments, *by_name.values()), strict=True):
             if isinstance(argument, Params):
                 argument = argument.body()
             body[name] = plain(argument, name)
@@ -401,11 +409,13 @@ class _Simple(Operation[R]):
         method = self.many if packed else self.method
         assert method is not None
         try:
-            arguments = [self._revived(name, request.body[name]) for name in self.names]
+            named = {name: self._revived(name, request.body[name]) for name in self.names}
+            # the batched form has a name of its own for the first one
+            first = [named.pop(name) for name in self.names[:1]]
             if inspect.iscoroutinefunction(method):
-                value = await method(backend, *arguments)
+                value = await method(backend, *first, **named)
             else:
-                value = await asyncio.to_thread(method, backend, *arguments)
+                value = await asyncio.to_thread(method, backend, *first, **named)
             return Response(_outcomes(value) if packed else plain(value, "the reply"))
         except CallError:
             raise

@@ -71,5 +71,13 @@ class Params:
         """
         if default is not Determinism.SAMPLE:
             return default
-        greedy = getattr(self, "temperature", None) == 0 or getattr(self, "seed", None) is not None
+        greedy = self._sent("temperature") == 0 or self._sent("seed") is not None
         return Determinism.GREEDY if greedy else default
+
+    def _sent(self, name: str) -> Any:
+        """Return the value of a parameter as it will be sent, or None.
+
+        :param name: its name in the body; ``extra`` goes before a field, as in :meth:`body`.
+        """
+        extra: Mapping[str, Any] = getattr(self, "extra", None) or {}
+        return extra[name] if name in extra else getattr(self, name, None)

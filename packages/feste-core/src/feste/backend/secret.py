@@ -16,6 +16,7 @@ class Secret:
 
     :param name: the variable's name. The key is read when a call is made, in the process that
         makes it; the object itself never holds it, so it may be printed and pickled.
+    :raises ConfigError: if that can be no name of a variable, but perhaps a key.
 
     >>> Secret("OPENAI_API_KEY")
     Secret('OPENAI_API_KEY')
@@ -24,6 +25,11 @@ class Secret:
     __slots__ = ("_literal", "name")
 
     def __init__(self, name: str) -> None:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):  # perhaps the key itself: it must not show
+            raise ConfigError(
+                "a Secret takes the name of an environment variable, such as Secret('MY_KEY'), and "
+                "what it was given is none"
+            )
         self.name = name
         self._literal: str | None = None
 
@@ -36,7 +42,8 @@ class Secret:
         """
         if isinstance(key, Secret):
             return key
-        secret = cls(default)
+        secret = cls.__new__(cls)
+        secret.name, secret._literal = default, None
         if key is not None:
             secret._literal = key
         return secret

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
 import feste
 from feste.cli.plugins_command import plugins_table
+from feste.errors import FesteError
 
 __all__ = ["main"]
 
@@ -24,12 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     plugins = commands.add_parser("plugins", help="list the plugins and what each registers")
     plugins.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    rows, broken = plugins_table()
+    try:
+        rows, broken = plugins_table()
+    except FesteError as error:
+        print(f"feste: {error}", file=sys.stderr)
+        return 1
     if arguments.json:
         print(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            print(f"{row['name']:<14} {row['state']:<9} {row['distribution']}")
+            print(f"{row['name']:<14} {row['state']:<9} {row['distribution']} {row['version']}")
             for kind, names in row["offers"].items():
                 print(f"{'':<14} {kind}: {', '.join(names)}")
             if row["error"]:

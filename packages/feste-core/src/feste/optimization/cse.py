@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any
 
+from feste.backend import Params
 from feste.draw import Determinism
 from feste.graph import FesteGraph
 from feste.node import PENDING, Nested, Node, Slot
@@ -16,8 +17,9 @@ __all__ = ["CommonSubexpressionOptimization"]
 class CommonSubexpressionOptimization:
     """Merge equal PURE nodes and equal GREEDY calls. Equal SAMPLE calls are two draws: never merged.
 
-    Nodes are equal if their ops are, their inputs are the same nodes after merging, and their
-    constants have equal types and values; objects that Feste cannot look into must be identical.
+    Nodes are equal if their ops are, their inputs are the same nodes after merging or known equal
+    values, and their constants have equal types and values; objects that Feste cannot look into must
+    be identical.
     """
 
     name = "cse"
@@ -37,7 +39,7 @@ class CommonSubexpressionOptimization:
             node = graph.nodes[key]
             if node.value is not PENDING:
                 continue
-            inputs = tuple(pairs.get(d, d) for d in graph.dependencies(key))
+            inputs = tuple(_input(graph, pairs.get(d, d)) for d in graph.dependencies(key))
             same = expression(node, inputs)
             if not may_merge(node):
                 if node.determinism is Determinism.SAMPLE:
@@ -66,11 +68,17 @@ def may_merge(node: Node) -> bool:
     return node.determinism in (Determinism.PURE, Determinism.GREEDY)
 
 
-def expression(node: Node, inputs: tuple[str, ...]) -> Hashable:
+def _input(graph: FesteGraph, key: str) -> Hashable:
+    """An input by its key, or by its value where that is known: rendered prompts are equal texts."""
+    value = graph.nodes[key].value
+    return key if value is PENDING else ("value", _exact(value))
+
+
+def expression(node: Node, inputs: tuple[Hashable, ...]) -> Hashable:
     """Return what is equal exactly for nodes that compute the same.
 
     :param node: the node.
-    :param inputs: the keys of its inputs after merging.
+    :param inputs: what stands for each of its inputs after merging.
     """
     token = getattr(node.op, "token", None) or id(node.op)
     return (token, inputs, _exact(node.args), _exact(node.kwargs))
@@ -89,9 +97,8 @@ def _exact(value: Any) -> Hashable:
         return (kind, _exact(value.build), tuple(_exact(p) for p in value.parts))
     if kind in (list, tuple):
         return (kind, tuple(_exact(v) for v in value))
-    if isinstance(value, Mapping) and kind is dict:
+    if kind is dict:
         return (kind, tuple((_exact(k), _exact(v)) for k, v in value.items()))
-    params = getattr(value, "body", None)
-    if params is not None and hasattr(value, "determinism"):
-        return (kind, _exact(params()))
+    if isinstance(value, Params):
+        return (kind, _exact(value.body()))
     return (kind, id(value))

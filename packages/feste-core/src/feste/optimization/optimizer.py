@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import graphlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from feste import blocking, context
 from feste.context import Settings
-from feste.errors import PluginError, UnknownName, suggest
+from feste.errors import GraphError, PluginError, UnknownName, suggest
 from feste.graph import FesteGraph
 from feste.optimization.base import Level, Optimization, PassContext, Phase, Remark
 from feste.plugins import registry
@@ -17,6 +18,8 @@ from feste.plugins import registry
 __all__ = ["Optimizer", "PassReport", "Plan"]
 
 _MAX_ROUNDS = 8
+
+E = TypeVar("E", Phase, Level)
 
 
 @dataclass(slots=True)
@@ -57,15 +60,19 @@ class Optimizer:
     """Applies passes in a fixed order: by phase, then ``before`` and ``after``, then name.
 
     :param passes: the passes; None takes all that plugins offer, Feste's own among them.
-    :raises PluginError: if ``before`` and ``after`` contradict each other.
+    :raises PluginError: if two have one name, or ``before`` and ``after`` contradict each other.
 
     >>> [p.name for p in Optimizer().passes]
     ['cull', 'fold', 'cse', 'batch']
     """
 
     def __init__(self, passes: Iterable[Optimization] | None = None) -> None:
-        given = registry().optimizations.values() if passes is None else passes
-        self.passes = _ordered(list(given))
+        given = list(registry().optimizations.values() if passes is None else passes)
+        names = Counter(p.name for p in given)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            raise PluginError(f"two passes have the name {twice[0]!r}")
+        self.passes = _ordered(given)
 
     def run(self, graph: FesteGraph, settings: Settings | None = None) -> Plan:
         """Return the plan of a graph.
@@ -105,11 +112,13 @@ class Optimizer:
             with blocking.inside("pass"):
                 graph = one.apply(plan.graph, cx)
             if graph is not plan.graph:
-                _hold_to_the_rules(plan.graph, graph, cx, strict=settings["strict"])
+                _hold_to_the_rules(one, plan.graph, graph, cx)
         except Exception as error:  # a pass may raise anything; the graph before it is still valid
             if settings["strict"]:
                 raise
-            report.remarks.append(Remark("missed", f"skipped: {type(error).__name__}: {error}"))
+            skipped = Remark("missed", f"skipped: {type(error).__name__}: {error}")
+            if skipped not in report.remarks:  # a pass that is run again fails again
+                report.remarks.append(skipped)
             return
         fresh = [r for r in cx.remarks if r not in report.remarks]
         report.remarks.extend(fresh)
@@ -119,28 +128,42 @@ class Optimizer:
             plan.graph = graph
 
 
-def _hold_to_the_rules(before: FesteGraph, after: Any, cx: PassContext, *, strict: bool) -> None:
-    """Refuse a result that is no graph, or that has lost calls or outputs."""
+def _hold_to_the_rules(
+    one: Optimization, before: FesteGraph, after: Any, cx: PassContext
+) -> None:
+    """Refuse a result that is no graph, has lost calls or outputs, or could not be run."""
+    broken = f"the pass {one.name!r} broke the rules: "
     if not isinstance(after, FesteGraph):
-        raise PluginError(f"apply() must return a FesteGraph, not {type(after).__name__}")
+        raise PluginError(f"{broken}apply() returned {type(after).__name__}, not a FesteGraph")
     if after.outputs != before.outputs:
-        raise PluginError("apply() changed which outputs are wanted")
+        raise PluginError(f"{broken}it changed which outputs are wanted")
     lost = [n.key for n in before.calls() if n.key not in after.nodes and n.key not in cx.accounted]
     if lost:
         raise PluginError(
-            f"{len(lost)} calls are gone without an account, the first is {lost[0]}: say what "
-            "became of them with cx.account(keys, how)"
+            f"{broken}{len(lost)} calls are gone without an account, the first is {lost[0]}: say "
+            "what became of them with cx.account(keys, how)"
         )
-    if strict:
-        after.check()
+    if cx.settings["strict"] or not type(one).__module__.startswith("feste."):
+        try:
+            after.check()
+        except GraphError as error:
+            raise PluginError(f"{broken}{error}") from None
 
 
 def _phase(one: Optimization) -> Phase:
-    return Phase(getattr(one, "phase", Phase.SIMPLIFY))
+    return _member(one, "phase", Phase.SIMPLIFY)
 
 
 def _level(one: Optimization) -> Level:
-    return Level(getattr(one, "level", Level.E0))
+    return _member(one, "level", Level.E0)
+
+
+def _member(one: Optimization, attribute: str, default: E) -> E:
+    given = getattr(one, attribute, default)
+    if not isinstance(given, type(default)):
+        kind = type(default).__name__
+        raise PluginError(f"pass {one.name!r}: {attribute}={given!r} is no {kind}")
+    return given
 
 
 def _names(one: Optimization, attribute: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ back with what happened then. Events and actions are tuples that begin with a na
               ("capacity", executor, where)                   hands have more or fewer places
     actions   ("call", executor, where, chunk)   ("reclaim", executor, chunk)
               ("send", executor, handle, call, request)   ("cancel", executor, handle)
+              ("abandon", executor, chunk)
               ("fetch", executor, handle, refs)   ("release", executor, ref)
               ("grow", run, i, packed)   ("notify", event)   ("finish", run)
 
@@ -141,6 +142,18 @@ class Brain:
         """
         heapq.heappush(self.timers, (self.now + seconds, next(self._count), what))
 
+    def successor(self) -> Brain:
+        """Return the brain that goes on after a defect of this one.
+
+        Its runs are over; what hands still report of them is not heard any more.
+        """
+        new = Brain(self.calls.policy)
+        new._count = self._count  # no number of a request means two
+        for run in self.runs:
+            run.ended = self.now
+            run.state[:] = bytes([NOT_STARTED]) * len(run.state)
+        return new
+
     # --- runs -------------------------------------------------------------------------------------
 
     def _on_many(self, executor: Executor, reports: list[Event]) -> None:
@@ -161,6 +174,9 @@ class Brain:
     def _on_stop(self, run: Run, grace: float) -> None:
         if run.ended is not None:
             return
+        if run not in self.runs:  # Ctrl-C came before it was submitted
+            self.runs.append(run)
+            run.started = self.now
         run.cancelled = True
         self.halt(run)
         if grace <= 0:
@@ -185,7 +201,11 @@ class Brain:
             return
         for handle, parcel in self.calls.parcels.items():
             if parcel.run is run:
+                self.calls.give_up(parcel)
                 self.act("cancel", run.executor, handle)
+        for chunk in self.dispatcher.chunks.values():
+            if chunk[0].run is run:
+                self.act("abandon", run.executor, chunk)
         for i, state in enumerate(run.state):
             if state < OPEN:
                 sent = state in (SENT, PARSING)
@@ -217,7 +237,9 @@ class Brain:
             self._finish(run)
 
     def _on_fetched(self, executor: Executor, handle: int, values: list[Any]) -> None:
-        run = self.fetches.pop(handle)
+        run = self.fetches.pop(handle, None)
+        if run is None:
+            return
         wanted = [i for i in run.outputs if run.state[i] in (DONE, REPLAYED)]
         for i, value in zip(wanted, values, strict=True):
             if isinstance(value, FesteError):

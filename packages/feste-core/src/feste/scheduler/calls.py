@@ -13,6 +13,7 @@ from feste.errors import (
     CallError,
     CountMismatch,
     FesteError,
+    Interrupted,
     InvalidRequest,
     MalformedResponse,
     NodeError,
@@ -160,6 +161,7 @@ class Calls:
         gate = self.gates.get(name)
         if gate is None:
             gate = self.gates[name] = Gate(call.client.limits)
+        gate.heed(call.client.limits)
         for i in members:
             run.state[i] = QUEUED
         parcel = Parcel(run, call, members, requests, request, gate, self.brain.now)
@@ -181,7 +183,9 @@ class Calls:
                 self.brain.later(gate.closed_until - self.brain.now, lambda now: None)
 
     def sent(self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float) -> None:
-        parcel = self.parcels.pop(handle)
+        parcel = self.parcels.pop(handle, None)
+        if parcel is None:
+            return  # of a brain that broke
         run, gate = parcel.run, parcel.gate
         if ok:
             gate.left(parcel.sent, self.brain.now)
@@ -189,13 +193,20 @@ class Calls:
             gate.throttled(parcel.sent, self.brain.now, value.retry_after)
         else:
             gate.lost()
-        self._record(parcel, ok, value)
-        if run.ended is not None:
+        if run.ended is not None:  # recorded when it was given up
             return
+        self._record(parcel, ok, value)
         if ok:
             self._answered(parcel, value)
         else:
             self._refused(parcel, value)
+
+    def give_up(self, parcel: Parcel) -> None:
+        """Record a request whose answer nobody will hear: the report counts it.
+
+        :param parcel: the request; its run ends now.
+        """
+        self._record(parcel, False, Interrupted("the run was stopped"))
 
     def _record(self, parcel: Parcel, ok: bool, value: Any) -> None:
         run, request = parcel.run, parcel.request

@@ -147,7 +147,8 @@ class Dispatcher:
 
     def freed(self, executor: Executor, where: str, chunk: list[PyTask]) -> None:
         """A chunk is through."""
-        self.chunks.pop(id(chunk), None)
+        if self.chunks.pop(id(chunk), None) is None:
+            return  # of a brain that broke
         self.busy[executor, where] -= 1
 
     def capacity_changed(self, executor: Executor, where: str) -> None:

@@ -7,8 +7,8 @@ something run submits it and waits on its own thread.
 from __future__ import annotations
 
 import atexit
-import itertools
 import os
+import sys
 import threading
 import time
 import traceback
@@ -25,8 +25,12 @@ from feste.scheduler.brain import Brain
 from feste.scheduler.executor import Executor
 from feste.scheduler.growth import Emission, compiled
 from feste.scheduler.run import Run
+from feste.scheduler.work import describe
 
 __all__ = ["Driver", "driver"]
+
+#: Seconds that the brain's thread, the observers and the hands may each take to end.
+_PATIENCE = 1.0
 
 
 class Driver:
@@ -37,6 +41,7 @@ class Driver:
         self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._executors: dict[Hashable, Executor] = {}
         self._observers = _Observers()
+        self._growth = _Lane("feste-grow")
         self._closed = False
         self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._loop, name="feste-brain", daemon=True)
@@ -62,7 +67,10 @@ class Driver:
         """Begin a run.
 
         :param run: the run; its ``finished`` is set when it has ended.
+        :raises FesteError: if Python is ending.
         """
+        if self._closed and not threading.current_thread().daemon:  # a daemon just ends with Python
+            raise FesteError("no run can begin any more: Python is ending")
         run.wall = time.time()
         run.observed = self._observers.any
         self._events.put(("submit", run))
@@ -81,9 +89,10 @@ class Driver:
             return
         self._closed = True
         self._events.put(("close",))
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=_PATIENCE)
         for executor in self._executors.values():
             executor.close()
+        self._growth.close()
         self._observers.close()
 
     # --- the thread ---------------------------------------------------------------------------------
@@ -109,16 +118,19 @@ class Driver:
                 self._broken(traceback.format_exc())
 
     def _broken(self, trace: str) -> None:
-        for run in list(self.brain.runs):
+        broken, self.brain = self.brain, self.brain.successor()
+        for run in broken.runs:
             run.failure = FesteError(f"Feste's scheduler broke; please report this:\n{trace}")
-            run.finish()
-        self.brain = Brain()
+            self._observers.then(run.finish)
 
     def _call(self, executor: Executor, where: str, chunk: list[Any]) -> None:
         executor.call(where, chunk)
 
     def _reclaim(self, executor: Executor, chunk: list[Any]) -> None:
         executor.reclaim(chunk)
+
+    def _abandon(self, executor: Executor, chunk: list[Any]) -> None:
+        executor.abandon(chunk)
 
     def _send(self, executor: Executor, handle: int, call: Any, request: Any) -> None:
         executor.send(handle, call, request)
@@ -142,17 +154,61 @@ class Driver:
         """Collect and optimize what a task returned, on a thread aside."""
 
         def grow() -> None:
-            self._events.put(("grown", run, i, compiled(run, i, emission), emission.packed))
+            try:
+                program = compiled(run, i, emission)
+            except BaseException as error:  # a pass may raise anything: the node fails
+                program = describe(error)
+            self._events.put(("grown", run, i, program, emission.packed))
 
-        threading.Thread(target=grow, name="feste-grow", daemon=True).start()
+        self._growth.put(grow)
+
+
+class _Lane:
+    """A thread, made on first use, that does one thing after the other.
+
+    :param name: of the thread.
+    :param role: of the thread; see :mod:`feste.blocking`.
+    """
+
+    def __init__(self, name: str, role: blocking.Role = "") -> None:
+        self.name = name
+        self.role = role
+        self.used = False
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+
+    def put(self, what: Callable[[], None]) -> None:
+        """Have something done, after all before it; only the brain's thread asks.
+
+        :param what: takes nothing.
+        """
+        if not self.used:
+            self.used = True
+            self._thread.start()
+        self._queue.put(what)
+
+    def _loop(self) -> None:
+        with blocking.inside(self.role):
+            while (what := self._queue.get()) is not None:
+                try:
+                    what()
+                except BaseException:  # told, but what comes after it is done all the same
+                    threading.excepthook(
+                        threading.ExceptHookArgs((*sys.exc_info(), self._thread))  # type: ignore[arg-type]
+                    )
+
+    def close(self) -> None:
+        """End the thread when everything is done."""
+        if self.used:
+            self._queue.put(None)
+            self._thread.join(timeout=_PATIENCE)
 
 
 class _Observers:
     """Tells plugins what happens, in order, on a thread of its own that may be slow."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._lane = _Lane("feste-observers", "hook")
         self._ignored: set[Any] = set()
 
     @property
@@ -167,7 +223,7 @@ class _Observers:
 
         :param event: the event.
         """
-        self._then(lambda: self._tell(event))
+        self._lane.put(lambda: self._tell(event))
 
     def _tell(self, event: Event) -> None:
         for impl in getattr(registry().manager.hook, f"feste_{event.name}").get_hookimpls():
@@ -175,7 +231,7 @@ class _Observers:
                 continue
             try:
                 impl.function(*([event] if impl.argnames else []))
-            except Exception as error:  # an observer never stops a run
+            except BaseException as error:  # an observer never stops a run
                 self._ignored.add(impl.plugin)
                 warnings.warn(
                     f"the observer {impl.plugin_name} raised {type(error).__name__}: {error}; it "
@@ -189,32 +245,19 @@ class _Observers:
 
         :param what: something quick.
         """
-        if self._thread is None:
-            what()
+        if self._lane.used:
+            self._lane.put(what)
         else:
-            self._then(what)
-
-    def _then(self, what: Callable[[], None]) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name="feste-observers", daemon=True)
-            self._thread.start()
-        self._queue.put(what)
-
-    def _loop(self) -> None:
-        with blocking.inside("hook"):
-            while (what := self._queue.get()) is not None:
-                what()
+            what()
 
     def close(self) -> None:
         """End the thread when everything has been heard."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join(timeout=5)
+        self._lane.close()
 
 
 _driver: Driver | None = None
 _lock = threading.Lock()
-_numbers = itertools.count()
+_inherited: list[Driver | None] = []
 
 
 def driver() -> Driver:
@@ -227,8 +270,12 @@ def driver() -> Driver:
 
 
 def _forget() -> None:
-    """In a forked child the parent's threads are gone: the child makes its own driver."""
+    """In a forked child the parent's threads are gone: the child makes its own driver.
+
+    The parent's is kept as it is: its loops, clients and workers must not be closed from here.
+    """
     global _driver, _lock
+    _inherited.append(_driver)
     _driver = None
     _lock = threading.Lock()
 

@@ -125,6 +125,12 @@ class Executor:
         :param chunk: the list that was given to :meth:`call`.
         """
 
+    def abandon(self, chunk: list[PyTask]) -> None:
+        """Give a chunk up, as far as it can be stopped: its run is over. It still reports ``free``.
+
+        :param chunk: the list that was given to :meth:`call`.
+        """
+
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
         """Bring values here; reports ``fetched``. Hands whose results are the values need it not.
 

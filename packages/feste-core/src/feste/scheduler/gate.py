@@ -47,6 +47,15 @@ class Gate(Generic[P]):
         self._queue: list[tuple[int, int, P]] = []
         self._count = 0
 
+    def heed(self, limits: Limits) -> None:
+        """Take account of what another client of the same account says: the lower limit holds.
+
+        :param limits: its limits.
+        """
+        if limits.concurrency is not None and limits.concurrency < self.ceiling:
+            self.ceiling = limits.concurrency
+            self.limit = min(self.limit, float(self.ceiling))
+
     def __len__(self) -> int:
         return len(self._queue)
 

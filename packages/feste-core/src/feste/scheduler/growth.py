@@ -131,9 +131,10 @@ class Growth:
         main = run.program
         position: list[int] = []
         fresh: list[int] = []
+        needed = self._needed(run, part)
         for j, node in enumerate(part.nodes):
             at = main.index.get(node.key)
-            if at is None or self._is_gone(run, at):
+            if j in needed and (at is None or self._is_gone(run, at)):
                 at = len(main.nodes)
                 fresh.append(j)
                 main.index[node.key] = at
@@ -149,12 +150,14 @@ class Growth:
                 run.ready_at.append(0.0)
                 run.open += 1
                 run.calls += node.op.kind == "call"
-            position.append(at)
+            position.append(-1 if at is None else at)
         for j in fresh:
             self._connect(run, position[j], [position[d] for d in part.deps[j]])
-        for members in part.batches:
-            group = Group(position[m] for m in members)
-            run.groups.update((position[m], group) for m in members)
+        joining = set(fresh)
+        for members in part.batches:  # those that are in the run already are on their way
+            new = [position[m] for m in members if m in joining]
+            group = Group(new)
+            run.groups.update((i, group) for i in new)
         for j in fresh:
             i = position[j]
             failed = next((d for d in main.deps[i] if d in run.errors), None)
@@ -163,6 +166,19 @@ class Growth:
             elif not run.pending[i] and run.state[i] == WAITING:
                 self.brain.lifecycle.ready(run, i)
         return position
+
+    def _needed(self, run: Run, part: Program) -> set[int]:
+        """Which nodes of a program its outputs need: not what those need that the run has already."""
+        needed: set[int] = set()
+        stack = list(part.outputs)
+        while stack:
+            j = stack.pop()
+            if j not in needed:
+                needed.add(j)
+                at = run.program.index.get(part.nodes[j].key)
+                if at is None or self._is_gone(run, at):
+                    stack.extend(part.deps[j])
+        return needed
 
     def _connect(self, run: Run, i: int, deps: list[int]) -> None:
         run.program.deps[i] = deps

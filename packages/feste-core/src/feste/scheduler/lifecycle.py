@@ -55,7 +55,7 @@ class Lifecycle:
         if run.stopping:
             self.end(run, i, NOT_STARTED)
             return
-        if node.determinism is not Determinism.PURE:
+        if self._is_joined(node):
             shared = self._shared_name(run, node)
             others = self.joined.setdefault(shared, [])
             if others and others[0] != (run, i):  # another run is at it: wait for its answer
@@ -68,6 +68,10 @@ class Lifecycle:
         run.state[i] = READY
         where = "thread" if node.op.kind == "call" else run.executor.place(node.op)
         self.brain.dispatcher.push(run, where, run.program.rank[i], i)
+
+    def _is_joined(self, node: Node) -> bool:
+        """Whether other runs wait for a node in flight; pure Python is cheaper to run again."""
+        return node.op.kind == "call" or node.determinism is not Determinism.PURE
 
     def _shared_name(self, run: Run, node: Node) -> Any:
         """Under which name a node in flight is known to other runs that hold it."""
@@ -139,7 +143,7 @@ class Lifecycle:
         node = run.program.nodes[i]
         if before < SENT or before == JOINED:
             self.brain.calls.drop_from_group(run, i)
-        if node.determinism is not Determinism.PURE:
+        if self._is_joined(node):
             self._tell_joined(run, i, node, state)
         for d in run.program.deps[i]:
             run.uses[d] -= 1

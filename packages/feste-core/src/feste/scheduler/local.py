@@ -10,7 +10,7 @@ from typing import Any
 
 from feste import blocking
 from feste.backend import Call, Request
-from feste.errors import CallError, Interrupted, Rejected
+from feste.errors import AuthFailed, CallError, Interrupted, MissingKey, Rejected
 from feste.node import fill
 from feste.scheduler.executor import Executor, Post, PyTask
 from feste.scheduler.loops import LoopThread
@@ -42,8 +42,8 @@ class LocalExecutor(Executor):
         """
         self._post = post
         cores = _cores()
-        self.requests = LoopThread("feste-requests")
-        self.tasks = LoopThread("feste-tasks")
+        self.requests = LoopThread("feste-requests", "backend")
+        self.tasks = LoopThread("feste-tasks", "pool")
         self.threads = ThreadPool(min(32, cores + 4), post)
         self.processes = ProcessPool(cores, post)
 
@@ -80,20 +80,24 @@ class LocalExecutor(Executor):
         """
         self.threads.reclaim(chunk)
 
+    def abandon(self, chunk: list[PyTask]) -> None:
+        """Cancel an async task, kill the process at one; a thread cannot be stopped.
+
+        :param chunk: the list that was given to :meth:`call`.
+        """
+        self.tasks.cancel(id(chunk))
+        self.processes.abandon(chunk)
+
     async def _await(self, chunk: list[PyTask]) -> None:
+        loop = asyncio.get_running_loop()
         for task in chunk:
             begun = perf_counter()
             try:
-                args = [fill(a, task.values) for a in task.args]
-                kwargs = {k: fill(v, task.values) for k, v in task.kwargs.items()}
-                copied = task.run.context.copy()
-                inner = asyncio.get_running_loop().create_task(
-                    task.fn(*args, **kwargs), context=copied
-                )
-                result = result_of(await inner)
-                self._post(("done", task, True, result, perf_counter() - begun))
-            except BaseException as error:  # see run_chunk; a cancelled task ends here too
-                self._post(("done", task, False, describe(error), perf_counter() - begun))
+                context = task.run.context.copy()
+                ok, result = await loop.create_task(_outcome(task), context=context)
+            except asyncio.CancelledError as error:  # before it began
+                ok, result = False, describe(error)
+            self._post(("done", task, ok, result, perf_counter() - begun))
         self._post(("free", "async", chunk))
 
     def send(self, handle: int, call: Call[Any], request: Request) -> None:
@@ -114,9 +118,11 @@ class LocalExecutor(Executor):
             ok = True
         except CallError as error:
             value = error
+        except MissingKey as error:  # it was there before the run
+            value = AuthFailed(str(error))
         except asyncio.CancelledError:
             value = Interrupted("the run was stopped while the request was under way")
-        except Exception as error:  # a plugin's own mistake: the call fails, the run goes on
+        except BaseException as error:  # a plugin's own mistake: the call fails, the run goes on
             told = describe(error)
             value = Rejected(
                 f"{call.name} of the backend {request.plugin} broke: {told.args[0]}",
@@ -146,3 +152,13 @@ class LocalExecutor(Executor):
         self.tasks.close()
         self.threads.close()
         self.processes.close()
+
+
+async def _outcome(task: PyTask) -> tuple[bool, Any]:
+    """Await a user's coroutine; whatever it raises is told, not raised into the loop."""
+    try:
+        args = [fill(a, task.values) for a in task.args]
+        kwargs = {k: fill(v, task.values) for k, v in task.kwargs.items()}
+        return True, result_of(await task.fn(*args, **kwargs))
+    except BaseException as error:  # see run_chunk; a cancelled task ends here too
+        return False, describe(error)

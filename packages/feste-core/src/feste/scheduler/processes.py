@@ -14,13 +14,15 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
-from feste.errors import ConfigError, NodeError, WorkerLost
+from feste.errors import ConfigError, Interrupted, NodeError, WorkerLost
 from feste.node import Node
 from feste.scheduler.executor import Post, PyTask
 from feste.scheduler.work import describe
@@ -28,6 +30,8 @@ from feste.scheduler.work import describe
 __all__ = ["ProcessPool", "check_picklable"]
 
 _TRIES = 2
+#: Seconds that a worker gets to end by itself.
+_PATIENCE = 1.0
 
 
 class ProcessPool:
@@ -42,7 +46,8 @@ class ProcessPool:
         self._post = post
         self._queue: SimpleQueue[list[PyTask] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._busy = 0
+        self._at: dict[int, _Worker | None] = {}  # by the chunk's id, from run() until it is free
+        self._given_up: set[int] = set()
         self._lock = threading.Lock()
 
     def run(self, chunk: list[PyTask]) -> None:
@@ -51,8 +56,8 @@ class ProcessPool:
         :param chunk: a list with the task.
         """
         with self._lock:
-            self._busy += 1
-            if self._busy > len(self._threads) and len(self._threads) < self.size:
+            self._at[id(chunk)] = None
+            if len(self._at) > len(self._threads) and len(self._threads) < self.size:
                 name = f"feste-process-{len(self._threads)}"
                 thread = threading.Thread(target=self._serve, name=name, daemon=True)
                 self._threads.append(thread)
@@ -61,25 +66,83 @@ class ProcessPool:
 
     def _serve(self) -> None:
         worker: _Worker | None = None
+        while (chunk := self._queue.get()) is not None:
+            for task in chunk:
+                begun = perf_counter()
+                try:
+                    worker, ok, value = self._ask(worker, chunk, task)
+                except Exception as error:  # no process could be started
+                    worker, ok, value = None, False, describe(error)
+                self._post(("done", task, ok, value, perf_counter() - begun))
+            with self._lock:
+                del self._at[id(chunk)]
+                self._given_up.discard(id(chunk))
+            self._post(("free", "process", chunk))
+            del chunk, task, value  # an idle thread keeps nobody's values alive
+        if worker is not None:
+            worker.close()
+
+    def _ask(
+        self, worker: _Worker | None, chunk: list[PyTask], task: PyTask
+    ) -> tuple[_Worker | None, bool, Any]:
+        """Have a worker do a task; return the worker to go on with, and how it went."""
+        node = task.run.program.nodes[task.index]
         try:
-            while (chunk := self._queue.get()) is not None:
-                for task in chunk:
-                    begun = perf_counter()
-                    worker, ok, value = _run_in_worker(worker, task)
-                    self._post(("done", task, ok, value, perf_counter() - begun))
-                with self._lock:
-                    self._busy -= 1
-                self._post(("free", "process", chunk))
-        finally:
-            if worker is not None:
+            work = _pickled(node, (node.op, task.args, task.kwargs, task.values))
+        except ConfigError as error:
+            return worker, False, error
+        code = None
+        for _ in range(_TRIES):
+            if worker is not None and worker.process.poll() is not None:  # it died while idle
                 worker.close()
+                worker = None
+            worker = worker or _Worker()
+            with self._lock:
+                self._at[id(chunk)] = None if id(chunk) in self._given_up else worker
+            try:
+                if id(chunk) in self._given_up:
+                    return worker, False, Interrupted("the run was stopped", origin=node.where)
+                answer = worker.ask(work)
+            except (EOFError, OSError):  # it died
+                code = worker.close()
+                worker = None
+            else:
+                return worker, *_read(answer)
+            finally:
+                with self._lock:
+                    self._at[id(chunk)] = None
+        lost = WorkerLost(
+            f"the process that ran {node.op.name} died {_TRIES} times (exit code {code}); it may "
+            "need more memory than there is",
+            origin=node.where,
+            billed="no",
+        )
+        return worker, False, lost
+
+    def abandon(self, chunk: list[PyTask]) -> None:
+        """Kill the worker that is at a chunk.
+
+        :param chunk: any list of tasks; one that is not here is not heeded.
+        """
+        self._abandon(id(chunk))
+
+    def _abandon(self, name: int) -> None:
+        with self._lock:
+            if name in self._at:
+                self._given_up.add(name)
+                worker = self._at[name]
+                if worker is not None:
+                    worker.process.kill()
 
     def close(self) -> None:
-        """End the workers when they have finished what they are at."""
+        """End the workers; what they are at is given up."""
         for _ in self._threads:
             self._queue.put(None)
+        for name in list(self._at):
+            self._abandon(name)
+        deadline = monotonic() + 2 * _PATIENCE
         for thread in self._threads:
-            thread.join(timeout=5)
+            thread.join(max(0.0, deadline - monotonic()))
 
 
 class _Worker:
@@ -87,56 +150,53 @@ class _Worker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        self.connection = Connection(ours.detach())
+        _workers.add(self)
+        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         with theirs:
             fd = theirs.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "feste.scheduler.worker", str(fd)],
+                [sys.executable, "-P", "-m", "feste.scheduler.worker", str(fd)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={**os.environ, "PYTHONPATH": path},
             )
-        self.connection = Connection(ours.detach())
 
-    def ask(self, work: bytes) -> tuple[bool, Any]:
+    def ask(self, work: bytes) -> bytes:
         self.connection.send_bytes(work)
-        ok, value = pickle.loads(self.connection.recv_bytes())
-        return ok, value
+        return self.connection.recv_bytes()
 
-    def close(self) -> None:
-        self.connection.close()  # the worker ends when it reads the end of the stream
+    def close(self) -> int:
+        """End it, and return its exit code."""
+        with suppress(OSError):
+            self.connection.send_bytes(b"")  # a forked child may hold our end open too
+        self.connection.close()
         try:
-            self.process.wait(timeout=5)
+            return self.process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+            return self.process.wait()
 
 
-def _run_in_worker(worker: _Worker | None, task: PyTask) -> tuple[_Worker | None, bool, Any]:
-    node = task.run.program.nodes[task.index]
+_workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    """Close our ends in a forked child: a worker ends when the last of them is closed."""
+    for worker in list(_workers):
+        worker.connection.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _read(answer: bytes) -> tuple[bool, Any]:
     try:
-        work = _pickled(node, (node.op, task.args, task.kwargs, task.values))
-    except ConfigError as error:
-        return worker, False, error
-    code = None
-    for _ in range(_TRIES):
-        if worker is None:
-            worker = _Worker()
-        try:
-            ok, value = worker.ask(work)
-            return worker, ok, value
-        except (EOFError, ConnectionError, BrokenPipeError):
-            worker.close()
-            code = worker.process.returncode
-            worker = None
-        except Exception as error:  # the answer came but could not be read
-            return worker, False, describe(error)
-    lost = WorkerLost(
-        f"the process that ran {node.op.name} died {_TRIES} times (exit code {code}); it may need "
-        "more memory than there is",
-        origin=node.where,
-        billed="no",
-    )
-    return worker, False, lost
+        ok, value = pickle.loads(answer)
+        return ok, value
+    except Exception as error:  # the objects of others may not come to life here
+        return False, describe(error)
 
 
 def _pickled(node: Node, work: Any) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from feste.context import Settings
-from feste.errors import FesteError
+from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
 from feste.scheduler.batcher import Group
 from feste.scheduler.program import Program
@@ -125,8 +125,13 @@ class Run:
             callback()
 
     def results(self) -> list[Any]:
-        """Return a value or an error for each output; for a run that has ended."""
-        return [self.errors[i] if i in self.errors else self.values[i] for i in self.outputs]
+        """Return a value or an error for each output."""
+        return [self.errors[i] if i in self.errors else self._value(i) for i in self.outputs]
+
+    def _value(self, i: int) -> Any:
+        if self.state[i] < OPEN:  # the run did not end in time when it was stopped
+            return Interrupted("this was still under way", origin=self.program.nodes[i].where)
+        return self.values[i]
 
     @property
     def outputs(self) -> list[int]:
@@ -136,4 +141,6 @@ class Run:
     def count_states(self) -> dict[str, int]:
         """Return how many nodes ended in which state; they add up to all nodes of the run."""
         counts = Counter(self.state)
+        if self.open:  # of a run that did not end in time when it was stopped
+            counts[NOT_STARTED] += sum(counts[state] for state in range(OPEN))
         return {name: counts[state] for state, name in STATES.items() if counts[state]}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from queue import SimpleQueue
-from time import perf_counter
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from time import monotonic, perf_counter
 from typing import Any
 
 from feste import blocking
@@ -19,6 +20,8 @@ Chunk = list[PyTask]
 
 #: Reports wait at most this many seconds for others; taking back the chunk's tail sends them too.
 _TOGETHER = 0.001
+#: Seconds that the threads get to finish what they are at when the pool is closed.
+_PATIENCE = 1.0
 
 
 class ThreadPool:
@@ -103,12 +106,15 @@ class ThreadPool:
         self._post(("capacity", "thread"))
 
     def close(self) -> None:
-        """End the threads when they have finished what they are at."""
+        """End the threads; one that is in the middle of something ends with Python."""
+        with suppress(Empty):
+            while True:
+                self._queue.get_nowait()
         for _ in self._threads:
             self._queue.put(None)
+        deadline = monotonic() + _PATIENCE
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout=5)
+            thread.join(max(0.0, deadline - monotonic()))
 
 
 class Begun:

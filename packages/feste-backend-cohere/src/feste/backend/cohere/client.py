@@ -233,15 +233,7 @@ class Cohere(Backend):
         kinds, count = request.body["embedding_types"], len(request.body["texts"])
         return replies.split(response.payload, kinds, count)
 
-    chat = Operation(
-        # halves are called by position, users name `output`
-        prepare=lambda self, prompt, params, output: self._prepare_chat(
-            prompt, params, output=output
-        ),
-        send=_send,
-        parse=_parse_chat,
-        signature=_prepare_chat,
-    )
+    chat = Operation(prepare=_prepare_chat, send=_send, parse=_parse_chat)
     embed = Operation(
         prepare=_prepare_embed,
         send=_send,

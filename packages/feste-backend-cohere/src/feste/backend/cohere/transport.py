@@ -130,7 +130,6 @@ async def _attempt(
             "method": "POST",
             "content": text.encode(),
             "headers": {"content-type": "application/json"},
-            "request_options": {"max_retries": 0},
         }
     except (TypeError, ValueError) as error:
         return InvalidRequest(f"the request is no JSON: {redact(str(error), secret)}")

@@ -166,11 +166,14 @@ def _list(payload: Any, field: str) -> list[dict[str, Any]]:
 
 def _choices(llm: OpenAI, response: Response, wanted: int) -> Sequence[dict[str, Any]]:
     choices = _list(response.payload, "choices")
-    if len(choices) != wanted:
-        hint = " (does it know n? Else write as many calls)" if wanted > 1 else ""
-        raise _malformed(llm, f"{len(choices)} choices instead of {wanted}{hint}", response.payload)
-    # some servers number a single choice oddly, or not at all
-    return choices if wanted == 1 else _by_index(response.payload, "choices", wanted)
+    if wanted == 1 == len(choices):  # some servers number a single choice oddly, or not at all
+        return choices
+    try:
+        return _by_index(response.payload, "choices", wanted)
+    except CountMismatch:
+        what = f"{len(choices)} choices instead of {wanted}"
+    hint = ", each with its number (does it know n? Else write as many calls)" if wanted > 1 else ""
+    raise _malformed(llm, what + hint, response.payload)
 
 
 def _chat_reply(llm: OpenAI, choice: dict[str, Any], response: Response, wanted: int) -> Reply:

@@ -68,7 +68,7 @@ def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret
         return _failed_in_stream(error, secret)
     if any(isinstance(e, ssl.SSLCertVerificationError) for e in causes):
         return Rejected(f"the certificate of {url} is not trusted, so nothing was sent: {said}")
-    if any(isinstance(e, _UNSENT) for e in causes):
+    if any(isinstance(e, _UNSENT) or _was_closed(e) for e in causes):
         return Unreachable(f"no connection to {url}: {said}")
     if any(isinstance(e, TimeoutError) for e in causes):
         return _too_late(url, timeout)
@@ -77,6 +77,16 @@ def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret
     return Rejected(
         f"the request to {url} failed: {type(error).__name__}: {said}", billed="unknown"
     )
+
+
+def _was_closed(error: BaseException) -> bool:
+    """Whether a kept connection turned out to be closed while the body was still to be written.
+
+    Part of a body is no request, so nothing can have been billed. Only this text says so: another
+    error of the class may come after the last byte.
+    """
+    reset = isinstance(error, aiohttp.ClientConnectionResetError)
+    return reset and "write to closing transport" in str(error)
 
 
 def _too_late(url: str, timeout: float | None) -> CallTimeout:

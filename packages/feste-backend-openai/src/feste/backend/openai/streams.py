@@ -57,8 +57,10 @@ class Whole:
         if any(choice.get("finish_reason") is None for choice in choices):
             raise ConnectionLost("the stream ended before the answer did")
         for choice in choices:
-            for made in choice.get("message", {}).get("tool_calls") or ():
+            message = choice.get("message", {})
+            for made in message.get("tool_calls") or ():
                 made.pop("index", None)
+                message["content"] = message.get("content") or None  # "" only opened the stream
         kind = str(self._base.get("object", "")).removesuffix(".chunk")
         return {**self._base, "object": kind, "choices": choices}
 

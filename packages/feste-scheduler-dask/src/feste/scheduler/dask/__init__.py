@@ -1,0 +1,23 @@
+"""Feste on Dask: Python tasks run on the workers of a cluster, requests stay in the client.
+
+Any of these runs a graph on a cluster::
+
+    feste.compute(x, scheduler=client)                  # a distributed.Client
+    feste.compute(x, scheduler="dask")                  # the current Client, else a cluster of our own
+    feste.compute(x, scheduler="tcp://127.0.0.1:8786")  # or "tls://..." for other machines
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from feste.scheduler.dask.executor import DaskExecutor
+
+__all__ = ["DaskExecutor"]
+
+
+def __getattr__(name: str) -> Any:  # on first use: distributed takes 0.3 s to import
+    if name == "DaskExecutor":
+        from feste.scheduler.dask.executor import DaskExecutor
+
+        return DaskExecutor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,123 @@
+"""From the setting ``scheduler`` to a connected ``distributed.Client``."""
+
+from __future__ import annotations
+
+import ipaddress
+import warnings
+from typing import Any
+from urllib.parse import urlsplit
+
+import distributed
+
+from feste.errors import ConfigError, FesteWarning
+from feste.scheduler.dask.cluster import OwnCluster
+
+__all__ = ["Link", "check_target"]
+
+_NAMES = ("dask", "distributed")
+
+
+def check_target(target: Any) -> None:
+    """Refuse what no connection may be made to.
+
+    :param target: the setting.
+    :raises ConfigError: for an address on the network without TLS, or an object that is no client.
+    """
+    if isinstance(target, str):
+        if target not in _NAMES and not target.startswith("tls://") and not _is_loopback(target):
+            raise ConfigError(
+                f"scheduler={target!r}: whoever reads or joins an unencrypted connection to a Dask "
+                "scheduler can run code on its workers. Use TLS (tls://..., with the certificates "
+                "in the Dask configuration distributed.comm.tls), or an address on this machine"
+            )
+    elif not isinstance(target, (distributed.Client, distributed.deploy.Cluster, type)):
+        raise ConfigError(
+            f"scheduler={target!r}: of distributed, a Client or a cluster can run a graph"
+        )
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Link:
+    """A client of a cluster, and what was made to have one.
+
+    :param target: the setting.
+    :raises ConfigError: if there is no working cluster behind it.
+    """
+
+    def __init__(self, target: Any) -> None:
+        self._cluster: OwnCluster | None = None
+        self._owned = True
+        self._by_name = target in _NAMES or isinstance(target, type)
+        given = _current() if self._by_name else target
+        if isinstance(given, distributed.Client):
+            self.client, self._owned = given, False
+        else:
+            self.client = self._connect(given)
+        if self.client.status != "running":
+            raise ConfigError(
+                f"the distributed.Client is {self.client.status}: make a new one, or leave it open "
+                "until the run has ended"
+            )
+        if self.client.asynchronous:
+            raise ConfigError(
+                "an asynchronous distributed.Client needs its event loop, which a blocking run "
+                "would stop: use await feste.acompute(...)"
+            )
+        if not self.threads():
+            warnings.warn(
+                f"the Dask cluster at {self.client.scheduler.address} has no workers yet; Python "
+                "tasks wait until it has",
+                FesteWarning,
+                stacklevel=2,
+            )
+
+    def _connect(self, given: Any) -> distributed.Client:
+        if given is None:
+            self._cluster = OwnCluster()
+            return self._cluster.client
+        try:
+            return distributed.Client(given, set_as_default=False)
+        except Exception as error:  # not there, not Dask, or no certificates
+            raise ConfigError(
+                f"scheduler={given!r}: no connection: {type(error).__name__}: {error}"
+            ) from error
+
+    def threads(self) -> int:
+        """Return how many threads the workers have; asks the scheduler, so not for the brain."""
+        return sum(self.client.nthreads().values())
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed, by whoever, or its cluster is gone."""
+        return self.client.status in ("closed", "closing")
+
+    @property
+    def stale(self) -> bool:
+        """Whether the same setting would mean another client now."""
+        if self.closed:
+            return True
+        current = _current() if self._by_name else None
+        return current is not None and current is not self.client
+
+    def close(self) -> None:
+        """Close what was made for this link."""
+        if self._cluster is not None:
+            self._cluster.close()
+        elif self._owned:
+            self.client.close()
+
+
+def _current() -> distributed.Client | None:
+    """The user's own client: of the context, else the newest that was made a default."""
+    try:
+        client: distributed.Client = distributed.default_client()
+    except ValueError:
+        return None
+    return client if client.status == "running" else None

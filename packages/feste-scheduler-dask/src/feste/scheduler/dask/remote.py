@@ -1,0 +1,187 @@
+"""What runs on a worker: one task of a user, and how its outcome is kept and travels.
+
+A worker keeps a :class:`Held` (a value), an :class:`Emitted` (a result with nodes inside) or a
+:class:`Failed`. The client learns the class of a result with the message that it is there, so it
+knows without fetching anything what it will find. All three reach other processes whatever they
+hold: what cannot be pickled arrives as a ``Failed`` that says so. Dask by itself would ask for such
+a value for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import cloudpickle
+from dask.sizeof import sizeof
+
+from feste import blocking
+from feste.errors import FesteError, NodeError
+from feste.scheduler.brain import Emission
+from feste.scheduler.work import describe, evaluate, result_of
+
+__all__ = ["Emitted", "Failed", "Held", "packed", "work"]
+
+
+def packed(op: Any, args: Any, kwargs: Any, values: list[Any], holes: list[int]) -> bytes:
+    """Return a task as bytes; without the results that are on workers already.
+
+    :param op: the task.
+    :param args: packed positional arguments.
+    :param kwargs: packed keyword arguments.
+    :param values: what goes into the slots.
+    :param holes: which of the values are on workers.
+    """
+    return bytes(cloudpickle.dumps((op, args, kwargs, values, holes)))
+
+
+def work(data: bytes, *results: Any) -> Any:
+    """Run a task on a worker and return its outcome; it raises nothing.
+
+    :param data: what :func:`packed` gave.
+    :param results: the outcomes of other tasks that go into its holes.
+    """
+    with blocking.inside("worker"):
+        try:
+            op, args, kwargs, values, holes = _read(data)
+            for position, result in zip(holes, results, strict=True):
+                if type(result) is Failed:
+                    return result
+                values[position] = result.value
+            value = evaluate(op.fn, args, kwargs, values)
+            value = result_of(_awaited(value) if op.is_async else value)
+        except BaseException as error:  # a task may raise anything, SystemExit too
+            return Failed.of(describe(error))
+    return Emitted(value) if type(value) is Emission else Held(value)
+
+
+def _read(data: bytes) -> Any:
+    try:
+        return pickle.loads(data)
+    except ImportError as error:
+        raise NodeError(
+            f"a worker lacks something that the task needs: {type(error).__name__}: {error}. "
+            "Install it on the workers, or send it there with client.upload_file()",
+            cause_type=type(error).__name__,
+        ) from None
+
+
+class Held:
+    """A value on a worker.
+
+    :param value: the value.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __sizeof__(self) -> int:  # how Dask counts the memory of its workers
+        return int(sizeof(self.value))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.value!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays: list[pickle.PickleBuffer] = []  # travel beside the bytes, not copied into them
+        try:
+            data = cloudpickle.dumps(self.value, protocol=5, buffer_callback=arrays.append)
+        except Exception as error:  # anything can go wrong in the objects of others
+            return Failed.of(_stuck("sent to another process", error)).__reduce__()
+        return (_arrived, (type(self), data, *arrays))
+
+
+class Emitted(Held):
+    """An :class:`~feste.scheduler.brain.Emission` on a worker."""
+
+    __slots__ = ()
+
+
+class Failed:
+    """An error on a worker, as plain data.
+
+    :param error: the error.
+    :param cause: the pickled exception behind it, or nothing.
+    """
+
+    __slots__ = ("cause", "error")
+
+    def __init__(self, error: FesteError, cause: bytes = b"") -> None:
+        self.error = error
+        self.cause = cause
+
+    @classmethod
+    def of(cls, error: FesteError) -> Failed:
+        """Return the outcome for an error; its cause is kept as far as it can be pickled.
+
+        :param error: the error.
+        """
+        try:
+            return cls(pickle.loads(cloudpickle.dumps(error)), _pickled(error.__cause__))
+        except Exception:  # an error of the user's own kind that does not pickle
+            return cls(NodeError(str(error), cause_type=type(error).__name__))
+
+    def raised(self) -> FesteError:
+        """Return the error with its cause, where that can be had here."""
+        if self.cause:
+            try:
+                self.error.__cause__ = pickle.loads(self.cause)
+            except Exception:  # its class is known on the worker only
+                self.cause = b""
+        return self.error
+
+    def __repr__(self) -> str:
+        return f"Failed({self.error!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Failed, (self.error, self.cause))
+
+
+def _pickled(cause: BaseException | None) -> bytes:
+    if cause is None:
+        return b""
+    try:
+        data = bytes(cloudpickle.dumps(cause))
+        pickle.loads(data)
+    except Exception:  # see Held
+        return b""
+    return data
+
+
+def _arrived(kind: Callable[[Any], Any], data: bytes, *arrays: Any) -> Any:
+    try:
+        return kind(pickle.loads(data, buffers=arrays))
+    except Exception as error:  # a class that is not known here, or its own mistake
+        return Failed.of(_stuck("read in another process", error))
+
+
+def _stuck(what: str, error: Exception) -> NodeError:
+    kind = type(error).__name__
+    return NodeError(f"the result cannot be {what}: {kind}: {error}", cause_type=kind)
+
+
+# --- users' async tasks share one loop in each worker, as they do in one process ------------------
+
+_loop: asyncio.AbstractEventLoop | None = None
+_lock = threading.Lock()
+
+
+def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Wait on this thread for a coroutine that runs on the loop for users' tasks."""
+    global _loop
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            name = "feste-tasks"
+            threading.Thread(target=_run, args=(_loop,), name=name, daemon=True).start()
+    return asyncio.run_coroutine_threadsafe(coroutine, _loop).result()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    with blocking.inside("worker"):
+        loop.run_forever()
