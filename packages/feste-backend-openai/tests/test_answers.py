@@ -21,18 +21,22 @@ from feste.errors import CountMismatch, MalformedResponse, ParameterError
 LLM: Any = OpenAI("m", base_url="http://127.0.0.1:9/v1")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(0, 3) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            "choices data index message content text embedding usage finish_reason tool_calls "
-            "refusal prompt_tokens prompt_tokens_details model logprobs".split()
-        ),
-        inner,
-        max_size=5,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                "choices data index message content text embedding usage finish_reason tool_calls "
+                "refusal prompt_tokens prompt_tokens_details model logprobs".split()
+            ),
+            inner,
+            max_size=5,
+        )
     ),
     max_leaves=20,
 )
-_MESSAGES = st.fixed_dictionaries({}, optional={"content": JSON, "tool_calls": JSON, "refusal": JSON})
+_MESSAGES = st.fixed_dictionaries(
+    {}, optional={"content": JSON, "tool_calls": JSON, "refusal": JSON}
+)
 _ITEMS = st.fixed_dictionaries(
     {}, optional={"index": JSON, "message": _MESSAGES | JSON, "text": JSON, "embedding": JSON}
 )
@@ -91,23 +95,28 @@ class TestOddAnswers:
         """A model that refuses gives no instance, and its words are shown."""
         message = {"role": "assistant", "content": None, "refusal": "I cannot."}
         payload = {"choices": [choice(message=message, finish_reason="stop")]}
-        with pytest.raises(MalformedResponse, match="refused to answer.*'I cannot.'"):
+        with pytest.raises(MalformedResponse, match=r"refused to answer.*'I cannot\.'"):
             LLM.chat.parse(Response(payload), ["p", ChatParams(), Point])
 
     def test_a_message_can_go_back(self) -> None:
         """Fields that an endpoint sends but refuses to get, null or empty, are not in the message."""
-        message = {
+        message: dict[str, Any] = {
             "role": "assistant", "content": "hi", "refusal": None, "tool_calls": [],
             "annotations": [], "audio": None, "reasoning_content": "hm",
         }  # fmt: skip
-        reply = LLM.chat.parse(Response({"choices": [choice(message=message)]}), ["", ChatParams(), None])
+        reply = LLM.chat.parse(
+            Response({"choices": [choice(message=message)]}), ["", ChatParams(), None]
+        )
         assert reply.message == {"role": "assistant", "content": "hi", "reasoning_content": "hm"}
 
     def test_a_server_that_ignores_n_is_found_out(self) -> None:
         """One choice where three were asked for is an error that names the way round it."""
         response = Response({"choices": [choice(text="a")]})
-        for call, params in ((LLM.chat, [ChatParams(n=3), None]), (LLM.complete, [CompleteParams(n=3)])):
-            with pytest.raises(MalformedResponse, match="1 choices instead of 3.*as many calls"):
+        for call, params in (
+            (LLM.chat, [ChatParams(n=3), None]),
+            (LLM.complete, [CompleteParams(n=3)]),
+        ):
+            with pytest.raises(MalformedResponse, match=r"1 choices instead of 3.*as many calls"):
                 call.parse(response, ["p", *params])
 
     def test_parsing_twice_gives_the_same(self) -> None:
@@ -128,7 +137,8 @@ class TestLists:
     def test_answers_never_cross(self, indexes: list[int], n: int, prompts: int) -> None:
         """Whatever indexes a server gives, each prompt gets its own choices or none gets any."""
         requests = [
-            LLM.complete.prepare([f"p{i}", CompleteParams(n=n, temperature=0)]) for i in range(prompts)
+            LLM.complete.prepare([f"p{i}", CompleteParams(n=n, temperature=0)])
+            for i in range(prompts)
         ]
         packed = LLM.complete.rule.pack(LLM, requests)
         assert packed.body["prompt"] == [f"p{i}" for i in range(prompts)]
@@ -158,19 +168,34 @@ class TestLists:
 class TestVectors:
     @pytest.mark.parametrize(
         "bad",
-        [None, "", "!!!", "AAA=", base64.b64encode(b"12345").decode(), [], ["x"], [None], {"a": 1}, 5],
+        [
+            None,
+            "",
+            "!!!",
+            "AAA=",
+            base64.b64encode(b"12345").decode(),
+            [],
+            ["x"],
+            [None],
+            {"a": 1},
+            5,
+        ],
     )
     def test_what_is_no_vector(self, bad: Any) -> None:
         """Text that is not base64 of 32-bit floats, and lists that are no numbers, are refused."""
         with pytest.raises(MalformedResponse):
-            LLM.embed.parse(Response({"data": [{"index": 0, "embedding": bad}]}), ["t", EmbedParams()])
+            LLM.embed.parse(
+                Response({"data": [{"index": 0, "embedding": bad}]}), ["t", EmbedParams()]
+            )
 
     @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9))
     def test_both_encodings_give_the_same_bits(self, numbers: list[float]) -> None:
         """base64 has the lowest byte first on every machine."""
         packed = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
         made = [
-            LLM.embed.parse(Response({"data": [{"index": 0, "embedding": e}]}), ["t", EmbedParams()])
+            LLM.embed.parse(
+                Response({"data": [{"index": 0, "embedding": e}]}), ["t", EmbedParams()]
+            )
             for e in (packed, numbers)
         ]
         assert made[0] == made[1] and list(made[0]) == numbers

@@ -98,7 +98,7 @@ class TestChat:
 
     def test_n_gives_a_list_of_different_draws(self, server: SimServer) -> None:
         """n above 1 is one request and a list of replies; tokens are not known for each of them."""
-        replies = client(server).chat("hello", ChatParams(n=3)).compute()
+        replies: Any = client(server).chat("hello", ChatParams(n=3)).compute()
         assert list(replies) == [answer("hello", i) for i in range(3)]
         assert [reply.usage for reply in replies] == [None] * 3
         assert [request.items for request in server.requests()] == [3]
@@ -230,7 +230,10 @@ class TestComplete:
         one, _ = feste.compute(llm.complete("a", params), llm.complete("b", params))
         body = server.requests()[0].body
         assert (body["suffix"], body["echo"], body["logprobs"], body["best_of"]) == (
-            "end", False, 1, 2,
+            "end",
+            False,
+            1,
+            2,
         )
         assert "".join(one.logprobs["tokens"]) == one
 
@@ -249,7 +252,8 @@ class TestEmbed:
         """The value is an array of 32-bit floats whose memory numpy shares."""
         numpy = pytest.importorskip("numpy")
         value = client(server).embed("hello").compute()
-        assert isinstance(value, array) and value.typecode == "f"
+        assert type(value) is array
+        assert value.typecode == "f"
         shared = numpy.asarray(value)
         assert shared.dtype == numpy.float32
         value[0] = 0.5
@@ -263,6 +267,13 @@ class TestEmbed:
         assert compact == plain == array("f", embedding("hello"))
         asked = [request.body["encoding_format"] for request in server.requests()]
         assert asked == ["base64", "float"]
+
+    def test_equal_texts_are_embedded_once(self, server: SimServer) -> None:
+        """An embedding is PURE: equal calls are one, each place gets the vector."""
+        llm = client(server)
+        one, two, three = feste.compute(llm.embed("same"), llm.embed("same"), llm.embed("other"))
+        assert one == two != three
+        assert [request.body["input"] for request in server.requests()] == [["same", "other"]]
 
     def test_the_limits_of_the_endpoint_are_kept(self, server: SimServer) -> None:
         """No request holds more than 2,048 texts, or more than 300,000 tokens by estimate."""

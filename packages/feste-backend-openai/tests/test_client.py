@@ -82,7 +82,11 @@ class TestAddress:
 class TestConfig:
     def test_it_is_plain_json_with_the_key_by_name(self) -> None:
         """What is shown, hashed and logged of a client holds no key."""
-        for llm in (OpenAI("m"), OpenAI("m", api_key=Secret("MY_KEY")), OpenAI("m", api_key=LITERAL)):
+        for llm in (
+            OpenAI("m"),
+            OpenAI("m", api_key=Secret("MY_KEY")),
+            OpenAI("m", api_key=LITERAL),
+        ):
             text = json.dumps(llm.config()) + repr(llm) + llm.identity + repr(llm.secrets)
             assert LITERAL not in text
         assert "MY_KEY" in repr(OpenAI("m", api_key=Secret("MY_KEY")))
@@ -222,7 +226,7 @@ class TestParams:
         [
             (ChatParams(temperature=float("nan")), "temperature is nan"),
             (ChatParams(tools=[{"x": {1, 2}}]), r"ChatParams.tools\[0\]\['x'\] is a set"),
-            (ChatParams(metadata={"x": object()}), "not plain data"),
+            (ChatParams(prediction={"x": object()}), "not plain data"),
             ({"temperature": 0}, r"ChatParams\(\.\.\.\), not as a dict"),
         ],
     )

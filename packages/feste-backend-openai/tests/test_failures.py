@@ -322,10 +322,12 @@ class TestTheBrain:
         """A list that is refused for one prompt is sent one by one, and the others are answered."""
         server.add(Fault(status=400, match="poison", times=None))
         llm = client(server)
-        values = feste.compute(
-            *[llm.complete(t) for t in ("a", "poison", "c")], on_error="return"
-        )
-        assert [type(v) for v in values] == [feste.backend.Reply, InvalidRequest, feste.backend.Reply]
+        values = feste.compute(*[llm.complete(t) for t in ("a", "poison", "c")], on_error="return")
+        assert [type(v) for v in values] == [
+            feste.backend.Reply,
+            InvalidRequest,
+            feste.backend.Reply,
+        ]
 
 
 class TestBeforeAnythingIsSent:
@@ -343,6 +345,14 @@ class TestBeforeAnythingIsSent:
         llm = OpenAI("m", base_url=f"{server.url}/v1")
         assert llm.secrets == ()
         assert llm.chat("hello").compute()
+
+    def test_no_proxy_for_this_machine(
+        self, server: SimServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What goes to a server on this machine goes through no proxy of the environment."""
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        assert once(client(server)).payload["choices"]
 
     @pytest.mark.parametrize("bad", ["sk-1\n", "two words", "schlüssel", "tab\t"])
     def test_a_key_that_no_header_holds(

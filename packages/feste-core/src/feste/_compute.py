@@ -97,7 +97,7 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
         return repack([])
     with blocking.waiting(awaited=True):
         plan = await asyncio.to_thread(_plan, graph, chosen)
-        hands = choose(chosen["scheduler"])
+        hands = await asyncio.to_thread(choose, chosen["scheduler"])  # may start a cluster
         if not isinstance(hands, Executor):
             return await asyncio.to_thread(_by_another, hands, plan, repack, chosen)
         run = await asyncio.to_thread(_run, plan, chosen, hands)

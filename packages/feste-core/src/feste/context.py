@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
@@ -211,7 +212,6 @@ class Settings(Mapping[str, Any]):
 _layers: list[Layer] = []
 _overlays: ContextVar[tuple[Layer, ...]] = ContextVar("feste_settings", default=())
 _lock = threading.RLock()
-_extra: Callable[[], Mapping[str, Setting]] = dict
 _base: dict[str, Any] = {}
 
 
@@ -271,6 +271,14 @@ def _declared(name: str) -> Setting:
 def declarations() -> dict[str, Setting]:
     """Return every declared setting, those of plugins included (this loads the plugins)."""
     return {**SETTINGS, **_extra()}
+
+
+def _of_plugins() -> Mapping[str, Setting]:
+    import_module("feste.plugins")  # which puts its own look-up in the place of this one
+    return _extra()
+
+
+_extra: Callable[[], Mapping[str, Setting]] = _of_plugins
 
 
 def _default(name: str) -> Any:

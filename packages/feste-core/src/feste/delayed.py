@@ -134,7 +134,7 @@ class FesteDelayed(Lazy, Generic[R]):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return record(_GETATTR, (self, name), {})
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         node = self._node
         if node.op is _GETATTR:  # node.method(...): one node, not two
             return record(_METHOD, (_handle_of_first(node), node.args[1], *args), kwargs)
@@ -283,7 +283,7 @@ class Task(Generic[R]):
         """PURE for ``pure=True``, else EFFECT."""
         return self._class
 
-    def __call__(self, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
         low, high = self._arity
         if kwargs or not low <= len(args) <= high:
             try:
@@ -416,11 +416,11 @@ def _op(fn: Callable[..., Any], name: str, *, pure: bool = True) -> Task[Any]:
     return made
 
 
-def _call_value(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call_value(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-def _call_method(value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+def _call_method(value: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
     return getattr(value, name)(*args, **kwargs)
 
 

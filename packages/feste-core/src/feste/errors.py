@@ -108,7 +108,7 @@ class FesteError(Exception):
             self.origin = origin
 
     def __str__(self) -> str:
-        text = str(self.args[0]) if self.args else type(self).__name__
+        text = str(self.args[0] if self.args else "") or type(self).__name__
         return f"{text} (at {self.origin})" if self.origin else text
 
 

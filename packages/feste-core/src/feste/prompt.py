@@ -410,9 +410,10 @@ def _compile(source: str, sandbox: Environment) -> _Compiled:
     kinds = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
     for foreign in tree.find_all(kinds):
         raise TemplateSyntaxError("a prompt is one text and cannot include others", foreign.lineno)
+    needed = _needed(tree)
+    _count_work(tree)  # before Jinja looks for names: doing so, it would call filters of constants
     allowed = frozenset(meta.find_undeclared_variables(tree))
-    required = allowed & _needed(tree) - _sandbox_class()[1].keys()
-    _count_work(tree)
+    required = allowed & needed - _sandbox_class()[1].keys()
     template = Template.from_code(sandbox, sandbox.compile(tree), {})
     return _Compiled(template, required, allowed)
 

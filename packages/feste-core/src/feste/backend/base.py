@@ -168,7 +168,7 @@ def _shown(name: str, value: Any, hidden: list[Hashable] | None = None) -> Any:
     return f"<{type(value).__qualname__}>" if " at 0x" in shown else shown
 
 
-def create(name: str, **config: Any) -> Backend:
+def create(name: str, /, **config: Any) -> Backend:
     """Return a client of the backend that a plugin offers under a name.
 
     :param name: the backend's name, as ``feste plugins`` lists it.

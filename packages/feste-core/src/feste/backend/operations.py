@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import functools
 import inspect
-import sys
+import types
 import typing
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from feste import errors
 from feste.backend.params import Params
 from feste.backend.request import Request, Response, alike, canonical
+from feste.backend.secret import redact
 from feste.delayed import FesteDelayed, record, refuse_node_text
 from feste.draw import Determinism
 from feste.errors import (
@@ -32,7 +33,7 @@ from feste.errors import (
     Rejected,
     suggest,
 )
-from feste.node import Node, origin_of
+from feste.node import Lazy, here
 from feste.plain import plain
 
 if TYPE_CHECKING:
@@ -190,9 +191,14 @@ class Operation(Generic[R]):
             if position < len(args):
                 raise ParameterError(f"{self.name}() got {name!r} twice")
             bound[position] = value
-        for name, value in zip(self.names, bound, strict=True):
+        for name, value, default in zip(self.names, bound, self.defaults, strict=True):
             if value is inspect.Parameter.empty:
                 raise ParameterError(f"{self.name}() needs {name!r}")
+            if isinstance(default, Params) and not isinstance(value, (Params, Lazy)):
+                kind = type(default).__name__
+                raise ParameterError(
+                    f"{self.name}() takes {name}={kind}(...), not a {type(value).__name__}"
+                )
         return tuple(bound)
 
 
@@ -233,13 +239,13 @@ class Call(Generic[R]):
         rule = self.rule
         return min(rule.max_items, self.client.limits.max_items or rule.max_items) if rule else 1
 
-    def __call__(self, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
         try:
             bound = self.operation.bind(args, kwargs)
             for argument in bound:
                 refuse_node_text(argument)
         except FesteError as error:
-            error.origin = Node(self, origin=origin_of(sys._getframe(1))).where
+            error.origin = here()
             raise
         return record(self, bound, {})  # type: ignore[no-any-return]
 
@@ -257,12 +263,14 @@ class Call(Generic[R]):
         :returns: None if the call can share no request: the operation has no rule, or an argument
             other than the item is not known before the run.
         """
-        if self.rule is None or any(getattr(a, "seed", None) is not None for a in args):
-            return None  # a list endpoint applies one seed to all its items
+        if self.rule is None:
+            return None
         fixed = []
         for name, argument in zip(self.operation.names, args, strict=True):
             if name == self.rule.item:
                 continue
+            if isinstance(argument, Params) and argument._sent("seed") is not None:
+                return None  # a list endpoint applies one seed to all its items
             known = _constant(argument)
             if known is None:
                 return None
@@ -335,6 +343,7 @@ class _Simple(Operation[R]):
     def __init__(self, method: Callable[..., Any], determinism: Determinism) -> None:
         self.method = method
         self.many: Callable[..., Any] | None = None
+        self._seen: dict[str, Any] = {}
         super().__init__(
             prepare=self._default_prepare,
             send=self._default_send,
@@ -385,6 +394,7 @@ class _Simple(Operation[R]):
         body = {}
         for name, argument in zip(self.names, (*arguments, *by_name.values()), strict=True):
             if isinstance(argument, Params):
+                self._seen[name] = type(argument)
                 argument = argument.body()
             body[name] = plain(argument, name)
         return Request(
@@ -408,25 +418,32 @@ class _Simple(Operation[R]):
         packed = request.operation.endswith("[]")
         method = self.many if packed else self.method
         assert method is not None
+        named = {name: self._revived(name, request.body[name]) for name in self.names}
+        # the batched form has a name of its own for the first one
+        first = [named.pop(name) for name in self.names[:1]]
         try:
-            named = {name: self._revived(name, request.body[name]) for name in self.names}
-            # the batched form has a name of its own for the first one
-            first = [named.pop(name) for name in self.names[:1]]
             if inspect.iscoroutinefunction(method):
                 value = await method(backend, *first, **named)
             else:
                 value = await asyncio.to_thread(method, backend, *first, **named)
-            return Response(_outcomes(value) if packed else plain(value, "the reply"))
-        except CallError:
-            raise
+        except Exception as error:
+            told = _call_error(error, backend)
+            if told is error:
+                raise
+            raise told from (error if str(error) in str(told) else None)  # else it shows a key
+        try:
+            return Response(_outcomes(value, backend) if packed else plain(value, "the reply"))
         except FesteError as error:
             raise MalformedResponse(f"{self.name} of {backend.plugin}: {error}") from None
-        except Exception as error:
-            raise _call_error(error) from error
 
     def _revived(self, name: str, value: Any) -> Any:
-        kind = self._kinds.get(name)
-        return kind(**value) if kind is not None and isinstance(value, dict) else value
+        kind = self._kinds.get(name) or self._seen.get(name)
+        if kind is None or not isinstance(value, dict):
+            return value
+        known = {f.name for f in dataclasses.fields(kind)}
+        extra = {key: value[key] for key in value if key not in known}
+        given = {key: value[key] for key in value if key in known}
+        return kind(**given, extra=extra) if extra else kind(**given)
 
     @functools.cached_property
     def _kinds(self) -> dict[str, Any]:
@@ -435,23 +452,39 @@ class _Simple(Operation[R]):
             hints = typing.get_type_hints(self.method)
         except NameError:  # an annotation that only a type checker can see
             hints = {}
-        kinds = {p.name: hints.get(p.name, type(p.default)) for p in self.parameters}
-        return {n: k for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Params)}
+        kinds: dict[str, Any] = {}
+        for p in self.parameters:
+            hint = hints.get(p.name, type(p.default))
+            union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+            for kind in typing.get_args(hint) if union else (hint,):
+                if isinstance(kind, type) and issubclass(kind, Params):
+                    kinds[p.name] = kind
+        return kinds
 
 
-def _call_error(error: Exception) -> CallError:
+def _call_error(error: Exception, backend: Backend) -> CallError:
+    """The error as one of a call, as text without keys."""
     if isinstance(error, CallError):
         return error
-    return Rejected(f"{type(error).__name__}: {error}", billed="unknown")
+    text = redact(f"{type(error).__name__}: {error}", *backend.secrets)
+    return Rejected(text, billed="unknown")
 
 
-def _outcomes(values: Any) -> list[dict[str, Any]]:
+_FACTS = ("billed", "status", "code", "request_id", "retry_after")
+
+
+def _outcomes(values: Any, backend: Backend) -> list[dict[str, Any]]:
     """Values and exceptions as JSON."""
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise MalformedResponse(f"it must return a list, not {type(values).__name__}")
     outcomes: list[dict[str, Any]] = []
     for i, value in enumerate(values):
         if isinstance(value, Exception):
-            error = _call_error(value)
-            outcomes.append({"error": type(error).__name__, "message": str(error.args[0])})
+            error = _call_error(value, backend)
+            kind = next(k for k in type(error).__mro__ if k.__module__ == errors.__name__)
+            facts = {name: getattr(error, name) for name in _FACTS}
+            text = str(error.args[0]) if error.args else type(error).__name__
+            outcomes.append({"error": kind.__name__, "message": text, "facts": facts})
         else:
             outcomes.append({"value": plain(value, f"the reply[{i}]")})
     return outcomes
@@ -465,7 +498,9 @@ def _default_unpack(backend: Backend, request: Request, response: Response) -> l
             f"{request.items} calls"
         )
     return [
-        getattr(errors, o["error"])(o["message"]) if "error" in o else Response(o["value"])
+        getattr(errors, o["error"])(o["message"], **o["facts"])
+        if "error" in o
+        else Response(o["value"])
         for o in outcomes
     ]
 

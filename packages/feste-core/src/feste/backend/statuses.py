@@ -21,7 +21,14 @@ from feste.errors import (
 
 __all__ = ["error_for_status", "retry_after"]
 
-_TOO_LONG = ("context_length", "context length", "too long", "maximum context", "too many tokens")
+_TOO_LONG = (
+    "context_length",
+    "context length",
+    "context size",
+    "too long",
+    "maximum context",
+    "too many tokens",
+)
 _FILTERED = ("content_filter", "content_policy", "content management policy", "moderation")
 # not "billing" alone: hints to go there stand in refusals for rate, too
 _NO_MONEY = ("insufficient_quota", "billing_", "billing details", "exceeded your current quota")

@@ -128,9 +128,7 @@ class Optimizer:
             plan.graph = graph
 
 
-def _hold_to_the_rules(
-    one: Optimization, before: FesteGraph, after: Any, cx: PassContext
-) -> None:
+def _hold_to_the_rules(one: Optimization, before: FesteGraph, after: Any, cx: PassContext) -> None:
     """Refuse a result that is no graph, has lost calls or outputs, or could not be run."""
     broken = f"the pass {one.name!r} broke the rules: "
     if not isinstance(after, FesteGraph):

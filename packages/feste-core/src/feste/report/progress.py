@@ -23,9 +23,10 @@ def shown(run: Run, progress: bool | str) -> Iterator[None]:
     """Show how far a run is while a block waits for it.
 
     :param run: the run.
-    :param progress: True, False, or ``"auto"``: only on a terminal, and only if it takes a while.
+    :param progress: True, in a terminal or notebook; False; or ``"auto"``: only in a terminal, and
+        only if it takes a while.
     """
-    if progress is False or (progress == "auto" and not sys.stderr.isatty()):
+    if progress is False or (progress == "auto" and not _in_terminal()):
         yield
         return
     ended = threading.Event()
@@ -39,6 +40,14 @@ def shown(run: Run, progress: bool | str) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
+
+
+def _in_terminal() -> bool:
+    """Whether stderr is a terminal; a program may have none, a closed one, or one of its own."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 def _watch(run: Run, ended: threading.Event, patience: float) -> None:
@@ -55,6 +64,8 @@ def _watch(run: Run, ended: threading.Event, patience: float) -> None:
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
+    if not console.is_terminal and not console.is_jupyter:
+        return
     with Progress(*columns, console=console, transient=True) as bar:
         row = bar.add_task(run.name, total=1, what="", detail="")
         while True:

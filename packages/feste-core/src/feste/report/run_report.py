@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,11 +73,11 @@ class RunReport:
 
     @classmethod
     def of(cls, run: Run) -> RunReport:
-        """Return the report of a run that has ended.
+        """Return the report of a run that has ended, or that nobody waits for any longer.
 
         :param run: the run.
         """
-        ended = run.started if run.ended is None else run.ended
+        ended = time.monotonic() if run.ended is None else run.ended
         requests = list(run.requests)
         spans = [_request_span(r) for r in requests]
         spans += [

@@ -71,7 +71,7 @@ class Brain:
 
     def __init__(self, policy: RetryPolicy | None = None, seed: int | None = None) -> None:
         self.runs: list[Run] = []
-        self.fetches: dict[int, Run] = {}
+        self.fetches: dict[int, tuple[Run, list[int]]] = {}
         self.timers: list[tuple[float, int, Callable[[float], None]]] = []
         self.now = 0.0
         self._count = itertools.count(1)
@@ -230,21 +230,24 @@ class Brain:
         wanted = [i for i in run.outputs if run.state[i] in (DONE, REPLAYED)]
         if run.executor.remote and wanted:
             handle = self.number()
-            self.fetches[handle] = run
+            self.fetches[handle] = run, wanted
             refs = [run.values[i] for i in wanted]
+            coming = Interrupted("the run was stopped before this had come here")
+            run.errors.update(dict.fromkeys(wanted, coming))  # nobody is given a ref meanwhile
             self.act("fetch", run.executor, handle, refs)
         else:
             self._finish(run)
 
     def _on_fetched(self, executor: Executor, handle: int, values: list[Any]) -> None:
-        run = self.fetches.pop(handle, None)
-        if run is None:
+        fetched = self.fetches.pop(handle, None)
+        if fetched is None:
             return
-        wanted = [i for i in run.outputs if run.state[i] in (DONE, REPLAYED)]
-        for i, value in zip(wanted, values, strict=True):
+        run, wanted = fetched
+        for i, value in dict(zip(wanted, values, strict=True)).items():
             if isinstance(value, FesteError):
-                run.errors[i] = value
+                self.lifecycle.lose(run, i, value)
             else:
+                del run.errors[i]
                 run.values[i] = value
         self._finish(run)
 

@@ -50,7 +50,7 @@ def choose(target: Any) -> Executor | Scheduler | Callable[..., Any]:
     if inspect.isclass(found) and issubclass(found, Executor):
         name = (found, target if isinstance(target, str) else id(target))
         return driver().executor(name, lambda: found(target))
-    if inspect.isclass(found):
+    if inspect.isclass(found) and issubclass(found, Scheduler):
         scheduler: Scheduler = found(target)
         return scheduler
     get: Callable[..., Any] = found

@@ -56,12 +56,19 @@ class Driver:
         :param make: makes them.
         """
         with self._lock:
+            for old in [n for n, e in self._executors.items() if e.stale]:
+                self._retire(self._executors.pop(old))
             found = self._executors.get(name)
             if found is None:
                 found = make()
                 found.start(lambda report: self._events.put((report[0], found, *report[1:])))
                 self._executors[name] = found
             return found
+
+    def _retire(self, executor: Executor) -> None:
+        """Close hands that are of no use any more, unless a run still has them."""
+        if not any(run.executor is executor for run in list(self.brain.runs)):
+            executor.close()
 
     def submit(self, run: Run) -> None:
         """Begin a run.
@@ -98,24 +105,29 @@ class Driver:
     # --- the thread ---------------------------------------------------------------------------------
 
     def _loop(self) -> None:
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """Wait for events and act on them, until told to close; idle, it keeps no event alive."""
         get = self._events.get
         clock = time.monotonic
-        while True:
-            wake = self.brain.wake_at
-            events = []
-            try:
-                events.append(get(timeout=None if wake is None else max(0.0, wake - clock())))
-                for _ in range(1000):
-                    events.append(self._events.get_nowait())
-            except Empty:
-                pass
-            if any(e[0] == "close" for e in events):
-                return
-            try:
-                for action in self.brain.on(events, clock()):
-                    getattr(self, f"_{action[0]}")(*action[1:])
-            except Exception:  # a defect of Feste itself: say so and end what waits, never hang
-                self._broken(traceback.format_exc())
+        wake = self.brain.wake_at
+        events = []
+        try:
+            events.append(get(timeout=None if wake is None else max(0.0, wake - clock())))
+            for _ in range(1000):
+                events.append(self._events.get_nowait())
+        except Empty:
+            pass
+        if any(e[0] == "close" for e in events):
+            return False
+        try:
+            for action in self.brain.on(events, clock()):
+                getattr(self, f"_{action[0]}")(*action[1:])
+        except Exception:  # a defect of Feste itself: say so and end what waits, never hang
+            self._broken(traceback.format_exc())
+        return True
 
     def _broken(self, trace: str) -> None:
         broken, self.brain = self.brain, self.brain.successor()
@@ -189,13 +201,19 @@ class _Lane:
 
     def _loop(self) -> None:
         with blocking.inside(self.role):
-            while (what := self._queue.get()) is not None:
-                try:
-                    what()
-                except BaseException:  # told, but what comes after it is done all the same
-                    threading.excepthook(
-                        threading.ExceptHookArgs((*sys.exc_info(), self._thread))  # type: ignore[arg-type]
-                    )
+            while self._turn():
+                pass
+
+    def _turn(self) -> bool:
+        what = self._queue.get()
+        if what is None:
+            return False
+        try:
+            what()
+        except BaseException:  # told, but what comes after it is done all the same
+            told = threading.ExceptHookArgs((*sys.exc_info(), self._thread))  # type: ignore[arg-type]
+            threading.excepthook(told)
+        return True
 
     def close(self) -> None:
         """End the thread when everything is done."""

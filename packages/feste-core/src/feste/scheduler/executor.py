@@ -168,6 +168,11 @@ class Executor:
             return "async"
         return getattr(task, "executor", "thread")
 
+    @property
+    def stale(self) -> bool:
+        """Whether the next run shall have new hands: what these need is closed."""
+        return False
+
     #: Whether posted results are only references, to be fetched.
     remote = False
     #: Whether small tasks, and chains of them, are given as one chunk.

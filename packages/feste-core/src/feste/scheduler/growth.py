@@ -8,7 +8,7 @@ from feste import draw
 from feste.draw import Determinism
 from feste.errors import FesteError, GraphError
 from feste.graph import FesteGraph
-from feste.node import Node
+from feste.node import Node, node_of_handle, records_of_handle
 from feste.optimization import Optimizer
 from feste.scheduler.batcher import Group
 from feste.scheduler.program import Program
@@ -32,6 +32,16 @@ class Emission:
     def __init__(self, packed: Any, nodes: list[Node]) -> None:
         self.packed = packed
         self.nodes = nodes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # as one node that needs them all: what they share stays one node, and so one draw
+        root = Node(_REPACK, (self.packed,), {}, tuple(self.nodes))
+        return (_emission, records_of_handle(root))
+
+
+def _emission(records: Any, index: int) -> Emission:
+    root = node_of_handle(records, index)
+    return Emission(root.args[0], list(root.deps))
 
 
 def compiled(run: Run, i: int, emission: Emission) -> Program | FesteError:

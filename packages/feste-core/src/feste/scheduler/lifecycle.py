@@ -106,6 +106,19 @@ class Lifecycle:
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:
         """A node failed: everything that needs it is poisoned."""
+        self._record(run, i, error)
+        self.end(run, i, FAILED)
+        self.poison(run, i, error)
+        if run.on_error == "stop" and not run.stopping:
+            self.brain.halt(run)
+
+    def lose(self, run: Run, i: int, error: FesteError) -> None:
+        """A node was done, but its value could not be brought here."""
+        self._record(run, i, error)
+        run.state[i] = FAILED
+        run.values[i] = None
+
+    def _record(self, run: Run, i: int, error: FesteError) -> None:
         node = run.program.nodes[i]
         if not error.origin:
             error.origin = node.where
@@ -113,10 +126,6 @@ class Lifecycle:
             error.node = node.key
         run.errors[i] = error
         run.failed.append(i)
-        self.end(run, i, FAILED)
-        self.poison(run, i, error)
-        if run.on_error == "stop" and not run.stopping:
-            self.brain.halt(run)
 
     def poison(self, run: Run, root: int, error: FesteError) -> None:
         stack = list(run.program.consumers[root])

@@ -98,10 +98,11 @@ class ProcessPool:
                 worker = None
             worker = worker or _Worker()
             with self._lock:
-                self._at[id(chunk)] = None if id(chunk) in self._given_up else worker
+                stopped = id(chunk) in self._given_up
+                self._at[id(chunk)] = None if stopped else worker
+            if stopped:
+                return worker, False, Interrupted("the run was stopped", origin=node.where)
             try:
-                if id(chunk) in self._given_up:
-                    return worker, False, Interrupted("the run was stopped", origin=node.where)
                 answer = worker.ask(work)
             except (EOFError, OSError):  # it died
                 code = worker.close()

@@ -65,14 +65,13 @@ class ThreadPool:
     def _work(self) -> None:
         with blocking.inside("pool"):
             blocking.belong(self)
-            while (item := self._queue.get()) is not None:
-                begun = item
+            while (begun := self._queue.get()) is not None:
                 run_chunk(begun, self._post)
                 self._begun.pop(id(begun.chunk), None)
                 with self._lock:
                     self._idle += 1
                 self._post(("free", "thread", begun.chunk))
-                item = begun = None  # an idle thread keeps nobody's values alive
+                begun = None  # an idle thread keeps nobody's values alive
 
     def reclaim(self, chunk: Chunk) -> None:
         """Post as returned what is not begun of a chunk, if it was not further the last time.

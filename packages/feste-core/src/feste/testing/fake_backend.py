@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import copy
 import hashlib
 import random
 import threading
@@ -116,7 +117,7 @@ class FakeBackend(Backend):
                 await asyncio.sleep(self.latency)
             for text, error in self.fail.items():
                 if text in str(dict(request.body)):
-                    raise type(error)(*error.args)
+                    raise copy.copy(error)  # each call gets one of its own
             return self.answer(request)
         finally:
             with self._lock:

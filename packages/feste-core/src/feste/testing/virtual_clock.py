@@ -111,7 +111,8 @@ class VirtualHands(Executor):
         self.clock.peak = max(self.clock.peak, self.clock.in_flight)
         self.clock.sent.append((self.clock.now, request))
         seconds = self.clock.request_seconds(request)
-        ok, value = True, None
+        ok = True
+        value: Any = None
         try:
             value = self.clock.answer(request)
         except CallError as error:

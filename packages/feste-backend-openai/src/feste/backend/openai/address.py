@@ -13,7 +13,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def normal_url(url: str) -> str:
-    """Return a base URL in its one form: lower-case scheme and host, no default port, no last slash.
+    """Return a base URL in its one form: lower-case host, no default port, no last slash.
 
     Plain ``http`` is for this machine only: anywhere else it would show the key and the prompts to
     the network. No error shows the URL, since what is wrong with it may be the password inside.
@@ -41,8 +41,9 @@ def normal_url(url: str) -> str:
         raise ConfigError("base_url must end with its path; a query or fragment is not sent")
     if scheme == "http" and not is_loopback(host):
         raise ConfigError(
-            f"base_url: http:// would send key and prompts to {host} in the clear. Use https://, or "
-            "a tunnel to this machine (ssh -L 8000:localhost:8000 ...) and http://127.0.0.1:8000/v1"
+            f"base_url: http:// would send key and prompts to {host} in the clear. Use https://, "
+            "or a tunnel to this machine: ssh -L 8000:localhost:8000 ..., then "
+            "base_url='http://127.0.0.1:8000/v1'"
         )
     shown = f"[{host}]" if ":" in host else host
     if port is not None and port != _DEFAULT_PORTS[scheme]:

@@ -225,7 +225,7 @@ def _instance(llm: OpenAI, reply: Reply, model: Any) -> Any:
     except ValueError as error:  # pydantic's ValidationError is one
         first = str(error).split("\n")[1:3]
         why = f"the answer is no {model.__name__} ({': '.join(line.strip() for line in first)})"
-        fix = "the server may ignore JSON schemas, or the model's validators ask for more than they say"
+        fix = "the server may ignore JSON schemas, or the validators ask for more than they say"
     raise _unusable(llm, f"{why}; {fix}", reply)
 
 

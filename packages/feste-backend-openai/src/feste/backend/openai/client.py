@@ -36,7 +36,7 @@ _KEY = "OPENAI_API_KEY"
 
 
 def _operation(**halves: Any) -> Callable[[F], F]:
-    """Make a method the face of an operation: its signature for users, editors and type checkers."""
+    """Make a method the face of an operation: its signature, for users and type checkers."""
 
     def make(method: F) -> F:
         return cast(F, Operation(signature=method, send=_send, **halves))
@@ -66,14 +66,14 @@ class OpenAI(Backend):
 
     :param model: the model of all calls that do not name one in their parameters.
     :param api_key: the name of the key's environment variable as a :class:`~feste.backend.Secret`,
-        or the key itself; None is ``Secret("OPENAI_API_KEY")``. A server on this machine needs none.
+        or the key itself; None is ``Secret("OPENAI_API_KEY")``. A server here needs none.
     :param base_url: where the server is, with the path before ``/chat/completions``; None takes
         ``OPENAI_BASE_URL`` from the environment, else OpenAI itself.
     :param organization: who pays; None takes ``OPENAI_ORG_ID`` from the environment.
     :param project: for which project; None takes ``OPENAI_PROJECT_ID`` from the environment.
     :param timeout: seconds that one attempt may take, from connecting to the last byte.
-    :param limits: what the account or the server can take; ``Limits(max_items=...)`` bounds how many
-        calls share a request.
+    :param limits: what the account or the server can take; ``Limits(max_items=...)`` bounds how
+        many calls share a request.
     :raises ConfigError: if an argument is wrong.
 
     >>> llm = OpenAI(model="smollm2", base_url="http://localhost:8080/v1/")
@@ -160,14 +160,14 @@ class OpenAI(Backend):
             if not (key.isascii() and key.isprintable() and " " not in key):
                 where = "api_key" if secret.is_literal else secret.name
                 raise ConfigError(
-                    f"the API key in {where} holds a space, a line end or another character that no "
-                    "key has; was it copied whole, and alone?"
+                    f"the API key in {where} holds a space, a line end or another character that "
+                    "no key has; was it copied whole, and alone?"
                 )
             return key
         return "no-key"  # the SDK wants one; a local server does not look at it
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what was found, so that another process with another environment makes an equal."""
+        """Pickle what was found: another process may have another environment."""
         given: dict[str, Any] = {
             "api_key": self._secret,  # refuses if it is a literal key
             "base_url": self._endpoint,
@@ -206,7 +206,7 @@ class OpenAI(Backend):
             ``content``, as a :class:`~feste.prompt.ChatPrompt` gives them.
         :param params: the parameters.
         :param output: a pydantic model: the answer is JSON of its schema and comes as an instance.
-        :returns: a :class:`~feste.backend.Reply`, or the instance; for ``n`` above 1 a list of them.
+        :returns: a :class:`~feste.backend.Reply` or the instance; for ``n`` above 1 a list.
         """
         raise NotImplementedError
 
@@ -230,8 +230,8 @@ class OpenAI(Backend):
 
         :param prompt: the text.
         :param params: the parameters.
-        :returns: a :class:`~feste.backend.Reply`; for ``n`` above 1 a list of them. Its ``usage`` is
-            None if the request was shared: the provider counts only whole requests.
+        :returns: a :class:`~feste.backend.Reply`; for ``n`` above 1 a list. Its ``usage`` is None
+            if the request was shared: the provider counts only whole requests.
         """
         raise NotImplementedError
 

@@ -92,7 +92,7 @@ def _was_closed(error: BaseException) -> bool:
 def _too_late(url: str, timeout: float | None) -> CallTimeout:
     given = "its time" if timeout is None else f"{timeout:g} seconds"
     return CallTimeout(
-        f"{url} gave no whole answer within {given}; timeout= of the client is the time of one attempt"
+        f"{url} gave no whole answer within {given}; the client's timeout= is for one attempt"
     )
 
 

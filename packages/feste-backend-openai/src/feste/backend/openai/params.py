@@ -57,9 +57,9 @@ class ChatParams(_Common):
 
     :raises ParameterError: for a parameter that there is not, with the nearest name.
 
-    >>> ChatParams(temprature=0)
+    >>> ChatParams(top_P=1)
     Traceback (most recent call last):
-    feste.errors.ParameterError: ChatParams has no parameter 'temprature'. Did you mean 'temperature'?
+    feste.errors.ParameterError: ChatParams has no parameter 'top_P'. Did you mean 'top_p'?
     """
 
     audio: Json | None = None

@@ -1,4 +1,4 @@
-"""From a call's arguments to a request, and from many requests to one: pure, and without the SDK."""
+"""From a call's arguments to a request, and from many requests to one: pure, without the SDK."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _text(value: Any, operation: str, name: str) -> str:
         return str.__str__(value)  # a Reply is text too
     hint = _call_it(value)
     if isinstance(value, (list, tuple)):
-        hint = f"; write one call for each text ([llm.{operation}(t) for t in texts]): they are batched"
+        hint = f"; write a call for each, [llm.{operation}(t) for t in texts]: they are batched"
     raise ParameterError(f"{operation}() needs {name} as a text, not {_a(value)}{hint}")
 
 

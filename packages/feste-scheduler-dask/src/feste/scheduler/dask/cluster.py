@@ -1,13 +1,13 @@
 """The cluster that ``scheduler="dask"`` starts where there is none.
 
-Its scheduler is in this process, on 127.0.0.1, with the dashboard off. Its workers are fresh
-interpreters, and their nannies are in another: the nannies of a plain ``LocalCluster`` would run
-the user's main script again in each worker, paid calls and all, if it has no
-``if __name__ == "__main__"``.
+Its scheduler is in this process, on 127.0.0.1, with the dashboard off; its workers belong to a
+program of their own. The workers of a plain ``LocalCluster`` run the user's main script again, paid
+calls and all, if it has no ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -24,8 +24,8 @@ from feste.errors import ConfigError
 __all__ = ["OwnCluster"]
 
 _MOST_PROCESSES = 8
-#: Seconds that the first worker may take to come, and workers to go.
-_START, _END = 60.0, 5.0
+#: Seconds that the first worker may take to come, and all of them to go.
+_START, _END = 60.0, 4.0
 
 
 class OwnCluster:
@@ -40,7 +40,7 @@ class OwnCluster:
             processes=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,
             # after one more try of what a lost worker was at, it is lost
             scheduler_kwargs={"dashboard": False, "allowed_failures": 1},
         )
@@ -62,35 +62,27 @@ class OwnCluster:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """End the workers, then the scheduler."""
-        self._workers.terminate()
-        try:
-            self._workers.wait(_END)
-        except subprocess.TimeoutExpired:  # busy with a task that does not end
+        """Give up what is under way, end the workers, then the scheduler."""
+        self.client.close()
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self._workers.communicate(b".", timeout=_END)
+        if self._workers.poll() is None:
             os.killpg(self._workers.pid, signal.SIGKILL)
             self._workers.wait()
-        self.client.close()
         self._scheduler.close()
 
 
 def _start_workers(address: str) -> subprocess.Popen[bytes]:
     processes = min(CPU_COUNT, _MOST_PROCESSES)
-    options = {
-        "nworkers": processes,
-        "nthreads": math.ceil(CPU_COUNT / processes),
-        "host": "127.0.0.1",
-        "death-timeout": 15,
-    }
+    threads = math.ceil(CPU_COUNT / processes)
+    program = [sys.executable, "-P", "-m", "feste.scheduler.dask.nannies"]
     return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "dask", "worker", address, "--no-dashboard"),
-            *(f"--{name}={value}" for name, value in options.items()),
-        ],
-        stdin=subprocess.DEVNULL,
+        [*program, address, str(processes), str(threads)],
+        stdin=subprocess.PIPE,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            "DASK_LOGGING__DISTRIBUTED": "error",
+            "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+            "DASK_LOGGING__DISTRIBUTED": "critical",
         },
         start_new_session=True,  # Ctrl-C is the client's to handle
     )

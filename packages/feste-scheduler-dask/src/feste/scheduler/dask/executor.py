@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
@@ -13,9 +13,10 @@ from weakref import WeakSet, WeakValueDictionary
 
 import distributed
 
+from feste.backend import Backend, Call, Request
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
-from feste.scheduler.brain import Emission
+from feste.scheduler.growth import Emission
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.refs import Fetcher, Promises, Ref, lost
 from feste.scheduler.dask.remote import Emitted, Held, packed, work
@@ -63,9 +64,10 @@ class DaskExecutor(LocalExecutor):
         self._looked = monotonic()
         self._report = post
         self._moved: dict[int, str] = {}
+        self._running: dict[int, distributed.Future[Any]] = {}
         self._promises = Promises()
         self._fetcher = Fetcher(self._client, self._promises)
-        self._calls: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+        self._backends: WeakValueDictionary[Hashable, Backend] = WeakValueDictionary()
         self._known: WeakSet[Run] = WeakSet()
         self._queue: SimpleQueue[Chunk | None] = SimpleQueue()
         super().start(self._tell)
@@ -144,6 +146,26 @@ class DaskExecutor(LocalExecutor):
 
         self._fetcher.bring([r for r in refs if type(r) is Ref], then)
 
+    def send(self, handle: int, call: Call[Any], request: Request) -> None:
+        """Send a request from here, and remember its client for calls that workers emit.
+
+        :param handle: the brain's number for it.
+        :param call: the operation to send it with.
+        :param request: the request.
+        """
+        self._backends.setdefault(call.client.token, call.client)
+        super().send(handle, call, request)
+
+    def abandon(self, chunk: Chunk) -> None:
+        """Let Dask forget a task that has not begun; one that runs on a worker runs to its end.
+
+        :param chunk: the list that was given to :meth:`call`.
+        """
+        super().abandon(chunk)
+        future = self._running.get(id(chunk))
+        if future is not None:
+            self._fetcher.on_loop(self._client.cancel([future], asynchronous=True))
+
     def release(self, ref: Any) -> None:
         """Do nothing: another run may share the result, and Dask lets it go with the last Ref.
 
@@ -197,10 +219,14 @@ class DaskExecutor(LocalExecutor):
         try:
             # in the user's context, for dask.annotate() and the like
             future = task.run.context.copy().run(self._send_task, task)
-            future.add_done_callback(partial(self._finished, task, number, end))
+            self._running[id(chunk)] = future
+            there = self._fetcher.on_loop(self._watch(task, future, number, end))
         except Exception as error:  # the objects of others do not pickle, or Dask refuses
-            if self._promises.keep(number):
-                end(False, describe(error))
+            there, refused = False, describe(error)
+        else:
+            refused = lost(None)
+        if not there and self._promises.keep(number):
+            end(False, refused)
 
     def _send_task(self, task: PyTask) -> distributed.Future[Any]:
         node = task.run.program.nodes[task.index]
@@ -223,19 +249,20 @@ class DaskExecutor(LocalExecutor):
             pure=False,
         )
 
-    def _finished(
+    async def _watch(
         self,
         task: PyTask,
+        future: distributed.Future[Any],
         number: int,
         end: Callable[[bool, Any], None],
-        future: distributed.Future[Any],
     ) -> None:
-        """A task has ended on its worker; on Dask's thread for callbacks."""
+        """Report when a task has ended on its worker."""
+        error = await future.exception(asynchronous=True)
         if not self._promises.keep(number):
             return
         ref = Ref(future)
         if future.status != "finished":
-            end(False, _lost(task, future))
+            end(False, _lost(task, error))
         elif future.type is Held:
             end(True, ref)
         else:  # nodes or an error: small, and needed here
@@ -253,6 +280,7 @@ class DaskExecutor(LocalExecutor):
             end(True, ref.value)
 
     def _end(self, chunk: Chunk, begun: float, ok: bool, value: Any) -> None:
+        self._running.pop(id(chunk), None)
         self._report(("done", chunk[0], ok, value, perf_counter() - begun))
         self._report(("free", "worker", chunk))
 
@@ -260,12 +288,14 @@ class DaskExecutor(LocalExecutor):
         """Give emitted calls the clients that are here already, with their connections."""
         if run not in self._known:
             self._known.add(run)
-            for node in tuple(run.program.nodes):
-                if node.op.kind == "call":
-                    self._calls.setdefault(node.op.token, node.op)  # type: ignore[attr-defined]
+            for op in [n.op for n in run.program.nodes]:
+                if isinstance(op, Call):
+                    self._backends.setdefault(op.client.token, op.client)
         for node in topological(emission.nodes):
-            if node.op.kind == "call":
-                node.op = self._calls.setdefault(node.op.token, node.op)  # type: ignore[attr-defined]
+            op = node.op
+            if isinstance(op, Call):
+                client = self._backends.setdefault(op.client.token, op.client)
+                node.op = op if client is op.client else getattr(client, op.name)
 
 
 def _values(task: PyTask) -> Iterator[list[Any]]:
@@ -289,12 +319,7 @@ def _raise(error: FesteError) -> NoReturn:
     raise error
 
 
-def _lost(task: PyTask, future: distributed.Future[Any]) -> FesteError:
-    error: BaseException | None = None
-    try:
-        error = future.exception() if future.status == "error" else None
-    except Exception as broken:  # the client is closing
-        error = broken
+def _lost(task: PyTask, error: BaseException | None) -> FesteError:
     if isinstance(error, distributed.scheduler.KilledWorker):
         return WorkerLost(
             f"the Dask workers that ran {task.name} died, the last of {error.allowed_failures + 1}; "

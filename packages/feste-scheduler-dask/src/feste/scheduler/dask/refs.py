@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import distributed
@@ -106,13 +106,20 @@ class Fetcher:
             then()
 
         number = self._promises.make(give_up)
-        coming = self._bring(missing, number, then)
+        if not self.on_loop(self._bring(missing, number, then)) and self._promises.keep(number):
+            give_up(lost(None))
+
+    def on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
+        """Run a coroutine on the loop of the client; return False if there is none any more.
+
+        :param coroutine: the coroutine.
+        """
         try:
-            asyncio.run_coroutine_threadsafe(coming, self._client.loop.asyncio_loop)
-        except RuntimeError as error:  # the loop is closed
-            coming.close()
-            if self._promises.keep(number):
-                give_up(lost(error))
+            asyncio.run_coroutine_threadsafe(coroutine, self._client.loop.asyncio_loop)
+        except RuntimeError:
+            coroutine.close()
+            return False
+        return True
 
     async def _bring(self, refs: list[Ref], number: int, then: Callable[[], None]) -> None:
         for ref in refs:

@@ -20,7 +20,7 @@ from dask.sizeof import sizeof
 
 from feste import blocking
 from feste.errors import FesteError, NodeError
-from feste.scheduler.brain import Emission
+from feste.scheduler.growth import Emission
 from feste.scheduler.work import describe, evaluate, result_of
 
 __all__ = ["Emitted", "Failed", "Held", "packed", "work"]
@@ -96,7 +96,7 @@ class Held:
 
 
 class Emitted(Held):
-    """An :class:`~feste.scheduler.brain.Emission` on a worker."""
+    """An :class:`~feste.scheduler.growth.Emission` on a worker."""
 
     __slots__ = ()
 
