@@ -212,6 +212,8 @@ class Settings(Mapping[str, Any]):
 _layers: list[Layer] = []
 _overlays: ContextVar[tuple[Layer, ...]] = ContextVar("feste_settings", default=())
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # whoever held it is not in the child
+    os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
 _base: dict[str, Any] = {}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterable
 from enum import Enum
@@ -56,6 +57,8 @@ class Draw(NamedTuple):
 
 _counters: dict[str, dict[str, int]] = {}
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # whoever held it is not in the child
+    os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
 
 
 def assign(nodes: Iterable[Node], scope: str = MAIN) -> None:

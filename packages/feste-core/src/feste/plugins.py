@@ -280,6 +280,8 @@ def resolve(target: Any) -> Any:
 
 _registry: Registry | None = None
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # whoever held it is not in the child
+    os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
 
 
 def registry() -> Registry:

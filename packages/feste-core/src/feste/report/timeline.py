@@ -6,66 +6,19 @@ many spans become a strip of density per lane, so that the picture stays small.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import accumulate, groupby
 
-from feste.report.graph_picture import (
-    BOLD,
-    DARK,
-    KINDS,
-    LIGHT,
-    SMALL,
-    sheet,
-    svg_rect,
-    svg_text,
-)
-from feste.report.layout import Rect, fit, width_of, xml
+from feste.report.axis import CHART, GUTTER, Axis, clock
+from feste.report.spans import Span, lanes_of, packed
+from feste.report.svg import (BOLD, KINDS, SMALL, Palette, Rect, fit, sheet, svg_rect, svg_text, width_of, xml)
 
-GUTTER, CHART = 190.0, 830.0  # pixels for the names of the lanes, and for the time
+__all__ = ["Span", "draw_timeline"]
+
 CURVE = 58.0
-MAX_LANES = 40
 BINS, SHADES = 208, 8  # of a density strip
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One thing that ran.
-
-    :param lane: where it is drawn, such as "openai.chat gpt-5-mini" or "task clean".
-    :param label: what it was.
-    :param start: when it began, in seconds since the run began.
-    :param end: when it ended.
-    :param ok: whether it succeeded.
-    :param wait: how many seconds it was ready before it began.
-    :param items: how many logical calls it carried.
-    """
-
-    lane: str
-    label: str
-    start: float
-    end: float
-    ok: bool = True
-    wait: float = 0.0
-    items: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """Time, from left to right."""
-
-    low: float
-    high: float
-
-    def x(self, time: float) -> float:
-        return GUTTER + CHART * (time - self.low) / (self.high - self.low)
-
-    def bar(self, start: float, end: float, y: float, height: float) -> Rect:
-        left = self.x(max(start, self.low))
-        return Rect(left, y, max(1.5, self.x(end) - left), height)
 
 
 def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 2000) -> str:
@@ -119,42 +72,6 @@ def _axis(spans: Sequence[Span]) -> _Axis:
     high = max((span.end for span in spans), default=0.0)
     low = min(low, 0.0)
     return _Axis(low, high if high > low else low + 1.0)
-
-
-def _lanes(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
-    """The spans of each lane by start, lanes by their first span; the idlest of many as one."""
-    lanes: dict[str, list[Span]] = {}
-    for span in sorted(spans, key=lambda span: (span.start, span.end)):
-        lanes.setdefault(span.lane, []).append(span)
-    if len(lanes) > MAX_LANES:
-        busy = {name: sum(s.end - s.start for s in members) for name, members in lanes.items()}
-        kept = set(heapq.nlargest(MAX_LANES - 1, lanes, key=busy.__getitem__))
-        rest = [span for name, members in lanes.items() if name not in kept for span in members]
-        name = f"{len(lanes) - len(kept):,} other lanes"
-        lanes = {name: members for name, members in lanes.items() if name in kept}
-        lanes[name] = sorted(rest, key=lambda span: (span.start, span.end))
-    return list(lanes.items())
-
-
-def _packed(spans: Iterable[Span]) -> list[list[Span]]:
-    """Rows without overlaps, as few as possible: each span goes to the first row that is free.
-
-    >>> spans = [Span("", "a", 0, 2), Span("", "b", 1, 3), Span("", "c", 2, 4)]
-    >>> [[span.label for span in row] for row in _packed(spans)]
-    [['a', 'c'], ['b']]
-    """
-    rows: list[list[Span]] = []
-    busy: list[tuple[float, int]] = []
-    free: list[int] = []
-    for span in spans:
-        while busy and busy[0][0] <= span.start:
-            heapq.heappush(free, heapq.heappop(busy)[1])
-        row = heapq.heappop(free) if free else len(rows)
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(span)
-        heapq.heappush(busy, (span.end, row))
-    return rows
 
 
 def _pitch(rows: int) -> float:
@@ -270,50 +187,6 @@ def _curve(spans: Sequence[Span], axis: _Axis, y: float) -> tuple[int, str]:
         "small", 12, y + 44, f"most: {peak:,}"
     )
     return peak, f'<g class="curve">{words}<path d="{"".join(path)}V{floor:.1f}Z"/></g>'
-
-
-def _grid(axis: _Axis, bottom: float) -> str:
-    """Upright lines at round times, with the times above."""
-    step = _step((axis.high - axis.low) / 10)
-    parts = []
-    for number in range(math.ceil(axis.low / step), math.floor(axis.high / step + 1e-9) + 1):
-        x = axis.x(number * step)
-        words = svg_text("small", x, 12, _clock(number * step), "middle")
-        parts.append(f'<path d="M{x:.1f} 18V{bottom:.1f}"/>{words}')
-    return f'<g class="grid">{"".join(parts)}</g>'
-
-
-def _step(least: float) -> float:
-    """The next round time.
-
-    >>> _step(0.013), _step(3), _step(40), _step(4000)
-    (0.02, 5.0, 60.0, 7200.0)
-    """
-    round_times = (30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0, 43200.0)
-    if least > 20:
-        return next(
-            (time for time in round_times if time >= least), 86400.0 * math.ceil(least / 86400)
-        )
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(
-        round(factor * power, 12) for factor in (1, 2, 5, 10) if factor * power >= least * 0.999
-    )
-
-
-def _clock(seconds: float) -> str:
-    """A time for people.
-
-    >>> [_clock(time) for time in (0, 0.0042, 1.5, 75, 3700)]
-    ['0 s', '4.2 ms', '1.5 s', '1:15 min', '1:01 h']
-    """
-    whole = round(seconds)
-    if abs(whole) >= 3600:
-        return f"{whole // 3600}:{whole % 3600 // 60:02} h"
-    if abs(whole) >= 60:
-        return f"{whole // 60}:{whole % 60:02} min"
-    if abs(seconds) > 0.9995 or not seconds:
-        return f"{seconds:.3g} s"
-    return f"{1000 * seconds:.3g} ms"
 
 
 def _many(spans: Sequence[Span]) -> str:

@@ -15,14 +15,16 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
-import distributed
+import distributed as _untyped
+
 from dask.system import CPU_COUNT
-
 from feste.errors import ConfigError
 
 __all__ = ["OwnCluster"]
 
+_dask: Any = _untyped
 _MOST_PROCESSES = 8
 #: Seconds that the first worker may take to come, and all of them to go.
 _START, _END = 60.0, 4.0
@@ -35,7 +37,7 @@ class OwnCluster:
     """
 
     def __init__(self) -> None:
-        self._scheduler = distributed.LocalCluster(
+        self._scheduler = _dask.LocalCluster(
             n_workers=0,
             processes=True,
             host="127.0.0.1",
@@ -44,7 +46,7 @@ class OwnCluster:
             # after one more try of what a lost worker was at, it is lost
             scheduler_kwargs={"dashboard": False, "allowed_failures": 1},
         )
-        self.client = distributed.Client(self._scheduler, set_as_default=False)
+        self.client: Any = _dask.Client(self._scheduler, set_as_default=False)
         self._workers = _start_workers(self.client.scheduler.address)
         try:
             self._wait()
@@ -62,14 +64,14 @@ class OwnCluster:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """Give up what is under way, end the workers, then the scheduler."""
+        """Give up what is under way, end the scheduler, then the workers."""
         self.client.close()
+        self._scheduler.close()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self._workers.communicate(b".", timeout=_END)
         if self._workers.poll() is None:
             os.killpg(self._workers.pid, signal.SIGKILL)
             self._workers.wait()
-        self._scheduler.close()
 
 
 def _start_workers(address: str) -> subprocess.Popen[bytes]:

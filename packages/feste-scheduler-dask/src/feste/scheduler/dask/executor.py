@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
-from queue import Empty, SimpleQueue
-from time import monotonic, perf_counter
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
-from uuid import uuid4
-from weakref import WeakSet, WeakValueDictionary
 
-import distributed
-
-from feste.backend import Backend, Call, Request
-from feste.errors import ConfigError, FesteError, WorkerLost
-from feste.node import topological
-from feste.scheduler.growth import Emission
+from feste.backend import Call, Request
+from feste.errors import FesteError
 from feste.scheduler.dask.link import Link, check_target
-from feste.scheduler.dask.refs import Fetcher, Promises, Ref, lost
-from feste.scheduler.dask.remote import Emitted, Held, packed, work
+from feste.scheduler.dask.refs import Ref
+from feste.scheduler.dask.workers import Workers
 from feste.scheduler.executor import Post, PyTask
 from feste.scheduler.local import LocalExecutor
-from feste.scheduler.run import Run
-from feste.scheduler.work import describe
 
 __all__ = ["DaskExecutor"]
 
 #: Tasks under way for each thread of the cluster: one runs, one waits beside it.
 _WINDOW = 2
-#: Seconds between two looks at the size of the cluster.
-_REFRESH = 1.0
 
 Chunk = list[PyTask]
 
@@ -59,20 +45,10 @@ class DaskExecutor(LocalExecutor):
         :raises ConfigError: if there is no cluster, or the client is closed.
         """
         self._link = Link(self.target)
-        self._client = self._link.client
-        self._size = self._link.threads()
-        self._looked = monotonic()
+        self._workers = Workers(self._link, post)
         self._report = post
         self._moved: dict[int, str] = {}
-        self._running: dict[int, distributed.Future[Any]] = {}
-        self._promises = Promises()
-        self._fetcher = Fetcher(self._client, self._promises)
-        self._backends: WeakValueDictionary[Hashable, Backend] = WeakValueDictionary()
-        self._known: WeakSet[Run] = WeakSet()
-        self._queue: SimpleQueue[Chunk | None] = SimpleQueue()
         super().start(self._tell)
-        self._thread = threading.Thread(target=self._serve, name="feste-dask", daemon=True)
-        self._thread.start()
 
     def _tell(self, report: tuple[Any, ...]) -> None:
         """Post a report; a chunk that ran elsewhere than it was meant to is free where it counts."""
@@ -100,7 +76,7 @@ class DaskExecutor(LocalExecutor):
         :param where: what :meth:`place` said, or ``"thread"``.
         """
         if where == "worker":
-            return _WINDOW * max(1, self._size)
+            return _WINDOW * max(1, self._workers.size)
         return super().capacity(where)
 
     def call(self, where: str, chunk: Chunk) -> None:
@@ -111,9 +87,9 @@ class DaskExecutor(LocalExecutor):
         """
         refs = list(_refs(chunk))
         if where == "worker" and (refs or not _is_operator(chunk[0])):
-            self._queue.put(chunk)
+            self._workers.run(chunk)
         elif refs:
-            self._fetcher.bring(refs, lambda: self._call_here(where, chunk))
+            self._workers.fetcher.bring(refs, lambda: self._call_here(where, chunk))
         elif where == "worker":
             self._call_here(where, chunk)
         else:
@@ -133,6 +109,24 @@ class DaskExecutor(LocalExecutor):
             where = "thread"
         super().call(where, chunk)
 
+    def abandon(self, chunk: Chunk) -> None:
+        """Let Dask forget a task that has not begun; one that runs on a worker runs to its end.
+
+        :param chunk: the list that was given to :meth:`call`.
+        """
+        super().abandon(chunk)
+        self._workers.abandon(chunk)
+
+    def send(self, handle: int, call: Call[Any], request: Request) -> None:
+        """Send a request from here, and remember its client for calls that workers emit.
+
+        :param handle: the brain's number for it.
+        :param call: the operation to send it with.
+        :param request: the request.
+        """
+        self._workers.backends.setdefault(call.client.token, call.client)
+        super().send(handle, call, request)
+
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
         """Bring results here.
 
@@ -144,27 +138,7 @@ class DaskExecutor(LocalExecutor):
             values = [r.value if type(r) is Ref else r for r in refs]
             self._report(("fetched", handle, values))
 
-        self._fetcher.bring([r for r in refs if type(r) is Ref], then)
-
-    def send(self, handle: int, call: Call[Any], request: Request) -> None:
-        """Send a request from here, and remember its client for calls that workers emit.
-
-        :param handle: the brain's number for it.
-        :param call: the operation to send it with.
-        :param request: the request.
-        """
-        self._backends.setdefault(call.client.token, call.client)
-        super().send(handle, call, request)
-
-    def abandon(self, chunk: Chunk) -> None:
-        """Let Dask forget a task that has not begun; one that runs on a worker runs to its end.
-
-        :param chunk: the list that was given to :meth:`call`.
-        """
-        super().abandon(chunk)
-        future = self._running.get(id(chunk))
-        if future is not None:
-            self._fetcher.on_loop(self._client.cancel([future], asynchronous=True))
+        self._workers.fetcher.bring([r for r in refs if type(r) is Ref], then)
 
     def release(self, ref: Any) -> None:
         """Do nothing: another run may share the result, and Dask lets it go with the last Ref.
@@ -174,128 +148,8 @@ class DaskExecutor(LocalExecutor):
 
     def close(self) -> None:
         """Stop all of it, and what was started or connected here."""
-        self._queue.put(None)
-        self._thread.join(timeout=5)
-        self._link.close()
-        self._promises.give_up(lost(None))
+        self._workers.close()
         super().close()
-
-    # --- towards the cluster, on a thread of its own: pickling and Dask may take their time ---------
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                chunk = self._queue.get(timeout=_REFRESH)
-            except Empty:
-                chunk = []
-            if chunk is None:
-                return
-            if chunk or self._promises:
-                self._look()
-            if chunk:
-                self._submit(chunk)
-
-    def _look(self) -> None:
-        """See how large the cluster is; give up what waits if it is gone."""
-        if self._link.closed:
-            self._promises.give_up(
-                WorkerLost("the distributed.Client was closed during the run", billed="no")
-            )
-        elif monotonic() - self._looked > _REFRESH:
-            self._looked = monotonic()
-            try:
-                size = self._link.threads()
-            except Exception:  # closing just now: the next look will see it
-                return
-            if size != self._size:
-                self._size = size
-                self._report(("capacity", "worker"))
-
-    def _submit(self, chunk: Chunk) -> None:
-        (task,) = chunk
-        begun = perf_counter()
-        end = partial(self._end, chunk, begun)
-        number = self._promises.make(lambda error: end(False, error))
-        try:
-            # in the user's context, for dask.annotate() and the like
-            future = task.run.context.copy().run(self._send_task, task)
-            self._running[id(chunk)] = future
-            there = self._fetcher.on_loop(self._watch(task, future, number, end))
-        except Exception as error:  # the objects of others do not pickle, or Dask refuses
-            there, refused = False, describe(error)
-        else:
-            refused = lost(None)
-        if not there and self._promises.keep(number):
-            end(False, refused)
-
-    def _send_task(self, task: PyTask) -> distributed.Future[Any]:
-        node = task.run.program.nodes[task.index]
-        holes = [i for i, value in enumerate(task.values) if type(value) is Ref]
-        values = [None if type(value) is Ref else value for value in task.values]
-        try:
-            data = packed(node.op, task.args, task.kwargs, values, holes)
-        except Exception as error:  # anything can go wrong in the objects of others
-            raise ConfigError(
-                f"{node.op.name} runs on a Dask worker, but it or an argument cannot be sent there: "
-                f"{type(error).__name__}: {error}. Give it plain data, or keep the task here with "
-                "executor='inline'",
-                origin=node.where,
-            ) from None
-        return self._client.submit(
-            work,
-            data,
-            *[task.values[i].future for i in holes],
-            key=f"{node.op.name}-{uuid4().hex}",
-            pure=False,
-        )
-
-    async def _watch(
-        self,
-        task: PyTask,
-        future: distributed.Future[Any],
-        number: int,
-        end: Callable[[bool, Any], None],
-    ) -> None:
-        """Report when a task has ended on its worker."""
-        error = await future.exception(asynchronous=True)
-        if not self._promises.keep(number):
-            return
-        ref = Ref(future)
-        if future.status != "finished":
-            end(False, _lost(task, error))
-        elif future.type is Held:
-            end(True, ref)
-        else:  # nodes or an error: small, and needed here
-            self._fetcher.bring([ref], lambda: self._look_at(task, ref, end))
-
-    def _look_at(self, task: PyTask, ref: Ref, end: Callable[[bool, Any], None]) -> None:
-        if type(ref.outcome) is not Emitted:  # a value, where Dask did not tell its class
-            end(ref.ok, ref if ref.ok else ref.value)
-            return
-        try:
-            self._adopt(task.run, ref.value)
-        except Exception as error:  # a client that cannot tell its configuration
-            end(False, describe(error))
-        else:
-            end(True, ref.value)
-
-    def _end(self, chunk: Chunk, begun: float, ok: bool, value: Any) -> None:
-        self._running.pop(id(chunk), None)
-        self._report(("done", chunk[0], ok, value, perf_counter() - begun))
-        self._report(("free", "worker", chunk))
-
-    def _adopt(self, run: Run, emission: Emission) -> None:
-        """Give emitted calls the clients that are here already, with their connections."""
-        if run not in self._known:
-            self._known.add(run)
-            for op in [n.op for n in run.program.nodes]:
-                if isinstance(op, Call):
-                    self._backends.setdefault(op.client.token, op.client)
-        for node in topological(emission.nodes):
-            op = node.op
-            if isinstance(op, Call):
-                client = self._backends.setdefault(op.client.token, op.client)
-                node.op = op if client is op.client else getattr(client, op.name)
 
 
 def _values(task: PyTask) -> Iterator[list[Any]]:
@@ -317,18 +171,3 @@ def _is_operator(task: PyTask) -> bool:
 
 def _raise(error: FesteError) -> NoReturn:
     raise error
-
-
-def _lost(task: PyTask, error: BaseException | None) -> FesteError:
-    if isinstance(error, distributed.scheduler.KilledWorker):
-        return WorkerLost(
-            f"the Dask workers that ran {task.name} died, the last of {error.allowed_failures + 1}; "
-            "it may need more memory than there is",
-            billed="no",
-        )
-    if isinstance(error, ImportError):
-        return ConfigError(
-            f"the Dask workers cannot run tasks of Feste: {type(error).__name__}: {error}. Install "
-            "feste-scheduler-dask there, in the version of the client"
-        )
-    return lost(error)

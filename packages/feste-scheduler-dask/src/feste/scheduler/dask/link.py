@@ -7,13 +7,14 @@ import warnings
 from typing import Any
 from urllib.parse import urlsplit
 
-import distributed
+import distributed as _untyped
 
 from feste.errors import ConfigError, FesteWarning
 from feste.scheduler.dask.cluster import OwnCluster
 
 __all__ = ["Link", "check_target"]
 
+_dask: Any = _untyped
 _NAMES = ("dask", "distributed")
 
 
@@ -30,7 +31,7 @@ def check_target(target: Any) -> None:
                 "scheduler can run code on its workers. Use TLS (tls://..., with the certificates "
                 "in the Dask configuration distributed.comm.tls), or an address on this machine"
             )
-    elif not isinstance(target, (distributed.Client, distributed.deploy.Cluster, type)):
+    elif not isinstance(target, (_dask.Client, _dask.deploy.Cluster, type)):
         raise ConfigError(
             f"scheduler={target!r}: of distributed, a Client or a cluster can run a graph"
         )
@@ -56,8 +57,9 @@ class Link:
         self._owned = True
         self._by_name = target in _NAMES or isinstance(target, type)
         given = _current() if self._by_name else target
-        if isinstance(given, distributed.Client):
-            self.client, self._owned = given, False
+        if isinstance(given, _dask.Client):
+            self.client: Any = given
+            self._owned = False
         else:
             self.client = self._connect(given)
         if self.client.status != "running":
@@ -78,12 +80,12 @@ class Link:
                 stacklevel=2,
             )
 
-    def _connect(self, given: Any) -> distributed.Client:
+    def _connect(self, given: Any) -> Any:
         if given is None:
             self._cluster = OwnCluster()
             return self._cluster.client
         try:
-            return distributed.Client(given, set_as_default=False)
+            return _dask.Client(given, set_as_default=False)
         except Exception as error:  # not there, not Dask, or no certificates
             raise ConfigError(
                 f"scheduler={given!r}: no connection: {type(error).__name__}: {error}"
@@ -114,10 +116,10 @@ class Link:
             self.client.close()
 
 
-def _current() -> distributed.Client | None:
-    """The user's own client: of the context, else the newest that was made a default."""
+def _current() -> Any:
+    """The user's own client, or None: of the context, else the newest that was made a default."""
     try:
-        client: distributed.Client = distributed.default_client()
+        client = _dask.default_client()
     except ValueError:
         return None
     return client if client.status == "running" else None

@@ -15,7 +15,7 @@ import sys
 import distributed
 
 #: Seconds that workers get to end by themselves.
-PATIENCE = 2.0
+PATIENCE = 1.0
 
 
 async def main(address: str, processes: int, threads: int) -> None:
@@ -29,12 +29,12 @@ async def main(address: str, processes: int, threads: int) -> None:
         distributed.Nanny(address, nthreads=threads, host="127.0.0.1", dashboard=False)
         for _ in range(processes)
     ]
-    starting = asyncio.gather(*nannies)
+    starting = asyncio.gather(*nannies)  # goes on while this waits
     await asyncio.to_thread(os.read, sys.stdin.fileno(), 1)
     with contextlib.suppress(Exception):
         async with asyncio.timeout(PATIENCE):
-            await starting
             await asyncio.gather(*(n.close(timeout=PATIENCE / 2) for n in nannies))
+    starting.cancel()
     os.killpg(0, signal.SIGKILL)  # whoever is left, this process too: nothing more to say
 
 

@@ -81,11 +81,11 @@ class Promises:
 class Fetcher:
     """Brings results here, on the event loop of the client, so that nobody waits.
 
-    :param client: the client. It joins requests that are made at the same time.
+    :param client: a ``distributed.Client``. It joins requests that are made at the same time.
     :param promises: where to note what is under way.
     """
 
-    def __init__(self, client: distributed.Client, promises: Promises) -> None:
+    def __init__(self, client: Any, promises: Promises) -> None:
         self._client = client
         self._promises = promises
 
@@ -142,7 +142,10 @@ class Fetcher:
 def lost(error: BaseException | None) -> WorkerLost:
     """Return the error for a result that the cluster lost.
 
-    :param error: what Dask says.
+    :param error: what Dask says; None if Dask itself is gone.
     """
-    told = f"{type(error).__name__}: {error}" if error is not None else "no reason is known"
+    if error is None:
+        told = "the client was closed, or its connection to the scheduler broke"
+    else:
+        told = f"{type(error).__name__}: {error}"
     return WorkerLost(f"the result on the Dask cluster is lost: {told}", billed="no")

@@ -16,8 +16,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import cloudpickle
-from dask.sizeof import sizeof
 
+from dask.sizeof import sizeof
 from feste import blocking
 from feste.errors import FesteError, NodeError
 from feste.scheduler.growth import Emission

@@ -1,0 +1,69 @@
+"""The time axis of a timeline: where a moment stands, and how it is told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from feste.report.svg import Rect, svg_text
+
+GUTTER, CHART = 190.0, 830.0  # pixels for the names of the lanes, and for the time
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Time, from left to right."""
+
+    low: float
+    high: float
+
+    def x(self, time: float) -> float:
+        return GUTTER + CHART * (time - self.low) / (self.high - self.low)
+
+    def bar(self, start: float, end: float, y: float, height: float) -> Rect:
+        left = self.x(max(start, self.low))
+        return Rect(left, y, max(1.5, self.x(end) - left), height)
+
+
+def _grid(axis: _Axis, bottom: float) -> str:
+    """Upright lines at round times, with the times above."""
+    step = _step((axis.high - axis.low) / 10)
+    parts = []
+    for number in range(math.ceil(axis.low / step), math.floor(axis.high / step + 1e-9) + 1):
+        x = axis.x(number * step)
+        words = svg_text("small", x, 12, _clock(number * step), "middle")
+        parts.append(f'<path d="M{x:.1f} 18V{bottom:.1f}"/>{words}')
+    return f'<g class="grid">{"".join(parts)}</g>'
+
+
+def _step(least: float) -> float:
+    """The next round time.
+
+    >>> _step(0.013), _step(3), _step(40), _step(4000)
+    (0.02, 5.0, 60.0, 7200.0)
+    """
+    round_times = (30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0, 43200.0)
+    if least > 20:
+        return next(
+            (time for time in round_times if time >= least), 86400.0 * math.ceil(least / 86400)
+        )
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(
+        round(factor * power, 12) for factor in (1, 2, 5, 10) if factor * power >= least * 0.999
+    )
+
+
+def _clock(seconds: float) -> str:
+    """A time for people.
+
+    >>> [_clock(time) for time in (0, 0.0042, 1.5, 75, 3700)]
+    ['0 s', '4.2 ms', '1.5 s', '1:15 min', '1:01 h']
+    """
+    whole = round(seconds)
+    if abs(whole) >= 3600:
+        return f"{whole // 3600}:{whole % 3600 // 60:02} h"
+    if abs(whole) >= 60:
+        return f"{whole // 60}:{whole % 60:02} min"
+    if abs(seconds) > 0.9995 or not seconds:
+        return f"{seconds:.3g} s"
+    return f"{1000 * seconds:.3g} ms"

@@ -1,0 +1,242 @@
+"""What all pictures share: palettes, fonts, elements of SVG, and the sheet they stand on."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+MARGIN = 26.0
+LABEL, SMALL, HEADING = 13.0, 11.0, 16.0  # font sizes
+BOLD = 1.07 * LABEL
+
+KINDS = {"prompt": "prompt", "call": "LLM call", "task": "Python task", "data": "data"}
+
+Palette = Mapping[str, tuple[str, str]]
+
+# (fill, stroke) of each part. No CSS variables: renderers that do not know them would paint black.
+LIGHT = {
+    "panel": ("#ffffff", "#e2e5ee"), "ink": ("#1b2130", "#667085"), "edge": ("none", "#a2abbe"),
+    "prompt": ("#edf4ff", "#3b74e6"), "call": ("#f4efff", "#7c4bdc"),
+    "task": ("#e7f8f1", "#11876a"), "data": ("#f2f4f8", "#77829a"),
+    "batch": ("#fffaf0", "#d8981f"), "bad": ("#ffffff", "#d62f46"),
+}  # fmt: skip
+DARK = {
+    "panel": ("#10141d", "#2a3040"), "ink": ("#eaedf5", "#9aa4b8"), "edge": ("none", "#5d677d"),
+    "prompt": ("#15233f", "#74a2ff"), "call": ("#231a3d", "#b08cff"),
+    "task": ("#0f2b25", "#43c9a1"), "data": ("#1d2330", "#98a3b8"),
+    "batch": ("#1c1913", "#e0a63a"), "bad": ("#10141d", "#ff6b7d"),
+}  # fmt: skip
+# Fonts of the same metrics, so that text fits its box everywhere.
+_FONT = "'Helvetica Neue',Helvetica,Arial,'Liberation Sans',Arimo,sans-serif"
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True, slots=True)
+class Rect:
+    """A box on the sheet, in pixels."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def plain(text: str) -> str:
+    """Text with a visible stand-in for every character that XML cannot hold.
+
+    >>> plain("a\\x1bb")
+    'a␛b'
+    """
+    return _NOT_XML.sub(lambda m: chr(0x2400 + ord(m[0])) if m[0] < " " else "\ufffd", text)
+
+
+def xml(text: str) -> str:
+    """Text as XML content or attribute value that parses back equal, line ends included.
+
+    >>> xml('a "b" <c>')
+    'a &quot;b&quot; &lt;c&gt;'
+    """
+    quoted = escape(plain(text))
+    return quoted.replace("\r", "&#13;").replace("\n", "&#10;").replace("\t", "&#9;")
+
+
+def width_of(text: str, size: float) -> float:
+    """About how wide text is in Arial, Helvetica or Liberation Sans, in pixels; rather too wide."""
+    return size * sum(map(_advance, text))
+
+
+def _advance(char: str) -> float:
+    if char in "iljtfrI.,;:'|!()[]-/\\ ":
+        return 0.34
+    if char in "mwMW@%…" or unicodedata.east_asian_width(char) in "WF":
+        return 1.0
+    if unicodedata.combining(char):
+        return 0.0
+    return 0.74 if char.isupper() else 0.59
+
+
+def fit(text: str, room: float, size: float) -> str:
+    """Text on one line, shortened in its middle until it fits the room.
+
+    >>> fit("a very long label indeed", 90, 12)
+    'a very…indeed'
+    """
+    line = " ".join(_BIDI.sub("", plain(text)).split())
+    if width_of(line[:400], size) <= room and len(line) <= 400:
+        return line
+    keep = 200
+    while keep > 1 and width_of(line[:keep] + "…" + line[-keep:], size) > room:
+        keep -= 1
+    return line[:keep].rstrip() + "…" + line[-keep:].lstrip()
+
+
+def svg_rect(name: str, at: Rect, corner: float, shift: float = 0.0) -> str:
+    """A rectangle with round corners, moved to the right and down by `shift`."""
+    return (
+        f'<rect class="{name}" x="{at.x + shift:.1f}" y="{at.y + shift:.1f}" '
+        f'width="{at.width:.1f}" height="{at.height:.1f}" rx="{corner:g}"/>'
+    )
+
+
+def svg_text(name: str, x: float, y: float, text: str, anchor: str = "start") -> str:
+    """One line of text, escaped."""
+    place = f' text-anchor="{anchor}"' if anchor != "start" else ""
+    return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}"{place}>{xml(text)}</text>'
+
+
+def sheet(
+    name: str,
+    title: str,
+    summary: str,
+    *,
+    body: Sequence[str],
+    size: tuple[float, float],
+    legend: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    style: str = "",
+) -> str:
+    """Put a drawing on a panel with its title, legend and notes, as one SVG file.
+
+    :param name: the picture's kind; all its style rules are kept to the class `feste-{name}`, so
+        that several pictures can stand in one HTML page.
+    :param title: the heading, "" for none.
+    :param summary: what a screen reader says.
+    :param body: the elements of the drawing, their corner at (0, 0).
+    :param size: width and height of the drawing.
+    :param legend: pairs of a swatch and its words.
+    :param notes: lines below the legend.
+    :param style: more style rules.
+    :returns: the text of the file.
+    """
+    room = max(size[0], 380.0)
+    heading = fit(title, room, HEADING)
+    rows = _flow(legend, room)
+    top = MARGIN + 34 * bool(heading)
+    below = top + size[1] + (30 if size[1] else 0)
+    texts = [svg_text("heading", MARGIN, MARGIN + 12, heading)] * bool(heading)
+    for number, row in enumerate(rows):
+        for x, swatch, words in row:
+            place = f"{MARGIN + x:.1f} {below + 12 + 24 * number:.1f}"
+            texts.append(
+                f'<g transform="translate({place})">{swatch}{svg_text("small", 32, 0, words)}</g>'
+            )
+    below += 24 * len(rows)
+    for number, note in enumerate(notes):
+        texts.append(svg_text("small", MARGIN, below + 12 + 16 * number, fit(note, room, SMALL)))
+    width, height = room + 2 * MARGIN, below + 16 * len(notes) + MARGIN - 6
+    shift = f"{MARGIN + (room - size[0]) / 2:.1f} {top:.1f}"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="feste-{name}" role="img" '
+            f'aria-label="{xml(summary)}" width="{width:.0f}" height="{height:.0f}" '
+            f'viewBox="0 0 {width:.0f} {height:.0f}">',
+            f"<title>{xml(summary)}</title>",
+            f"<style>{_rules(f'.feste-{name} ')}{style}</style>",
+            svg_rect("panel", Rect(0.5, 0.5, round(width) - 1, round(height) - 1), 14),
+            f'<g transform="translate({shift})">',
+            *body,
+            "</g>",
+            *texts,
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _flow(legend: Sequence[tuple[str, str]], room: float) -> list[list[tuple[float, str, str]]]:
+    """Break the legend into rows: (x, swatch, words)."""
+    rows: list[list[tuple[float, str, str]]] = []
+    x = room
+    for swatch, words in legend:
+        wide = 32 + width_of(words, SMALL) + 18
+        if x + wide > room:
+            rows.append([])
+            x = 0.0
+        rows[-1].append((x, swatch, words))
+        x += wide
+    return rows
+
+
+def _rules(scope: str) -> str:
+    """The style sheet: shapes once, colours for light, and again for dark."""
+    shapes = [
+        f"text{{font-family:{_FONT}}}",
+        f".label{{font-size:{LABEL}px;font-weight:600}}",
+        f".heading{{font-size:{HEADING}px;font-weight:650}}",
+        f".small{{font-size:{SMALL}px}}",
+        ".edge{fill:none;stroke-linecap:round;stroke-linejoin:round}",
+        ".card,.key,.frame{stroke-width:1.4px}",
+        ".ring{stroke-width:1.6px}",
+        ".copy{opacity:.55}",
+        ".frame{stroke-dasharray:5 3}",
+        ".icon{fill:none;stroke-width:1.5px;stroke-linecap:round;stroke-linejoin:round}",
+        ".weight{paint-order:stroke;stroke-width:5px;stroke-linejoin:round}",
+        ".caption{paint-order:stroke;stroke-width:4px;stroke-linejoin:round}",
+        ".mark path{fill:none;stroke-width:1.8px;stroke-linecap:round;stroke-linejoin:round}",
+        ".mark circle{stroke-width:1.5px}",
+        ".skipped .icon{opacity:.55}",
+        ".skipped .label{opacity:.55}",
+        ".skipped .card{stroke-dasharray:4 3}",
+    ]
+    dark = "".join(scope + rule for rule in colours(DARK))
+    light = "".join(scope + rule for rule in [*shapes, *colours(LIGHT)])
+    return f"{light}@media(prefers-color-scheme:dark){{{dark}}}"
+
+
+def colours(palette: Mapping[str, tuple[str, str]]) -> list[str]:
+    """The rules that a palette of (fill, stroke) sets."""
+    (ink, muted), (panel, line), edge = palette["ink"], palette["panel"], palette["edge"][1]
+    batch, bad, good = palette["batch"], palette["bad"][1], palette["task"][1]
+    kinds = [
+        f"{part}{{{style}}}"
+        for kind in KINDS
+        for fill, stroke in [palette[kind]]
+        for part, style in (
+            (f".{kind} .card", f"fill:{fill};stroke:{stroke}"),
+            (f".{kind} .key", f"fill:{fill};stroke:{stroke}"),
+            (f".{kind} .icon", f"stroke:{stroke}"),
+            (f".{kind} .ring", f"stroke:{stroke}"),
+        )
+    ]
+    return [
+        f".panel{{fill:{panel};stroke:{line}}}",
+        f".label{{fill:{ink}}}",
+        f".heading{{fill:{ink}}}",
+        f".small{{fill:{muted}}}",
+        f".weight{{stroke:{panel}}}",
+        f".caption{{stroke:{batch[0]}}}",
+        f".ring{{fill:{panel}}}",
+        f".edge{{stroke:{edge}}}",
+        f".frame{{fill:{batch[0]};stroke:{batch[1]}}}",
+        *kinds,
+        f".box.failed .card{{stroke:{bad}}}",
+        f".mark path{{stroke:{panel}}}",
+        f".mark circle{{fill:{edge};stroke:{panel}}}",
+        f".mark.done circle{{fill:{good}}}",
+        f".mark.failed circle{{fill:{bad}}}",
+    ]

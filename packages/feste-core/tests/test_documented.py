@@ -1,0 +1,202 @@
+"""The documents say what the code does: hooks, settings, errors, names, and the packages of how-tos."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import feste
+from feste import context, errors, hookspecs
+from feste.hookspecs import hookspec
+
+
+def find_root() -> Path | None:
+    """The root of the repository, or None where these tests stand without it."""
+    for folder in Path(__file__).resolve().parents:
+        if (folder / "docs" / "index.md").is_file():
+            return folder
+    return None
+
+
+ROOT = find_root()
+HOOKS = [name for name in vars(hookspecs) if name.startswith("feste_")]
+PACKAGES = ["add-a-backend", "add-an-optimization", "add-a-scheduler"]
+
+
+def document(name: str) -> str:
+    if ROOT is None:
+        pytest.skip("the documents are in the repository, and this is no checkout of it")
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The rows of all tables by their first cell; back quotes are taken off."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    return {first.strip("`"): rest for first, *rest in cells}
+
+
+# --- hooks ------------------------------------------------------------------------------------------
+
+
+def test_all_hookspecs_are_known_here() -> None:
+    """A hook is a function of the module that carries pluggy's mark; no other name begins so."""
+    marked = [n for n, f in vars(hookspecs).items() if hasattr(f, f"{hookspec.project_name}_spec")]
+
+    assert marked == HOOKS
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_each_hook_is_a_heading_with_its_arguments(name: str) -> None:
+    """A heading of the page of hooks is the hook's name with its arguments."""
+    arguments = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
+
+    headings = re.findall(r"^#+ `?(feste_\w+\(.*?\))`?$", document("reference/hooks"), re.MULTILINE)
+
+    assert f"{name}({arguments})" in headings
+
+
+def test_no_heading_names_a_hook_that_there_is_not() -> None:
+    """A hook that was renamed or removed leaves no heading behind."""
+    headings = re.findall(r"^#+ `?(feste_\w+)", document("reference/hooks"), re.MULTILINE)
+
+    assert sorted(headings) == sorted(HOOKS)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_each_hook_is_used_in_a_test(name: str) -> None:
+    """Some test file implements or calls the hook."""
+    document("reference/hooks")  # skips outside of the repository
+    assert ROOT is not None
+    files = [*ROOT.glob("packages/*/tests/*.py"), *ROOT.glob("tests/**/*.py")]
+    others = [file for file in files if file.name != Path(__file__).name]
+
+    assert any(name in file.read_text(encoding="utf-8") for file in others)
+
+
+# --- settings and errors ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", context.SETTINGS)
+def test_each_setting_is_in_the_table_with_its_default(name: str) -> None:
+    """The second cell of a setting's row is its default; another is its environment variable."""
+    cells = rows(document("reference/settings")).get(name, [])
+
+    assert cells, f"settings.md has no row for {name}"
+    assert cells[0] == f"`{context.SETTINGS[name].default!r}`"
+    assert f"`FESTE_{name.upper()}`" in cells
+
+
+def test_no_row_names_a_setting_that_there_is_not() -> None:
+    """A setting that was renamed or removed leaves no row behind."""
+    assert rows(document("reference/settings")).keys() == context.SETTINGS.keys()
+
+
+CLASSES = [name for name in errors.__all__ if inspect.isclass(getattr(errors, name))]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_each_error_is_on_the_page_of_errors(name: str) -> None:
+    """Each class has a row or a heading that says what to do about it."""
+    page = document("reference/errors")
+    headings = re.findall(r"^#+ `(\w+)`$", page, re.MULTILINE)
+
+    assert name in rows(page) or name in headings
+
+
+def test_no_row_names_an_error_that_there_is_not() -> None:
+    """A class that was renamed or removed leaves no row behind."""
+    page = document("reference/errors")
+
+    assert rows(page).keys() | set(re.findall(r"^#+ `(\w+)`$", page, re.MULTILINE)) <= set(CLASSES)
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in feste.__all__ if not n.startswith("__")])
+def test_each_name_of_the_front_door_has_an_example(name: str) -> None:
+    """What ``import feste`` offers is a module, or says in its docstring how it is used."""
+    value = getattr(feste, name)
+    if isinstance(value, ModuleType):
+        assert value.__doc__
+    elif name == "hookimpl":  # an object of pluggy's, shown in the module of hooks
+        assert "@feste.hookimpl" in (hookspecs.__doc__ or "")
+    else:
+        assert ">>> " in (inspect.getdoc(value) or "")
+
+
+# --- the packages that how-tos build ----------------------------------------------------------------
+
+
+def files_of(page: str) -> dict[str, str]:
+    """The files of a page: a path in back quotes begins the paragraph before each of their blocks."""
+    found = re.findall(
+        r"^`([\w./-]+)`[^`]*(?:`[^`]*`[^`]*)*?:\n\n```(?:toml|py)\n(.*?)^```$",
+        page,
+        re.MULTILINE | re.DOTALL,
+    )
+    return dict(found)
+
+
+def installed(folder: Path, page: str) -> Path:
+    """Write the files of a page, with the metadata that an installation would make of them."""
+    files = files_of(page)
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    source = folder / "src" if (folder / "src").is_dir() else folder
+    info = source / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(head, encoding="utf-8")
+    points = [f"{name} = {value}\n" for name, value in project["entry-points"]["feste"].items()]
+    (info / "entry_points.txt").write_text("".join(["[feste]\n", *points]), encoding="utf-8")
+    return source
+
+
+def run(folder: Path, source: Path, *command: str) -> str:
+    path = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", PACKAGES)
+def test_the_package_of_a_how_to_is_found_and_passes_its_own_tests(
+    page: str, tmp_path: Path
+) -> None:
+    """Whoever copies the files of the page has a plugin that works."""
+    text = document(f"howto/{page}")
+    source = installed(tmp_path, text)
+    name = tomllib.loads(files_of(text)["pyproject.toml"])["project"]["name"]
+
+    listed = run(tmp_path, source, "feste", "plugins")
+    tested = run(tmp_path, source, "pytest", "-q", "-p", "no:cacheprovider", "tests")
+
+    assert f"loaded    {name} 0.1.0" in listed
+    assert " passed" in tested
+
+
+@pytest.mark.parametrize("page", PACKAGES)
+def test_each_block_of_a_how_to_is_a_file_or_runs_by_itself(page: str) -> None:
+    """Blocks fenced as ``py`` are files, named before them; those fenced as ``python`` run as they are."""
+    text = document(f"howto/{page}")
+
+    assert text.count("\n```py\n") == sum(path.endswith(".py") for path in files_of(text))

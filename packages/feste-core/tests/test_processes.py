@@ -1,0 +1,513 @@
+"""Process tasks: other processes, work by value, lost workers, and no orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import feste
+from feste.errors import ConfigError, FesteError, NodeError, RunFailed, RunInterrupted, WorkerLost
+from feste.scheduler.driver import driver
+from feste.testing import FakeBackend
+
+LONG = 60.0
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process tasks need POSIX")
+
+
+def until(what: Callable[[], Any]) -> bool:
+    """Wait for something that happens elsewhere; False if it never does."""
+    deadline = time.monotonic() + LONG
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return not Path("/proc").exists()
+
+
+def script(tmp_path: Path, text: str) -> list[str]:
+    """Write a program of a user's and return the command that runs it."""
+    path = tmp_path / "program.py"
+    path.write_text("if True:\n" + text)
+    return [sys.executable, str(path)]
+
+
+def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=LONG, check=False, **kwargs
+    )
+
+
+def process(fn: Callable[..., Any]) -> Any:
+    return feste.task(executor="process")(fn)
+
+
+def refused(node: Any) -> FesteError:
+    with pytest.raises(RunFailed) as caught:
+        node.compute()
+    return caught.value.errors[0]
+
+
+# --- by value ------------------------------------------------------------------------------------
+
+
+def test_a_process_task_runs_in_another_process() -> None:
+    """Its interpreter is not ours; equal tasks share workers."""
+
+    @process
+    def where() -> int:
+        return os.getpid()
+
+    pids = set(feste.compute([where() for _ in range(8)])[0])
+
+    assert os.getpid() not in pids
+    assert len(pids) <= len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "1234")
+
+
+@dataclass
+class Box:
+    content: Any
+
+
+def test_lambdas_closures_and_their_values_travel() -> None:
+    """Work is sent by value: what a function refers to goes with it, and values come back whole."""
+    factor = 3
+
+    def times(x: int) -> int:
+        return x * factor
+
+    node = process(lambda x, box: Box([times(x), *box.content]))
+
+    assert node(process(times)(2), Box([(1, 2), {"a"}])).compute() == Box([18, (1, 2), {"a"}])
+
+
+def test_a_whole_graph_mixes_threads_processes_and_requests() -> None:
+    """Values go between them in both directions."""
+    llm = FakeBackend(model="processes")
+    upper = process(lambda text: (text.upper(), os.getpid()))
+    text = llm.chat("hello")
+    there = upper(text)
+
+    assert feste.compute(text, there[0].lower(), there[1] == os.getpid()) == (
+        text.compute(),
+        text.compute(),
+        False,
+    )
+
+
+def test_functions_of_main_travel_by_value_and_main_is_not_run_again(tmp_path: Path) -> None:
+    """A script needs no ``if __name__ == "__main__"``: no worker imports it, so it prints once."""
+    command = script(
+        tmp_path,
+        """
+        import feste, os
+        print("once")
+        FACTOR = 5
+
+        class Thing:
+            def __init__(self, value): self.value = value
+
+        def helper(x): return Thing(x * FACTOR)
+
+        @feste.task(executor="process")
+        def work(thing): return os.getpid(), helper(thing.value)
+
+        made = feste.compute([work(Thing(i)) for i in range(6)])[0]
+        print([thing.value for _, thing in made])
+        print({type(thing) is Thing for _, thing in made}, os.getpid() in {pid for pid, _ in made})
+        """,
+    )
+    done = run(command)
+
+    assert done.stdout.splitlines() == ["once", "[0, 5, 10, 15, 20, 25]", "{True} False"]
+    assert done.stderr == ""
+
+
+def test_workers_find_the_modules_beside_the_script_and_no_others(tmp_path: Path) -> None:
+    """A worker imports what its parent could import: not what merely lies in the working folder."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "mine.py").write_text("def triple(x): return 3 * x\n")
+    (tmp_path / "select.py").write_text("raise RuntimeError('a module that shadows another')\n")
+    command = script(
+        tmp_path / "app",
+        """
+        import feste, mine
+        print(feste.task(executor="process")(mine.triple)(2).compute())
+        """,
+    )
+    done = run(command, cwd=tmp_path)
+
+    assert (done.stdout, done.stderr) == ("6\n", "")
+
+
+def test_what_a_worker_prints_appears_at_once(tmp_path: Path) -> None:
+    """Output of a worker goes where the parent's goes, as soon as its task is through."""
+    command = script(
+        tmp_path,
+        """
+        import feste, os, signal, sys
+
+        @feste.task(executor="process")
+        def says(text):
+            print("out", text)
+            print("err", text, file=sys.stderr)
+            return os.getpid()
+
+        pid = says("hello").compute()
+        print("back", flush=True)
+        os.kill(pid, signal.SIGKILL)
+        """,
+    )
+    done = run(command)
+
+    assert done.stdout.splitlines() == ["out hello", "back"]
+    assert done.stderr == "err hello\n"
+
+
+# --- what cannot travel --------------------------------------------------------------------------
+
+
+def test_an_argument_that_cannot_be_sent_is_refused_before_any_request() -> None:
+    """What is known to be wrong costs nothing: no request is sent, no task is begun."""
+    llm = FakeBackend(model="processes-refuse")
+    node = process(lambda lock, text: text)(threading.Lock(), llm.chat("hello"))
+
+    with pytest.raises(ConfigError, match="cannot be sent there.*pickle.*plain data") as caught:
+        feste.compute(node, llm.chat("other"))
+
+    assert "test_processes.py:" in caught.value.origin
+    assert llm.requests == []
+
+
+def test_a_value_that_turns_out_not_to_travel_fails_its_node() -> None:
+    """A value made during the run cannot be known before: only that node fails."""
+    lock = feste.task(threading.Lock)()
+    good = process(lambda x: x + 1)(1)
+    bad = process(lambda x: 1)(lock)
+
+    with pytest.raises(RunFailed) as caught:
+        feste.compute(good, bad)
+
+    assert caught.value.partial[0] == 2
+    assert isinstance(caught.value.errors[0], ConfigError)
+
+
+def test_a_result_that_cannot_be_sent_back_fails_its_node() -> None:
+    """The error says that it was the result, and the worker goes on."""
+    pid = process(lambda: os.getpid())
+    first = pid().compute()
+    error = refused(process(lambda: __import__("threading").Lock())())
+
+    assert isinstance(error, NodeError)
+    assert "the result cannot be sent back" in str(error)
+    assert until(lambda: pid().compute() == first)
+
+
+class Fussy:
+    """Comes to life nowhere but where it was made."""
+
+    def __init__(self, home: int) -> None:
+        self.home = home
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if os.getpid() != state["home"]:
+            raise EOFError("not at home")
+
+
+def test_a_result_that_does_not_come_to_life_here_is_no_lost_worker() -> None:
+    """Whatever unpickling raises, the worker lives and the work is not begun again."""
+    begun: list[str] = []
+
+    @process
+    def makes(path: str) -> Any:
+        with open(path, "a") as file:
+            file.write("begun\n")
+        return Fussy(os.getpid())
+
+    import tempfile
+
+    with tempfile.NamedTemporaryFile() as file:
+        error = refused(makes(file.name))
+        begun = Path(file.name).read_text().splitlines()
+
+    assert isinstance(error, NodeError) and "EOFError: not at home" in str(error)
+    assert begun == ["begun"]
+
+
+def test_an_exception_comes_back_as_text_with_its_traceback() -> None:
+    """The user's exception is named, with the lines of the user's code, also if it cannot travel."""
+
+    class Odd(Exception):
+        def __init__(self, lock: Any) -> None:
+            super().__init__("odd")
+            self.lock = lock
+
+    @process
+    def breaks() -> None:
+        raise Odd(__import__("threading").Lock())
+
+    error = refused(breaks())
+
+    assert isinstance(error, NodeError)
+    assert "Odd: odd" in str(error) and error.cause_type.endswith("Odd")
+    assert "in breaks" in error.traceback
+    assert "test_processes.py:" in error.origin
+
+
+@pytest.mark.parametrize("leaves", ["raise SystemExit(3)", "raise KeyboardInterrupt"])
+def test_a_task_cannot_end_its_worker_by_raising(leaves: str) -> None:
+    """``SystemExit`` inside a worker fails the task; the worker goes on."""
+    pid = process(lambda: os.getpid())
+    before = pid().compute()
+
+    @process
+    def raises(how: str) -> None:
+        if how == "raise SystemExit(3)":
+            raise SystemExit(3)
+        raise KeyboardInterrupt
+
+    error = refused(raises(leaves))
+
+    assert isinstance(error, NodeError)
+    assert error.cause_type in leaves
+    assert until(lambda: pid().compute() == before)
+
+
+# --- lost workers --------------------------------------------------------------------------------
+
+
+def test_work_of_a_killed_worker_is_begun_once_more(tmp_path: Path) -> None:
+    """A worker that dies is replaced, and what it was at starts again."""
+
+    @process
+    def dies_once(path: str) -> int:
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        if len(Path(path).read_text().splitlines()) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+    marks = tmp_path / "marks"
+    got = dies_once(str(marks)).compute()
+    first, second = (int(line) for line in marks.read_text().splitlines())
+
+    assert got == second != first
+
+
+def test_work_that_kills_two_workers_is_lost(tmp_path: Path) -> None:
+    """The second death is the work's fault: WorkerLost, with the exit code; other tasks go on."""
+    marks = tmp_path / "marks"
+
+    @process
+    def dies(path: str) -> None:
+        with open(path, "a") as file:
+            file.write("begun\n")
+        os._exit(13)
+
+    with pytest.raises(RunFailed) as caught:
+        feste.compute(dies(str(marks)), [process(lambda x: x * x)(i) for i in range(6)])
+    (error,) = caught.value.errors
+
+    assert isinstance(error, WorkerLost)
+    assert "exit code 13" in str(error) and "test_processes.py:" in error.origin
+    assert error.billed == "no"
+    assert caught.value.partial[1] == [0, 1, 4, 9, 16, 25]
+    assert marks.read_text().splitlines() == ["begun", "begun"]
+
+
+def test_a_worker_that_dies_in_the_middle_of_its_answer_is_lost_too(tmp_path: Path) -> None:
+    """Half an answer is no answer: the work is begun once more."""
+    marks = tmp_path / "marks"
+
+    @process
+    def answers_half(path: str) -> bytes:
+        import threading
+
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        if len(Path(path).read_text().splitlines()) == 1:
+            parent = os.getppid()
+            os.kill(parent, 0)
+
+            def kill() -> None:
+                while True:  # as soon as the answer is being written: more than a socket holds
+                    frames = sys._current_frames().values()
+                    if any(_sends(frame) for frame in frames):
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            def _sends(frame: Any) -> bool:
+                while frame is not None:
+                    if frame.f_code.co_name == "_send":
+                        return True
+                    frame = frame.f_back
+                return False
+
+            threading.Thread(target=kill, daemon=True).start()
+        return b"x" * 50_000_000
+
+    assert len(answers_half(str(marks)).compute()) == 50_000_000
+    assert len(marks.read_text().splitlines()) == 2
+
+
+def test_a_worker_that_dies_while_idle_costs_no_try(tmp_path: Path) -> None:
+    """A worker found dead is replaced before work is given to it."""
+    marks = tmp_path / "marks"
+    pids = set(feste.compute([process(lambda i: os.getpid())(i) for i in range(8)])[0])
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert until(lambda: not any(alive(pid) for pid in pids))
+
+    @process
+    def dies_once(path: str) -> str:
+        with open(path, "a") as file:
+            file.write("begun\n")
+        if len(Path(path).read_text().splitlines()) == 1:
+            os._exit(1)
+        return "done"
+
+    assert dies_once(str(marks)).compute() == "done"
+
+
+def test_when_no_process_can_be_started_the_node_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that gives no process gives an error, not a run that hangs."""
+    pids = set(feste.compute([process(lambda i: os.getpid())(i) for i in range(8)])[0])
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert until(lambda: not any(alive(pid) for pid in pids))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+
+    error = refused(process(lambda: 1)())
+
+    assert isinstance(error, NodeError) and "/nowhere/python" in str(error)
+    monkeypatch.undo()
+    assert process(lambda: 1)().compute() == 1
+
+
+def test_a_stopped_run_kills_its_workers(tmp_path: Path) -> None:
+    """A task in a process can be stopped, so it is: nothing works on for a run that is over."""
+    import asyncio
+
+    mark = tmp_path / "mark"
+
+    @process
+    def forever(path: str) -> None:
+        Path(path).write_text(str(os.getpid()))
+        while True:
+            time.sleep(1)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(feste.acompute(forever(str(mark))))
+        assert await asyncio.to_thread(until, lambda: mark.exists() and mark.read_text())
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+    assert until(lambda: not alive(int(mark.read_text())))
+    assert process(lambda: 5)().compute() == 5
+
+
+# --- the end of the parent -----------------------------------------------------------------------
+
+ENDINGS = {
+    "returns": "pass",
+    "raises": "raise ValueError('the end')",
+    "exits": "os._exit(0)",
+    "is killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "is terminated": "os.kill(os.getpid(), signal.SIGTERM)",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_idle_workers_end_with_their_parent(tmp_path: Path, ending: str) -> None:
+    """However the parent ends, no worker stays."""
+    command = script(
+        tmp_path,
+        f"""
+        import feste, os, signal
+
+        @feste.task(executor="process")
+        def worker(i): return os.getpid()
+
+        print(*set(feste.compute([worker(i) for i in range(4)])[0]), flush=True)
+        {ENDINGS[ending]}
+        """,
+    )
+    pids = [int(word) for word in run(command).stdout.split()]
+
+    assert pids
+    assert until(lambda: not any(alive(pid) for pid in pids))
+
+
+BUSY = {
+    "in Python": "while True: time.sleep(60)",
+    "in another thread too": "threading.Thread(target=time.sleep, args=(600,)).start(); time.sleep(600)",
+}
+
+
+@pytest.mark.parametrize("busy", BUSY)
+@pytest.mark.parametrize("ending", ["returns", "is killed"])
+def test_busy_workers_end_with_their_parent(tmp_path: Path, busy: str, ending: str) -> None:
+    """Also one in the middle of a task that never ends, or with threads of its own."""
+    command = script(
+        tmp_path,
+        f"""
+        import feste, os, pathlib, signal, sys, threading, time
+
+        @feste.task(executor="process")
+        def worker(path):
+            pathlib.Path(path + ".part").write_text(str(os.getpid()))
+            os.rename(path + ".part", path)
+            {BUSY[busy]}
+
+        path = sys.argv[1]
+        node = worker(path)
+        threading.Thread(target=node.compute, daemon=True).start()
+        while not os.path.exists(path): time.sleep(0.01)
+        {ENDINGS[ending]}
+        """,
+    )
+    mark = tmp_path / "mark"
+    done = run([*command, str(mark)])
+
+    assert until(lambda: not alive(int(mark.read_text())))
+    assert done.stderr == ""
+
+
+def test_ctrl_c_is_the_parents_to_handle() -> None:
+    """A terminal sends the signal to all processes: workers do not die of it."""
+
+    @process
+    def interrupts_itself() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return os.getpid()
+
+    pid = interrupts_itself().compute()
+
+    assert alive(pid)
+    assert isinstance(RunInterrupted(), KeyboardInterrupt)
+    assert driver().brain.runs == []
