@@ -8,7 +8,7 @@ import sys
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
@@ -129,11 +129,11 @@ class TestOddAnswers:
 
 
 class TestLists:
-    @given(
-        st.lists(st.integers(-1, 7), max_size=8),
-        st.integers(1, 2),
-        st.integers(2, 3),
-    )
+    @given(st.lists(st.integers(-1, 7), max_size=8), st.integers(1, 2), st.integers(2, 3))
+    @example([1, 0], 1, 2)
+    @example([0, 1, 1], 1, 2)
+    @example([3, 2, 1, 0], 2, 2)
+    @example([0, 1, 2, 4], 2, 2)
     def test_answers_never_cross(self, indexes: list[int], n: int, prompts: int) -> None:
         """Whatever indexes a server gives, each prompt gets its own choices or none gets any."""
         requests = [

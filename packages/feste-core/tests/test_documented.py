@@ -140,7 +140,7 @@ def test_each_name_of_the_front_door_has_an_example(name: str) -> None:
 def files_of(page: str) -> dict[str, str]:
     """The files of a page: a path in back quotes begins the paragraph before each of their blocks."""
     found = re.findall(
-        r"^`([\w./-]+)`[^`]*(?:`[^`]*`[^`]*)*?:\n\n```(?:toml|py)\n(.*?)^```$",
+        r"^`([\w./-]+)`(?:(?!\n\n).)*:\n\n```(?:toml|py)\n(.*?)^```$",
         page,
         re.MULTILINE | re.DOTALL,
     )

@@ -8,6 +8,7 @@ import enum
 import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 import feste
 from feste import context, draw
-from feste.backend import Params, Reply
+from feste.backend import Reply
 from feste.draw import Determinism, Draw
 from feste.errors import RunFailed, ServerError
 from feste.graph import FesteGraph
@@ -337,13 +338,6 @@ def test_fingerprints_are_equal_exactly_for_equal_values(one: Any, two: Any) -> 
     assert same is (exact(one) == exact(two))
 
 
-class Loud(Params):
-    temperature: float | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    model: str | None = None
-
-
 DIFFERENT: dict[str, list[Any]] = {
     "operation": [lambda: llm.chat("Hi"), lambda: llm.complete("Hi"), lambda: llm.embed("Hi")],
     "client": [lambda: llm.chat("Hi"), lambda: FakeBackend("fake-2").chat("Hi")],
@@ -527,8 +521,6 @@ node.compute()
 sys.stdout.buffer.write(cloudpickle.dumps(node))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    import pickle
-
     node = pickle.loads(run.stdout)
     answer = node.compute()
 

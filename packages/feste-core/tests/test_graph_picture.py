@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feste.report.graph_picture import Box, draw_mermaid, draw_svg
-from feste.report.layout import Rect, arrange, depths, fit, width_of
+from feste.report import Box, draw_mermaid, draw_svg
+from feste.report.layers import depths
+from feste.report.layout import arrange
+from feste.report.svg import Rect, fit, width_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 KINDS = ("prompt", "call", "task", "data")

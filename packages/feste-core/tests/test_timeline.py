@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feste.report.timeline import CHART, GUTTER, MAX_LANES, Span, draw_timeline
+from feste.report import Span, draw_timeline
+from feste.report.axis import CHART, GUTTER
+from feste.report.spans import MAX_LANES
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [

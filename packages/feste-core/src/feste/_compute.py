@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from feste import blocking, context
 from feste.context import Settings
 from feste.delayed import FesteDelayed
+from feste.draw import forget
 from feste.errors import (
     ConfigError,
     FesteError,
@@ -21,8 +23,9 @@ from feste.errors import (
     RunFailed,
     RunInterrupted,
     UngatedCall,
+    UpstreamFailed,
 )
-from feste.graph import FesteGraph, Lowered, LoweredBatch
+from feste.graph import FesteGraph, Lowered, LoweredBatch, draw_lowered, lower
 from feste.node import COLLECTION, PENDING, Node, fill, holds_nodes
 from feste.optimization import Explanation, Optimizer, Plan
 from feste.report import Box, RunReport, draw_mermaid, draw_svg
@@ -269,7 +272,7 @@ def _by_another(
         if isinstance(hands, Scheduler):
             values = hands.run(plan.graph, keys)
         else:
-            values = hands(dict(plan.graph), keys)
+            values = hands(_for_dask(plan), keys)
     except FesteError as error:
         raise _failed_elsewhere(error) from error
     except Exception as error:
@@ -334,43 +337,68 @@ def lowered(node: FesteDelayed[Any]) -> FesteGraph:
 
     :param node: the node.
     """
-    return FesteGraph.collect(node)[0]
+    return lower([node._node])
 
 
 def optimize_lowered(dsk: Any, keys: Any) -> Any:
-    """Run Feste's optimizer on a graph of lowered nodes; what Dask calls before it runs one.
+    """Run Feste's optimizer on the lowered nodes of a graph; what Dask calls before it runs one.
 
-    :param dsk: the graph.
+    :param dsk: the graph; what is not ours in it stays as it is.
     :param keys: the wanted keys, nested as Dask likes.
     """
-    flat: list[str] = []
-    stack = [keys]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, list):
-            stack.extend(reversed(item))
+    from dask.core import flatten
+
+    tasks = dict(dsk)
+    ours: dict[str, Lowered] = {}
+    wanted = list(flatten(keys))  # type: ignore[no-untyped-call]
+    for key, task in tasks.items():
+        low = getattr(task, "func", None)
+        if isinstance(low, Lowered):
+            ours[key] = low
         else:
-            flat.append(item)
-    if isinstance(dsk, FesteGraph):
-        nodes: Mapping[str, Node] = dsk.nodes
-    else:
-        found = {key: getattr(task, "func", None) for key, task in dict(dsk).items()}
-        nodes = {key: low.node for key, low in found.items() if isinstance(low, Lowered)}
-    if any(key not in nodes for key in flat):
-        return dsk  # not only ours: Dask runs it as it is
-    graph = FesteGraph.of([nodes[key] for key in dict.fromkeys(flat)])
-    return dict(_plan(graph, context.settings()).graph)
+            wanted.extend(getattr(task, "dependencies", ()))
+    roots = [ours[key].node for key in dict.fromkeys(wanted) if key in ours]
+    if not roots or not all(low.is_whole for low in ours.values()):
+        return dsk
+    draw_lowered()
+    others = {key: task for key, task in tasks.items() if key not in ours}
+    return {**others, **_for_dask(_plan(FesteGraph.of(roots), context.settings()))}
 
 
-def persisted(dsk: Any, node: Node, *, rename: Any = None) -> FesteDelayed[Any]:
-    """Return a node again after ``dask.persist``, with its value.
+def _for_dask(plan: Plan) -> dict[str, Any]:
+    """The tasks of a plan; they know the user's own nodes, which keep what is paid for."""
+    dsk = dict(plan.graph)
+    keepers = Program(plan.graph, plan.before.nodes).keepers
+    own = dict(zip(plan.graph.nodes, keepers, strict=True))
+    for task in dsk.values():
+        low = getattr(task, "func", None)
+        for member in low.members if isinstance(low, LoweredBatch) else [low]:
+            if isinstance(member, Lowered):
+                member.keepers = own[member.node.key]
+    return dsk
 
-    :param dsk: what Dask computed.
-    :param node: the node that was persisted.
-    :param rename: unused; part of Dask's protocol.
+
+def persisted(dsk: Any, node: Node, *, rename: Any = None) -> Any:
+    """Return a collection again after ``dask.persist`` and the like.
+
+    :param dsk: what Dask computed, or a graph that it rewrote.
+    :param node: the node of the collection.
+    :param rename: new names of keys; the result is Dask's own then.
     """
+    from dask.base import replace_name_in_key
+    from dask.delayed import Delayed
+    from dask.task_spec import DataNode, GraphNode
+
+    if rename:
+        name = replace_name_in_key(node.key, rename)
+        return Delayed(name, dsk)  # type: ignore[no-untyped-call]
     value = dsk[node.key]
-    node.value = getattr(value, "value", value)
+    if isinstance(value, DataNode):
+        node.value = value.value
+    elif type(value).__module__.startswith("distributed."):  # of client.persist()
+        node.value = value.result()
+    elif not isinstance(value, GraphNode):
+        node.value = value
     return FesteDelayed(node)
 
 
@@ -381,38 +409,29 @@ def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
     :param values: the values of its inputs.
     :raises UngatedCall: for a paid call outside the process that made the graph.
     """
-    node = low.node
-    op: Any = node.op
-    args = tuple(fill(a, values) for a in node.args)
-    kwargs = {k: fill(v, values) for k, v in node.kwargs.items()}
-    if op is COLLECTION:
-        return compute_collection(args[0])
-    if op.kind == "call" or getattr(op, "is_async", False):
-        if op.kind == "call" and low.process != os.getpid():
-            raise UngatedCall(
-                f"{node.key} is a paid call in a process without its gate: it would go round your "
-                'limits. Use feste.compute(..., scheduler="dask"), which sends requests from the '
-                "process that made the graph",
-                origin=node.where,
-            )
-        if node.value is not PENDING:
-            return node.value
-        single = Node(op, args, kwargs, (), node.where)
-        single.draw = node.draw
-        node.value = _alone(single)
-        return node.value
-    result = op.fn(*args, **kwargs)
-    return compute(result)[0] if holds_nodes(result) else result
-
-
-def compute_collection(collection: Any) -> Any:
-    """Return the value of a Dask collection.
-
-    :param collection: the collection.
-    """
-    import dask
-
-    return dask.compute(collection)[0]  # type: ignore[attr-defined, no-untyped-call]
+    op: Any = low.node.op
+    draw_lowered()
+    if op.kind == "call" and not low.is_here:
+        raise UngatedCall(
+            f"{low.node.key} is a paid call in a process without its gate: it would go round your "
+            'limits. Use feste.compute(..., scheduler="dask"), which sends requests from the '
+            "process that made the graph",
+            origin=low.node.where,
+        )
+    with _one_at_a_time(low.node.key):
+        kept = low.keepers[0].value
+        if kept is not PENDING:
+            return kept
+        if op.kind == "call" or getattr(op, "is_async", False):
+            (outcome,) = _outcomes([low], [values])
+            if isinstance(outcome, UpstreamFailed):  # of a node that it emitted
+                outcome = outcome.roots[0]
+            if isinstance(outcome, FesteError):
+                raise (outcome.__cause__ if isinstance(outcome, NodeError) else None) or outcome
+            return outcome
+        args = [fill(a, values) for a in low.node.args]
+        result = op.fn(*args, **{k: fill(v, values) for k, v in low.node.kwargs.items()})
+        return _emitted(low, result) if holds_nodes(result) else result
 
 
 def run_lowered_batch(low: LoweredBatch, values: Sequence[Any]) -> list[Any]:
@@ -422,23 +441,66 @@ def run_lowered_batch(low: LoweredBatch, values: Sequence[Any]) -> list[Any]:
     :param values: the values of the members' inputs, one member's after the other.
     :returns: for each member its value, or the error that Dask shall raise.
     """
-    if low.members[0].process != os.getpid():
+    if not low.members[0].is_here:
         return [run_lowered(low.members[0], values)]  # raises UngatedCall
-    singles: list[Node] = []
-    begin = 0
-    for member, count in zip(low.members, low.counts, strict=True):
-        own = values[begin : begin + count]
-        begin += count
-        node = member.node
-        single = Node(node.op, tuple(fill(a, own) for a in node.args), {}, (), node.where)
-        single.draw, single.value = node.draw, node.value
-        singles.append(single)
-    nodes: list[FesteDelayed[Any]] = [FesteDelayed(n) for n in singles]
-    results = compute(nodes, on_error="return", scheduler="local")[0]
-    for member, result in zip(low.members, results, strict=True):
-        if not isinstance(result, FesteError):
-            member.node.value = result
-    return list(results)
+    given = iter(values)
+    return _outcomes(low.members, [[next(given) for _ in range(n)] for n in low.counts])
+
+
+def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> list[Any]:
+    """Run nodes whose inputs Dask has computed; they stay the nodes that they are, for other runs."""
+    draw_lowered()
+    filled: list[Node] = []
+    aliases: dict[str, str] = {}
+    before: dict[str, Node] = {}
+    for low, given in zip(members, values, strict=True):
+        args = tuple(fill(a, given) for a in low.node.args)
+        kwargs = {k: fill(v, given) for k, v in low.node.kwargs.items()}
+        filled.append(low.node.replace(args=args, kwargs=kwargs, deps=()))
+        before.update({n.key: n for n in low.keepers})
+        aliases.update({n.key: low.node.key for n in low.keepers[1:]})
+    keys = [n.key for n in filled]
+    graph = FesteGraph(dict(zip(keys, filled, strict=True)), keys, aliases)
+    settings = context.settings(on_error="return", progress=False)
+    hands = choose("local")
+    assert isinstance(hands, Executor)
+    with blocking.waiting():
+        run = Run(Program(_plan(graph, settings).graph, before), settings, hands)
+        _wait(run, tuple, settings)
+    return list(_hand_back(run, tuple))
+
+
+def _emitted(low: Lowered, result: Any) -> Any:
+    """Compute what a task returned with nodes inside, as the brain would."""
+    scope = str(low.node.draw)
+    forget(scope)  # the task ran from its start, so its draws count from 0
+    graph, keys, repack = FesteGraph.collect(result, scope=scope)
+    if low.is_here:
+        value = compute(result, scheduler="local", progress=False)[0]
+        if context.get("keep") != "none":
+            for node in low.keepers:
+                node.value = value
+        return value
+    import dask
+
+    dsk = dict(graph)  # a paid call in it is as far from its gate as this task
+    for task in dsk.values():
+        if isinstance(getattr(task, "func", None), Lowered):
+            task.func.process = low.process
+    return repack(dask.get(dsk, keys))[0]  # type: ignore[attr-defined]
+
+
+_locks: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_locking = threading.Lock()
+
+
+@contextmanager
+def _one_at_a_time(key: str) -> Iterator[None]:
+    """Have a node run by one thread at a time: Dask may copy its task, each under another key."""
+    with _locking:
+        lock = _locks.setdefault(key, threading.RLock())
+    with lock:
+        yield
 
 
 # --- pictures ------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ class FesteDelayed(Lazy, Generic[R]):
     # --- what makes further nodes -----------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or name == "dask":  # Dask would take a node for its own graph
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return record(_GETATTR, (self, name), {})
 

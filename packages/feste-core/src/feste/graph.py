@@ -8,7 +8,8 @@ Towards Dask the graph is a mapping from key to a public ``dask.task_spec`` node
 from __future__ import annotations
 
 import graphlib
-import os
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 
 from feste import draw
 from feste.errors import GraphError
-from feste.node import PENDING, Deps, Node, fill, pack
+from feste.node import PENDING, Deps, Node, fill, pack, process_name, travelled, travels
 
-__all__ = ["Batch", "FesteGraph", "Lowered"]
+__all__ = ["Batch", "FesteGraph", "Lowered", "draw_lowered", "lower"]
 
 Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
 
@@ -97,11 +98,11 @@ class FesteGraph(Mapping[str, Any]):
         return graph, list(graph.outputs), repack
 
     @classmethod
-    def of(cls, roots: Sequence[Node], *, scope: str = draw.MAIN) -> FesteGraph:
+    def of(cls, roots: Sequence[Node], *, scope: str | None = draw.MAIN) -> FesteGraph:
         """Return the graph that some nodes need, and give the new ones their draws.
 
         :param roots: the wanted nodes.
-        :param scope: as for :meth:`collect`.
+        :param scope: as for :meth:`collect`; None leaves the draws to :func:`draw_lowered`.
         """
         found: dict[int, Node] = {}
         stack = list(roots)
@@ -113,7 +114,7 @@ class FesteGraph(Mapping[str, Any]):
                     stack.extend(node.deps)
         order = sorted(found.values(), key=lambda n: n.seq)
         new = [n for n in order if n.draw is None]
-        if new:
+        if new and scope is not None:
             draw.assign(new, scope)
         return cls({n.key: n for n in order}, [n.key for n in roots])
 
@@ -271,6 +272,10 @@ class FesteGraph(Mapping[str, Any]):
             return DataNode(key, node.value)
         return Task(key, Lowered(node), *[TaskRef(k) for k in self.dependencies(key)])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # as Dask's own data: each task on its way has its arguments and no other node
+        return (dict, (dict(self),))
+
     def visualize(self, path: str | Path | None = None) -> str:
         """Draw the graph.
 
@@ -285,6 +290,33 @@ class FesteGraph(Mapping[str, Any]):
         return f"<FesteGraph of {len(self.nodes)} nodes, {len(self.outputs)} outputs>"
 
 
+_lock = threading.Lock()
+_without_draws: weakref.WeakSet[Node] = weakref.WeakSet()
+
+
+def lower(roots: Sequence[Node]) -> FesteGraph:
+    """Return the graph of some nodes for Dask, which asks for one collection after the other.
+
+    Their draws are counted when the first of them is optimized or run: together, in the order in
+    which the nodes were made, as if all had been collected at once.
+
+    :param roots: the wanted nodes.
+    """
+    graph = FesteGraph.of(roots, scope=None)
+    with _lock:
+        _without_draws.update(n for n in graph.nodes.values() if n.draw is None)
+    return graph
+
+
+def draw_lowered() -> None:
+    """Give all nodes that were lowered and have no draws yet their draws."""
+    if _without_draws:
+        with _lock:
+            nodes = list(_without_draws)
+            _without_draws.clear()
+            draw.assign(nodes)
+
+
 class Lowered:
     """What a Dask task of the graph calls: the node's op on the values of its inputs.
 
@@ -292,17 +324,27 @@ class Lowered:
     other process it raises :class:`~feste.errors.UngatedCall`.
 
     :param node: the node.
+    :param process: the name of the process that made the graph; empty for this one.
+    :param is_whole: whether the node knows its inputs: not where it was sent to.
     """
 
-    __slots__ = ("node", "process")
+    __slots__ = ("is_whole", "keepers", "node", "process")
 
-    def __init__(self, node: Node, process: int | None = None) -> None:
+    def __init__(self, node: Node, process: str = "", is_whole: bool = True) -> None:
         self.node = node
-        self.process = os.getpid() if process is None else process
+        self.process = process or process_name()
+        self.is_whole = is_whole
+        #: The user's own nodes that learn the value of a paid call: this one, those merged into it.
+        self.keepers: tuple[Node, ...] = (node,)
 
     @property
     def __name__(self) -> str:
         return self.node.op.name
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that made the graph."""
+        return self.process == process_name()
 
     def __call__(self, *values: Any) -> Any:
         from feste import _compute
@@ -310,7 +352,10 @@ class Lowered:
         return _compute.run_lowered(self, values)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        draw_lowered()
         n = self.node
+        if self.is_here:
+            travels(n)
         # without its inputs: Dask hands their values over
         return (_lowered, (n.op, n.args, dict(n.kwargs), n.where, n.key, n.draw, self.process))
 
@@ -325,11 +370,14 @@ def _lowered(
     where: str,
     key: str,
     drawn: Any,
-    process: int,
+    process: str,
 ) -> Lowered:
+    known = travelled(key) if process == process_name() else None
+    if known is not None:
+        return Lowered(known, process)
     node = Node(op, args, kwargs, (), where)
     node._key, node.draw = key, drawn
-    return Lowered(node, process)
+    return Lowered(node, process, is_whole=False)
 
 
 class LoweredBatch:

@@ -82,7 +82,7 @@ _process = ""
 _lock = threading.RLock()
 
 
-def _process_name() -> str:
+def process_name() -> str:
     """A name for this process that no other one has; made anew in a forked child."""
     global _process
     if not _process:
@@ -146,7 +146,7 @@ class Node:
     def key(self) -> str:
         """The node's name, unique across processes."""
         if self._key is None:
-            self._key = f"{self.op.name}-{_process_name()}-{self.seq}"
+            self._key = f"{self.op.name}-{process_name()}-{self.seq}"
         return self._key
 
     @property
@@ -279,6 +279,24 @@ def records_of_handle(node: Node) -> tuple[list[tuple[Any, ...]], int]:
     with _lock:
         _travelled.update((n.key, n) for n in topological([node]))
     return _records(node)
+
+
+def travels(node: Node) -> None:
+    """Remember a node whose key, not its handle, goes to where it may come back from.
+
+    :param node: the node.
+    """
+    with _lock:
+        _travelled[node.key] = node
+
+
+def travelled(key: str) -> Node | None:
+    """Return the node of a key that came back, or None if it is not known here.
+
+    :param key: its key.
+    """
+    with _lock:
+        return _travelled.get(key)
 
 
 def node_of_handle(records: list[tuple[Any, ...]], index: int) -> Node:
@@ -512,6 +530,15 @@ class _Collection:
     kind = "data"
     identity = "dask collection"
     emits = False
+    executor = "thread"
+    is_async = False
+
+    @staticmethod
+    def fn(collection: Any) -> Any:
+        """Return the value of a collection that was not known when its run began."""
+        import dask
+
+        return dask.compute(collection)[0]  # type: ignore[attr-defined, no-untyped-call]
 
     def determinism(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Determinism:
         return Determinism.EFFECT

@@ -93,14 +93,7 @@ class BatchRule:
         counts: list[int] = []
         items = tokens = size = 0
         for token, byte in sizes:
-            full = items >= top or (
-                items > 0
-                and (
-                    (self.max_tokens is not None and tokens + token > 0.95 * self.max_tokens)
-                    or (self.max_bytes is not None and size + byte > 0.95 * self.max_bytes)
-                )
-            )
-            if full:
+            if items and self._over(items + 1, tokens + token, size + byte, top):
                 counts.append(items)
                 items = tokens = size = 0
             items, tokens, size = items + 1, tokens + token, size + byte
@@ -108,8 +101,18 @@ class BatchRule:
             counts.append(items)
         if len(counts) > 1 and counts[-2] - counts[-1] > 1:
             both = counts[-2] + counts[-1]
-            counts[-2:] = [both - both // 2, both // 2]
+            last = sizes[-(both // 2) :]
+            if not self._over(len(last), sum(t for t, _ in last), sum(b for _, b in last), top):
+                counts[-2:] = [both - both // 2, both // 2]
         return counts
+
+    def _over(self, items: int, tokens: int, size: int, top: int) -> bool:
+        """Whether a request of so many items, tokens and bytes would be too large."""
+        return (
+            items > top
+            or (self.max_tokens is not None and tokens > 0.95 * self.max_tokens)
+            or (self.max_bytes is not None and size > 0.95 * self.max_bytes)
+        )
 
 
 class Operation(Generic[R]):

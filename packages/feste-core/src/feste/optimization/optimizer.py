@@ -115,6 +115,7 @@ class Optimizer:
                 _hold_to_the_rules(one, plan.graph, graph, cx)
         except Exception as error:  # a pass may raise anything; the graph before it is still valid
             if settings["strict"]:
+                error.add_note(f"raised by the optimization pass {one.name!r}")
                 raise
             skipped = Remark("missed", f"skipped: {type(error).__name__}: {error}")
             if skipped not in report.remarks:  # a pass that is run again fails again

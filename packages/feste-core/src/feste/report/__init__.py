@@ -1,6 +1,7 @@
 """Reports: what a run did, in words, tables and pictures."""
 
-from feste.report.graph_picture import Box, draw_mermaid, draw_svg
+from feste.report.graph_picture import Box, draw_svg
+from feste.report.mermaid import draw_mermaid
 from feste.report.run_report import OperationRow, RunReport
 from feste.report.timeline import Span, draw_timeline
 

@@ -8,32 +8,34 @@ from dataclasses import dataclass
 from feste.report.svg import Rect, svg_text
 
 GUTTER, CHART = 190.0, 830.0  # pixels for the names of the lanes, and for the time
+ROUND_TIMES = (30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0, 43200.0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Axis:
+class Axis:
     """Time, from left to right."""
 
     low: float
     high: float
 
     def x(self, time: float) -> float:
+        """Where a moment stands."""
         return GUTTER + CHART * (time - self.low) / (self.high - self.low)
 
     def bar(self, start: float, end: float, y: float, height: float) -> Rect:
+        """The rectangle of a stretch of time, wide enough to be seen."""
         left = self.x(max(start, self.low))
         return Rect(left, y, max(1.5, self.x(end) - left), height)
 
-
-def _grid(axis: _Axis, bottom: float) -> str:
-    """Upright lines at round times, with the times above."""
-    step = _step((axis.high - axis.low) / 10)
-    parts = []
-    for number in range(math.ceil(axis.low / step), math.floor(axis.high / step + 1e-9) + 1):
-        x = axis.x(number * step)
-        words = svg_text("small", x, 12, _clock(number * step), "middle")
-        parts.append(f'<path d="M{x:.1f} 18V{bottom:.1f}"/>{words}')
-    return f'<g class="grid">{"".join(parts)}</g>'
+    def grid(self, bottom: float) -> str:
+        """Upright lines at round times, with the times above."""
+        step = _step((self.high - self.low) / 10)
+        parts = []
+        for number in range(math.ceil(self.low / step), math.floor(self.high / step + 1e-9) + 1):
+            x = self.x(number * step)
+            words = svg_text("small", x, 12, clock(number * step), "middle")
+            parts.append(f'<path d="M{x:.1f} 18V{bottom:.1f}"/>{words}')
+        return f'<g class="grid">{"".join(parts)}</g>'
 
 
 def _step(least: float) -> float:
@@ -42,21 +44,18 @@ def _step(least: float) -> float:
     >>> _step(0.013), _step(3), _step(40), _step(4000)
     (0.02, 5.0, 60.0, 7200.0)
     """
-    round_times = (30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0, 43200.0)
     if least > 20:
-        return next(
-            (time for time in round_times if time >= least), 86400.0 * math.ceil(least / 86400)
-        )
+        days = 86400.0 * math.ceil(least / 86400)
+        return next((time for time in ROUND_TIMES if time >= least), days)
     power = 10.0 ** math.floor(math.log10(least))
-    return next(
-        round(factor * power, 12) for factor in (1, 2, 5, 10) if factor * power >= least * 0.999
-    )
+    steps = (factor * power for factor in (1, 2, 5, 10))
+    return round(next(step for step in steps if step >= least * 0.999), 12)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """A time for people.
 
-    >>> [_clock(time) for time in (0, 0.0042, 1.5, 75, 3700)]
+    >>> [clock(time) for time in (0, 0.0042, 1.5, 75, 3700)]
     ['0 s', '4.2 ms', '1.5 s', '1:15 min', '1:01 h']
     """
     whole = round(seconds)

@@ -47,7 +47,7 @@ def draw_svg(
     >>> draw_svg([Box("a", "summarize", "call")], []).count('class="card"')
     1
     """
-    picture = _picture(boxes, edges, max_boxes, EDGES_PER_BOX * max_boxes)
+    picture = picture_of(boxes, edges, max_boxes, EDGES_PER_BOX * max_boxes)
     lines = [
         (fit(box.label, MAX_TEXT, BOLD), fit(box.detail, MAX_TEXT, SMALL)) for box in picture.boxes
     ]
@@ -56,11 +56,16 @@ def draw_svg(
         for label, detail in lines
     ]
     gap = 96.0 if any(weight > 1 for weight in picture.edges.values()) else 48.0
-    layout = arrange(widths, HEIGHT, list(picture.edges), _groups(picture), gap)
+    layout = arrange(widths, HEIGHT, list(picture.edges), picture.groups(), gap)
+    frames = [rect for _, rect in layout.outlines]
+    captions = [picture.caption(picture.boxes[nodes[0]].group) for nodes, _ in layout.outlines]
     body = [
-        *(svg_rect("frame", rect, 14) for _, rect in layout.outlines),
+        *(svg_rect("frame", frame, 14) for frame in frames),
         *(_edge(picture, edge, layout) for edge in picture.edges),
-        *(_captioned(picture, nodes[0], rect) for nodes, rect in layout.outlines),
+        *(
+            svg_text("small caption", frame.x + 10, frame.y + 16, caption)
+            for frame, caption in zip(frames, captions)
+        ),
         *map(_card, picture.boxes, picture.counts, layout.rects, lines),
         *(
             _weight(weight, layout.routes[edge])
@@ -69,7 +74,7 @@ def draw_svg(
         ),
     ]
     summary = f"{title or 'Graph'}: {len(boxes):,} nodes, {len(set(edges)):,} edges"
-    legend = _legend(picture.boxes, bool(layout.outlines))
+    legend = _legend(picture.boxes, bool(frames))
     notes = picture.remarks if boxes else ["Nothing to draw: the graph is empty."]
     size = (layout.width, layout.height)
     return sheet("graph", title, summary, body=body, size=size, legend=legend, notes=notes)
@@ -78,7 +83,7 @@ def draw_svg(
 def _card(box: Box, count: int, at: Rect, lines: tuple[str, str]) -> str:
     """A box: copies and ring below, then the card, its icon and texts, the mark of its state."""
     label, detail = lines
-    kind = _kind(box)
+    kind = kind_of(box)
     full = "\n".join(text for text in (box.label, box.detail, box.state) if text)
     parts = [f"<title>{xml(full)}</title>"]
     if count > 1:
@@ -92,9 +97,10 @@ def _card(box: Box, count: int, at: Rect, lines: tuple[str, str]) -> str:
     parts.append(svg_text("label", at.x + 37, middle + (-2 if detail else 4.5), label))
     if detail:
         parts.append(svg_text("small", at.x + 37, middle + 13, detail))
+    names = f"box {kind}"
     if box.state in _MARKS:
+        names += f" {box.state}"
         parts.append(_mark(box.state, at.x + at.width - 3, at.y + 3))
-    names = " ".join(["box", kind, *[box.state] * (box.state in _MARKS)])
     return f'<g class="{names}" data-key="{xml(box.key)}">{"".join(parts)}</g>'
 
 
@@ -109,12 +115,7 @@ def _mark(state: str, x: float, y: float) -> str:
     )
 
 
-def _captioned(picture: _Picture, member: int, frame: Rect) -> str:
-    caption = _caption(picture, picture.boxes[member].group)
-    return svg_text("small caption", frame.x + 10, frame.y + 16, caption)
-
-
-def _edge(picture: _Picture, edge: Edge, layout: Layout) -> str:
+def _edge(picture: Picture, edge: Edge, layout: Layout) -> str:
     """A smooth line along its route, with a small open arrow where it arrives."""
     points = layout.routes[edge]
     path = [f"M{_at(points[0])}"]
@@ -140,11 +141,9 @@ def _at(point: Point) -> str:
 
 def _curve(one: Point, other: Point, rightwards: bool) -> str:
     (x, y), (to_x, to_y) = one, other
-    if rightwards:
-        half = (x + to_x) / 2
-        return f"C{_at((half, y))} {_at((half, to_y))} {_at(other)}"
-    half = (y + to_y) / 2
-    return f"C{_at((x, half))} {_at((to_x, half))} {_at(other)}"
+    across, along = (x + to_x) / 2, (y + to_y) / 2
+    bend, end = ((across, y), (across, to_y)) if rightwards else ((x, along), (to_x, along))
+    return f"C{_at(bend)} {_at(end)} {_at(other)}"
 
 
 def _weight(weight: int, points: Sequence[Point]) -> str:
@@ -160,7 +159,7 @@ def _legend(boxes: Sequence[Box], batches: bool) -> list[tuple[str, str]]:
         (f'<g class="box {kind}">{svg_rect("key", swatch, 5)}'
          f'<g transform="translate(6.4 -10) scale(.82)">{_icon(kind, 0, 0)}</g></g>', name)
         for kind, name in KINDS.items()
-        if any(_kind(box) == kind for box in boxes)
+        if any(kind_of(box) == kind for box in boxes)
     ]  # fmt: skip
     if batches:
         entries.append((svg_rect("key frame", swatch, 5), "one request"))

@@ -15,7 +15,7 @@ SWEPT = 60_000  # nodes and dummies, all sweeps together: huge pictures get fewe
 
 
 @dataclass(slots=True)
-class _Grid:
+class Grid:
     """Units (a box, the boxes of one outline, or a dummy) in rows, and who touches whom."""
 
     rows: list[list[int]]
@@ -24,6 +24,36 @@ class _Grid:
     above: list[list[int]]
     below: list[list[int]]
     routes: dict[Edge, list[int]]
+
+    def nodes(self, row: Sequence[int]) -> list[int]:
+        """The boxes and dummies in the units of a row."""
+        return [node for unit in row for node in self.members[unit]]
+
+    def sweeps(self, most: int) -> int:
+        """How many sweeps over all rows a grid of this size can afford."""
+        return max(2, min(most, SWEPT // max(1, len(self.above))))
+
+
+def layered(edges: Sequence[Edge], groups: Sequence[str]) -> Grid:
+    """Put boxes in ordered rows, and give every long edge a dummy in each row that it passes.
+
+    :param edges: pairs of box numbers, without a cycle.
+    :param groups: one name a box; boxes of one name are one unit, "" is alone.
+    :returns: the rows; dummies are numbered after the boxes.
+    :raises ValueError: the edges have a cycle.
+    """
+    grid = _grid(edges, groups)
+    _order(grid)
+    return grid
+
+
+def middle_of(nodes: Sequence[int], near: Sequence[Sequence[int]], at: Sequence[float]) -> float:
+    """Where nodes would stand if each stood in the middle of those near to it."""
+    return sum(_mean(near[node], at, node) for node in nodes) / len(nodes)
+
+
+def _mean(near: Sequence[int], at: Sequence[float], itself: int) -> float:
+    return sum(at[node] for node in near) / len(near) if near else at[itself]
 
 
 def depths(count: int, edges: Iterable[Edge]) -> list[int]:
@@ -64,8 +94,7 @@ def cycle(edges: Iterable[Edge], depth: Sequence[int]) -> list[int]:
     return walked[walked.index(node) :]
 
 
-def _grid(edges: Sequence[Edge], groups: Sequence[str]) -> _Grid:
-    """Put boxes in rows, and give every long edge a dummy in each row that it passes."""
+def _grid(edges: Sequence[Edge], groups: Sequence[str]) -> Grid:
     members, outlined, level = _units(edges, groups)
     unit_of = {node: unit for unit, nodes in enumerate(members) for node in nodes}
     rows: list[list[int]] = [[] for _ in range(max(level, default=-1) + 1)]
@@ -88,7 +117,7 @@ def _grid(edges: Sequence[Edge], groups: Sequence[str]) -> _Grid:
     for one, other in dict.fromkeys(link for route in routes.values() for link in pairwise(route)):
         below[one].append(other)
         above[other].append(one)
-    return _Grid(rows, members, outlined, above, below, routes)
+    return Grid(rows, members, outlined, above, below, routes)
 
 
 def _units(
@@ -122,13 +151,13 @@ def _units(
     return members, outlined, level
 
 
-def _order(grid: _Grid) -> _Grid:
+def _order(grid: Grid) -> None:
     """Order each row so that few edges cross: barycentre sweeps, the best one kept."""
     spot = [0.0] * len(grid.above)
     for row in grid.rows:
-        _rank(row, grid.members, spot)
+        _rank(grid.nodes(row), spot)
     least, best = math.inf, (grid.rows, grid.members)
-    for sweep in range(_sweeps(grid, ORDER_SWEEPS)):
+    for sweep in range(grid.sweeps(ORDER_SWEEPS)):
         crossings = _crossings(grid, spot)
         if crossings < least:
             least = crossings
@@ -139,37 +168,23 @@ def _order(grid: _Grid) -> _Grid:
         for row in reversed(grid.rows) if sweep % 2 else grid.rows:
             for unit in row:
                 grid.members[unit].sort(key=lambda node: _mean(near[node], spot, node))
-            row.sort(key=lambda unit: _middle(grid.members[unit], near, spot))
-            _rank(row, grid.members, spot)
+            row.sort(key=lambda unit: middle_of(grid.members[unit], near, spot))
+            _rank(grid.nodes(row), spot)
     grid.rows, grid.members = best
-    return grid
 
 
-def _sweeps(grid: _Grid, most: int) -> int:
-    return max(2, min(most, SWEPT // max(1, len(grid.above))))
-
-
-def _mean(near: Sequence[int], at: Sequence[float], itself: int) -> float:
-    return sum(at[node] for node in near) / len(near) if near else at[itself]
-
-
-def _middle(nodes: Sequence[int], near: list[list[int]], at: Sequence[float]) -> float:
-    return sum(_mean(near[node], at, node) for node in nodes) / len(nodes)
-
-
-def _rank(row: Sequence[int], members: list[list[int]], spot: list[float]) -> None:
+def _rank(nodes: Sequence[int], spot: list[float]) -> None:
     """Write the place of each node of a row, from 0 to 1, so that rows of all lengths compare."""
-    nodes = [node for unit in row for node in members[unit]]
     for rank, node in enumerate(nodes):
         spot[node] = (rank + 0.5) / len(nodes)
 
 
-def _crossings(grid: _Grid, spot: Sequence[float]) -> int:
+def _crossings(grid: Grid, spot: Sequence[float]) -> int:
     total = 0
     for row in grid.rows:
-        nodes = [node for unit in row for node in grid.members[unit]]
         seen: list[float] = []
-        for _, end in sorted((spot[node], spot[to]) for node in nodes for to in grid.below[node]):
+        links = [(spot[node], spot[to]) for node in grid.nodes(row) for to in grid.below[node]]
+        for _, end in sorted(links):
             total += len(seen) - bisect_right(seen, end)
             insort(seen, end)
     return total

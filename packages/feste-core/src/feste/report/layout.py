@@ -56,7 +56,7 @@ def arrange(
     >>> arrange([80, 90], 40, [(0, 1)], ["", ""]).rightwards
     True
     """
-    grid = _order(_grid(edges, groups))
+    grid = layered(edges, groups)
     left, top, right, bottom = PADS
     sideways = _place(grid, [(width, height) for width in widths], PADS, gap)
     turned_pads = (top, left, bottom, right)
@@ -72,7 +72,7 @@ def _ugliness(layout: Layout) -> float:
 
 
 def _place(
-    grid: _Grid,
+    grid: Grid,
     sizes: Sequence[tuple[float, float]],
     pads: tuple[float, float, float, float],
     gap: float,
@@ -110,6 +110,8 @@ def _place(
 
 
 def _turned(layout: Layout) -> Layout:
+    """The layout with x and y exchanged."""
+
     def turn(rect: Rect) -> Rect:
         return Rect(rect.y, rect.x, rect.height, rect.width)
 
@@ -141,7 +143,7 @@ class _Band:
 
 
 def _bands(
-    grid: _Grid,
+    grid: Grid,
     middle: Sequence[float],
     longs: Sequence[float],
     *,
@@ -149,10 +151,11 @@ def _bands(
     trail: float,
     gap: float,
 ) -> dict[int, _Band]:
+    """The strip of each node, strips one after the other."""
     bands: dict[int, _Band] = {}
     low = 0.0
     for row in grid.rows:
-        nodes = [node for unit in row for node in grid.members[unit]]
+        nodes = grid.nodes(row)
         size = max((longs[node] for node in nodes if node < len(longs)), default=0.0)
         framed = not grid.outlined.isdisjoint(row)
         start = low + lead * framed
@@ -164,7 +167,7 @@ def _bands(
     return bands
 
 
-def _settle(grid: _Grid, breadth: Sequence[float], before: float, after: float) -> list[float]:
+def _settle(grid: Grid, breadth: Sequence[float], before: float, after: float) -> list[float]:
     """The middle of each node across its row: near its neighbours, in order, never overlapping."""
     middle = [0.0] * len(grid.above)
     offset = [0.0] * len(grid.above)  # of a node's middle from the start of its unit
@@ -176,10 +179,10 @@ def _settle(grid: _Grid, breadth: Sequence[float], before: float, after: float) 
             offset[node] = at + size / 2
             at += size + INNER_GAP
         extent[unit] = at - INNER_GAP + after * (unit in grid.outlined) + BOX_GAP / 2
-    near = [up + down for up, down in zip(grid.above, grid.below, strict=True)]
+    near = [up + down for up, down in zip(grid.above, grid.below)]
     down, up = grid.rows, grid.rows[::-1]
     both = [(down, grid.above), (up, grid.below)]
-    passes = [(down, near), *both * _sweeps(grid, SETTLE_SWEEPS)]
+    passes = [(down, near), *both * grid.sweeps(SETTLE_SWEEPS)]
     # At last everything lines up with the widest row, which has the least freedom.
     pivot = max(range(len(down)), key=lambda row: sum(extent[u] for u in down[row]), default=0)
     passes += [(down[pivot + 1 :], grid.above), (down[:pivot][::-1], grid.below)]
@@ -189,10 +192,10 @@ def _settle(grid: _Grid, breadth: Sequence[float], before: float, after: float) 
             for unit in row:
                 nodes = grid.members[unit]
                 start = sum(offset[node] for node in nodes) / len(nodes)
-                wishes.append(_middle(nodes, towards, middle) - start)
+                wishes.append(middle_of(nodes, towards, middle) - start)
                 weights.append(1.0 + sum(len(towards[node]) for node in nodes))
             starts = _spread(wishes, weights, [extent[unit] for unit in row])
-            for unit, start in zip(row, starts, strict=True):
+            for unit, start in zip(row, starts):
                 for node in grid.members[unit]:
                     middle[node] = start + offset[node]
     least = min((middle[n] - offset[n] for nodes in grid.members for n in nodes), default=0.0)
@@ -211,7 +214,7 @@ def _spread(
     """
     pools: list[tuple[float, float, int]] = []
     taken = 0.0
-    for wish, weight, extent in zip(wishes, weights, extents, strict=True):
+    for wish, weight, extent in zip(wishes, weights, extents):
         mean, mass, size = wish - taken, weight, 1
         while pools and pools[-1][0] > mean:
             other, more, number = pools.pop()
@@ -221,4 +224,4 @@ def _spread(
         taken += extent
     ordered = [mean for mean, _, size in pools for _ in range(size)]
     shifts = accumulate(extents, initial=0.0)
-    return [start + shift for start, shift in zip(ordered, shifts, strict=False)]
+    return [start + shift for start, shift in zip(ordered, shifts)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MAX_LANES = 40
@@ -31,7 +32,23 @@ class Span:
     items: int = 1
 
 
-def _lanes(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
+def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
+    """When the run began, or what began before it, and when the last span ended.
+
+    :param spans: what ran.
+    :returns: both times; a second apart if nothing took any time.
+    :raises ValueError: a span has a time that is no number, or ends before it starts.
+    """
+    for span in spans:
+        times = (span.start, span.end, span.wait)
+        if not all(map(math.isfinite, times)) or span.end < span.start or span.wait < 0:
+            raise ValueError(f"the span {span.label!r} of {span.lane!r} has impossible times")
+    low = min([0.0, *(span.start for span in spans)])
+    high = max((span.end for span in spans), default=0.0)
+    return low, high if high > low else low + 1.0
+
+
+def lanes_of(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
     """The spans of each lane by start, lanes by their first span; the idlest of many as one."""
     lanes: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda span: (span.start, span.end)):
@@ -46,11 +63,11 @@ def _lanes(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
     return list(lanes.items())
 
 
-def _packed(spans: Iterable[Span]) -> list[list[Span]]:
+def packed(spans: Iterable[Span]) -> list[list[Span]]:
     """Rows without overlaps, as few as possible: each span goes to the first row that is free.
 
     >>> spans = [Span("", "a", 0, 2), Span("", "b", 1, 3), Span("", "c", 2, 4)]
-    >>> [[span.label for span in row] for row in _packed(spans)]
+    >>> [[span.label for span in row] for row in packed(spans)]
     [['a', 'c'], ['b']]
     """
     rows: list[list[Span]] = []

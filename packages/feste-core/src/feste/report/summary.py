@@ -7,7 +7,7 @@ small picture too.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from feste.report.layers import Edge, cycle, depths
@@ -39,8 +39,13 @@ class Box:
     state: str = ""
 
 
+def kind_of(box: Box) -> str:
+    """Which of the kinds a box looks like."""
+    return box.kind if box.kind in KINDS else "data"
+
+
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class Picture:
     """What is drawn: boxes that each stand for some nodes, edges with a weight, remarks."""
 
     boxes: list[Box]
@@ -48,13 +53,37 @@ class _Picture:
     edges: dict[Edge, int]
     remarks: list[str]
 
+    def sizes(self) -> Counter[str]:
+        """How many nodes each batch has."""
+        sizes: Counter[str] = Counter()
+        for box, count in zip(self.boxes, self.counts):
+            sizes[box.group] += count
+        return sizes
 
-def _picture(
+    def groups(self) -> list[str]:
+        """The outline of each box: its batch, if the batch has more than one node in it."""
+        sizes = self.sizes()
+        return [box.group if sizes[box.group] > 1 else "" for box in self.boxes]
+
+    def caption(self, group: str) -> str:
+        """What stands at the outline of a batch."""
+        return f"1 request · {self.sizes()[group]:,} calls"
+
+
+def picture_of(
     boxes: Sequence[Box], edges: Sequence[tuple[str, str]], max_boxes: int, max_edges: int
-) -> _Picture:
-    """The graph itself if it is small enough, else the least coarse summary that is."""
+) -> Picture:
+    """The graph itself if it is small enough, else the least coarse summary that is.
+
+    :param boxes: the nodes.
+    :param edges: pairs of keys, from a node to the one that needs it.
+    :param max_boxes: how many boxes there may be.
+    :param max_edges: how many edges there may be.
+    :returns: what to draw; the coarsest summary, if even that is too large.
+    :raises ValueError: two boxes share a key, an edge names no box, or there is a cycle.
+    """
     links, depth = _checked(boxes, edges)
-    picture = _Picture(list(boxes), [1] * len(boxes), dict.fromkeys(links, 1), [])
+    picture = Picture(list(boxes), [1] * len(boxes), dict.fromkeys(links, 1), [])
     for fields in (4, 3, 2, 1, 0):
         if len(picture.boxes) <= max_boxes and len(picture.edges) <= max_edges:
             break
@@ -65,6 +94,7 @@ def _picture(
 def _checked(
     boxes: Sequence[Box], edges: Sequence[tuple[str, str]]
 ) -> tuple[list[Edge], list[int]]:
+    """The edges by the numbers of their boxes, each once, and the depth of each box."""
     number: dict[str, int] = {}
     for box in boxes:
         if box.key in number:
@@ -82,11 +112,8 @@ def _checked(
 
 
 def _merged(
-    boxes: Sequence[Box],
-    links: Iterable[Edge],
-    depth: Sequence[int],
-    fields: int,
-) -> _Picture:
+    boxes: Sequence[Box], links: Sequence[Edge], depth: Sequence[int], fields: int
+) -> Picture:
     """One box for all that agree in so many fields; edges that run backwards become a remark."""
     classes: dict[tuple[str | int, ...], list[int]] = {}
     for node in sorted(range(len(boxes)), key=depth.__getitem__):
@@ -96,19 +123,20 @@ def _merged(
     home = {node: number for number, nodes in enumerate(classes.values()) for node in nodes}
     merged = [_one([boxes[node] for node in nodes]) for nodes in classes.values()]
     weights = Counter((home[tail], home[head]) for tail, head in links)
-    forward = {edge: weight for edge, weight in weights.items() if edge[0] < edge[1]}
-    loops = [
-        f"{fit(merged[tail].label, MAX_TEXT, BOLD)} → {fit(merged[head].label, MAX_TEXT, BOLD)}"
-        f" ({weight:,} {'edges' if weight > 1 else 'edge'})"
-        for (tail, head), weight in weights.most_common()
-        if tail >= head
-    ]
+    forward = {(tail, head): weight for (tail, head), weight in weights.items() if tail < head}
+    loops = [(edge, weight) for edge, weight in weights.most_common() if edge not in forward]
     size = f"{len(merged):,} {'box' if len(merged) == 1 else 'boxes'}"
-    remarks = [f"{len(boxes):,} nodes and {weights.total():,} edges, drawn as {size}."]
+    remarks = [f"{len(boxes):,} nodes and {len(links):,} edges, drawn as {size}."]
     if loops:
-        more = [f"and {len(loops) - 3:,} more"] if len(loops) > 3 else []
-        remarks.append("Loops, not drawn: " + ", ".join([*loops[:3], *more]) + ".")
-    return _Picture(merged, [len(nodes) for nodes in classes.values()], forward, remarks)
+        told = [
+            f"{fit(merged[tail].label, MAX_TEXT, BOLD)} → {fit(merged[head].label, MAX_TEXT, BOLD)}"
+            f" ({weight:,} {'edges' if weight > 1 else 'edge'})"
+            for (tail, head), weight in loops[:3]
+        ]
+        if len(loops) > 3:
+            told.append(f"and {len(loops) - 3:,} more")
+        remarks.append(f"Loops, not drawn: {', '.join(told)}.")
+    return Picture(merged, [len(nodes) for nodes in classes.values()], forward, remarks)
 
 
 def _one(members: Sequence[Box]) -> Box:
@@ -116,38 +144,22 @@ def _one(members: Sequence[Box]) -> Box:
     first, count = members[0], len(members)
     if count == 1:
         return first
-    labels, kinds, details, groups = (
-        {getattr(box, name) for box in members} for name in ("label", "kind", "detail", "group")
-    )
+    labels, kinds = {box.label for box in members}, {box.kind for box in members}
+    details, groups = {box.detail for box in members}, {box.group for box in members}
     states = Counter(box.state for box in members)
-    label = first.label if len(labels) == 1 else KINDS[_kind(first)] if len(kinds) == 1 else "node"
-    details_of_all = [first.detail] if len(details) == 1 and first.detail else []
-    requests = [f"{len(groups):,} requests"] if "" not in groups and len(groups) > 1 else []
-    partly = [
-        f"{states[state]:,} {state}" for state in ("failed", "skipped") if 0 < states[state] < count
+    label = (
+        first.label if len(labels) == 1 else KINDS[kind_of(first)] if len(kinds) == 1 else "node"
+    )
+    facts = [
+        first.detail if len(details) == 1 else "",
+        f"{len(groups):,} requests" if len(groups) > 1 and "" not in groups else "",
+        *(f"{states[name]:,} {name}" for name in ("failed", "skipped") if 0 < states[name] < count),
     ]
     return replace(
         first,
         label=f"{label} × {count:,}",
-        detail=" · ".join([*details_of_all, *requests, *partly]),
+        detail=" · ".join(filter(None, facts)),
         group=first.group if len(groups) == 1 else "",
         output=any(box.output for box in members),
         state="failed" if states["failed"] else first.state if len(states) == 1 else "",
     )
-
-
-def _groups(picture: _Picture) -> list[str]:
-    """The outline of each box: its batch, if the batch has more than one node in it."""
-    sizes: Counter[str] = Counter()
-    for box, count in zip(picture.boxes, picture.counts, strict=True):
-        sizes[box.group] += count
-    return [box.group if sizes[box.group] > 1 else "" for box in picture.boxes]
-
-
-def _caption(picture: _Picture, group: str) -> str:
-    pairs = zip(picture.boxes, picture.counts, strict=True)
-    return f"1 request · {sum(count for box, count in pairs if box.group == group):,} calls"
-
-
-def _kind(box: Box) -> str:
-    return box.kind if box.kind in KINDS else "data"

@@ -31,6 +31,25 @@ DARK = {
 }  # fmt: skip
 # Fonts of the same metrics, so that text fits its box everywhere.
 _FONT = "'Helvetica Neue',Helvetica,Arial,'Liberation Sans',Arimo,sans-serif"
+_SHAPES = [
+    f"text{{font-family:{_FONT}}}",
+    f".label{{font-size:{LABEL}px;font-weight:600}}",
+    f".heading{{font-size:{HEADING}px;font-weight:650}}",
+    f".small{{font-size:{SMALL}px}}",
+    ".edge{fill:none;stroke-linecap:round;stroke-linejoin:round}",
+    ".card,.key,.frame{stroke-width:1.4px}",
+    ".ring{stroke-width:1.6px}",
+    ".copy{opacity:.55}",
+    ".frame{stroke-dasharray:5 3}",
+    ".icon{fill:none;stroke-width:1.5px;stroke-linecap:round;stroke-linejoin:round}",
+    ".weight{paint-order:stroke;stroke-width:5px;stroke-linejoin:round}",
+    ".caption{paint-order:stroke;stroke-width:4px;stroke-linejoin:round}",
+    ".mark path{fill:none;stroke-width:1.8px;stroke-linecap:round;stroke-linejoin:round}",
+    ".mark circle{stroke-width:1.5px}",
+    ".skipped .icon{opacity:.55}",
+    ".skipped .label{opacity:.55}",
+    ".skipped .card{stroke-dasharray:4 3}",
+]
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -46,10 +65,10 @@ class Rect:
     height: float
 
 
-def plain(text: str) -> str:
+def _plain(text: str) -> str:
     """Text with a visible stand-in for every character that XML cannot hold.
 
-    >>> plain("a\\x1bb")
+    >>> _plain("a\\x1bb")
     'a␛b'
     """
     return _NOT_XML.sub(lambda m: chr(0x2400 + ord(m[0])) if m[0] < " " else "\ufffd", text)
@@ -61,7 +80,7 @@ def xml(text: str) -> str:
     >>> xml('a "b" <c>')
     'a &quot;b&quot; &lt;c&gt;'
     """
-    quoted = escape(plain(text))
+    quoted = escape(_plain(text))
     return quoted.replace("\r", "&#13;").replace("\n", "&#10;").replace("\t", "&#9;")
 
 
@@ -86,7 +105,7 @@ def fit(text: str, room: float, size: float) -> str:
     >>> fit("a very long label indeed", 90, 12)
     'a very…indeed'
     """
-    line = " ".join(_BIDI.sub("", plain(text)).split())
+    line = " ".join(_BIDI.sub("", _plain(text)).split())
     if width_of(line[:400], size) <= room and len(line) <= 400:
         return line
     keep = 200
@@ -136,9 +155,9 @@ def sheet(
     room = max(size[0], 380.0)
     heading = fit(title, room, HEADING)
     rows = _flow(legend, room)
-    top = MARGIN + 34 * bool(heading)
+    top = MARGIN + (34 if heading else 0)
     below = top + size[1] + (30 if size[1] else 0)
-    texts = [svg_text("heading", MARGIN, MARGIN + 12, heading)] * bool(heading)
+    texts = [svg_text("heading", MARGIN, MARGIN + 12, heading)] if heading else []
     for number, row in enumerate(rows):
         for x, swatch, words in row:
             place = f"{MARGIN + x:.1f} {below + 12 + 24 * number:.1f}"
@@ -156,7 +175,7 @@ def sheet(
             f'aria-label="{xml(summary)}" width="{width:.0f}" height="{height:.0f}" '
             f'viewBox="0 0 {width:.0f} {height:.0f}">',
             f"<title>{xml(summary)}</title>",
-            f"<style>{_rules(f'.feste-{name} ')}{style}</style>",
+            f"<style>{style_of(name, _SHAPES, _colours)}{style}</style>",
             svg_rect("panel", Rect(0.5, 0.5, round(width) - 1, round(height) - 1), 14),
             f'<g transform="translate({shift})">',
             *body,
@@ -182,47 +201,30 @@ def _flow(legend: Sequence[tuple[str, str]], room: float) -> list[list[tuple[flo
     return rows
 
 
-def _rules(scope: str) -> str:
-    """The style sheet: shapes once, colours for light, and again for dark."""
-    shapes = [
-        f"text{{font-family:{_FONT}}}",
-        f".label{{font-size:{LABEL}px;font-weight:600}}",
-        f".heading{{font-size:{HEADING}px;font-weight:650}}",
-        f".small{{font-size:{SMALL}px}}",
-        ".edge{fill:none;stroke-linecap:round;stroke-linejoin:round}",
-        ".card,.key,.frame{stroke-width:1.4px}",
-        ".ring{stroke-width:1.6px}",
-        ".copy{opacity:.55}",
-        ".frame{stroke-dasharray:5 3}",
-        ".icon{fill:none;stroke-width:1.5px;stroke-linecap:round;stroke-linejoin:round}",
-        ".weight{paint-order:stroke;stroke-width:5px;stroke-linejoin:round}",
-        ".caption{paint-order:stroke;stroke-width:4px;stroke-linejoin:round}",
-        ".mark path{fill:none;stroke-width:1.8px;stroke-linecap:round;stroke-linejoin:round}",
-        ".mark circle{stroke-width:1.5px}",
-        ".skipped .icon{opacity:.55}",
-        ".skipped .label{opacity:.55}",
-        ".skipped .card{stroke-dasharray:4 3}",
-    ]
-    dark = "".join(scope + rule for rule in colours(DARK))
-    light = "".join(scope + rule for rule in [*shapes, *colours(LIGHT)])
+def style_of(name: str, shapes: Iterable[str], colours: Callable[[Palette], Iterable[str]]) -> str:
+    """The style rules of a picture: shapes once, colours for light, and again for dark.
+
+    :param name: the picture's kind, as in `sheet`.
+    :param shapes: rules that set no colours.
+    :param colours: the rules that a palette sets.
+    :returns: the rules, for pictures of that kind only.
+    """
+    light, dark = (
+        "".join(f".feste-{name} {rule}" for rule in rules)
+        for rules in ([*shapes, *colours(LIGHT)], colours(DARK))
+    )
     return f"{light}@media(prefers-color-scheme:dark){{{dark}}}"
 
 
-def colours(palette: Mapping[str, tuple[str, str]]) -> list[str]:
+def _colours(palette: Palette) -> list[str]:
     """The rules that a palette of (fill, stroke) sets."""
     (ink, muted), (panel, line), edge = palette["ink"], palette["panel"], palette["edge"][1]
     batch, bad, good = palette["batch"], palette["bad"][1], palette["task"][1]
-    kinds = [
-        f"{part}{{{style}}}"
-        for kind in KINDS
-        for fill, stroke in [palette[kind]]
-        for part, style in (
-            (f".{kind} .card", f"fill:{fill};stroke:{stroke}"),
-            (f".{kind} .key", f"fill:{fill};stroke:{stroke}"),
-            (f".{kind} .icon", f"stroke:{stroke}"),
-            (f".{kind} .ring", f"stroke:{stroke}"),
-        )
-    ]
+    kinds = []
+    for kind in KINDS:
+        fill, stroke = palette[kind]
+        kinds += [f".{kind} .{part}{{fill:{fill};stroke:{stroke}}}" for part in ("card", "key")]
+        kinds += [f".{kind} .{part}{{stroke:{stroke}}}" for part in ("icon", "ring")]
     return [
         f".panel{{fill:{panel};stroke:{line}}}",
         f".label{{fill:{ink}}}",

@@ -12,13 +12,34 @@ from collections.abc import Sequence
 from itertools import accumulate, groupby
 
 from feste.report.axis import CHART, GUTTER, Axis, clock
-from feste.report.spans import Span, lanes_of, packed
-from feste.report.svg import (BOLD, KINDS, SMALL, Palette, Rect, fit, sheet, svg_rect, svg_text, width_of, xml)
+from feste.report.spans import Span, extent_of, lanes_of, packed
+from feste.report.svg import (
+    BOLD,
+    KINDS,
+    SMALL,
+    Palette,
+    Rect,
+    fit,
+    sheet,
+    style_of,
+    svg_rect,
+    svg_text,
+    width_of,
+    xml,
+)
 
 __all__ = ["Span", "draw_timeline"]
 
 CURVE = 58.0
 BINS, SHADES = 208, 8  # of a density strip
+SHAPES = [
+    ".label{font-size:12px}",
+    ".grid path{stroke-width:1px;stroke-dasharray:2 4;fill:none}",
+    ".waits{opacity:.45}",
+    ".curve path{stroke-width:1.4px;stroke-linejoin:round;fill-opacity:.16}",
+    f".inbar{{font-size:{SMALL - 0.5}px}}",
+    *(f".s{shade}{{fill-opacity:{shade / SHADES:.3f}}}" for shade in range(1, SHADES + 1)),
+]
 
 
 def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 2000) -> str:
@@ -33,13 +54,14 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
     >>> draw_timeline([Span("task clean", "a.txt", 0.0, 1.5)]).count('class="bar fill"')
     1
     """
-    axis = _axis(spans)
-    lanes = _lanes(spans)
+    axis = Axis(*extent_of(spans))
+    lanes = lanes_of(spans)
     dense = len(spans) > max_spans
-    packed = [[members] if dense else _packed(members) for _, members in lanes]
-    pitch = _pitch(sum(map(len, packed)))
+    rows_of = [[members] if dense else packed(members) for _, members in lanes]
+    bars = sum(map(len, rows_of))
+    pitch = 19.0 if bars <= 60 else 10.0 if bars <= 200 else 5.0
     y, body = 22.0, []
-    for (name, members), rows in zip(lanes, packed, strict=True):
+    for (name, members), rows in zip(lanes, rows_of):
         height = max(38.0, len(rows) * pitch + 10)
         inside = Rect(0, y + 5 + (height - 10 - len(rows) * pitch) / 2, 0, pitch)
         drawn = _strip(members, axis, y + 6, height - 12) if dense else _bars(rows, axis, inside)
@@ -47,7 +69,7 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
         y += height + 4
     peak, curve = _curve(spans, axis, y + 8)
     if spans:
-        body = [_grid(axis, y + 8 + CURVE), *body, curve]
+        body = [axis.grid(y + 8 + CURVE), *body, curve]
     notes = [_totals(spans, peak)]
     if dense:
         notes.append("Too many spans for single bars: the darker, the more ran at once.")
@@ -59,26 +81,11 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
         size=(GUTTER + CHART, y + 8 + CURVE) if spans else (0, 0),
         legend=_legend(spans),
         notes=notes,
-        style=_style(),
+        style=style_of("timeline", SHAPES, _colours),
     )
 
 
-def _axis(spans: Sequence[Span]) -> _Axis:
-    for span in spans:
-        times = (span.start, span.end, span.wait)
-        if not all(map(math.isfinite, times)) or span.end < span.start or span.wait < 0:
-            raise ValueError(f"the span {span.label!r} of {span.lane!r} has impossible times")
-    low = min((span.start for span in spans), default=0.0)
-    high = max((span.end for span in spans), default=0.0)
-    low = min(low, 0.0)
-    return _Axis(low, high if high > low else low + 1.0)
-
-
-def _pitch(rows: int) -> float:
-    return 19.0 if rows <= 60 else 10.0 if rows <= 200 else 5.0
-
-
-def _bars(rows: Sequence[Sequence[Span]], axis: _Axis, first: Rect) -> str:
+def _bars(rows: Sequence[Sequence[Span]], axis: Axis, first: Rect) -> str:
     """A bar for each span, and below and before it a thin pale one for its wait."""
     pitch = first.height
     thick, thin = pitch * 0.72, pitch * 0.16
@@ -95,15 +102,18 @@ def _bars(rows: Sequence[Sequence[Span]], axis: _Axis, first: Rect) -> str:
 
 
 def _bar(span: Span, at: Rect) -> str:
-    facts = [f"{_clock(span.start)} to {_clock(span.end)} ({_clock(span.end - span.start)})"]
-    facts += [f"waited {_clock(span.wait)}"] * bool(span.wait)
-    facts += [f"{span.items:,} calls"] * (span.items != 1) + ["failed"] * (not span.ok)
-    title = f"<title>{xml(span.label)}&#10;{xml(', '.join(facts))}</title>"
-    words = _words(span, at.width - 10) if at.height > 10 else ""
-    if words:
-        words = svg_text("inbar", at.x + 5, at.y + at.height / 2 + 3.5, words)
+    facts = [f"{clock(span.start)} to {clock(span.end)} ({clock(span.end - span.start)})"]
+    if span.wait:
+        facts.append(f"waited {clock(span.wait)}")
+    if span.items != 1:
+        facts.append(f"{span.items:,} calls")
+    if not span.ok:
+        facts.append("failed")
     state = "bar fill" if span.ok else "bar bad"
-    return f"<g>{title}{svg_rect(state, at, min(3.0, at.height / 3))}{words}</g>"
+    drawn = svg_rect(state, at, min(3.0, at.height / 3))
+    if at.height > 10 and (words := _words(span, at.width - 10)):
+        drawn += svg_text("inbar", at.x + 5, at.y + at.height / 2 + 3.5, words)
+    return f"<g><title>{xml(span.label)}&#10;{xml(', '.join(facts))}</title>{drawn}</g>"
 
 
 def _words(span: Span, room: float) -> str:
@@ -114,11 +124,11 @@ def _words(span: Span, room: float) -> str:
     return fit(next(whole, full if room > 56 else ""), room, SMALL)
 
 
-def _strip(spans: Sequence[Span], axis: _Axis, y: float, height: float) -> str:
+def _strip(spans: Sequence[Span], axis: Axis, y: float, height: float) -> str:
     """How much ran at each moment, as shades; failures as ticks at the lower edge."""
     wide = (axis.high - axis.low) / BINS
-    busy, failed = [0.0] * (BINS + 1), [False] * BINS
-    slope = [0.0] * (BINS + 1)  # whole bins as differences: a long span costs no more than a short
+    busy, failed = [0.0] * BINS, set[int]()
+    slope = [0.0] * BINS  # whole bins as differences: a long span costs no more than a short
     for span in spans:
         first, last = (
             min(BINS - 1, int((time - axis.low) / wide)) for time in (span.start, span.end)
@@ -127,10 +137,11 @@ def _strip(spans: Sequence[Span], axis: _Axis, y: float, height: float) -> str:
         busy[last] += (span.end - axis.low) / wide - last
         slope[first] += 1.0
         slope[last] -= 1.0
-        failed[last] = failed[last] or not span.ok
-    level = [part + whole for part, whole in zip(busy, accumulate(slope), strict=True)]
-    most = max(level) or 1.0
-    shades = [math.ceil(SHADES * math.sqrt(max(0.0, at) / most) - 1e-9) for at in level[:BINS]]
+        if not span.ok:
+            failed.add(last)
+    levels = [part + whole for part, whole in zip(busy, accumulate(slope))]
+    most = max(levels) or 1.0
+    shades = [math.ceil(SHADES * math.sqrt(max(0.0, at) / most) - 1e-9) for at in levels]
     cell = CHART / BINS
     parts, x = [], GUTTER
     for shade, run in groupby(shades):
@@ -138,22 +149,19 @@ def _strip(spans: Sequence[Span], axis: _Axis, y: float, height: float) -> str:
         if shade:
             parts.append(svg_rect(f"heat fill s{shade}", Rect(x, y, width, height), 0))
         x += width
-    ticks = [number for number, bad in enumerate(failed) if bad]
-    return "".join(parts) + "".join(
-        svg_rect("fault bad", Rect(GUTTER + number * cell, y + height - 5, cell, 5), 0)
-        for number in ticks
-    )
+    for number in sorted(failed):
+        tick = Rect(GUTTER + number * cell, y + height - 5, cell, 5)
+        parts.append(svg_rect("fault bad", tick, 0))
+    return "".join(parts)
 
 
 def _lane(name: str, spans: Sequence[Span], drawn: str, at: Rect) -> str:
     mean = sum(span.end - span.start for span in spans) / len(spans)
     middle = at.y + min(at.height, 46.0) / 2
     words = svg_text("label", 12, middle - 2, fit(name, GUTTER - 24, BOLD))
-    small = svg_text("small", 12, middle + 12, f"{_many(spans)}, mean {_clock(mean)}")
-    band = svg_rect("band", at, 8)
-    return (
-        f'<g class="lane {_kind(name)}"><title>{xml(name)}</title>{band}{words}{small}{drawn}</g>'
-    )
+    small = svg_text("small", 12, middle + 12, f"{_many(spans)}, mean {clock(mean)}")
+    parts = f"<title>{xml(name)}</title>{svg_rect('band', at, 8)}{words}{small}{drawn}"
+    return f'<g class="lane {_kind(name)}">{parts}</g>'
 
 
 def _kind(lane: str) -> str:
@@ -161,20 +169,21 @@ def _kind(lane: str) -> str:
     return kind if kind in ("task", "prompt", "data") else "call"
 
 
-def _curve(spans: Sequence[Span], axis: _Axis, y: float) -> tuple[int, str]:
+def _curve(spans: Sequence[Span], axis: Axis, y: float) -> tuple[int, str]:
     """The most that ran at once, and the course of it as a filled step line."""
     changes: dict[float, int] = defaultdict(int)
     for span in spans:
         if span.start < span.end:
             changes[span.start] += 1
             changes[span.end] -= 1
-    levels = list(accumulate(changes[time] for time in sorted(changes)))
+    times = sorted(changes)
+    levels = list(accumulate(changes[time] for time in times))
     peak = max(levels, default=0)
     # The highest and the last level of each column of pixels, so that the path stays short; columns
     # are wider, and only their highest level is drawn, where one could not tell the steps apart.
     grain = 1 if len(levels) < CHART else 4
     columns: dict[int, tuple[int, int]] = {}
-    for time, level in zip(sorted(changes), levels, strict=True):
+    for time, level in zip(times, levels):
         column = round(axis.x(time) / grain) * grain
         most = max(level, columns.get(column, (0, 0))[0])
         columns[column] = most, (level if grain == 1 else most)
@@ -183,10 +192,9 @@ def _curve(spans: Sequence[Span], axis: _Axis, y: float) -> tuple[int, str]:
     for column, (most, level) in columns.items():
         spike = f"V{floor - most * scale:.1f}" if most != level else ""
         path.append(f"H{column}{spike}V{floor - level * scale:.1f}")
-    words = svg_text("label", 12, y + 30, "at once") + svg_text(
-        "small", 12, y + 44, f"most: {peak:,}"
-    )
-    return peak, f'<g class="curve">{words}<path d="{"".join(path)}V{floor:.1f}Z"/></g>'
+    words = svg_text("label", 12, y + 30, "at once")
+    small = svg_text("small", 12, y + 44, f"most: {peak:,}")
+    return peak, f'<g class="curve">{words}{small}<path d="{"".join(path)}V{floor:.1f}Z"/></g>'
 
 
 def _many(spans: Sequence[Span]) -> str:
@@ -198,12 +206,16 @@ def _totals(spans: Sequence[Span], peak: int) -> str:
         return "Nothing to draw: nothing ran."
     calls, failed = sum(span.items for span in spans), sum(not span.ok for span in spans)
     took = max(span.end for span in spans) - min(span.start for span in spans)
-    facts = [f"{_many(spans)} in {_clock(took)}, at most {peak:,} at once"]
-    facts += [f"{calls:,} calls"] * (calls != len(spans)) + [f"{failed:,} failed"] * bool(failed)
+    facts = [f"{_many(spans)} in {clock(took)}, at most {peak:,} at once"]
+    if calls != len(spans):
+        facts.append(f"{calls:,} calls")
+    if failed:
+        facts.append(f"{failed:,} failed")
     return "; ".join(facts) + "."
 
 
 def _legend(spans: Sequence[Span]) -> list[tuple[str, str]]:
+    """(swatch, words) of everything that the picture uses."""
     at = Rect(0, -10, 26, 13)
     kinds = {_kind(span.lane) for span in spans}
     entries = [
@@ -219,23 +231,7 @@ def _legend(spans: Sequence[Span]) -> list[tuple[str, str]]:
     return entries
 
 
-def _style() -> str:
-    shapes = [
-        ".label{font-size:12px}",
-        ".grid path{stroke-width:1px;stroke-dasharray:2 4;fill:none}",
-        ".waits{opacity:.45}",
-        ".curve path{stroke-width:1.4px;stroke-linejoin:round;fill-opacity:.16}",
-        f".inbar{{font-size:{SMALL - 0.5}px}}",
-        *(f".s{shade}{{fill-opacity:{shade / SHADES:.3f}}}" for shade in range(1, SHADES + 1)),
-    ]
-    light, dark = (
-        "".join(f".feste-timeline {rule}" for rule in rules)
-        for rules in ([*shapes, *_colours(LIGHT)], _colours(DARK))
-    )
-    return f"{light}@media(prefers-color-scheme:dark){{{dark}}}"
-
-
-def _colours(palette: Mapping[str, tuple[str, str]]) -> list[str]:
+def _colours(palette: Palette) -> list[str]:
     panel, line = palette["panel"]
     return [
         f".band{{fill:{palette['data'][0]};fill-opacity:.6}}",

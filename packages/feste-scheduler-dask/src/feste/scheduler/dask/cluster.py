@@ -65,6 +65,8 @@ class OwnCluster:
 
     def close(self) -> None:
         """Give up what is under way, end the scheduler, then the workers."""
+        # a connection that ends while something is on its way would be told, with a traceback
+        logging.getLogger("distributed.batched").setLevel(logging.WARNING)
         self.client.close()
         self._scheduler.close()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):

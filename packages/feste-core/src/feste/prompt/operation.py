@@ -1,0 +1,133 @@
+"""What prompts and chat prompts share: the op of their nodes, and how variables are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from feste.delayed import record
+from feste.draw import Determinism
+from feste.errors import ExtraVariable, FesteError, UndefinedVariable, suggest
+from feste.node import here
+from feste.plain import plain
+from feste.prompt.environment import digest
+from feste.prompt.template import Template
+
+__all__ = ["PromptBase", "PromptOp"]
+
+
+class PromptOp:
+    """What the node of a prompt does: it renders a text, or with roles a list of messages.
+
+    :param templates: one for each role; a single one without roles.
+    :param roles: the roles of the messages. They are structure, whatever the texts hold.
+    :param language: the language of all.
+    """
+
+    name = "prompt"
+    kind = "prompt"
+    emits = False
+    pure = True
+    executor = "thread"
+    is_async = False
+
+    def __init__(
+        self, templates: tuple[Template, ...], roles: tuple[str, ...], language: str
+    ) -> None:
+        self.templates = templates
+        self.roles = roles
+        self.language = language
+
+    @property
+    def identity(self) -> str:
+        """What the op is, as text: equal for equal ops in every run of the program."""
+        return digest(repr((self.roles, self.language, [t.identity for t in self.templates])))
+
+    def determinism(self, args: object, kwargs: object) -> Determinism:
+        """PURE: equal variables give equal texts."""
+        return Determinism.PURE
+
+    def fn(self, /, **variables: Any) -> Any:
+        """Render.
+
+        :param variables: the values, computed.
+        :raises PlainDataError: for a value that is not plain data.
+        :raises PromptError: if rendering fails.
+        """
+        values = self._plain(variables)
+        texts = [template.render(values) for template in self.templates]
+        if not self.roles:
+            return texts[0]
+        return [{"role": role, "content": text} for role, text in zip(self.roles, texts)]
+
+    def checked(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return the variables of a call, its constants as plain data: they count by content.
+
+        :param variables: the values, some of them lazy.
+        :raises UndefinedVariable: if one is missing.
+        :raises ExtraVariable: if no template has such a variable.
+        :raises PlainDataError: for a value that is not plain data.
+        """
+        given = variables.keys()
+        allowed = frozenset[str]().union(*(t.compiled().allowed for t in self.templates))
+        missing = {name: t for t in self.templates for name in sorted(t.needs() - given)}
+        extra = sorted(given - allowed)
+        if missing or extra:
+            raise self._wrong_names(missing, extra, allowed)
+        try:
+            return self._plain(variables, lazy=True)
+        except FesteError as error:
+            error.origin = here()
+            raise
+
+    def _wrong_names(
+        self, missing: dict[str, Template], extra: list[str], allowed: frozenset[str]
+    ) -> FesteError:
+        where, told = self.templates[0], []
+        if missing:
+            where = next(iter(missing.values()))
+            add = ", ".join(f"{name}=..." for name in missing)
+            told.append(f"no value for {_listed(missing)}; add {add}")
+        if extra:
+            known = suggest(extra[0], allowed) if allowed else " It has none at all."
+            told.append(f"it has no variable {_listed(extra)}.{known}")
+        kind = UndefinedVariable if missing else ExtraVariable
+        return kind(f"{where.label}: {'; '.join(told)}", origin=here())
+
+    def _plain(self, variables: dict[str, Any], lazy: bool = False) -> dict[str, Any]:
+        try:
+            return {name: plain(value, name, lazy=lazy) for name, value in variables.items()}
+        except FesteError as error:
+            raise type(error)(f"{self.templates[0].label}: variable {error}") from None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+class PromptBase:
+    """What prompts and chat prompts share."""
+
+    def __init__(self, op: PromptOp) -> None:
+        self._op = op
+
+    @property
+    def language(self) -> str:
+        """The language, as a BCP 47 tag in its standard form."""
+        return self._op.language
+
+    def variables(self) -> frozenset[str]:
+        """Return the names of the variables, less the globals of the environment."""
+        return frozenset[str]().union(*(t.variables() for t in self._op.templates))
+
+    def _record(self, variables: dict[str, Any]) -> Any:
+        return record(self._op, (), self._op.checked(variables))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptBase) and self._op.identity == other._op.identity
+
+    def __hash__(self) -> int:  # not by environment: its globals may change
+        return hash(tuple(template.source for template in self._op.templates))
+
+    def __feste_fingerprint__(self) -> Any:
+        return {"prompt": self._op.identity}

@@ -1,0 +1,182 @@
+"""The sandbox in which templates run; importing it imports Jinja, so nothing does at its top.
+
+Jinja's own sandbox keeps templates from private names and from changing data. This one adds the
+limits: it counts what operators, calls, filters and loops do, in the budget of one rendering.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from jinja2 import Environment, StrictUndefined, Undefined, nodes, pass_context
+from jinja2.defaults import DEFAULT_NAMESPACE
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+
+from feste.prompt.limits import (
+    TEXT_LIMIT,
+    Budget,
+    TooMuch,
+    check_call,
+    check_format,
+    check_operator,
+    extent,
+)
+
+__all__ = ["BUDGET", "JINJA_NAMES", "Filters", "count_work", "sandbox_with"]
+
+Filters = tuple[tuple[str, Callable[..., Any]], ...]
+
+#: Where a rendering keeps its budget among its names: one that no template can write.
+BUDGET: Final = " budget"
+
+#: What Jinja gives every template. No environment holds them: the variables go before them.
+JINJA_NAMES: Final = {
+    name: safe_range if name == "range" else value
+    for name, value in DEFAULT_NAMESPACE.items()
+    if name != "lipsum"
+}
+
+_LIMITED = ("batch", "center", "format", "indent", "replace", "round", "slice", "wordwrap")
+_plain_jinja: Final = Environment()
+
+
+def _budget(context: Context) -> Budget:
+    return context.parent[BUDGET]  # type: ignore[no-any-return]
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:
+        """Join what a macro or a captured block has written."""
+        texts = list(parts)
+        if sum(map(len, texts)) > TEXT_LIMIT:
+            raise TooMuch("a block of it is too large")
+        return "".join(texts)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Without bytes: they have the methods of texts, unchecked."""
+        if attr in ("encode", "to_bytes"):
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        check_operator(operator, left, right)
+        return _budget(context).weigh(super().call_binop(context, operator, left, right))
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(obj, "__wrapped__", obj)  # Jinja wraps the format of texts
+        text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(text, str):
+            if name == "join":
+                return _join(context, args[0], text)
+            if name.startswith("format"):
+                check_format("{", text, (*args, *kwargs.values()))
+            else:
+                check_call(name, text, args, kwargs)
+        return _budget(context).weigh(super().call(context, obj, *args, **kwargs))
+
+
+@pass_context
+def _tick(context: Context, _: None) -> bool:
+    _budget(context).spend()
+    return True
+
+
+@pass_context
+def _weigh(context: Context, value: Any) -> Any:
+    return _budget(context).weigh(value)
+
+
+@pass_context
+def _join(context: Context, parts: Any, d: str = "", attribute: Any = None) -> str:
+    """The filter of that name, the method of that name, and the operator ``~``."""
+    if attribute is not None:
+        named = {"attribute": attribute}
+        parts = context.environment.call_filter("map", parts, [], named, context)
+    parts = list(parts)
+    _budget(context).spend(len(d) * len(parts) + extent(parts))
+    return str(d).join(map(str, parts))
+
+
+@pass_context
+def _printable(context: Context, value: Any) -> Any:
+    """Refuse what would be printed as ``<... object at 0x...>``."""
+    if isinstance(value, (str, int, Undefined)):  # what is undefined raises by itself
+        return value
+    kind: Any = type(value)
+    opaque = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    if opaque or callable(value) or hasattr(kind, "__next__"):
+        raise TypeError(
+            f"an expression gives a {kind.__name__}, which is no text: call it, use |list, "
+            "or write x['name'] for the key of a dict"
+        )
+    _budget(context).spend(extent(value))
+    return value
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if indent else indent)
+
+
+def _limited(name: str) -> Callable[..., Any]:
+    """Jinja's filter of that name, within the limits."""
+
+    @pass_context
+    def limited(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if name == "format":
+            check_format("%", str(value), (*args, *kwargs.values()))
+        else:
+            check_call(name, value, args, kwargs)
+        made = _plain_jinja.call_filter(name, value, args, kwargs, context)
+        return _budget(context).weigh(made)
+
+    return limited
+
+
+@functools.lru_cache(maxsize=64)
+def sandbox_with(filters: Filters) -> Environment:
+    """Return the sandbox of templates with these filters: the one place where any is made.
+
+    Nothing is folded at compile time (a bomb would go off there), nothing can be included.
+
+    :param filters: the user's filters, by name.
+    """
+    made = _Sandbox(
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+        optimized=False,
+        finalize=_printable,
+    )
+    made.globals.clear()
+    del made.filters["random"], made.filters["urlize"]
+    made.filters.update({name: _limited(name) for name in _LIMITED}, join=_join, tojson=_tojson)
+    made.filters.update(filters)
+    made.filters.update({"tick!": _tick, "weigh!": _weigh, "join!": _join})  # see count_work
+    return made
+
+
+def count_work(tree: nodes.Template) -> None:
+    """Make a template count its turns of loops, what its filters are given, what ``~`` joins.
+
+    :param tree: the template; it is changed.
+    """
+
+    def hidden(node: nodes.Expr, name: str) -> nodes.Filter:
+        return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+    for node in list(tree.find_all((nodes.For, nodes.Filter, nodes.Concat))):
+        if isinstance(node, nodes.Filter):
+            node.node = node.node and hidden(node.node, "weigh!")
+        elif isinstance(node, nodes.Concat):
+            node.nodes = [hidden(nodes.List(node.nodes, lineno=node.lineno), "join!")]
+        elif isinstance(node, nodes.For):
+            turn = hidden(nodes.Const(None, lineno=node.lineno), "tick!")
+            node.body.insert(0, nodes.ExprStmt(turn, lineno=node.lineno))
+            node.test = node.test and nodes.And(turn, node.test, lineno=node.lineno)

@@ -1,0 +1,136 @@
+"""One template: its source, language and environment, checked where the user writes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from feste.delayed import refuse_node_text
+from feste.errors import ConfigError, LazyValueError, PromptError
+from feste.node import here
+from feste.prompt.environment import FesteEnvironment, default_environment, digest
+from feste.prompt.limits import SOURCE_LIMIT, size
+
+if TYPE_CHECKING:  # Jinja costs 41 ms of CPU: it is imported when the first template is made
+    from feste.prompt.compiler import Compiled
+
+__all__ = ["Template", "standard_tag"]
+
+
+def standard_tag(language: str) -> str:
+    """Return a language tag in its standard form; langcodes is imported for others than "en".
+
+    :param language: a BCP 47 tag.
+    :raises ConfigError: if it is none.
+
+    >>> standard_tag("pt_br")
+    'pt-BR'
+    """
+    if language == "en":
+        return language
+    import langcodes
+
+    if not langcodes.tag_is_valid(str(language)):
+        raise ConfigError(
+            f"language={language!r} is no language tag (BCP 47); use for example "
+            '"en", "de" or "pt-BR"',
+            origin=here(),
+        )
+    return langcodes.standardize_tag(language)
+
+
+class Template:
+    """The template of one text.
+
+    :param source: the template.
+    :param language: the language of the text.
+    :param environment: globals and filters; None for the shared ones.
+    :param file: the name of the file that it was read from.
+    :raises PromptError: for a source that is no template, too large, or not exactly a ``str``.
+    :raises ConfigError: for a language or an environment that is none.
+    :raises LazyValueError: for a source that holds the name of a lazy value.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        language: str = "en",
+        environment: FesteEnvironment | None = None,
+        file: str = "",
+    ) -> None:
+        if type(source) is not str:
+            raise PromptError(
+                f"a template source must be written by you, as a plain str, not "
+                f"{type(source).__name__}; give model answers as variables: "
+                'Prompt("... {{ answer }}")(answer=...)',
+                origin=here(),
+            )
+        if not isinstance(environment, (FesteEnvironment, type(None))):
+            kind = type(environment).__name__
+            raise ConfigError(
+                f"environment: expected a FesteEnvironment, not {kind}", origin=here()
+            )
+        self.source = source
+        self.language = standard_tag(language)
+        self.environment = environment or default_environment
+        self.file = file
+        try:
+            refuse_node_text(source)
+            if size(source) > SOURCE_LIMIT:
+                large = f"larger than {SOURCE_LIMIT:,} bytes; give long texts as variables"
+                raise PromptError(f"{self.label}: {large}")
+            self.compiled()
+        except (PromptError, LazyValueError) as error:
+            error.origin = here()
+            raise
+
+    @property
+    def short(self) -> str:
+        """The name of the file, or how the source begins."""
+        first, *more = self.source.strip().splitlines() or [""]
+        cut = f"{first[:39].rstrip()}…" if len(first) > 40 or more else first
+        return self.file or repr(cut)
+
+    @property
+    def label(self) -> str:
+        """How errors name the template."""
+        return f"template {self.short}"
+
+    @property
+    def identity(self) -> str:
+        """What the template is, as text: equal for equal ones in every run of the program."""
+        return digest(repr((self.source, self.language, self.environment.identity)))
+
+    def compiled(self) -> Compiled:
+        """Return the compiled template, with the filters that the environment has now.
+
+        :raises PromptError: if it cannot be compiled.
+        """
+        from feste.prompt.compiler import compiled, explain
+
+        try:
+            return compiled(self.source, tuple(self.environment.filters.items()))
+        except Exception as error:  # Jinja's own, and Python's for what Jinja made of the source
+            raise PromptError(f"{self.label}{explain(error)}") from None
+
+    def needs(self) -> frozenset[str]:
+        """Return the variables that must be given."""
+        return self.compiled().required - self.environment.globals.keys()
+
+    def variables(self) -> frozenset[str]:
+        """Return the variables that are no globals, Jinja's or the environment's."""
+        made = self.compiled()
+        return made.allowed - self.environment.globals.keys() - made.template.globals.keys()
+
+    def render(self, values: dict[str, Any]) -> str:
+        """Return the text.
+
+        :param values: the variables, as plain data.
+        :raises PromptError: if rendering fails.
+        """
+        from feste.prompt.compiler import explain
+
+        made = self.compiled()
+        try:
+            return made.render({**self.environment.globals, **values})
+        except Exception as error:
+            raise PromptError(f"{self.label}{explain(error, made.template)}") from error

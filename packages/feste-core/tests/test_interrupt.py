@@ -1,0 +1,408 @@
+"""Ctrl-C, in programs of their own: first a stop with grace, then an end at once, never a hang."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import feste
+from feste.backend import Backend, operation
+from feste.errors import FesteError, RunInterrupted
+from feste.scheduler.driver import driver
+
+LONG = 60.0
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX here")
+
+PRELUDE = """
+import asyncio, os, sys, threading, time
+import feste, feste._compute
+from feste.backend import Backend, Limits, operation
+from feste.errors import RunInterrupted
+from feste.scheduler.driver import driver
+
+def say(*words): print(*words, flush=True)
+
+class Held(Backend):
+    limits = Limits(concurrency=2)
+
+    @operation
+    async def ask(self, prompt: str) -> str:
+        say("sent", prompt)
+        while not os.path.exists(sys.argv[1]):
+            await asyncio.sleep(0.001)
+        return f"answer {prompt}"
+
+def watch():
+    while not any(run.stopping for run in driver().brain.runs):
+        time.sleep(0.001)
+    say("stopping")
+
+threading.Thread(target=watch, daemon=True).start()
+llm = Held()
+nodes = [llm.ask(str(i)) for i in range(6)]
+
+def shown(values):
+    return [str(v) if isinstance(v, str) else type(v).__name__ for v in values]
+"""
+
+COMPUTE = """
+try:
+    try:
+        feste.compute(nodes)
+    except Exception:
+        say("an Exception")
+except RunInterrupted as stop:
+    say("partial", shown(stop.partial[0]))
+    say("report", stop.report.states, stop.report.cancelled, len(stop.report.requests))
+    say("message", stop)
+"""
+
+
+class Program:
+    """A program under test: what it prints, and signals to it."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        path = folder / "program.py"
+        path.write_text(PRELUDE + text)
+        self.answer = folder / "answer"
+        self.process = subprocess.Popen(
+            [sys.executable, str(path), str(self.answer)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+
+    def until(self, *words: str) -> None:
+        """Read until each of the words has begun a line."""
+        assert self.process.stdout is not None
+        left = list(words)
+        while left:
+            line = self.process.stdout.readline()
+            assert line, (self.lines, self.process.stderr and self.process.stderr.read())
+            self.lines.append(line.rstrip())
+            if line.split(" ")[0].rstrip() == left[0]:
+                left.pop(0)
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> list[str]:
+        """Read the rest, and see that it ends well."""
+        out, self.errors = self.process.communicate(timeout=LONG)
+        self.lines += out.splitlines()
+        return self.lines
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Any]:
+    started: list[Program] = []
+
+    def start(text: str) -> Program:
+        started.append(Program(tmp_path, text))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()
+
+
+def test_the_first_ctrl_c_starts_nothing_new_and_lets_answers_land(program: Any) -> None:
+    """Calls in flight may still be answered for a moment; no other is sent; all of it is handed over.
+
+    What was answered is paid, so it stays with its nodes: computing again asks only for the rest.
+    """
+    one = program(
+        COMPUTE
+        + """
+say("again")
+say("values", shown(feste.compute(nodes)[0]))
+"""
+    )
+    one.until("sent", "sent")
+    one.interrupt()
+    one.until("stopping")
+    one.answer.touch()
+    lines = one.end()
+
+    partial = ["answer 0", "answer 1"] + ["UpstreamFailed"] * 4
+    assert [line for line in lines if not line.startswith(("sent", "message"))] == [
+        "stopping",
+        f"partial {partial}",
+        "report {'done': 2, 'not_started': 4} True 2",
+        "again",
+        f"values {[f'answer {i}' for i in range(6)]}",
+    ]
+    assert [line for line in lines if line.startswith("sent")] == [f"sent {i}" for i in range(6)]
+    assert "message interrupted after 2 of 6 nodes; what was finished is in .partial" in lines
+    assert (one.process.returncode, one.errors) == (0, "")
+
+
+def test_when_the_grace_is_over_what_is_in_flight_is_given_up(program: Any) -> None:
+    """Answers that do not come in time cost the run no more than the grace; the report counts them."""
+    one = program("feste._compute.GRACE = 0.1\n" + COMPUTE)
+    one.until("sent", "sent")
+    one.interrupt()
+    lines = one.end()
+
+    partial = ["Interrupted"] * 2 + ["UpstreamFailed"] * 4
+    assert f"partial {partial}" in lines
+    assert "report {'not_started': 6} True 2" in lines
+    assert (one.process.returncode, one.errors) == (0, "")
+
+
+def test_the_second_ctrl_c_ends_at_once(program: Any) -> None:
+    """However long the grace, a second Ctrl-C does not wait for it."""
+    one = program("feste._compute.GRACE = 3600.0\n" + COMPUTE)
+    one.until("sent", "sent")
+    one.interrupt()
+    one.until("stopping")
+    one.interrupt()
+    lines = one.end()
+
+    assert f"partial {['Interrupted'] * 2 + ['UpstreamFailed'] * 4}" in lines
+    assert (one.process.returncode, one.errors) == (0, "")
+
+
+def test_it_is_a_keyboard_interrupt_to_whoever_does_not_catch_it(program: Any) -> None:
+    """``except Exception`` lets it by, and the program ends with its traceback."""
+    one = program(
+        """
+feste._compute.GRACE = 0.1
+try:
+    feste.compute(nodes)
+except Exception:
+    say("an Exception")
+finally:
+    say("cleaned up")
+say("not reached")
+"""
+    )
+    one.until("sent", "sent")
+    one.interrupt()
+    lines = one.end()
+
+    assert lines[-1] == "cleaned up"
+    assert one.process.returncode != 0
+    assert "feste.errors.RunInterrupted: interrupted after 0 of 6 nodes" in one.errors
+    assert "During handling of the above" not in one.errors
+
+
+STUCK = {
+    "thread": "",
+    "inline": "executor='inline'",
+    "process": "executor='process'",
+}
+
+
+@pytest.mark.parametrize("where", STUCK)
+def test_tasks_that_never_end_do_not_keep_the_program(program: Any, where: str) -> None:
+    """Python in a thread cannot be stopped, and an inline task blocks the brain: it ends all the same."""
+    one = program(
+        f"""
+feste._compute.GRACE = 0.1
+
+@feste.task({STUCK[where]})
+def stuck():
+    import time
+    print("begun", flush=True)
+    while True:
+        time.sleep(1)
+
+quick = feste.task(abs)(-5)
+quick.compute(keep="all")
+try:
+    feste.compute(quick, [stuck(), stuck()])
+except RunInterrupted as stop:
+    say("partial", stop.partial[0], shown(stop.partial[1]))
+    say("report", sum(stop.report.states.values()), stop.report.nodes)
+"""
+    )
+    one.until("begun") if where != "process" else one.until("begun", "begun")
+    one.interrupt()
+    lines = one.end()
+
+    assert "partial 5 ['Interrupted', 'Interrupted']" in lines or (
+        "partial 5 ['Interrupted', 'UpstreamFailed']" in lines
+    )
+    assert "report 3 3" in lines
+    assert (one.process.returncode, one.errors) == (0, "")
+
+
+def test_an_eager_call_is_interrupted_likewise(program: Any) -> None:
+    """Eager calls wait for their answers too."""
+    one = program(
+        """
+feste._compute.GRACE = 0.1
+try:
+    with feste.context.set(eager=True):
+        llm.ask("eager")
+except RunInterrupted as stop:
+    say("partial", shown(stop.partial))
+"""
+    )
+    one.until("sent")
+    one.interrupt()
+
+    assert one.end()[-1] == "partial ['Interrupted']"
+    assert (one.process.returncode, one.errors) == (0, "")
+
+
+def test_in_a_loop_of_the_users_it_is_a_cancellation(program: Any) -> None:
+    """``asyncio.run`` cancels its main task on Ctrl-C: the run is given up, and the loop ends."""
+    one = program(
+        """
+try:
+    asyncio.run(feste.acompute(nodes))
+except KeyboardInterrupt:
+    say("interrupted")
+while driver().brain.runs:
+    time.sleep(0.001)
+say("no run left")
+"""
+    )
+    one.until("sent", "sent")
+    one.interrupt()
+    lines = [line for line in one.end() if line != "stopping"]
+
+    assert lines == ["sent 0", "sent 1", "interrupted", "no run left"]
+    assert (one.process.returncode, one.errors) == (0, "")
+
+
+def test_at_a_terminal_with_a_progress_bar_and_workers(tmp_path: Path) -> None:
+    """Ctrl-C typed at a terminal reaches all processes: the bar goes, the cursor is back, all end."""
+    import pty
+
+    path = tmp_path / "program.py"
+    path.write_text(
+        PRELUDE
+        + """
+feste._compute.GRACE = 0.1
+
+@feste.task(executor="process")
+def stuck():
+    import os, time
+    print("worker", os.getpid(), flush=True)
+    time.sleep(600)
+
+try:
+    feste.compute(nodes, stuck(), progress=True)
+except RunInterrupted:
+    say("interrupted")
+"""
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, str(path), str(tmp_path / "answer")])
+    seen = b""
+    typed = False
+    deadline = time.monotonic() + LONG
+    try:
+        while time.monotonic() < deadline:
+            if select.select([terminal], [], [], 0.1)[0]:
+                try:
+                    read = os.read(terminal, 65536)
+                except OSError:  # Linux says so when the other side is closed
+                    break
+                if not read:
+                    break
+                seen += read
+            if not typed and b"worker " in seen and seen.count(b"sent ") == 2 and b"calls" in seen:
+                os.write(terminal, b"\x03")
+                typed = True
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.close(terminal)
+
+    assert typed
+    assert b"interrupted" in seen
+    assert b"\x1b[?25l" in seen and seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l")
+    assert b"Traceback" not in seen
+    assert code in (0, -signal.SIGKILL)
+    worker = re.search(rb"worker (\d+)", seen)
+    assert worker is not None
+    assert gone(int(worker[1]))
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends."""
+    deadline = time.monotonic() + LONG
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+# --- other signals, in this process --------------------------------------------------------------
+
+
+class Signals(Backend):
+    """Sends this process a signal while a call is in flight."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.cancelled = threading.Event()
+
+    @operation
+    async def ask(self, prompt: str) -> str:
+        import asyncio
+
+        os.kill(os.getpid(), self.number)
+        try:
+            await asyncio.sleep(LONG)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return prompt
+
+
+def test_a_signal_handler_that_raises_stops_the_run() -> None:
+    """Whatever takes the caller out of ``compute``, nobody waits any more: nothing is bought in vain."""
+
+    def handler(*_: Any) -> None:
+        raise TimeoutError("the caller's own limit")
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    llm = Signals(signal.SIGUSR1)
+    try:
+        with pytest.raises(TimeoutError, match="the caller's own limit"):
+            llm.ask("hello").compute()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert llm.cancelled.wait(LONG)
+    deadline = time.monotonic() + LONG
+    while driver().brain.runs and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert driver().brain.runs == []
+    assert feste.task(abs)(-1).compute() == 1
+
+
+def test_it_is_no_error_of_feste() -> None:
+    """``RunInterrupted`` is a ``KeyboardInterrupt``, so neither family of errors swallows it."""
+    stop = RunInterrupted("stopped", partial=(1, 2), report="a report")
+
+    assert isinstance(stop, KeyboardInterrupt)
+    assert not isinstance(stop, (Exception, FesteError))
+    assert (stop.partial, stop.report) == ((1, 2), "a report")
