@@ -238,6 +238,10 @@ class Tree(BaseModel):
     pet: Annotated[Cat | Dog, Field(discriminator="kind")]
 
 
+class Link(BaseModel):
+    next: Annotated[Link, Field(description="the next one")]
+
+
 class TestSchema:
     def test_it_is_strict_all_the_way_down(self) -> None:
         """All properties are required and no others allowed; no words that strict mode refuses."""
@@ -261,6 +265,13 @@ class TestSchema:
                 stack.extend(v for k, v in part.items() if k != "properties")
         assert made["properties"]["best"]["description"] == "the best cat"
         assert made["properties"]["default"]["type"] == "string"
+
+    def test_a_model_without_end_has_a_schema_with_one(self) -> None:
+        """A reference with words beside it is written out, but not inside itself."""
+        made = response_format(Link)["json_schema"]["schema"]
+        first = made["properties"]["next"]
+        assert first["description"] == "the next one" and first["type"] == "object"
+        assert first["properties"]["next"] == {"$ref": "#/$defs/Link"}
 
     @pytest.mark.parametrize("model", [Point, Cat])
     def test_it_agrees_with_the_sdk(self, model: Any) -> None:

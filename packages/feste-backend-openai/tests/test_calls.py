@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from array import array
 from collections import Counter
@@ -333,6 +334,22 @@ class TestOtherServers:
             vectors = feste.compute(*[llm.embed(t) for t in texts])
             assert [list(v) for v in vectors] == [embedding(t) for t in texts]
             assert paths(server) == {COMPLETE: 1, EMBED: 1}
+
+
+class TestConnections:
+    def test_clients_come_and_go(self, server: SimServer) -> None:
+        """A client that is collected as garbage leaves nothing open: connections are the loop's."""
+        for i in range(5):
+            assert client(server).chat(f"question {i}").compute()
+            gc.collect()  # an open session would warn, and a warning fails the test
+        assert len(server.requests()) == 5
+
+    def test_hundreds_are_in_flight_at_once(self) -> None:
+        """No pool of connections bounds what the gate lets through."""
+        with SimServer(WIRE, base=1.0) as slow:
+            llm = client(slow, limits=Limits(concurrency=300))
+            feste.compute([llm.chat(f"question {i}") for i in range(300)])
+            assert slow.peak() > 100  # what pools allow unless they are told otherwise
 
 
 class TestOneMeaning:

@@ -294,6 +294,37 @@ print(sorted(heavy & set(sys.modules)))
     assert ran.stdout.split("\n")[:2] == ["[]", "[]"]
 
 
+def test_the_sdk_is_imported_aside() -> None:
+    """The first request imports the SDK in a thread of its own: the loop of requests goes on."""
+    program = """
+import sys, threading
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "openai":
+            print(threading.current_thread().name)
+
+sys.meta_path.insert(0, Watch())
+import asyncio, feste
+from feste.backend.openai import ChatParams, OpenAI
+call = OpenAI("m", base_url="http://127.0.0.1:9/v1").chat
+request = call.prepare(["hello", ChatParams(), None])
+try:
+    asyncio.run(call.send(request))
+except feste.errors.Unreachable:
+    pass
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("asyncio_"), ran.stdout  # a thread of the loop's executor
+
+
 def test_it_is_found_by_name_where_it_is_installed() -> None:
     """`create("openai")` gives a client, if the distribution's metadata is there."""
     from importlib.metadata import entry_points

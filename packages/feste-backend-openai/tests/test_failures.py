@@ -16,6 +16,7 @@ import aiohttp
 import httpx2
 import openai
 import pytest
+from pydantic import BaseModel
 
 import feste
 from feste import context
@@ -246,6 +247,10 @@ def test_the_first_cause_decides() -> None:
     assert type(unknown) is Rejected and unknown.billed == "unknown" and CANARY not in str(unknown)
 
 
+class Number(BaseModel):
+    number: int
+
+
 class TestCanary:
     def test_an_echoed_key_is_blanked(self, server: SimServer) -> None:
         """A provider that repeats the key, in message, code, id or page, does not get it printed."""
@@ -264,6 +269,14 @@ class TestCanary:
             text = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
             assert CANARY not in text
             assert CANARY.encode() not in pickle.dumps(caught.value)
+
+    def test_an_answer_that_holds_the_key(self, server: SimServer) -> None:
+        """A model that repeats the key is quoted in an error without it."""
+        node = client(server).chat(f"REPLY: no JSON, but {CANARY}", output=Number)
+        (error,) = feste.compute(node, on_error="return")
+        assert type(error) is MalformedResponse
+        assert "no JSON, but ***" in str(error)
+        assert CANARY not in str(error) + repr(vars(error))
 
     def test_no_error_of_a_run_drags_the_key_along(self, server: SimServer) -> None:
         """Neither the errors of a run nor its report hold the key or the SDK's objects."""

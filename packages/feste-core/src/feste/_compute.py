@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -200,12 +201,22 @@ def _with_collections(graph: FesteGraph) -> FesteGraph:
     if not nodes:
         return graph
     import dask
+    from dask.base import get_scheduler
 
-    values = dask.compute(*[n.args[0] for n in nodes])  # type: ignore[attr-defined, no-untyped-call]
-    computed = [node.replace() for node in nodes]
-    for node, value in zip(computed, values, strict=True):
-        node.value = value
-    return graph.with_nodes(computed)
+    one = get_scheduler()  # type: ignore[no-untyped-call]
+    groups: dict[Any, dict[Any, list[Node]]] = {}
+    for node in nodes:
+        # without a scheduler for all, those of bags and arrays differ, and Dask refuses them together
+        own = None if one else getattr(node.args[0], "__dask_scheduler__", None)
+        # Dask returns the results of collections of one kind together, wherever they were given
+        kind = getattr(node.args[0], "__dask_optimize__", None)
+        groups.setdefault(own, {}).setdefault(kind, []).append(node.replace())
+    calls = [[n for kind in kinds.values() for n in kind] for kinds in groups.values()]
+    for call in calls:
+        values = dask.compute(*[n.args[0] for n in call])  # type: ignore[attr-defined, no-untyped-call]
+        for node, value in zip(call, values, strict=True):
+            node.value = value
+    return graph.with_nodes(itertools.chain.from_iterable(calls))
 
 
 def _run(plan: Plan, settings: Settings, hands: Executor) -> Run:
@@ -360,9 +371,8 @@ def optimize_lowered(dsk: Any, keys: Any) -> Any:
     roots = [ours[key].node for key in dict.fromkeys(wanted) if key in ours]
     if not roots or not all(low.is_whole for low in ours.values()):
         return dsk
-    draw_lowered()
     others = {key: task for key, task in tasks.items() if key not in ours}
-    return {**others, **_for_dask(_plan(FesteGraph.of(roots), context.settings()))}
+    return {**others, **_for_dask(_plan(lower(roots), context.settings()))}
 
 
 def _for_dask(plan: Plan) -> dict[str, Any]:
@@ -374,24 +384,24 @@ def _for_dask(plan: Plan) -> dict[str, Any]:
         low = getattr(task, "func", None)
         for member in low.members if isinstance(low, LoweredBatch) else [low]:
             if isinstance(member, Lowered):
-                member.keepers = own[member.node.key]
+                member.belongs_to(*own[member.node.key])
     return dsk
 
 
-def persisted(dsk: Any, node: Node, *, rename: Any = None) -> Any:
+def persisted(dsk: Any, node: Node, *, rename: Any = None) -> FesteDelayed[Any]:
     """Return a collection again after ``dask.persist`` and the like.
 
     :param dsk: what Dask computed, or a graph that it rewrote.
     :param node: the node of the collection.
-    :param rename: new names of keys; the result is Dask's own then.
+    :param rename: new names of keys, from ``dask.graph_manipulation``.
+    :raises NotImplementedError: for new names: a node has one name.
     """
-    from dask.base import replace_name_in_key
-    from dask.delayed import Delayed
     from dask.task_spec import DataNode, GraphNode
 
     if rename:
-        name = replace_name_in_key(node.key, rename)
-        return Delayed(name, dsk)  # type: ignore[no-untyped-call]
+        raise NotImplementedError(
+            f"dask.graph_manipulation cannot rename {node.key}: build the lazy value anew instead"
+        )
     value = dsk[node.key]
     if isinstance(value, DataNode):
         node.value = value.value
@@ -419,7 +429,7 @@ def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
             origin=low.node.where,
         )
     with _one_at_a_time(low.node.key):
-        kept = low.keepers[0].value
+        kept = low.own.value
         if kept is not PENDING:
             return kept
         if op.kind == "call" or getattr(op, "is_async", False):
@@ -456,7 +466,9 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
     for low, given in zip(members, values, strict=True):
         args = tuple(fill(a, given) for a in low.node.args)
         kwargs = {k: fill(v, given) for k, v in low.node.kwargs.items()}
-        filled.append(low.node.replace(args=args, kwargs=kwargs, deps=()))
+        single = low.node.replace(args=args, kwargs=kwargs, deps=())
+        single.draw = low.own.draw  # of a node that a pass has copied
+        filled.append(single)
         before.update({n.key: n for n in low.keepers})
         aliases.update({n.key: low.node.key for n in low.keepers[1:]})
     keys = [n.key for n in filled]
@@ -472,7 +484,7 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
 
 def _emitted(low: Lowered, result: Any) -> Any:
     """Compute what a task returned with nodes inside, as the brain would."""
-    scope = str(low.node.draw)
+    scope = str(low.own.draw)
     forget(scope)  # the task ran from its start, so its draws count from 0
     graph, keys, repack = FesteGraph.collect(result, scope=scope)
     if low.is_here:

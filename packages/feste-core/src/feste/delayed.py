@@ -59,6 +59,16 @@ def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return FesteDelayed(node)
 
 
+class _Threads:
+    """The scheduler that Dask runs nodes with: the very function that its own collections name."""
+
+    def __get__(self, instance: object, owner: type) -> Callable[..., Any]:
+        import dask.threaded
+
+        get: Callable[..., Any] = dask.threaded.get
+        return get
+
+
 class FesteDelayed(Lazy, Generic[R]):
     """A value that is not computed yet: the handle of one node.
 
@@ -205,11 +215,7 @@ class FesteDelayed(Lazy, Generic[R]):
 
         return _compute.optimize_lowered(dsk, keys)
 
-    @staticmethod
-    def __dask_scheduler__(dsk: Any, keys: Any, **kwargs: Any) -> Any:
-        import dask.threaded
-
-        return dask.threaded.get(dsk, keys, **kwargs)
+    __dask_scheduler__ = _Threads()
 
 
 def _handle(records: list[tuple[Any, ...]], index: int) -> FesteDelayed[Any]:

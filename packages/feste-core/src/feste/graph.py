@@ -8,6 +8,7 @@ Towards Dask the graph is a mapping from key to a public ``dask.task_spec`` node
 from __future__ import annotations
 
 import graphlib
+import hashlib
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,8 +39,9 @@ class Batch:
 
     @property
     def key(self) -> str:
-        """The batch's own key in a lowered graph."""
-        return f"batch-{self.members[0]}"
+        """The batch's own key in a lowered graph: Dask may merge graphs that were batched apart."""
+        digest = hashlib.blake2b(" ".join(self.members).encode(), digest_size=4).hexdigest()
+        return f"batch-{self.members[0]}-{digest}"
 
 
 class FesteGraph(Mapping[str, Any]):
@@ -292,6 +294,7 @@ class FesteGraph(Mapping[str, Any]):
 
 _lock = threading.Lock()
 _without_draws: weakref.WeakSet[Node] = weakref.WeakSet()
+_merged: weakref.WeakKeyDictionary[Node, weakref.WeakSet[Node]] = weakref.WeakKeyDictionary()
 
 
 def lower(roots: Sequence[Node]) -> FesteGraph:
@@ -328,18 +331,33 @@ class Lowered:
     :param is_whole: whether the node knows its inputs: not where it was sent to.
     """
 
-    __slots__ = ("is_whole", "keepers", "node", "process")
+    __slots__ = ("is_whole", "node", "own", "process")
 
     def __init__(self, node: Node, process: str = "", is_whole: bool = True) -> None:
         self.node = node
         self.process = process or process_name()
         self.is_whole = is_whole
-        #: The user's own nodes that learn the value of a paid call: this one, those merged into it.
-        self.keepers: tuple[Node, ...] = (node,)
+        #: The user's node, where a pass has put another in its place.
+        self.own = node
 
     @property
     def __name__(self) -> str:
         return self.node.op.name
+
+    @property
+    def keepers(self) -> tuple[Node, ...]:
+        """The user's nodes that learn the value of a paid call: its own first, those merged into it."""
+        return (self.own, *_merged.get(self.own, ()))
+
+    def belongs_to(self, own: Node, *merged: Node) -> None:
+        """Say for which of the user's nodes this stands; also wherever else they are lowered.
+
+        :param own: the user's node of the same key.
+        :param merged: those that an optimization has merged into it.
+        """
+        self.own = own
+        if merged:
+            _merged.setdefault(own, weakref.WeakSet()).update(merged)
 
     @property
     def is_here(self) -> bool:
@@ -353,11 +371,11 @@ class Lowered:
 
     def __reduce__(self) -> tuple[Any, ...]:
         draw_lowered()
-        n = self.node
+        n, drawn = self.node, self.own.draw
         if self.is_here:
-            travels(n)
+            travels(self.own)
         # without its inputs: Dask hands their values over
-        return (_lowered, (n.op, n.args, dict(n.kwargs), n.where, n.key, n.draw, self.process))
+        return (_lowered, (n.op, n.args, dict(n.kwargs), n.where, n.key, drawn, self.process))
 
     def __repr__(self) -> str:
         return f"<{self.node.op.name}>"

@@ -44,6 +44,8 @@ def plain(value: Any, path: str = "value", *, lazy: bool = False) -> Any:
         ...
     feste.errors.PlainDataError: doc['tags'] is a set, which has no order: give sorted(...) of it
     """
+    if type(value) in _ATOMS or (type(value) is str and not lazy):
+        return value
     return _Copier(lazy).copy(value, path, 0)
 
 

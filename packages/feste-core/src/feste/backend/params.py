@@ -19,7 +19,8 @@ class Params:
     A field that is None is not sent, so the provider's default holds. ``extra`` (if the subclass
     has a field of that name) is merged into the body: parameters that only some servers know.
 
-    :raises ParameterError: for a parameter that the record does not have, with the nearest name.
+    :raises ParameterError: for a parameter that the record does not have, with the nearest name; for
+        a missing one.
 
     >>> class EchoParams(Params):
     ...     temperature: float | None = None
@@ -35,7 +36,10 @@ class Params:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
         init = cls.__init__
-        names = frozenset(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        names = frozenset(f.name for f in fields)
+        none = dataclasses.MISSING
+        needed = [f.name for f in fields if f.default is none and f.default_factory is none]
 
         def checked(self: Any, *args: Any, **given: Any) -> None:
             if args:
@@ -48,6 +52,9 @@ class Params:
                     raise ParameterError(
                         f"{cls.__name__} has no parameter {name!r}.{suggest(name, names)}"
                     )
+            for name in needed:
+                if name not in given:
+                    raise ParameterError(f"{cls.__name__} needs {name!r}")
             init(self, **given)
 
         checked.__wrapped__ = init  # type: ignore[attr-defined]

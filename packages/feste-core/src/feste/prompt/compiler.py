@@ -74,7 +74,7 @@ def explain(error: Exception, template: Template | None = None) -> str:
     """
     line = error.lineno if isinstance(error, TemplateSyntaxError) else 0
     for frame, number in traceback.walk_tb(error.__traceback__):
-        if template and frame.f_globals.get("__jinja_template__") is template:
+        if template and frame.f_globals.get("__jinja_template__") == template:
             line = template.get_corresponding_lineno(number)
     what = getattr(error, "message", None) or str(error)
     if not isinstance(error, (TemplateError, TooMuch)):

@@ -68,10 +68,15 @@ class PromptOp:
         :raises ExtraVariable: if no template has such a variable.
         :raises PlainDataError: for a value that is not plain data.
         """
-        given = variables.keys()
-        allowed = frozenset[str]().union(*(t.compiled().allowed for t in self.templates))
-        missing = {name: t for t in self.templates for name in sorted(t.needs() - given)}
-        extra = sorted(given - allowed)
+        missing: dict[str, Template] = {}
+        allowed = frozenset[str]()
+        for template in self.templates:
+            made = template.compiled()
+            allowed |= made.allowed
+            if needed := made.required - variables.keys():
+                needed -= template.environment.globals.keys()
+                missing |= dict.fromkeys(sorted(needed), template)
+        extra = sorted(variables.keys() - allowed)
         if missing or extra:
             raise self._wrong_names(missing, extra, allowed)
         try:

@@ -99,9 +99,9 @@ def _join(context: Context, parts: Any, d: str = "", attribute: Any = None) -> s
     if attribute is not None:
         named = {"attribute": attribute}
         parts = context.environment.call_filter("map", parts, [], named, context)
-    parts = list(parts)
-    _budget(context).spend(len(d) * len(parts) + extent(parts))
-    return str(d).join(map(str, parts))
+    parts, between = list(parts), str(d)
+    _budget(context).spend(len(between) * len(parts) + extent(parts))
+    return between.join(map(str, parts))
 
 
 @pass_context

@@ -112,10 +112,6 @@ class Template:
         except Exception as error:  # Jinja's own, and Python's for what Jinja made of the source
             raise PromptError(f"{self.label}{explain(error)}") from None
 
-    def needs(self) -> frozenset[str]:
-        """Return the variables that must be given."""
-        return self.compiled().required - self.environment.globals.keys()
-
     def variables(self) -> frozenset[str]:
         """Return the variables that are no globals, Jinja's or the environment's."""
         made = self.compiled()

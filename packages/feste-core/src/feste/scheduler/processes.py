@@ -15,17 +15,16 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import monotonic, perf_counter
 from typing import Any
 
-from feste.errors import ConfigError, Interrupted, NodeError, WorkerLost
+from feste.errors import ConfigError, FesteError, Interrupted, NodeError, WorkerLost
 from feste.node import Node
 from feste.scheduler.executor import Post, PyTask
-from feste.scheduler.work import describe
+from feste.scheduler.work import describe, evaluate, result_of
 
 __all__ = ["ProcessPool", "check_picklable"]
 
@@ -225,20 +224,21 @@ def check_picklable(node: Node) -> None:
     _pickled(node, (node.op, node.args, node.kwargs))
 
 
-def reply(run: Callable[[], tuple[bool, Any]]) -> bytes:
-    """Return the bytes that a worker answers with; a result that cannot be pickled is an error.
+def answer(work: bytes) -> bytes:
+    """Do what a worker was sent, and return what it answers; for the worker's side.
 
-    :param run: does the work.
+    :param work: over a socket of our own parent, and nowhere else from.
     """
     import cloudpickle
 
-    ok, value = run()
+    try:
+        op, args, kwargs, values = pickle.loads(work)
+        ok, value = True, result_of(evaluate(op.fn, args, kwargs, values))
+    except BaseException as error:  # a task may raise anything, SystemExit too
+        ok, value = False, describe(error)
     try:
         return bytes(cloudpickle.dumps((ok, value)))
     except Exception as error:  # see _pickled
-        if ok:
-            told = f"the result cannot be sent back: {type(error).__name__}: {error}"
-        else:
-            told = str(value)
-        kind = type(error).__name__
-        return pickle.dumps((False, NodeError(told, cause_type=kind)))
+        told = f"the result cannot be sent back: {type(error).__name__}: {error}"
+        kind = type(value if isinstance(value, FesteError) else error).__name__
+        return pickle.dumps((False, NodeError(told if ok else str(value), cause_type=kind)))

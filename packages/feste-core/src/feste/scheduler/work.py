@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 from feste.errors import FesteError, NodeError
@@ -42,6 +43,18 @@ def result_of(value: Any) -> Any:
     return Emission(pack(value, deps), deps.nodes)
 
 
+def _from_the_users(error: BaseException) -> TracebackType | None:
+    """The traceback from the first frame on that is not Feste's own; all of it if there is none."""
+    begin = error.__traceback__
+    while begin is not None and _is_ours(begin):
+        begin = begin.tb_next
+    return begin or error.__traceback__
+
+
+def _is_ours(step: TracebackType) -> bool:
+    return str(step.tb_frame.f_globals.get("__name__", "")).startswith("feste.scheduler.")
+
+
 def describe(error: BaseException) -> FesteError:
     """Return what a piece of Python raised, as an error of Feste.
 
@@ -53,12 +66,12 @@ def describe(error: BaseException) -> FesteError:
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     try:
         said = str(error)
-    except Exception as broken:  # an exception whose __str__ raises
+    except BaseException as broken:  # an exception whose __str__ raises, or wants to end it all
         said = f"<{type(broken).__name__} while printing it>"
     described = NodeError(
         f"{name}: {said}",
         cause_type=name,
-        traceback="".join(traceback.format_exception(error)),
+        traceback="".join(traceback.format_exception(kind, error, _from_the_users(error))),
     )
     described.__cause__ = error
     return described

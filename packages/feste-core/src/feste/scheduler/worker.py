@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import select
 import signal
 import sys
@@ -11,23 +10,9 @@ import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
 
 from feste import blocking
-from feste.scheduler.processes import reply
-from feste.scheduler.work import describe, evaluate, result_of
-
-
-def work(data: bytes) -> tuple[bool, Any]:
-    """Return whether it went well, and the result or the error.
-
-    :param data: what :mod:`feste.scheduler.processes` sent: over a socket of our own parent.
-    """
-    try:
-        op, args, kwargs, values = pickle.loads(data)
-        return True, result_of(evaluate(op.fn, args, kwargs, values))
-    except BaseException as error:  # a task may raise anything, SystemExit too
-        return False, describe(error)
+from feste.scheduler.processes import answer
 
 
 def main(fd: int) -> None:
@@ -46,11 +31,11 @@ def main(fd: int) -> None:
             if not data:  # the parent's last word
                 return
             busy.set()
-            answer = reply(lambda data=data: work(data))  # type: ignore[misc]
+            told = answer(data)
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # a pipe that nobody reads, or no stream at all
                     stream.flush()
-            connection.send_bytes(answer)
+            connection.send_bytes(told)
             busy.clear()
         except (EOFError, OSError):
             return

@@ -142,10 +142,11 @@ async def _streamed(
         **_body(request, stream=True, stream_options=options),
     )
     whole = Whole()
-    async for event in stream:
-        piece = whole.add(event)
-        if piece:
-            on_chunk(piece)
+    async with stream:  # closed whatever happens: half-read connections cannot be used again
+        async for event in stream:
+            piece = whole.add(event)
+            if piece:
+                on_chunk(piece)
     return _response(whole.payload(), stream.response)
 
 
