@@ -178,7 +178,9 @@ def test_in_a_pass(wait: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> 
             return graph
 
     passes = Optimizer().passes
-    monkeypatch.setattr(Optimizer, "__init__", lambda self: setattr(self, "passes", [*passes, Pass()]))
+    monkeypatch.setattr(
+        Optimizer, "__init__", lambda self: setattr(self, "passes", [*passes, Pass()])
+    )
 
     assert increment(1).compute() == 2
     for error in caught:

@@ -95,9 +95,7 @@ def test_random_graphs_end_and_lose_nothing(part: int) -> None:
     """2,000 random graphs under every policy: each ends, and each node has one final state."""
     for seed in range(part * 250, (part + 1) * 250):
         rng = random.Random(seed)
-        limits = Limits(
-            concurrency=rng.choice([None, 1, 3]), max_items=rng.choice([None, 1, 2, 5])
-        )
+        limits = Limits(concurrency=rng.choice([None, 1, 3]), max_items=rng.choice([None, 1, 2, 5]))
         llm = FakeBackend(limits=limits)
         program = random_program(rng, llm, rng.randrange(1, 30), failing=rng.random() < 0.3)
         clock = VirtualClock(
@@ -335,3 +333,64 @@ def test_a_slow_task_gives_back_the_rest_of_its_chunk() -> None:
     clock.drive()
 
     assert 1 == len([at for at in ended if at > 1.0])
+
+
+def test_a_server_that_refuses_lists_is_remembered() -> None:
+    """A list is refused but each of its calls taken: no list goes there again. One bad call is not it."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        if isinstance(request.body["prompt"], list) or "poison" in request.body["prompt"]:
+            raise InvalidRequest("no")
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    clock.compute([llm.complete(f"{i} {'poison' if i == 3 else ''}") for i in range(8)])
+    assert 1 + 8 == len(clock.sent)
+    clock.compute([llm.complete(f"again {i}") for i in range(8)])
+    assert 9 + 1 + 8 == len(clock.sent)
+    clock.compute([llm.complete(f"and again {i}") for i in range(8)])
+
+    assert 18 + 8 == len(clock.sent)
+
+
+def test_throttling_uses_up_no_tries() -> None:
+    """Ten refusals for rate and one server fault later the call still has tries left."""
+    llm = FakeBackend()
+    faults: list[CallError] = [RateLimited("slow") for _ in range(10)] + [ServerError("oops")]
+
+    def answer(request: Request) -> Response:
+        if faults:
+            raise faults.pop(0)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    (result,) = clock.compute(llm.chat("Hi"))
+
+    assert isinstance(result, str)
+    assert 12 == len(clock.sent)
+
+
+def test_a_closed_gate_sets_one_alarm() -> None:
+    """While an account waits out a Retry-After, other work leaves no pile of timers."""
+    llm = FakeBackend()
+    first = []
+
+    def answer(request: Request) -> Response:
+        if not first:
+            first.append(1)
+            raise RateLimited("slow", retry_after=60.0)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer, task_seconds=lambda task: 0.002)
+    most = []
+    hands_call = clock.hands.call
+
+    def spy(where: str, chunk: Any) -> None:
+        most.append(len(clock.brain.timers))
+        hands_call(where, chunk)
+
+    clock.hands.call = spy  # type: ignore[method-assign]
+    clock.compute([llm.chat(f"{i}") for i in range(30)], [effect(i) for i in range(2000)])
+
+    assert max(most) < 60

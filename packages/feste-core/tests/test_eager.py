@@ -17,7 +17,13 @@ import feste
 from feste import context
 from feste.backend import Backend, Limits, Reply, operation
 from feste.delayed import FesteDelayed
-from feste.errors import CallError, InvalidRequest, ParameterError, PlainDataError, UndefinedVariable
+from feste.errors import (
+    CallError,
+    InvalidRequest,
+    ParameterError,
+    PlainDataError,
+    UndefinedVariable,
+)
 from feste.prompt import ChatPrompt, Prompt
 from feste.testing import FakeBackend, FakeParams, fresh_draws
 
@@ -127,7 +133,9 @@ def test_equal_calls_are_draws_as_in_a_graph() -> None:
     eagerly = [llm.chat("hello") for _ in range(3)] + [llm.chat("hello", greedy) for _ in range(2)]
     with context.set(eager=False):
         fresh_draws()
-        nodes = [llm.chat("hello") for _ in range(3)] + [llm.chat("hello", greedy) for _ in range(2)]
+        nodes = [llm.chat("hello") for _ in range(3)] + [
+            llm.chat("hello", greedy) for _ in range(2)
+        ]
         lazily = feste.compute(nodes)[0]
 
     assert eagerly == lazily
@@ -216,7 +224,10 @@ def test_the_users_exception_is_raised_as_it_is() -> None:
     frames = list(traceback.walk_tb(caught.value.__traceback__))
     assert (frames[0][0].f_code.co_filename, frames[0][1]) == (__file__, line)
     assert frames[-1][0].f_locals["local"] == 42
-    assert [f for f, _ in frames if f.f_code.co_filename == __file__] == [frames[0][0], frames[-1][0]]
+    assert [f for f, _ in frames if f.f_code.co_filename == __file__] == [
+        frames[0][0],
+        frames[-1][0],
+    ]
 
 
 def test_an_exception_of_an_async_task_is_raised_as_it_is() -> None:

@@ -206,9 +206,7 @@ def test_each_failure_costs_what_needs_it_and_no_more() -> None:
             near = [c for c in (column - 1, column, column + 1) if above and 0 <= c < width]
             near = near if row % 3 else near[:1]
             line.append(cell(row, column, *[above[c] for c in near]))
-            missing.append(
-                (row, column) in {(0, 0), (2, 7), (5, 3)} or any(gone[c] for c in near)
-            )
+            missing.append((row, column) in {(0, 0), (2, 7), (5, 3)} or any(gone[c] for c in near))
         grid.append(line)
         lost.append(missing)
     got = feste.compute(grid, on_error="return")[0]

@@ -6,6 +6,7 @@ import array
 import dataclasses
 import datetime
 import enum
+import functools
 import os
 import pickle
 import subprocess
@@ -202,6 +203,13 @@ def test_identity_tells_functions_apart() -> None:
     assert made("a").identity == made("a").identity
     assert made("a").identity != made("b").identity
     assert made("a", 1).identity != made("a", 2).identity
+    seen = set()
+    for text, filter_ in [("a", str.upper), ("a", str.lower), ("b", str.upper)]:
+        environment = made(text)
+        environment.filters["upper"] = filter_
+        environment.filters["twice"] = functools.partial(made(text).filters["g"], *text)
+        seen.add(environment.identity)
+    assert len(seen) == 3
     one, other = FesteEnvironment(), FesteEnvironment()
     one.globals["f"] = lambda: "a"
     other.globals["f"] = lambda: "b"
@@ -986,6 +994,8 @@ BOMBS = """
 {{ ('x' * 100000).replace('x', 'y' * 100000) }}
 {{ ('x' * 100000).replace('', 'y' * 100000) }}
 {{ ('x' * 100000)|replace('x', 'y' * 100000) }}
+{{ ('x' * 100000)|replace(new='y' * 100000, old='x') }}
+{{ ('{0}' * 20).format('x' * 100000, *range(19)) }}
 {{ ('x' * 100000).join('y' * 100000) }}
 {{ ('y' * 100000)|join('x' * 100000) }}
 {{ range(100000)|join('x' * 100000) }}

@@ -156,7 +156,7 @@ def explain(*args: Any, **settings: Any) -> Explanation:
     graph, _, _ = FesteGraph.collect(*args)
     note = ""
     if not inspect.isclass(kind_of(chosen["scheduler"])):
-        note = "this scheduler is a plain get function: nothing is batched while it runs"
+        note = "this scheduler is a plain get function: nothing is batched while it runs, but as planned"
     return Explanation(Optimizer().run(graph, chosen), note)
 
 

@@ -306,7 +306,7 @@ class NodeError(FesteError):
     :param message: what was raised, as text.
     :param node: the key of the node.
     :param cause_type: the qualified name of the exception's class.
-    :param traceback: the formatted traceback, from the user's function on.
+    :param traceback: the formatted traceback, as text.
     """
 
     def __init__(

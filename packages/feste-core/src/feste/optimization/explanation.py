@@ -169,7 +169,7 @@ def _count_tokens(row: CallRow, node: Node, graph: FesteGraph) -> None:
             row.unknown += 1
             break
         known.append(value)
-    row.input_tokens += sum(len(str(k)) for k in known) // 4
+    row.input_tokens += -(-sum(len(str(k)) for k in known) // 4)
     bound = None
     for argument in node.args:
         if isinstance(argument, Params):

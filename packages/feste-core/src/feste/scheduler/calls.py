@@ -24,6 +24,7 @@ from feste.node import fill
 from feste.scheduler.batcher import Group, packed, unpacked
 from feste.scheduler.executor import Executor, PyTask
 from feste.scheduler.gate import Gate
+from feste.scheduler.parcel import ListTrial, Parcel
 from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
     DONE,
@@ -41,46 +42,6 @@ if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
 __all__ = ["Calls", "prepare_request"]
-
-
-class Parcel:
-    """One request on its way: queued, sent, or waiting to be sent again."""
-
-    __slots__ = (
-        "ambiguous",
-        "attempt",
-        "call",
-        "gate",
-        "members",
-        "ready",
-        "request",
-        "requests",
-        "run",
-        "sent",
-        "since",
-    )
-
-    def __init__(
-        self,
-        run: Run,
-        call: Call[Any],
-        members: list[int],
-        requests: list[Request],
-        request: Request,
-        gate: Gate[Parcel],
-        now: float,
-    ) -> None:
-        self.run = run
-        self.call = call
-        self.members = members
-        self.requests = requests
-        self.request = request
-        self.gate = gate
-        self.ready = now
-        self.since = now
-        self.sent = now
-        self.attempt = 0
-        self.ambiguous = 0
 
 
 class Calls:
@@ -154,7 +115,12 @@ class Calls:
                 self._queue(run, members, requests, request)
 
     def _queue(
-        self, run: Run, members: list[int], requests: list[Request], request: Request
+        self,
+        run: Run,
+        members: list[int],
+        requests: list[Request],
+        request: Request,
+        trial: ListTrial | None = None,
     ) -> None:
         call: Any = run.program.nodes[members[0]].op
         name = (request.endpoint, request.account, request.model)
@@ -164,7 +130,7 @@ class Calls:
         gate.heed(call.client.limits)
         for i in members:
             run.state[i] = QUEUED
-        parcel = Parcel(run, call, members, requests, request, gate, self.brain.now)
+        parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, trial)
         gate.push(parcel, max(run.program.rank[i] for i in members))
 
     def admit(self) -> None:
@@ -179,7 +145,8 @@ class Calls:
                 for i in parcel.members:
                     run.state[i] = SENT
                 self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
-            if len(gate) and gate.closed_until > self.brain.now:
+            if len(gate) and gate.closed_until > max(self.brain.now, gate.wakes_at):
+                gate.wakes_at = gate.closed_until
                 self.brain.later(gate.closed_until - self.brain.now, lambda now: None)
 
     def sent(self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float) -> None:
@@ -236,6 +203,8 @@ class Calls:
         for i in members:
             run.state[i] = PARSING
         if len(members) == 1:
+            if parcel.trial is not None and parcel.trial.ended(taken=True):
+                self._no_lists(parcel)
             self._parse(run, members[0], parcel.call, response)
             return
         args = (parcel.call, parcel.request, response, parcel)
@@ -257,7 +226,7 @@ class Calls:
         if not ok:
             error = _cause(value)
             if isinstance(error, CountMismatch):
-                self.no_lists.add((parcel.request.endpoint, parcel.request.model))
+                self._no_lists(parcel)
                 self._one_by_one(parcel)
             else:
                 self._fail_members(parcel, error)
@@ -284,7 +253,7 @@ class Calls:
         """A request failed: send it again, take it apart, or give up."""
         run = parcel.run
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
-            self._one_by_one(parcel)
+            self._one_by_one(parcel, ListTrial(len(parcel.members)))
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
         wait = None
@@ -292,6 +261,7 @@ class Calls:
             wait = self.policy.delay(
                 error,
                 attempt=parcel.attempt,
+                throttled=parcel.throttled,
                 ambiguous=parcel.ambiguous,
                 elapsed=self.brain.now - parcel.since,
                 rng=self.rng,
@@ -299,6 +269,7 @@ class Calls:
         if wait is None:
             self._fail_members(parcel, error)
             return
+        parcel.throttled += isinstance(error, RateLimited)
         for i in parcel.members:
             run.state[i] = QUEUED
         self.brain.later(wait, lambda now: self._again(parcel))
@@ -309,16 +280,22 @@ class Calls:
             parcel.ready = self.brain.now
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
 
-    def _one_by_one(self, parcel: Parcel) -> None:
+    def _no_lists(self, parcel: Parcel) -> None:
+        """Remember that this server takes no lists for this model."""
+        self.no_lists.add((parcel.request.endpoint, parcel.request.model))
+
+    def _one_by_one(self, parcel: Parcel, trial: ListTrial | None = None) -> None:
         """Send the calls of a batch singly: one of them is bad, or the server takes no lists."""
         for i, request in zip(parcel.members, parcel.requests, strict=True):
             if parcel.run.state[i] < OPEN:
                 if parcel.run.stopping:
                     self.brain.lifecycle.end(parcel.run, i, NOT_STARTED)
                 else:
-                    self._queue(parcel.run, [i], [request], request)
+                    self._queue(parcel.run, [i], [request], request, trial)
 
     def _fail_members(self, parcel: Parcel, error: FesteError) -> None:
+        if parcel.trial is not None:
+            parcel.trial.ended(taken=False)
         for i in parcel.members:
             if parcel.run.state[i] < OPEN:
                 mine = error

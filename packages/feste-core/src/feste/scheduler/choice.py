@@ -17,8 +17,8 @@ __all__ = ["choose", "kind_of"]
 def kind_of(target: Any) -> Any:
     """Return what a setting names: an Executor or Scheduler class, or a ``get`` function.
 
-    A string is a name, or a URL looked up by its scheme; a function is a Dask ``get``; any other
-    object is looked up by the top-level module of its class.
+    A string is a name, or a URL looked up by its scheme; a function is a Dask ``get``; an Executor or
+    Scheduler is itself; any other object is looked up by the top-level module of its class.
 
     :param target: the value of the setting.
     :raises UnknownName: if no plugin offers that name.
@@ -28,7 +28,9 @@ def kind_of(target: Any) -> Any:
     if isinstance(target, str):
         scheme, separator, _ = target.partition("://")
         found = registry().find("schedulers", scheme if separator else target)
-    elif not inspect.isroutine(target) and not inspect.isclass(target):
+    elif isinstance(target, (Executor, Scheduler)):
+        return type(target)
+    elif not callable(target):
         found = registry().find("schedulers", type(target).__module__.partition(".")[0])
     if inspect.isclass(found) and not issubclass(found, (Executor, Scheduler)):
         raise ConfigError(
@@ -47,6 +49,10 @@ def choose(target: Any) -> Executor | Scheduler | Callable[..., Any]:
     :raises UnknownName: if no plugin offers that name.
     """
     found = kind_of(target)
+    if isinstance(target, Scheduler):
+        return target
+    if isinstance(target, Executor):
+        return driver().executor(id(target), lambda: target)
     if inspect.isclass(found) and issubclass(found, Executor):
         name = (found, target if isinstance(target, str) else id(target))
         return driver().executor(name, lambda: found(target))

@@ -178,13 +178,6 @@ class Executor:
     #: Whether small tasks, and chains of them, are given as one chunk.
     chunking = True
 
-    def preflight(self, keys: Sequence[str]) -> list[str]:
-        """Return those environment variables that are not set where requests are sent.
-
-        :param keys: names of variables that hold API keys.
-        """
-        return []
-
     def close(self) -> None:
         """Stop; nothing is called after it."""
         raise NotImplementedError

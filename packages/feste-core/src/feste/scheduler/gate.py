@@ -42,6 +42,8 @@ class Gate(Generic[P]):
         self.limit = float(limits.concurrency or START)
         self.in_flight = 0
         self.closed_until = 0.0
+        #: When the brain will look again by itself.
+        self.wakes_at = 0.0
         self._slow_start = limits.concurrency is None
         self._halved_at = float("-inf")
         self._queue: list[tuple[int, int, P]] = []

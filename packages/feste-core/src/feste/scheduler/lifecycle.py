@@ -128,6 +128,11 @@ class Lifecycle:
         run.failed.append(i)
 
     def poison(self, run: Run, root: int, error: FesteError) -> None:
+        key = run.program.nodes[root].key
+        roots: tuple[FesteError, ...] = (error,)
+        if isinstance(error, UpstreamFailed) and error.roots:
+            roots = error.roots
+            error, key = roots[0], getattr(roots[0], "node", "") or key
         stack = list(run.program.consumers[root])
         while stack:
             j = stack.pop()
@@ -135,11 +140,10 @@ class Lifecycle:
                 continue
             node = run.program.nodes[j]
             run.errors[j] = UpstreamFailed(
-                f"{node.key} was not run: {type(error).__name__} in "
-                f"{run.program.nodes[root].key}: {error}",
+                f"{node.key} was not run: {type(error).__name__} in {key}: {error}",
                 origin=node.where,
                 node=node.key,
-                roots=(error,),
+                roots=roots,
             )
             self.end(run, j, SKIPPED)
             stack.extend(run.program.consumers[j])

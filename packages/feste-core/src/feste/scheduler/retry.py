@@ -36,6 +36,7 @@ class RetryPolicy:
         error: CallError,
         *,
         attempt: int,
+        throttled: int = 0,
         ambiguous: int,
         elapsed: float,
         rng: random.Random,
@@ -44,6 +45,7 @@ class RetryPolicy:
 
         :param error: why the last try failed.
         :param attempt: how many tries there were.
+        :param throttled: how many of them were refused for rate, before the last one.
         :param ambiguous: how many of them may have been billed.
         :param elapsed: seconds since the first try.
         :param rng: the source of the jitter.
@@ -61,7 +63,7 @@ class RetryPolicy:
         elif not isinstance(error, Transient):
             return None
         # a throttled request was not served at all: it counts against time, not against tries
-        if attempt >= self.max_attempts and not isinstance(error, RateLimited):
+        if attempt - throttled >= self.max_attempts and not isinstance(error, RateLimited):
             return None
         wait = rng.uniform(0, min(self.cap, self.base * 2.0 ** min(attempt - 1, 16)))
         if error.retry_after is not None:
