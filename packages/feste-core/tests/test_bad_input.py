@@ -20,6 +20,7 @@ from feste.errors import (
     MissingKey,
     ParameterError,
     PlainDataError,
+    RunFailed,
     UndefinedVariable,
     UnknownName,
 )
@@ -155,7 +156,7 @@ WRONG: dict[str, tuple[Any, type[FesteError], list[str]]] = {
     "object in a template": (
         lambda: llm.chat(ask(x=Opaque())),
         PlainDataError,
-        ["variable x is an Opaque, not plain data", "give str(...) of it"],
+        ["variable x is ", "Opaque", "not plain data", "give "],
     ),
     "set in a template": (
         lambda: llm.chat(ask(x=[{1, 2}])),
@@ -165,7 +166,7 @@ WRONG: dict[str, tuple[Any, type[FesteError], list[str]]] = {
     "client in a template": (
         lambda: llm.chat(ask(x={"a": llm})),
         PlainDataError,
-        ["variable x['a'] is a FakeBackend"],
+        ["variable x['a'] is ", "FakeBackend"],
     ),
     "cycle in a message": (
         lambda: llm.chat(endless()),
@@ -277,10 +278,25 @@ def test_eager_mode_refuses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: llm.chat(ask(x=Opaque())), PlainDataError),
         (lambda: llm.chat("a", parms=1), ParameterError),
         (lambda: llm.chat(endless()), GraphError),
-        (lambda: llm.chat(object()), PlainDataError),
+        (lambda: llm.chat(object()), ConfigError),
     ]
     for wrong, kind in eager:
         with context.set(eager=True), pytest.raises(kind):
             wrong()
 
+    assert llm.requests == []
+
+
+@pytest.mark.parametrize("value", [object(), [{"content": {1, 2}}], {"a": float("nan")}, [b"x"]])
+def test_a_request_that_is_no_json_is_not_sent(value: Any) -> None:
+    """Whatever an operation makes of its arguments is checked before it is sent."""
+    llm.requests.clear()
+    node = llm.chat(value)
+    with pytest.raises(RunFailed) as caught:
+        node.compute()
+    (error,) = caught.value.errors
+
+    assert type(error) is ConfigError
+    assert str(error).startswith("body.messages")
+    assert error.origin == node._node.where
     assert llm.requests == []

@@ -212,7 +212,7 @@ def test_the_users_exception_is_raised_as_it_is() -> None:
 
     @feste.task
     def breaks(x: int) -> int:
-        local = x * 2
+        x * 2
         raise raised
 
     line = inspect.currentframe().f_lineno + 2  # type: ignore[union-attr]

@@ -289,7 +289,7 @@ def test_the_traceback_of_a_task_begins_with_the_users_function() -> None:
 
     assert isinstance(error, NodeError)
     assert error.cause_type == "ZeroDivisionError"
-    first = [line for line in error.traceback.splitlines() if line.startswith("  File ")][0]
+    first = next(line for line in error.traceback.splitlines() if line.startswith("  File "))
     assert first.startswith(f'  File "{__file__}"') and first.endswith("in share")
 
 

@@ -14,7 +14,7 @@ import inspect
 import os
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import (
@@ -163,7 +163,8 @@ class Registry:
             info.offers["observes"] = heard
 
     def _broken(self, info: PluginInfo, error: BaseException) -> None:
-        info.state, info.error = "broken", f"{type(error).__name__}: {error}"
+        info.state = "broken"
+        info.error = " ".join(f"{type(error).__name__}: {error}".split())  # one line
         self.plugins.append(info)
         warnings.warn(
             f"plugin {info.name!r} of {info.origin} ({info.module}) is skipped: {info.error}. "
@@ -247,6 +248,10 @@ _FORMS = {
 
 def _by_name(optimizations: Any) -> dict[Any, Any]:
     """Passes by their names, each of which may be there once."""
+    if not isinstance(optimizations, Iterable):
+        raise TypeError(
+            f"feste_optimizations() must return a list of passes, not {optimizations!r}"
+        )
     named: dict[Any, Any] = {}
     for one in optimizations:
         name = getattr(one, "name", None)

@@ -296,7 +296,9 @@ class Call(Generic[R]):
                 strict=True,
             )
         )
-        return operation._prepare(self.client, *arguments[: operation.positional], **by_name)
+        request = operation._prepare(self.client, *arguments[: operation.positional], **by_name)
+        request.check()
+        return request
 
     async def send(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         """Send a request.

@@ -62,6 +62,13 @@ class Request:
         hashed = [self.plugin, self.operation, self.endpoint, self.parser, self.body]
         return hashlib.sha256(canonical(hashed).encode()).hexdigest()
 
+    def check(self) -> None:
+        """Raise what of the body could not be sent.
+
+        :raises ConfigError: if the body is not plain JSON, with the path of the offender.
+        """
+        _check(self.body, "body")
+
     @property
     def model(self) -> str:
         """The model asked for, or an empty string."""

@@ -116,7 +116,7 @@ class RunReport:
             text = json.dumps(self.to_json(), indent=1)
         else:
             text = str(self)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # errors quote anything
 
     def timeline(self, path: str | Path | None = None) -> str:
         """Return when each request and each task was under way, as SVG.

@@ -8,6 +8,7 @@ code, so the brain has the hands call them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from feste.backend import Call, Request, Response
@@ -94,7 +95,7 @@ def _packed(call: Call[Any], requests: list[Request]) -> Request:
     assert rule is not None
     request = rule.pack(call.client, requests)
     draws = tuple(d for r in requests for d in r.draws)
-    return Request(**{**request.__dict__, "draws": draws}) if request.draws != draws else request
+    return replace(request, draws=draws)
 
 
 def unpacked(call: Call[Any], request: Request, response: Response) -> list[Response | CallError]:

@@ -31,7 +31,6 @@ from feste.errors import (
 
 if TYPE_CHECKING:
     import httpx
-
     from cohere.core import AsyncHttpClient
 
 __all__ = ["send"]
@@ -49,7 +48,6 @@ def _load() -> None:
     with _lock:
         if _tls is None:
             import httpx
-
             from cohere.core import AsyncClientWrapper  # noqa: F401
 
             _tls = httpx.create_ssl_context()

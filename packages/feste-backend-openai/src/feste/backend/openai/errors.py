@@ -15,8 +15,8 @@ from typing import Any
 
 import aiohttp
 import httpx2
-
 import openai
+
 from feste.backend import Secret, error_for_status, redact
 from feste.errors import (
     CallError,

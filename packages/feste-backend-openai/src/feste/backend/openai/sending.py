@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
-
 import openai
+
 from feste.backend import Request, Response
 from feste.backend.clients import PerLoop
 from feste.backend.openai.answers import usage_of

@@ -1,0 +1,312 @@
+"""The report of a run: counts that add up, every request once, and four ways to show it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import threading
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import feste
+from feste import context
+from feste.backend import Backend, Limits, Response, Usage, operation
+from feste.errors import InvalidRequest, RateLimited, RunFailed, ServerError
+from feste.report import RunReport
+from feste.testing import FakeBackend, FakeParams
+
+
+@feste.task
+def increment(x: int) -> int:
+    return x + 1
+
+
+def report_of(*args: Any, **settings: Any) -> RunReport:
+    """Compute, and return the report."""
+    feste.compute(*args, **settings)
+    report = feste.last_report()
+    assert report is not None
+    return report
+
+
+def failing_run() -> RunReport:
+    """A run with nodes in every way to end but by a stop."""
+    llm = FakeBackend(model="report-states", fail={"bad": InvalidRequest("it is bad")})
+    paid = llm.chat("paid")
+    paid.compute()
+    emit = feste.task(emits=True)(lambda: [llm.chat("x"), llm.chat("y")])
+    bad = llm.chat("bad")
+    with pytest.raises(RunFailed) as caught:
+        feste.compute(paid, emit(), bad, increment(bad), increment(increment(bad)), increment(1))
+    return caught.value.report  # type: ignore[no-any-return]
+
+
+# --- counts --------------------------------------------------------------------------------------
+
+
+def test_the_states_add_up_to_the_nodes() -> None:
+    """Every node of the run, emitted ones too, ended in exactly one state."""
+    report = failing_run()
+
+    assert report.states == {"replayed": 1, "done": 4, "failed": 1, "skipped": 3}
+    assert sum(report.states.values()) == report.nodes == 9
+
+
+def test_nodes_that_were_merged_are_one() -> None:
+    """The report counts what ran, after optimizing."""
+    llm = FakeBackend(model="report-merged")
+    report = report_of([llm.embed("same") for _ in range(10)])
+
+    assert report.nodes == 1 and report.operations[0].calls == 1
+
+
+def test_requests_are_counted_and_named() -> None:
+    """One entry for each request that was sent, with its operation, model and number of calls."""
+    llm = FakeBackend(model="report-requests")
+    report = report_of(
+        [llm.complete(f"text {i}") for i in range(40)], llm.chat("one"), llm.embed("two")
+    )
+
+    assert len(report.requests) == len(llm.requests) == 5
+    assert {(r.operation, r.items) for r in report.requests} == {
+        ("complete", 16),
+        ("complete", 12),
+        ("chat", 1),
+        ("embed", 1),
+    }
+    assert {(r.backend, r.model, r.attempt, r.error) for r in report.requests} == {
+        ("fake", "report-requests", 1, "")
+    }
+    rows = {row.operation: (row.calls, row.requests, row.refused) for row in report.operations}
+    assert rows == {"fake.complete": (40, 3, 0), "fake.chat": (1, 1, 0), "fake.embed": (1, 1, 0)}
+
+
+def test_usage_of_a_shared_request_is_counted_once() -> None:
+    """The tokens of a request are those that the provider counted for it, not per call in it."""
+    llm = FakeBackend(model="report-usage")
+    report = report_of([llm.complete(f"text {i}") for i in range(16)])
+
+    (request,) = llm.requests
+    (row,) = report.operations
+    assert request.items == row.calls == 16
+    assert (row.input_tokens, row.output_tokens) == (request.tokens, 4 * 16)
+
+
+class Quiet(Backend):
+    """A provider that tells no usage, and refuses as often as it is told to."""
+
+    def __init__(self, refusals: int = 0, error: type[Any] = ServerError) -> None:
+        self.left = refusals
+        self.error = error
+        self.limits = Limits(concurrency=4)
+
+    @operation
+    async def say(self, prompt: str) -> str:
+        if self.left:
+            self.left -= 1
+            raise self.error("try again", status=503, retry_after=0.0, request_id="req-1")
+        return prompt
+
+
+def test_what_a_provider_does_not_tell_is_unknown_and_not_zero() -> None:
+    """No usage is no number: None in the data, "unknown" in the text."""
+    report = report_of(Quiet().say("hello"))
+
+    assert (report.operations[0].input_tokens, report.requests[0].output_tokens) == (None, None)
+    assert report.table()[1][5:8] == ["unknown"] * 3
+
+
+def test_every_attempt_is_a_request() -> None:
+    """A call that was refused twice and then answered is three requests, two of them refused."""
+    report = report_of(Quiet(refusals=2).say("hello"))
+
+    assert [(r.attempt, r.error, r.status) for r in report.requests] == [
+        (1, "ServerError", 503),
+        (2, "ServerError", 503),
+        (3, "", None),
+    ]
+    assert report.requests[0].request_id == "req-1"
+    (row,) = report.operations
+    assert (row.calls, row.requests, row.refused) == (1, 3, 2)
+    assert report.states == {"done": 1}
+
+
+def test_a_refusal_for_rate_is_in_the_report() -> None:
+    """Being throttled is told too, and costs no node."""
+    report = report_of([Quiet(refusals=1, error=RateLimited).say(f"{i}") for i in range(3)])
+
+    assert [r.error for r in report.requests].count("RateLimited") == 3
+    assert report.states == {"done": 3}
+
+
+def test_times_lie_within_the_run() -> None:
+    """Ready before sent, sent before ended, all of it between the run's begin and end."""
+    llm = FakeBackend(model="report-times", latency=0.002, limits=Limits(concurrency=2))
+    report = report_of([llm.chat(f"{i}") for i in range(10)])
+
+    for request in report.requests:
+        assert 0 <= request.ready <= request.sent <= request.at <= report.seconds
+    ended = [r.at for r in report.requests]
+    assert ended == sorted(ended)
+    (row,) = report.operations
+    assert row.longest <= row.seconds
+
+
+def test_tasks_are_timed_by_name() -> None:
+    """Seconds of Python by the name of the task, halves of operations too, the dearest first."""
+    llm = FakeBackend(model="report-tasks")
+    report = report_of([increment(i) for i in range(5)], llm.chat("hello"))
+
+    assert set(report.tasks) == {"increment", "chat.prepare", "chat.parse"}
+    assert list(report.tasks.values()) == sorted(report.tasks.values(), reverse=True)
+    assert all(seconds >= 0 for seconds in report.tasks.values())
+
+
+# --- whose report it is --------------------------------------------------------------------------
+
+
+def test_a_failed_run_has_a_report() -> None:
+    """It comes with the error, and it is the last one."""
+    report = failing_run()
+
+    assert report is feste.last_report()
+    assert not report.cancelled
+    assert len(report.errors) == 1
+    assert report.errors[0].startswith("InvalidRequest: it is bad (at ")
+
+
+def test_the_last_report_belongs_to_the_context() -> None:
+    """A thread that has computed nothing has none; its own does not become ours."""
+    mine = report_of(increment(1))
+    seen: list[Any] = []
+
+    def other() -> None:
+        seen.append(feste.last_report())
+        seen.append(report_of(increment(2)))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+
+    assert seen[0] is None and seen[1] is not mine
+    assert feste.last_report() is mine
+
+
+def test_every_run_has_a_name_of_its_own() -> None:
+    """Names tell runs apart, also eager ones."""
+    names = [report_of(increment(i)).run for i in range(3)]
+    with context.set(eager=True):
+        FakeBackend(model="report-eager").chat("hello")
+    eager = feste.last_report()
+
+    assert eager is not None and eager.run.startswith("eager-")
+    assert len({*names, eager.run}) == 4
+
+
+# --- JSON, text, HTML, timeline ------------------------------------------------------------------
+
+
+def test_json_is_versioned_and_complete() -> None:
+    """Everything but the drawing, as plain JSON with the number of its schema."""
+    report = failing_run()
+    data = report.to_json()
+    names = {field.name for field in dataclasses.fields(RunReport)} - {"spans"}
+
+    assert json.loads(json.dumps(data)) == data
+    assert data["schema"] == 1
+    assert set(data) == {"schema", *names}
+    assert data["states"] == report.states and data["nodes"] == report.nodes
+    assert [r["event"] for r in data["requests"]] == ["request_finished"] * 4
+    assert {r["schema"] for r in data["requests"]} == {1}
+    assert data["operations"][0]["operation"] == "fake.chat"
+
+
+def test_the_text_says_what_happened_in_a_few_lines() -> None:
+    """A headline, the states, a row for each operation, the first errors."""
+    report = failing_run()
+    lines = str(report).splitlines()
+
+    assert lines[0].startswith(f"{report.run}: 9 nodes, 2 calls answered by 3 requests in ")
+    assert lines[1].strip() == "4 done, 1 failed, 3 skipped, 1 replayed"
+    assert any(line.split()[:2] == ["fake.chat", "report-states"] for line in lines)
+    assert "errors:" in lines and "it is bad" in lines[-1]
+
+
+def test_html_is_for_notebooks_and_escapes_what_others_wrote() -> None:
+    """Names of models and errors are text, never markup."""
+    llm = FakeBackend(model="<script>alert(1)</script>&")
+    page = report_of(llm.chat("hello"))._repr_html_()
+
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "<table>" in page and "<svg" in page
+
+
+def test_the_timeline_is_a_picture_of_every_request() -> None:
+    """SVG that parses, with a bar for each request; a run without any has a picture too."""
+    llm = FakeBackend(model="<model> & more")
+    report = report_of([llm.chat(f"{i}") for i in range(5)])
+    picture = ET.fromstring(report.timeline())
+
+    assert picture.tag.endswith("svg")
+    assert len(report.spans) >= 5
+    assert ET.fromstring(report_of(increment(1)).timeline()).tag.endswith("svg")
+
+
+@pytest.mark.parametrize("ending", [".json", ".svg", ".txt"])
+def test_it_is_saved_by_its_ending(tmp_path: Path, ending: str) -> None:
+    """JSON, the timeline, or the text."""
+    report = failing_run()
+    path = tmp_path / f"report{ending}"
+    report.save(path)
+    text = path.read_text(encoding="utf-8")
+
+    if ending == ".json":
+        assert json.loads(text) == report.to_json()
+    elif ending == ".svg":
+        assert ET.fromstring(text).tag.endswith("svg")
+    else:
+        assert text == str(report)
+
+
+@pytest.mark.parametrize("ending", [".json", ".svg", ".txt"])
+def test_errors_may_quote_anything(tmp_path: Path, ending: str) -> None:
+    """Lone surrogates, control characters and markup of a model's answer do not break the report."""
+
+    @feste.task
+    def breaks() -> None:
+        raise ValueError("\ud800 \x00 \x1b[31m </svg> <b>")
+
+    report = report_of(breaks(), on_error="return")
+    report.save(tmp_path / f"report{ending}")
+
+    assert (tmp_path / f"report{ending}").read_bytes()
+    assert "</svg> <b>" not in report._repr_html_()
+
+
+def test_an_empty_report_can_be_shown() -> None:
+    """Nothing sent, nothing failed: still a text, a page, a picture."""
+    report = RunReport("run-0", 0.0, 0, {})
+
+    assert str(report).startswith("run-0: 0 nodes, 0 calls")
+    assert report._repr_html_() and report.timeline() and report.to_json()
+    assert copy.deepcopy(report) == report
+
+
+def test_usage_is_added_up_by_operation_and_model() -> None:
+    """Two models of one operation are two rows."""
+    one, two = FakeBackend(model="report-a"), FakeBackend(model="report-b")
+    override = FakeParams(model="report-c")
+    report = report_of(
+        [one.chat(f"{i}") for i in range(3)], two.chat("hello"), one.chat("hello", override)
+    )
+
+    assert {row.model: row.calls for row in report.operations} == {
+        "report-a": 3,
+        "report-b": 1,
+        "report-c": 1,
+    }
+    assert Usage(1, 2) + Usage(3, 4) == Usage(4, 6) and Response({}).usage is None
