@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from typing import Any
 
 import pytest
 
 import feste
+from feste import draw
 from feste.backend import Limits, Request, Response
 from feste.errors import (
     CallError,
     CallTimeout,
     FesteError,
     InvalidRequest,
+    NotStarted,
     RateLimited,
     ServerError,
-    UpstreamFailed,
 )
 from feste.testing import FakeBackend, FakeParams, VirtualClock, fresh_draws
 
@@ -306,7 +308,7 @@ def test_stop_starts_nothing_new() -> None:
 
     assert {"done": 1, "failed": 1, "not_started": 1} == run.count_states()
     assert 2 == len(clock.sent)
-    assert isinstance(run.results()[2], UpstreamFailed)
+    assert isinstance(run.results()[2], NotStarted)
 
 
 def test_a_slow_task_gives_back_the_rest_of_its_chunk() -> None:
@@ -394,3 +396,81 @@ def test_a_closed_gate_sets_one_alarm() -> None:
     clock.compute([llm.chat(f"{i}") for i in range(30)], [effect(i) for i in range(2000)])
 
     assert max(most) < 60
+
+
+def test_what_a_task_may_return_is_held() -> None:
+    """A value that an emitted node needs is not computed again, however long ago it was done."""
+    ran: list[str] = []
+
+    @feste.task
+    def once() -> str:
+        ran.append("once")
+        return "value"
+
+    first = once()
+
+    @feste.task(emits=True)
+    def late(_: Any) -> Any:
+        return join(first, "late")
+
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer)
+    (result,) = clock.compute(late(llm.chat(join(first))), keep="none")
+
+    assert "value|late" == result
+    assert ["once"] == ran
+
+
+def test_a_value_that_is_gone_is_not_computed_twice() -> None:
+    """Without ``emits=True`` a returned node that needs such a value fails and names the fix."""
+    ran: list[str] = []
+
+    @feste.task
+    def once() -> str:
+        ran.append("once")
+        return "value"
+
+    first = once()
+
+    @feste.task
+    def late(_: Any) -> Any:
+        return join(first, "late")
+
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer)
+    (result,) = clock.compute(late(llm.chat(join(first))))
+
+    assert isinstance(result, FesteError)
+    assert "emits=True" in str(result)
+    assert ["once"] == ran
+
+
+def test_limits_hold_as_long_as_their_client_lives() -> None:
+    """The lowest limit of an account's living clients holds; when its client is gone so is it."""
+    narrow, wide = FakeBackend(limits=Limits(concurrency=2)), FakeBackend()
+    clock = VirtualClock(wide.answer)
+    clock.compute([narrow.chat(f"{i}") for i in range(8)])
+    clock.compute([wide.chat(f"wide {i}") for i in range(8)])
+    assert 2 == clock.peak
+    del narrow
+    gc.collect()
+    clock.compute([wide.chat(f"alone {i}") for i in range(8)])
+
+    assert 8 == clock.peak
+
+
+def test_scopes_of_emitted_nodes_do_not_pile_up() -> None:
+    """However deep tasks emit, the names of their draws stay short, and go with the run."""
+
+    @feste.task(emits=True)
+    def down(n: int) -> Any:
+        return down(n - 1) if n else effect("end")
+
+    clock = VirtualClock(FakeBackend().answer)
+    run = clock.run(down(300))
+    clock.tell(0.0, ("submit", run))
+    clock.drive()
+
+    assert ["<end>"] == run.results()
+    assert 50 > max(len(scope) for scope in run.scopes)
+    assert not set(run.scopes) & set(draw._counters)

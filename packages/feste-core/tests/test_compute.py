@@ -421,7 +421,7 @@ def test_a_defect_of_the_scheduler_ends_its_runs_and_no_other(
     thread = threading.Thread(target=first)
     thread.start()
     assert going.wait(LONG)
-    with pytest.raises(FesteError, match="please report this(.|\n)*ZeroDivisionError: a defect"):
+    with pytest.raises(FesteError, match=r"please report this(.|\n)*ZeroDivisionError: a defect"):
         same(1).compute()
     thread.join(LONG)
     assert [type(error) for error in caught] == [FesteError]

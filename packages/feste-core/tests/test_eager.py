@@ -293,7 +293,7 @@ def test_a_mistake_of_a_backend_is_a_call_error_too() -> None:
     """Whatever half of an operation breaks, it is the call that failed."""
     with pytest.raises(CallError, match="ZeroDivisionError: in send"):
         Broken().say("hello")
-    with pytest.raises(CallError, match="the reply is .*object"):
+    with pytest.raises(CallError, match=r"the reply is .*object"):
         Broken().odd("hello")
     with pytest.raises(PlainDataError):
         Broken().say({1, 2})  # type: ignore[arg-type]

@@ -122,10 +122,8 @@ def test_a_task_may_fork(where: str) -> None:
     async def forks_later() -> int:
         return forks()
 
-    if where == "async":
-        node = feste.task(forks_later)()
-    else:
-        node = feste.task(executor=where)(forks)()  # type: ignore[call-overload]
+    made = feste.task(forks_later) if where == "async" else feste.task(executor=where)(forks)
+    node = made()
 
     assert node.compute() == 0
     assert increment(1).compute() == 2

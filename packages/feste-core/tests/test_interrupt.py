@@ -139,7 +139,7 @@ say("values", shown(feste.compute(nodes)[0]))
     one.answer.touch()
     lines = one.end()
 
-    partial = ["answer 0", "answer 1"] + ["UpstreamFailed"] * 4
+    partial = ["answer 0", "answer 1"] + ["NotStarted"] * 4
     assert [line for line in lines if not line.startswith(("sent", "message"))] == [
         "stopping",
         f"partial {partial}",
@@ -159,7 +159,7 @@ def test_when_the_grace_is_over_what_is_in_flight_is_given_up(program: Any) -> N
     one.interrupt()
     lines = one.end()
 
-    partial = ["Interrupted"] * 2 + ["UpstreamFailed"] * 4
+    partial = ["Interrupted"] * 2 + ["NotStarted"] * 4
     assert f"partial {partial}" in lines
     assert "report {'not_started': 6} True 2" in lines
     assert (one.process.returncode, one.errors) == (0, "")
@@ -174,7 +174,7 @@ def test_the_second_ctrl_c_ends_at_once(program: Any) -> None:
     one.interrupt()
     lines = one.end()
 
-    assert f"partial {['Interrupted'] * 2 + ['UpstreamFailed'] * 4}" in lines
+    assert f"partial {['Interrupted'] * 2 + ['NotStarted'] * 4}" in lines
     assert (one.process.returncode, one.errors) == (0, "")
 
 
@@ -237,7 +237,7 @@ except RunInterrupted as stop:
     lines = one.end()
 
     assert "partial 5 ['Interrupted', 'Interrupted']" in lines or (
-        "partial 5 ['Interrupted', 'UpstreamFailed']" in lines
+        "partial 5 ['Interrupted', 'NotStarted']" in lines
     )
     assert "report 3 3" in lines
     assert (one.process.returncode, one.errors) == (0, "")

@@ -23,6 +23,7 @@ from feste.errors import (
     InvalidRequest,
     MalformedResponse,
     NodeError,
+    NotStarted,
     RunFailed,
     RunInterrupted,
     UpstreamFailed,
@@ -142,7 +143,7 @@ def test_stop_starts_nothing_new() -> None:
 
     assert error.partial[0] == "drained"
     assert isinstance(error.partial[1], NodeError)
-    assert isinstance(error.partial[2], UpstreamFailed) and "not started" in str(error.partial[2])
+    assert isinstance(error.partial[2], NotStarted) and "not begun" in str(error.partial[2])
     assert begun == [] and llm.requests == []
     assert sum(error.report.states.values()) == error.report.nodes
 
@@ -409,7 +410,7 @@ def attributes(error: BaseException) -> dict[str, Any]:
 
 
 ROUND_TRIPS: dict[str, Callable[[Any], Any]] = {
-    **{f"pickle {p}": lambda e, p=p: pickle.loads(pickle.dumps(e, p)) for p in range(6)},  # type: ignore[misc]
+    **{f"pickle {p}": lambda e, p=p: pickle.loads(pickle.dumps(e, p)) for p in (2, 5)},  # type: ignore[misc]
     "cloudpickle": lambda e: pickle.loads(cloudpickle.dumps(e)),
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,

@@ -1,82 +1,145 @@
-"""Plugins are found, checked, listed and switched off; a broken one costs only itself."""
+"""Plugins: found by entry point, checked, listed, switched off; a broken one harms nobody else."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-import feste
 from feste import plugins
-from feste.errors import ConfigError, PluginError, PluginWarning, UnknownName
-from feste.plugins import PluginInfo, resolve
+from feste.errors import FesteWarning, PluginError, PluginWarning, UnknownName
+from feste.plugins import PluginInfo, Registry, resolve
 
+HEAD = "import feste\nfrom feste.context import Setting\n"
 GOOD = """
-import feste
-
 @feste.hookimpl
 def feste_backends():
-    return {NAME: "MODULE:Echo"}
-
-class Echo(feste.backend.Backend):
-    pass
+    return {"good": "feste.testing:FakeBackend"}
 """
 
-
-def offering(name: str, module: str = "good") -> str:
-    """The source of a plugin that offers a backend."""
-    return GOOD.replace("NAME", repr(name)).replace("MODULE", module)
+Install = Callable[..., str]
+_numbers = itertools.count()
 
 
-def hook(name: str, value: str) -> str:
-    """The source of a plugin with one hook that returns the value of an expression."""
-    return f"import feste\n\n@feste.hookimpl\ndef {name}():\n    return {value}\n"
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Install throw-away distributions: ``install(name, source)`` returns the module's name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+
+    def add(
+        name: str = "good",
+        source: str = GOOD,
+        *,
+        dist: str | None = None,
+        version: str = "1.0",
+        entry: str | None = None,
+        folder: Path = tmp_path,
+        metadata: bool = True,
+    ) -> str:
+        module = f"feste_test_plugin_{next(_numbers)}"
+        dist = f"feste-{name}" if dist is None else dist
+        info = folder / f"{dist.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        if metadata:
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n"
+            )
+        points = info / "entry_points.txt"
+        text = points.read_text() if points.exists() else "[feste]\n"
+        points.write_text(f"{text}{name} = {(entry or '{module}').format(module=module)}\n")
+        (folder / f"{module}.py").write_text(HEAD + source)
+        return module
+
+    yield add
+    for module in set(sys.modules) - before:
+        if module.startswith("feste_test_plugin_"):
+            del sys.modules[module]
 
 
-def row(registry: plugins.Registry, name: str) -> PluginInfo:
-    """What the registry knows of the plugin of an entry point."""
-    (found,) = [info for info in registry.plugins if info.name == name]
+def load() -> Registry:
+    """A fresh registry, in which nothing is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FesteWarning)
+        return Registry()
+
+
+def load_broken() -> tuple[Registry, list[str]]:
+    """A fresh registry, and what it warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        registry = Registry()
+    return registry, [str(w.message) for w in caught if issubclass(w.category, PluginWarning)]
+
+
+def info(registry: Registry, name: str) -> PluginInfo:
+    """What is known of a plugin."""
+    (found,) = [p for p in registry.plugins if p.name == name]
     return found
 
 
-# --- what is there ----------------------------------------------------------------------------------
+# --- what is found ----------------------------------------------------------------------------------
 
 
 def test_own_parts_are_plugins_too() -> None:
-    """Without any other distribution the passes, the local scheduler and the fake backend are there."""
-    registry = plugins.Registry(discover=False)
+    """Feste's own passes, hands and fake come through the same hooks, first in the list."""
+    registry = Registry(discover=False)
 
-    assert [(p.name, p.distribution, p.version, p.state, p.offers) for p in registry.plugins] == [
-        (
-            "optimization",
-            "feste-core",
-            feste.__version__,
-            "loaded",
-            {"optimizations": ["cull", "fold", "cse", "batch"]},
-        ),
-        ("scheduler", "feste-core", feste.__version__, "loaded", {"schedulers": ["local"]}),
-        ("testing", "feste-core", feste.__version__, "loaded", {"backends": ["fake"]}),
-    ]
+    assert [p.name for p in registry.plugins] == ["optimization", "scheduler", "testing"]
+    assert {p.distribution for p in registry.plugins} == {"feste-core"}
+    assert list(registry.optimizations) == ["cull", "fold", "cse", "batch"]
+    assert list(registry.schedulers) == ["local"]
+    assert list(registry.backends) == ["fake"]
 
 
-def test_a_row_tells_all_of_a_plugin(site: Any) -> None:
-    """A row holds the entry point, its module, the distribution, its version, and what it registers."""
-    source = (
-        offering("echo", "feste_echo")
-        + """
+def test_a_plugin_needs_nothing_but_an_entry_point(install: Install) -> None:
+    """An installed module with one hook is found, with its distribution and version."""
+    module = install(version="2.5")
+    registry = load()
+    found = info(registry, "good")
+
+    assert found == PluginInfo(
+        "good", module, "feste-good", "2.5", "loaded", {"backends": ["good"]}
+    )
+    assert found.origin == "feste-good 2.5"
+    assert registry.find("backends", "good").__name__ == "FakeBackend"
+
+
+def test_a_plugin_offers_of_every_kind(install: Install) -> None:
+    """Backends, passes, schedulers, settings, observers: each is listed by name."""
+    install(
+        "all",
+        """
+class Pass:
+    name = "tidy"
+    def apply(self, graph, cx):
+        return graph
+
+def get(dsk, keys, **kwargs):
+    raise NotImplementedError
+
 @feste.hookimpl
-def feste_schedulers():
-    return {"slow": "feste_echo:run", "slower": "feste_echo:run"}
+def feste_backends():
+    return {"one": feste.testing.FakeBackend, "two": "feste.testing:FakeBackend"}
 
 @feste.hookimpl
 def feste_optimizations():
     return [Pass()]
 
 @feste.hookimpl
+def feste_schedulers():
+    return {"mine": get}
+
+@feste.hookimpl
 def feste_settings():
-    return {"echo_volume": feste.context.Setting(5, int, "how loud")}
+    return {"depth": Setting(3, int, "how deep")}
 
 @feste.hookimpl
 def feste_run_started(event):
@@ -85,341 +148,446 @@ def feste_run_started(event):
 @feste.hookimpl
 def feste_run_finished():
     pass
-
-class Pass:
-    name = "echoes"
-    def apply(self, graph, cx):
-        return graph
-"""
+""".replace("feste.testing.FakeBackend", "__import__('feste.testing').testing.FakeBackend"),
     )
-    site.add("feste-echo", source, point="echo")
+    registry = load()
 
-    assert row(site.registry(), "echo") == PluginInfo(
-        name="echo",
-        module="feste_echo",
-        distribution="feste-echo",
-        version="1.0",
-        state="loaded",
-        offers={
-            "backends": ["echo"],
-            "optimizations": ["echoes"],
-            "schedulers": ["slow", "slower"],
-            "settings": ["echo_volume"],
-            "observes": ["run_finished", "run_started"],
-        },
-        error="",
-    )
+    assert info(registry, "all").offers == {
+        "backends": ["one", "two"],
+        "optimizations": ["tidy"],
+        "schedulers": ["mine"],
+        "settings": ["depth"],
+        "observes": ["run_finished", "run_started"],
+    }
+    assert registry.settings["depth"].default == 3
+    assert registry.optimizations["tidy"].name == "tidy"
 
 
-def test_an_entry_point_may_name_an_object(site: Any) -> None:
-    """Not only a module can hold hooks: an object of a module can, too."""
-    source = """
-import feste
-
-class Hooks:
+def test_an_entry_point_may_name_an_object(install: Install) -> None:
+    """``module:object`` works as everywhere: a class or an instance with the hooks."""
+    install(
+        "object",
+        """
+class Plugin:
     @feste.hookimpl
-    def feste_schedulers(self):
-        return {"mine": "good:Hooks"}
+    def feste_backends(self):
+        return {"of-object": "feste.testing:FakeBackend"}
 
-hooks = Hooks()
-"""
-    site.add("good", source, module="good:hooks")
+plugin = Plugin()
+""",
+        entry="{module}:plugin",
+    )
 
-    assert row(site.registry(), "good").offers == {"schedulers": ["mine"]}
-
-
-def test_order_of_installation_changes_nothing(site: Any) -> None:
-    """Plugins are loaded by the names of their distributions and entry points."""
-    for name in ("zebra", "ape", "lion"):
-        site.add(name, offering(name, name))
-
-    names = [p.name for p in site.registry().plugins if p.name in ("zebra", "ape", "lion")]
-
-    assert names == ["ape", "lion", "zebra"]
+    assert "of-object" in load().backends
 
 
-def test_the_first_of_a_distribution_on_the_path_wins(site: Any, tmp_path: Any) -> None:
-    """A distribution that lies on the path twice is one plugin, as it is one module."""
-    site.add("good", offering("good"))
-    (tmp_path / "later").mkdir()
-    type(site)(tmp_path / "later").add("good", offering("other"))
-    sys.path.append(str(tmp_path / "later"))
-    try:
-        registry = site.registry()
-    finally:
-        sys.path.remove(str(tmp_path / "later"))
+def test_one_distribution_may_have_several_plugins(install: Install) -> None:
+    """Two entry points are two plugins, switched by their own names."""
+    install("one", GOOD.replace('"good"', '"one"'), dist="feste-both")
+    install("two", GOOD.replace('"good"', '"two"'), dist="feste-both")
+    registry = load()
 
-    assert row(registry, "good").offers == {"backends": ["good"]}
+    assert {"one", "two"} <= set(registry.backends)
+    assert info(registry, "one").distribution == info(registry, "two").distribution
 
 
-# --- a broken one -----------------------------------------------------------------------------------
+def test_the_order_of_installation_does_not_matter(install: Install, tmp_path: Path) -> None:
+    """Plugins are loaded by distribution and name, whatever order the disk gives."""
+    for name in ("b", "c", "a"):
+        install(name, GOOD.replace('"good"', f'"{name}"'))
+    found = [p.name for p in load().plugins if p.name in ("a", "b", "c")]
 
-BROKEN = {
-    "raises": ("raise RuntimeError('no good')", "RuntimeError: no good"),
-    "leaves": ("raise SystemExit(3)", "SystemExit: 3"),
-    "misses a module": (
-        "import not_there_at_all",
-        "ModuleNotFoundError: No module named 'not_there_at_all'",
+    assert found == ["a", "b", "c"]
+
+
+def test_the_first_on_the_path_wins(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one distribution that is installed twice, the one that would be imported counts."""
+    first = install(folder=tmp_path)
+    behind = tmp_path / "behind"
+    behind.mkdir()
+    install(version="9.9", folder=behind)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(behind)])
+
+    assert (info(load(), "good").module, info(load(), "good").version) == (first, "1.0")
+
+
+def test_a_plugin_without_hooks_is_no_error(install: Install) -> None:
+    """It offers nothing, and is listed so."""
+    install("empty", "")
+
+    assert (info(load(), "empty").state, info(load(), "empty").offers) == ("loaded", {})
+
+
+# --- broken ones ------------------------------------------------------------------------------------
+
+BROKEN: dict[str, tuple[str, str]] = {
+    "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
+    "exits": ("raise SystemExit(3)", "SystemExit: 3"),
+    "syntax": ("def (:", "SyntaxError: "),
+    "import": ("import no_such_sdk_anywhere", "No module named 'no_such_sdk_anywhere'"),
+    "feste's error": (
+        "raise feste.errors.PluginError('of its own')",
+        "PluginError: of its own",
     ),
-    "is no Python": ("def x(:", "SyntaxError: invalid syntax"),
-    "misspells a hook": (hook("feste_backend", "{}"), "unknown hook 'feste_backend'"),
-    "takes what the hook has not": (
-        "import feste\n\n@feste.hookimpl\ndef feste_backends(config):\n    return {}\n",
-        "Argument(s) {'config'}",
+    "unknown hook": (
+        "@feste.hookimpl\ndef feste_bakcends():\n    return {}",
+        "unknown hook 'feste_bakcends'",
     ),
-    "raises in a hook": (hook("feste_backends", "1 / 0"), "ZeroDivisionError: division by zero"),
-    "offers a list of backends": (
-        hook("feste_backends", "['echo']"),
-        "TypeError: feste_backends() must return a mapping, not ['echo']",
+    "unknown argument": (
+        "@feste.hookimpl\ndef feste_run_started(evnt):\n    pass",
+        "'evnt'",
     ),
-    "offers nothing": (
-        hook("feste_schedulers", "None"),
-        "TypeError: feste_schedulers() must return a mapping, not None",
+    "hook raises": (
+        "@feste.hookimpl\ndef feste_backends():\n    return {'x': 1 / 0}",
+        "ZeroDivisionError",
     ),
-    "offers a number": (
-        hook("feste_backends", "{'echo': 3}"),
-        "TypeError: feste_backends() offers 'echo': 3, not a name and a Backend class",
+    "returns nothing": (
+        "@feste.hookimpl\ndef feste_backends():\n    pass",
+        "feste_backends() must return a mapping, not None",
     ),
-    "names no attribute": (
-        hook("feste_schedulers", "{'mine': 'broken'}"),
-        "TypeError: feste_schedulers() offers 'mine': 'broken', not a name and a scheduler",
+    "returns a list": (
+        "@feste.hookimpl\ndef feste_schedulers():\n    return ['mine']",
+        "feste_schedulers() must return a mapping, not ['mine']",
     ),
-    "has no names": (hook("feste_backends", "{1: 'a:b'}"), "feste_backends() offers 1: 'a:b'"),
-    "offers the class of a pass": (
-        hook("feste_optimizations", "[type('P', (), {'name': 'p', 'apply': print})]"),
+    "returns a generator": (
+        "@feste.hookimpl\ndef feste_settings():\n    yield {}",
+        "feste_settings() must return a mapping",
+    ),
+    "name is no text": (
+        "@feste.hookimpl\ndef feste_backends():\n    return {1: 'm:C'}",
+        "feste_backends() offers 1: 'm:C'",
+    ),
+    "backend without a class": (
+        "@feste.hookimpl\ndef feste_backends():\n    return {'x': 'some.module'}",
+        """feste_backends() offers 'x': 'some.module', not a name and a Backend class or "module""",
+    ),
+    "backend is nothing": (
+        "@feste.hookimpl\ndef feste_backends():\n    return {'x': None}",
+        "feste_backends() offers 'x': None",
+    ),
+    "scheduler is a number": (
+        "@feste.hookimpl\ndef feste_schedulers():\n    return {'x': 3}",
+        "feste_schedulers() offers 'x': 3",
+    ),
+    "setting is a value": (
+        "@feste.hookimpl\ndef feste_settings():\n    return {'depth': 3}",
+        "feste_settings() offers 'depth': 3, not a name and a Setting",
+    ),
+    "pass without apply": (
+        "class P:\n    name = 'p'\n@feste.hookimpl\ndef feste_optimizations():\n    return [P()]",
         "not an object with `name` and `apply(graph, cx)`",
     ),
-    "offers a pass without a name": (
-        hook("feste_optimizations", "[type('P', (), {'apply': print})()]"),
-        "not an object with `name` and `apply(graph, cx)`",
+    "pass without a name": (
+        "class P:\n    def apply(self, g, cx): return g\n"
+        "@feste.hookimpl\ndef feste_optimizations():\n    return [P()]",
+        "feste_optimizations() offers None: ",
     ),
-    "offers a pass that does nothing": (
-        hook("feste_optimizations", "[type('P', (), {'name': 'p'})()]"),
-        "not an object with `name` and `apply(graph, cx)`",
+    "pass is a class": (
+        "class P:\n    name = 'p'\n    def apply(self, g, cx): return g\n"
+        "@feste.hookimpl\ndef feste_optimizations():\n    return [P]",
+        "feste_optimizations() offers 'p': <class",
     ),
-    "offers one pass": (
-        hook("feste_optimizations", "type('P', (), {'name': 'p', 'apply': print})()"),
-        "TypeError: feste_optimizations() must return a list of passes, not <",
+    "two passes of one name": (
+        "class P:\n    name = 'p'\n    def apply(self, g, cx): return g\n"
+        "@feste.hookimpl\ndef feste_optimizations():\n    return [P(), P()]",
+        "two passes 'p'",
     ),
-    "offers two passes of one name": (
-        hook("feste_optimizations", "[type('P', (), {'name': 'p', 'apply': print})()] * 2"),
-        "TypeError: feste_optimizations() offers two passes 'p'",
-    ),
-    "offers a bare default": (
-        hook("feste_settings", "{'volume': 3}"),
-        "TypeError: feste_settings() offers 'volume': 3, not a name and a Setting",
+    "passes are none": (
+        "@feste.hookimpl\ndef feste_optimizations():\n    pass",
+        "feste_optimizations() must return a list of passes, not None",
     ),
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_plugin_is_named_and_skipped(kind: str, site: Any) -> None:
-    """The warning names the plugin, its distribution and the reason; the others work."""
-    source, reason = BROKEN[kind]
-    site.add("broken", source)
-    site.add("good", offering("good"))
-    said = rf"plugin 'broken' of broken 1\.0 \(broken\) is skipped: .*{re.escape(reason)}"
-    with pytest.warns(PluginWarning, match=said) as told:
-        registry = site.registry()
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plugin_is_named_and_skipped(name: str, install: Install) -> None:
+    """The warning says which plugin of what distribution, why, and what to do; others work."""
+    source, why = BROKEN[name]
+    module = install("bad", source, dist="broken-dist")
+    install("good")
+    registry, said = load_broken()
+    found = info(registry, "bad")
 
-    assert len(told) == 1
-    assert row(registry, "broken").state == "broken"
-    assert reason in row(registry, "broken").error
-    assert row(registry, "broken").offers == {}
-    assert row(registry, "good").state == "loaded"
-    assert registry.find("backends", "good").__name__ == "Echo"
+    assert (found.state, found.distribution, found.offers) == ("broken", "broken-dist", {})
+    assert why in found.error
+    assert "\n" not in found.error  # `feste plugins` gives it one line
+    assert len(said) == 1
+    assert said[0].startswith(f"plugin 'bad' of broken-dist 1.0 ({module}) is skipped: ")
+    assert why in said[0]
+    assert said[0].endswith("or set FESTE_DISABLED_PLUGINS=bad")
+    assert "good" in registry.backends
+    assert set(registry.optimizations) >= {"cull", "fold", "cse", "batch"}
 
 
-def test_nothing_of_a_broken_plugin_is_kept(site: Any) -> None:
-    """If one offer of a plugin is wrong, its right ones and its observers are not taken either."""
-    source = (
-        offering("half", "broken")
-        + """
+def test_nothing_of_a_broken_plugin_is_kept(install: Install) -> None:
+    """Neither what it offers rightly nor its observers stay behind."""
+    install(
+        "half",
+        """
+@feste.hookimpl
+def feste_backends():
+    return {"half": "feste.testing:FakeBackend"}
+
 @feste.hookimpl
 def feste_run_started(event):
-    pass
+    raise AssertionError("never called")
 
 @feste.hookimpl
 def feste_settings():
-    return {"volume": 3}
-"""
+    return {"depth": 3}
+""",
     )
-    site.add("broken", source)
-    with pytest.warns(PluginWarning):
-        registry = site.registry()
+    registry, _ = load_broken()
 
     assert "half" not in registry.backends
-    assert registry.manager.hook.feste_run_started.get_hookimpls() == []
+    hooks = registry.manager.hook.feste_run_started.get_hookimpls()
+    assert [h.plugin_name for h in hooks if "half" in h.plugin_name] == []
 
 
-def test_broken_metadata_costs_only_its_own(site: Any, tmp_path: Any) -> None:
-    """A distribution whose files are damaged hides no other."""
-    site.add("good", offering("good"))
-    for name, text in {"a": b"\xff\xfe", "b": b"[feste\nx"}.items():
-        (tmp_path / f"{name}-1.0.dist-info").mkdir()
-        (tmp_path / f"{name}-1.0.dist-info" / "entry_points.txt").write_bytes(text)
+def test_a_half_registered_plugin_is_taken_out_again(install: Install) -> None:
+    """A hook with wrong arguments does not leave the hooks before it registered."""
+    install(
+        "half",
+        """
+@feste.hookimpl
+def feste_node_finished(event):
+    raise AssertionError("never called")
 
-    assert row(site.registry(), "good").state == "loaded"
+@feste.hookimpl
+def feste_run_started(evnt):
+    pass
+""",
+    )
+    registry, _ = load_broken()
+
+    assert registry.manager.hook.feste_node_finished.get_hookimpls() == []
+
+
+def test_one_module_named_twice_is_loaded_once(install: Install, tmp_path: Path) -> None:
+    """The second name for a module is skipped, and does not take the first one down with it."""
+    module = install("first")
+    install("second", "", entry=module)
+    registry, said = load_broken()
+
+    assert (info(registry, "first").state, info(registry, "second").state) == ("loaded", "broken")
+    assert "good" in registry.backends
+    assert len(said) == 1
+
+
+def test_damaged_metadata_of_strangers_is_no_obstacle(install: Install, tmp_path: Path) -> None:
+    """Distributions without a name, or with entry points that cannot be read, are stepped over."""
+    install("nameless", GOOD.replace('"good"', '"nameless"'), metadata=False)
+    damaged = tmp_path / "damaged-1.0.dist-info"
+    damaged.mkdir()
+    (damaged / "METADATA").write_text("Metadata-Version: 2.1\nName: damaged\nVersion: 1.0\n")
+    (damaged / "entry_points.txt").write_text("[feste]\nthis is no entry point\n")
+    install("good")
+    registry, said = load_broken()
+
+    assert {"good", "nameless"} <= set(registry.backends)
+    assert info(registry, "nameless").distribution == "(a distribution without a name)"
+    assert said == []
 
 
 # --- switched off -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("variables", "loaded"),
+    ("disabled", "allowed", "loaded"),
     [
-        ({}, ["one", "three", "two"]),
-        ({"FESTE_DISABLED_PLUGINS": "one,three"}, ["two"]),
-        ({"FESTE_DISABLED_PLUGINS": " one , two,"}, ["three"]),
-        ({"FESTE_DISABLED_PLUGINS": ""}, ["one", "three", "two"]),
-        ({"FESTE_LOAD_PLUGINS": ""}, []),
-        ({"FESTE_LOAD_PLUGINS": "two, one"}, ["one", "two"]),
-        ({"FESTE_LOAD_PLUGINS": "nobody"}, []),
-        ({"FESTE_LOAD_PLUGINS": "one,two", "FESTE_DISABLED_PLUGINS": "one"}, ["two"]),
+        (None, None, {"a", "b", "c"}),
+        ("a", None, {"b", "c"}),
+        (" a , c ", None, {"b"}),
+        ("", None, {"a", "b", "c"}),
+        (None, "", set()),
+        (None, "b", {"b"}),
+        (None, "a,b", {"a", "b"}),
+        ("b", "a,b", {"a"}),
+        ("nobody", "a", {"a"}),
     ],
 )
-def test_variables_switch_plugins_off(
-    variables: dict[str, str], loaded: list[str], site: Any, monkeypatch: pytest.MonkeyPatch
+def test_plugins_can_be_switched_off(
+    disabled: str | None,
+    allowed: str | None,
+    loaded: set[str],
+    install: Install,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One variable blocks those it names, the other loads no others; empty means none at all."""
-    names = ("one", "two", "three")
-    for name in names:
-        site.add(f"feste-{name}", offering(name, f"feste_{name}"), point=name)
-    for variable, value in variables.items():
-        monkeypatch.setenv(variable, value)
-    registry = site.registry()
-    states = {info.name: info.state for info in registry.plugins if info.name in names}
+    """FESTE_DISABLED_PLUGINS blocks, FESTE_LOAD_PLUGINS allows (empty: none), by entry-point name."""
+    modules = {n: install(n, GOOD.replace('"good"', f'"{n}"'), dist=f"dist-{n}") for n in "abc"}
+    for variable, value in (("DISABLED", disabled), ("LOAD", allowed)):
+        if value is not None:
+            monkeypatch.setenv(f"FESTE_{variable}_PLUGINS", value)
+    registry = load()
 
-    assert sorted(n for n, state in states.items() if state == "loaded") == loaded
-    assert {state for n, state in states.items() if n not in loaded} <= {"disabled"}
-    assert states.keys() == set(names)
-    assert sorted(set(names) & registry.backends.keys()) == loaded
-
-
-def test_a_plugin_that_is_off_is_not_imported(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Switching a plugin off keeps its code from running; so a broken one gives no warning."""
-    site.add("broken", "raise RuntimeError('run')")
-    monkeypatch.setenv("FESTE_DISABLED_PLUGINS", "broken")
-
-    assert row(site.registry(), "broken").state == "disabled"
+    assert {n for n in "abc" if n in registry.backends} == loaded
+    assert {n for n in "abc" if info(registry, n).state == "loaded"} == loaded
+    assert {n for n in "abc" if info(registry, n).state == "disabled"} == set("abc") - loaded
+    assert {n for n in "abc" if modules[n] in sys.modules} == loaded
+    assert "batch" in registry.optimizations
 
 
-def test_own_parts_cannot_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passes, local scheduler and fake backend are there whatever the variables say."""
-    monkeypatch.setenv("FESTE_LOAD_PLUGINS", "")
-    monkeypatch.setenv("FESTE_DISABLED_PLUGINS", "optimization,scheduler,testing")
-    registry = plugins.Registry()
+def test_switching_off_heals(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken plugin that is disabled is not imported, so nothing is said of it."""
+    install("bad", "raise RuntimeError('boom')")
+    monkeypatch.setenv("FESTE_DISABLED_PLUGINS", "bad")
 
-    assert [p.name for p in registry.plugins if p.state == "loaded"] == [
-        "optimization",
-        "scheduler",
-        "testing",
-    ]
+    assert info(load(), "bad").state == "disabled"
 
 
-# --- one name twice ---------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------
+
+SAME = {
+    "backends": '@feste.hookimpl\ndef feste_backends():\n    return {"same": "feste.testing:FakeBackend"}',
+    "schedulers": '@feste.hookimpl\ndef feste_schedulers():\n    return {"same": "m:get"}',
+    "settings": '@feste.hookimpl\ndef feste_settings():\n    return {"same": Setting(1, int, "x")}',
+    "optimizations": (
+        "class P:\n    name = 'same'\n    def apply(self, g, cx): return g\n"
+        "@feste.hookimpl\ndef feste_optimizations():\n    return [P()]"
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [
-        ("backends", "{'same': 'a:b'}"),
-        ("schedulers", "{'same': 'a:b'}"),
-        ("settings", "{'same': feste.context.Setting(1, int, 'x')}"),
-        ("optimizations", "[type('P', (), {'name': 'same', 'apply': print})()]"),
-    ],
-)
-def test_one_name_of_two_distributions_is_an_error(
-    kind: str, value: str, site: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error names both distributions, and what to do; doing it helps."""
-    site.add("first", hook(f"feste_{kind}", value))
-    site.add("second", hook(f"feste_{kind}", value))
-    said = (
-        f"two plugins offer {kind} 'same': first 1.0 and second 1.0. Uninstall one, or set "
-        "FESTE_DISABLED_PLUGINS=second"
+@pytest.mark.parametrize("kind", SAME)
+def test_two_plugins_of_one_name_are_an_error(kind: str, install: Install) -> None:
+    """Which one would win must not depend on chance: both distributions are named, and the fix."""
+    install("one", SAME[kind], dist="dist-one", version="1.1")
+    install("two", SAME[kind], dist="dist-two", version="2.2")
+    with pytest.raises(PluginError) as caught:
+        load()
+
+    assert str(caught.value) == (
+        f"two plugins offer {kind} 'same': dist-one 1.1 and dist-two 2.2. Uninstall one, or set "
+        "FESTE_DISABLED_PLUGINS=two"
     )
-    with pytest.raises(PluginError, match=f"^{re.escape(said)}$"):
-        site.registry()
-    monkeypatch.setenv("FESTE_DISABLED_PLUGINS", "second")
-
-    assert row(site.registry(), "first").offers == {kind: ["same"]}
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "value"),
-    [
-        ("backends", "fake", "{'fake': 'a:b'}"),
-        ("schedulers", "local", "{'local': 'a:b'}"),
-        ("settings", "eager", "{'eager': feste.context.Setting(1, int, 'x')}"),
-        ("optimizations", "batch", "[type('P', (), {'name': 'batch', 'apply': print})()]"),
-    ],
-)
-def test_own_names_are_taken(kind: str, name: str, value: str, site: Any) -> None:
-    """A plugin cannot put something of its own in the place of a part of Feste."""
-    site.add("thief", hook(f"feste_{kind}", value))
-    said = f"two plugins offer {kind} '{name}': feste-core {feste.__version__} and thief 1.0"
-    with pytest.raises(PluginError, match=re.escape(said)):
-        site.registry()
+OWN = {
+    "backends": SAME["backends"].replace("same", "fake"),
+    "schedulers": SAME["schedulers"].replace("same", "local"),
+    "settings": SAME["settings"].replace("same", "eager"),
+    "optimizations": SAME["optimizations"].replace("same", "batch"),
+}
 
 
-# --- looking up -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", OWN)
+def test_names_of_feste_are_taken(kind: str, install: Install) -> None:
+    """A plugin cannot put something else in the place of Feste's own parts."""
+    install("thief", OWN[kind], dist="dist-thief")
+    with pytest.raises(PluginError, match=rf"{kind} '\w+': feste-core \S+ and dist-thief 1\.0"):
+        load()
 
 
-def test_an_unknown_backend_is_told_with_the_nearest() -> None:
-    """A misspelt name suggests the right one and the package that may be missing."""
-    with pytest.raises(UnknownName) as caught:
-        feste.backend.create("fak")
+def test_disabling_one_of_two_heals(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way out that the error names works."""
+    install("one", SAME["backends"], dist="dist-one")
+    install("two", SAME["backends"], dist="dist-two")
+    monkeypatch.setenv("FESTE_DISABLED_PLUGINS", "two")
 
-    said = str(caught.value)
-    assert said.startswith("no backend 'fak'. Did you mean 'fake'? Is feste-backend-fak installed?")
-
-
-def test_an_unknown_scheduler_is_told_with_the_nearest() -> None:
-    """A misspelt scheduler is an error before anything runs."""
-    ran: list[int] = []
-    with pytest.raises(UnknownName, match=r"no scheduler 'locl'\. Did you mean 'local'\?"):
-        feste.compute(feste.task(ran.append)(1), scheduler="locl")
-
-    assert ran == []
+    assert "same" in load().backends
 
 
-def test_a_name_of_a_plugin_that_is_off_is_told_so(
-    site: Any, monkeypatch: pytest.MonkeyPatch
+def test_an_unknown_name_tells_what_is_near_and_what_is_off(
+    install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who looks for what is not loaded learns of it, and where to look."""
-    site.add("good", offering("good"))
-    monkeypatch.setenv("FESTE_LOAD_PLUGINS", "")
-    with pytest.raises(UnknownName, match=r"Not loaded: .*good.* \(see `feste plugins`\)"):
-        site.registry().find("backends", "good")
+    """The error lists near names, the package to install, and plugins that are not loaded."""
+    install("off")
+    install("bad", "raise RuntimeError")
+    monkeypatch.setenv("FESTE_DISABLED_PLUGINS", "off")
+    registry, _ = load_broken()
+    with pytest.raises(UnknownName) as caught:
+        registry.find("backends", "fakes")
+    said = str(caught.value)
+
+    assert said.startswith(
+        "no backend 'fakes'. Did you mean 'fake'? Is feste-backend-fakes installed?"
+    )
+    assert re.search(r"Not loaded: .*bad.*off.* \(see `feste plugins`\)", said)
+
+
+# --- what a name stands for -------------------------------------------------------------------------
+
+
+def test_resolve() -> None:
+    """``module:attribute`` is imported when it is used; anything else is itself."""
+    thing = object()
+
+    assert resolve("feste.errors:FesteError").__name__ == "FesteError"
+    assert resolve(thing) is thing
 
 
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("good:Eco", "a plugin names 'good:Eco', but good has no 'Eco'"),
-        ("goood:Echo", "a plugin names 'goood:Echo', but there is no goood"),
-        ("good.inner:Echo", "a plugin names 'good.inner:Echo', but there is no good.inner"),
+        ("feste.errors:Nothing", "feste.errors has no 'Nothing'"),
+        ("feste.nothing:Thing", "there is no feste.nothing"),
+        ("no_such_module_at_all:Thing", "there is no no_such_module_at_all"),
+        ("feste.errors", "feste.errors has no ''"),
     ],
 )
-def test_a_name_of_nothing_is_an_error(target: str, said: str, site: Any) -> None:
-    """``"module:attribute"`` is looked up on first use, and one that names nothing says what is not there."""
-    site.add("good", hook("feste_backends", f"{{'good': {target!r}}}"))
-    registry = site.registry()
-    with pytest.raises(PluginError, match=f"^{re.escape(said)}$"):
-        registry.find("backends", "good")
+def test_what_names_nothing_is_the_plugins_fault(target: str, said: str) -> None:
+    """The error says what was named and what of it is not there."""
+    with pytest.raises(PluginError, match=re.escape(said)) as caught:
+        resolve(target)
+
+    assert repr(target) in str(caught.value)
 
 
-def test_what_a_named_module_misses_is_its_own_error(site: Any, tmp_path: Any) -> None:
-    """If the module is there and its SDK is not, the error names the SDK."""
-    site.add("good", hook("feste_backends", "{'good': 'good_client:Echo'}"))
-    (tmp_path / "good_client.py").write_text("import sdk_of_nobody\n")
-    with pytest.raises(ModuleNotFoundError, match="No module named 'sdk_of_nobody'"):
-        site.registry().find("backends", "good")
+def test_a_missing_sdk_is_told_as_it_is(install: Install) -> None:
+    """If the named module is there but its SDK is not, the SDK is what is missing."""
+    module = install("sdk", "import no_such_sdk_anywhere", entry="feste.errors")
+    with pytest.raises(ModuleNotFoundError, match="no_such_sdk_anywhere"):
+        resolve(f"{module}:Client")
 
 
-def test_resolve_leaves_objects_alone() -> None:
-    """What is no text is what it is."""
-    assert resolve(print) is print
-    assert resolve("feste.errors:PluginError") is PluginError
-    assert issubclass(UnknownName, ConfigError)
+# --- one registry in a process ----------------------------------------------------------------------
+
+
+def test_threads_share_one_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads ask first, plugins are loaded once."""
+    monkeypatch.setattr(plugins, "_registry", None)
+    barrier = threading.Barrier(6)
+    found: list[Registry] = []
+
+    def ask() -> None:
+        barrier.wait(10)
+        found.append(plugins.registry())
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+    assert len(found) == 6
+    assert len({id(r) for r in found}) == 1
+
+
+def test_the_namesake_of_2023_is_told_of(install: Install, tmp_path: Path) -> None:
+    """The old distribution ``feste`` owns the same folder: the user is told to uninstall it."""
+    old = tmp_path / "feste-0.2.0.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: feste\nVersion: 0.2.0\n")
+    with pytest.warns(FesteWarning, match="feste 0.2.0 and feste-core write into the same folder"):
+        Registry()
+
+
+def test_every_hook_is_documented_with_its_contract() -> None:
+    """Each hook of the specification says what it returns or is given."""
+    from feste import hookspecs
+
+    hooks: dict[str, Any] = {n: v for n, v in vars(hookspecs).items() if n.startswith("feste_")}
+
+    assert sorted(hooks) == [
+        "feste_backends",
+        "feste_node_finished",
+        "feste_optimizations",
+        "feste_request_finished",
+        "feste_run_finished",
+        "feste_run_started",
+        "feste_schedulers",
+        "feste_settings",
+    ]
+    assert all(re.search(r":(returns|param event):", hook.__doc__) for hook in hooks.values())

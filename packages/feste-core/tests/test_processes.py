@@ -195,7 +195,7 @@ def test_an_argument_that_cannot_be_sent_is_refused_before_any_request() -> None
     llm = FakeBackend(model="processes-refuse")
     node = process(lambda lock, text: text)(threading.Lock(), llm.chat("hello"))
 
-    with pytest.raises(ConfigError, match="cannot be sent there.*pickle.*plain data") as caught:
+    with pytest.raises(ConfigError, match=r"cannot be sent there.*pickle.*plain data") as caught:
         feste.compute(node, llm.chat("other"))
 
     assert "test_processes.py:" in caught.value.origin

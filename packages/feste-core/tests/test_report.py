@@ -220,7 +220,7 @@ def test_json_is_versioned_and_complete() -> None:
     assert data["schema"] == 1
     assert set(data) == {"schema", *names}
     assert data["states"] == report.states and data["nodes"] == report.nodes
-    assert [r["event"] for r in data["requests"]] == ["request_finished"] * 4
+    assert [r["event"] for r in data["requests"]] == ["request_finished"] * 3
     assert {r["schema"] for r in data["requests"]} == {1}
     assert data["operations"][0]["operation"] == "fake.chat"
 

@@ -1,47 +1,367 @@
-"""Distributions outside the repository add to Feste with nothing but an entry point."""
+"""A distribution outside the repository, with nothing but an entry point, is part of Feste."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-BACKEND = """
-import feste
-from feste.backend import Backend, operation
+SOURCE = '''
+"""A third party's plugin: all that it knows of Feste is the front door."""
 
-class Echo(Backend):
+import threading
+from collections.abc import Sequence
+
+import feste
+from feste.backend import Backend, Limits, operation
+from feste.context import Setting
+
+SEEN = []
+
+
+class Parrot(Backend):
+    """A backend of one method, and its batched form."""
+
+    def __init__(self, voice: str = "", limits: Limits = Limits(concurrency=2)) -> None:
+        self.voice, self.limits = voice, limits
+
     @operation
-    async def complete(self, prompt: str) -> str:
-        return prompt.upper()
+    async def say(self, text: str) -> str:
+        return f"{text}!{self.voice}"
+
+    @say.batch(max_items=96)
+    async def say_many(self, texts: Sequence[str]) -> Sequence[str]:
+        SEEN.append(("batch", len(texts)))
+        return [f"{t}!{self.voice}" for t in texts]
+
+
+class Count:
+    """A pass with a name and an apply."""
+
+    name = "count"
+
+    def apply(self, graph, cx):
+        cx.advice(f"{len(graph.calls())} calls were counted by a third party")
+        return graph
+
+
+def get(dsk, keys, **kwargs):
+    """A scheduler: a plain Dask get function."""
+    import dask
+
+    SEEN.append(("get", len(dsk)))
+    return dask.get(dsk, keys, **kwargs)
+
 
 @feste.hookimpl
 def feste_backends():
-    return {"echo": Echo}
-"""
+    return {"parrot": f"{__name__}:Parrot"}
 
-PASS = """
-import feste
-
-class Watching:
-    name = "watching"
-    def apply(self, graph, cx):
-        cx.applied(f"saw {len(graph.nodes)} nodes")
-        return graph
 
 @feste.hookimpl
 def feste_optimizations():
-    return [Watching()]
+    return [Count()]
+
+
+@feste.hookimpl
+def feste_schedulers():
+    return {"simple": get, "named": f"{__name__}:get"}
+
+
+@feste.hookimpl
+def feste_settings():
+    return {"volume": Setting(1, int, "how loud the parrot is")}
+
+
+def _hear(event):
+    fields = event.to_json()
+    SEEN.append((fields["event"], threading.current_thread().name, fields))
+
+
+@feste.hookimpl
+def feste_run_started(event):
+    _hear(event)
+
+
+@feste.hookimpl
+def feste_node_finished(event):
+    _hear(event)
+
+
+@feste.hookimpl
+def feste_request_finished(event):
+    _hear(event)
+
+
+@feste.hookimpl
+def feste_run_finished(event):
+    _hear(event)
+'''
+
+USE = """
+import json, sys, warnings
+import feste
+from feste import context
+from feste.backend import create
+
+out = {}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    parrot = create("parrot", voice="?")
+out["warnings"] = [str(w.message) for w in caught if issubclass(w.category, feste.errors.PluginWarning)]
+out["imported by name only"] = type(parrot).__module__
+import feste_parrot
+SEEN = feste_parrot.SEEN
+
+def program():
+    return [parrot.say(str(i)) for i in range(200)]
+
+with context.set(volume=3):
+    nodes = program()
+    out["explain"] = str(feste.explain(nodes))
+    out["values"] = feste.compute(nodes)[0]
+    out["volume"] = context.get("volume")
+out["batches"] = sorted(s[1] for s in SEEN if s[0] == "batch")
+heard = [s for s in SEEN if len(s) == 3]
+SEEN.clear()
+out["heard"] = [s[0] for s in heard]
+out["threads"] = sorted({s[1] for s in heard})
+out["first"], out["last"] = heard[0][2], heard[-1][2]
+out["requests"] = [s[2] for s in heard if s[0] == "request_finished"]
+out["nodes"] = [s[2]["state"] for s in heard if s[0] == "node_finished"]
+out["runs"] = sorted({s[2]["run"] for s in heard})
+for name in ("simple", "named", feste_parrot.get):
+    out[f"by {name if isinstance(name, str) else 'function'}"] = [
+        feste.compute(program(), scheduler=name)[0] == out["values"],
+        [s[0] for s in SEEN if s[0] == "get"],
+    ]
+    SEEN.clear()
+json.dump(out, sys.stdout)
 """
 
-SCHEDULER = """
+
+def install(folder: Path, name: str, source: str, *, entry: str = "") -> None:
+    """Write a distribution as an installer would leave it."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[feste]\n{entry or name} = {name}\n")
+    (folder / f"{name}.py").write_text(source)
+
+
+def python(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a new interpreter that finds what is installed in the folder."""
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def run(folder: Path, code: str, **environment: str) -> Any:
+    done = python(folder, "-c", code, **environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plugin with everything, and two that are broken."""
+    folder = tmp_path_factory.mktemp("site")
+    install(folder, "feste_parrot", SOURCE, entry="parrot")
+    install(folder, "feste_crashing", "raise RuntimeError('no luck')", entry="crashing")
+    install(folder, "feste_garbled", "def (:", entry="garbled")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def used(folder: Path) -> Any:
+    """What a program saw that used all of the plugin."""
+    return run(folder, USE)
+
+
+def test_the_broken_ones_are_named_and_skipped(used: Any) -> None:
+    """Each gets one warning with distribution, reason and remedy; the good one works beside them."""
+    assert len(used["warnings"]) == 2
+    crashing, garbled = used["warnings"]
+    assert crashing == (
+        "plugin 'crashing' of feste_crashing 1.0 (feste_crashing) is skipped: RuntimeError: no luck."
+        " Repair or uninstall it, or set FESTE_DISABLED_PLUGINS=crashing"
+    )
+    assert garbled.startswith(
+        "plugin 'garbled' of feste_garbled 1.0 (feste_garbled) is skipped: Syn"
+    )
+
+
+def test_its_backend_answers(used: Any) -> None:
+    """One operation method: 200 calls written one by one go as three requests of the batched form."""
+    assert used["imported by name only"] == "feste_parrot"
+    assert used["values"] == [f"{i}!?" for i in range(200)]
+    assert used["batches"] == [52, 52, 96]
+
+
+def test_its_pass_runs(used: Any) -> None:
+    """A pass of only name and apply is listed by explain, with its remark."""
+    assert "  count" in used["explain"]
+    assert "advice: 200 calls were counted by a third party" in used["explain"]
+
+
+def test_its_setting_is_a_setting(used: Any) -> None:
+    """It can be set like Feste's own."""
+    assert used["volume"] == 3
+
+
+@pytest.mark.parametrize("how", ["simple", "named", "function"])
+def test_its_scheduler_runs_graphs(used: Any, how: str) -> None:
+    """A plain get function, by name, by ``module:attribute``, or given itself, gives the values."""
+    assert used[f"by {how}"] == [True, ["get"]]
+
+
+def test_its_observers_hear_everything_in_order(used: Any) -> None:
+    """All four hooks, from one thread: the start first, each node and request, the end last."""
+    assert used["heard"][0] == "run_started"
+    assert used["heard"][-1] == "run_finished"
+    assert sorted(set(used["heard"])) == [
+        "node_finished",
+        "request_finished",
+        "run_finished",
+        "run_started",
+    ]
+    assert used["heard"].count("node_finished") == 200
+    assert used["heard"].count("request_finished") == 3
+    assert len(used["threads"]) == 1
+    assert len(used["runs"]) == 1
+
+
+def test_events_hold_what_they_promise(used: Any) -> None:
+    """Counts, states, sizes: plain data with the schema's version."""
+    assert (used["first"]["nodes"], used["first"]["calls"], used["first"]["schema"]) == (
+        200,
+        200,
+        1,
+    )
+    assert used["last"]["states"] == {"done": 200}
+    assert (used["last"]["requests"], used["last"]["cancelled"]) == (3, False)
+    assert used["nodes"] == ["done"] * 200
+    assert sorted(r["items"] for r in used["requests"]) == [52, 52, 96]
+    assert {(r["backend"], r["operation"], r["attempt"]) for r in used["requests"]} == {
+        ("parrot", "say", 1)
+    }
+    assert all(0 <= r["ready"] <= r["sent"] <= r["at"] for r in used["requests"])
+
+
+def test_feste_plugins_lists_them(folder: Path) -> None:
+    """``python -m feste plugins`` shows distribution, version, what each registers, what is broken."""
+    text = python(folder, "-m", "feste", "plugins")
+    data = python(folder, "-m", "feste", "plugins", "--json")
+    rows = {row["name"]: row for row in json.loads(data.stdout)}
+
+    assert (text.returncode, data.returncode) == (1, 1)
+    assert (text.stderr, data.stderr) == ("", "")
+    assert rows["parrot"]["offers"] == {
+        "backends": ["parrot"],
+        "optimizations": ["count"],
+        "schedulers": ["simple", "named"],
+        "settings": ["volume"],
+        "observes": ["node_finished", "request_finished", "run_finished", "run_started"],
+    }
+    assert (rows["parrot"]["distribution"], rows["parrot"]["version"]) == ("feste_parrot", "1.0")
+    assert rows["crashing"]["state"] == rows["garbled"]["state"] == "broken"
+    for word in ("feste_parrot 1.0", "backends: parrot", "broken", "RuntimeError: no luck"):
+        assert word in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "states"),
+    [
+        ({"FESTE_DISABLED_PLUGINS": "crashing,garbled"}, ["disabled", "disabled", "loaded"]),
+        ({"FESTE_LOAD_PLUGINS": "parrot"}, ["disabled", "disabled", "loaded"]),
+        ({"FESTE_LOAD_PLUGINS": ""}, ["disabled"] * 3),
+    ],
+)
+def test_switches_of_the_environment(
+    folder: Path, environment: dict[str, str], states: list[str]
+) -> None:
+    """Plugins are blocked or allowed by name; the command then says that all is well."""
+    done = python(folder, "-W", "error", "-m", "feste", "plugins", "--json", **environment)
+    rows = {row["name"]: row["state"] for row in json.loads(done.stdout)}
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [rows[n] for n in ("crashing", "garbled", "parrot")] == states
+
+
+def test_two_of_one_name_are_told_by_the_command(folder: Path, tmp_path: Path) -> None:
+    """The command names both distributions and ends in an error, without a traceback."""
+    install(tmp_path, "feste_other_parrot", SOURCE, entry="other")
+    path = os.pathsep.join([str(tmp_path), str(folder)])
+    switches = {"FESTE_LOAD_PLUGINS": "parrot,other"}
+    done = python(Path(path), "-m", "feste", "plugins", **switches)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "feste_other_parrot 1.0 and feste_parrot 1.0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+OBSERVER = """
 import feste
 
+@feste.hookimpl
+def feste_node_finished(event):
+    raise RuntimeError("deaf")
+
+@feste.hookimpl
+def feste_run_finished(event):
+    raise RuntimeError("deaf")
+"""
+
+
+def test_an_observer_that_raises_is_named_and_ignored(folder: Path, tmp_path: Path) -> None:
+    """An observer never changes a run; the others go on hearing."""
+    install(tmp_path, "feste_deaf", OBSERVER, entry="deaf")
+    code = """
+import json, warnings
+import feste, feste_parrot
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    value = feste.compute([feste.task(abs)(-i) for i in range(3)])[0]
+said = [str(w.message) for w in caught]
+print(json.dumps([value, said, [s[0] for s in feste_parrot.SEEN]]))
+"""
+    path = Path(os.pathsep.join([str(tmp_path), str(folder)]))
+    value, said, heard = run(path, code, FESTE_LOAD_PLUGINS="parrot,deaf")
+
+    assert value == [0, 1, 2]
+    assert len(said) == 1
+    assert "feste_deaf 1.0:deaf raised RuntimeError: deaf" in said[0]
+    assert heard == ["run_started", *["node_finished"] * 3, "run_finished"]
+
+
+SMALL = """
+import feste
+from feste.backend import Backend, operation
+from feste.context import Setting
+
 asked = []
+
+class Loud(Backend):
+    @operation
+    def say(self, text: str) -> str:
+        return text.upper()
+
+class Louder:
+    name = "louder"
+    def apply(self, graph, cx):
+        quiet = [n for n in graph.nodes.values() if n.op.name == "tell" and n.args == ("hi",)]
+        return graph.with_nodes(n.replace(args=("HI",)) for n in quiet) if quiet else graph
 
 def get(dsk, keys):
     from dask.local import get_sync
@@ -49,446 +369,161 @@ def get(dsk, keys):
     return get_sync(dsk, keys)
 
 @feste.hookimpl
-def feste_schedulers():
-    return {"counted": "feste_counted:get", "feste_counted": get}
-"""
-
-SETTING = """
-import feste
-from feste.context import Setting
-
-@feste.hookimpl
-def feste_settings():
-    return {
-        "echo_volume": Setting(5, int, "how loud the echo is"),
-        "echo_tone": Setting(None, str | None, "how high the echo is"),
-    }
-"""
-
-OBSERVER = """
-import threading
-import feste
-
-heard, threads = [], set()
-
-def hear(event):
-    heard.append(event)
-    threads.add(threading.current_thread())
-
-@feste.hookimpl
-def feste_run_started(event):
-    hear(event)
-
-@feste.hookimpl
-def feste_node_finished(event):
-    hear(event)
-
-@feste.hookimpl
-def feste_request_finished(event):
-    hear(event)
-
-@feste.hookimpl
-def feste_run_finished(event):
-    hear(event)
-"""
-
-
-def test_a_backend_is_one_method(site: Any) -> None:
-    """A class with one ``@operation`` method, offered by an entry point, is a whole backend."""
-    site.add("feste-echo", BACKEND, point="echo")
-    code = """
-import feste
-llm = feste.backend.create("echo")
-first = llm.complete("hello")
-answers = feste.compute(llm.complete(first), [first])
-with feste.context.set(eager=True):
-    eager = llm.complete("hello")
-print(json.dumps([answers, eager, feste.explain(llm.complete("x")).requests, llm.endpoint]))
-"""
-    assert site.run(code) == [["HELLO", ["HELLO"]], "HELLO", 1, "plugin:echo"]
-
-
-def test_a_backend_takes_its_configuration(site: Any) -> None:
-    """What ``create`` is given goes to the class; a class named as text is imported when it is used."""
-    source = """
-import feste
-
-@feste.hookimpl
 def feste_backends():
-    return {"loud": "loud_client:Loud"}
-"""
-    client = """
-from feste.backend import Backend, operation
-
-class Loud(Backend):
-    def __init__(self, end="!", *, times=1):
-        self.mark = end * times
-
-    @operation
-    def say(self, text: str) -> str:
-        return text + self.mark
-"""
-    site.add("feste-loud", source)
-    (site.folder / "loud_client.py").write_text(client)
-    code = """
-import sys
-import feste
-seen = [feste.backend.create("fake").plugin, "loud_client" in sys.modules]
-seen.append(feste.backend.create("loud", times=3).say("hey").compute())
-try:
-    feste.backend.create("lod")
-except feste.errors.UnknownName as error:
-    seen.append(str(error).split("?")[0])
-print(json.dumps(seen))
-"""
-    expected = ["fake", False, "hey!!!", "no backend 'lod'. Did you mean 'loud'"]
-
-    assert site.run(code) == expected
-
-
-def test_a_pass_is_a_name_and_apply(site: Any) -> None:
-    """A pass with nothing else runs as an exact one, shows its remarks, and can be switched off."""
-    site.add("feste-watching", PASS)
-    code = """
-import feste
-node = feste.task(abs)(-2)
-def rows(**settings):
-    passes = feste.explain(node, **settings).to_json()["passes"]
-    return [[p["level"], p["phase"], [r["text"] for r in p["remarks"]]]
-            for p in passes if p["name"] == "watching"]
-print(json.dumps([rows(), rows(optimize={"watching": False}), node.compute()]))
-"""
-    assert site.run(code) == [[["E0", "SIMPLIFY", ["saw 1 nodes"]]], [], 2]
-
-
-def test_a_pass_changes_the_plan(site: Any) -> None:
-    """The graph that a pass returns is the graph that is run."""
-    source = """
-import feste
-
-class Louder:
-    name = "louder"
-    def apply(self, graph, cx):
-        quiet = [n for n in graph.nodes.values() if n.op.name == "say" and n.args == ("hi",)]
-        return graph.with_nodes(n.replace(args=("HI",)) for n in quiet) if quiet else graph
+    return {"loud": Loud}
 
 @feste.hookimpl
 def feste_optimizations():
     return [Louder()]
-"""
-    site.add("feste-louder", source)
-    code = """
-import feste
-@feste.task(pure=True)
-def say(text):
-    return text
-print(json.dumps([say("hi").compute(), say("hi").compute(optimize=False)]))
-"""
-    assert site.run(code) == ["HI", "hi"]
-
-
-def test_a_scheduler_is_a_get_function(site: Any) -> None:
-    """A plain ``get`` runs graphs: named, as a URL's scheme, or by the module of an object."""
-    site.add("feste-counted", SCHEDULER)
-    code = """
-import feste, feste_counted
-from feste.testing import FakeBackend
-
-class Client:
-    pass
-Client.__module__ = "feste_counted.client"
-
-llm = FakeBackend()
-add = feste.task(lambda a, b: a + b)
-def program():
-    return [add(llm.chat("a", seeded), "!"), llm.complete("b", seeded)]
-from feste.testing.fake_backend import FakeParams
-seeded = FakeParams(seed=1)
-local = feste.compute(program())
-same = [feste.compute(program(), scheduler=s) == local
-        for s in ("counted", "counted://there", Client(), feste_counted.get)]
-with feste.context.set(scheduler="counted"):
-    same.append(feste.compute(program()) == local)
-note = feste.explain(program(), scheduler="counted").note
-print(json.dumps([same, [len(keys) for keys in feste_counted.asked], note]))
-"""
-    note = "this scheduler is a plain get function: nothing is batched while it runs"
-
-    assert site.run(code) == [[True] * 5, [2] * 5, note]
-
-
-def test_a_scheduler_by_the_environment(site: Any) -> None:
-    """FESTE_SCHEDULER names a scheduler of a plugin; a misspelt one is told before anything runs."""
-    site.add("feste-counted", SCHEDULER)
-    code = """
-import feste, feste_counted
-try:
-    answer = feste.task(abs)(-2).compute()
-except feste.errors.UnknownName as error:
-    answer = str(error).split("?")[0]
-print(json.dumps([answer, len(feste_counted.asked)]))
-"""
-    assert site.run(code, FESTE_SCHEDULER="counted") == [2, 1]
-    assert site.run(code, FESTE_SCHEDULER="cuonted") == [
-        "no scheduler 'cuonted'. Did you mean 'counted'",
-        0,
-    ]
-
-
-def test_a_setting_is_like_those_of_feste(site: Any) -> None:
-    """A declared setting has default, variable, ``set``, block and keyword, in that order; and a check."""
-    site.add("feste-echo", SETTING)
-    code = """
-import feste
-from feste import context
-seen = [context.get("echo_volume"), context.get("echo_tone")]
-context.set(echo_volume=7)
-seen.append(context.get("echo_volume"))
-with context.set(echo_volume=8):
-    seen += [context.get("echo_volume"), context.settings(echo_volume=9).echo_volume]
-    seen.append(feste.task(lambda: context.get("echo_volume"))().compute())
-for wrong in ({"echo_volume": "loud"}, {"echo_volum": 1}):
-    try:
-        context.set(**wrong)
-    except feste.errors.ConfigError as error:
-        seen.append(str(error))
-print(json.dumps(seen))
-"""
-    values = [7, 8, 9, 8]
-    said = [
-        "setting echo_volume='loud': expected int, not str",
-        "no setting 'echo_volum'. Did you mean 'echo_volume'?",
-    ]
-
-    assert site.run(code) == [5, None, *values, *said]
-    variables = {"FESTE_ECHO_VOLUME": "6", "FESTE_ECHO_TONE": "high"}
-    assert site.run(code, **variables) == [6, "high", *values, *said]
-
-
-def test_observers_hear_a_run_in_order(site: Any) -> None:
-    """All four hooks are called in the order of what happened, on one thread that is not the user's."""
-    site.add("feste-observer", OBSERVER)
-    code = """
-import threading
-import feste, feste_observer
-from feste.errors import InvalidRequest
-from feste.testing import FakeBackend
-
-llm = FakeBackend("m-1", fail={"poison": InvalidRequest("no")})
-def boom(text):
-    raise ValueError(text)
-good = feste.task(str.upper)(llm.chat("hello"))
-bad = feste.task(str.upper)(feste.task(boom)("why"))
-good.compute()
-feste.compute(bad, on_error="return")
-feste.compute(llm.chat("poison"), on_error="return")
-told = [[e.name, getattr(e, "op", None), getattr(e, "state", None)] for e in feste_observer.heard]
-requests = [[e.backend, e.operation, e.model, e.items, e.attempt, e.error]
-            for e in feste_observer.heard if e.name == "request_finished"]
-runs = list(dict.fromkeys(e.run for e in feste_observer.heard))
-ends = [e.states for e in feste_observer.heard if e.name == "run_finished"]
-starts = [[e.nodes, e.calls] for e in feste_observer.heard if e.name == "run_started"]
-(thread,) = feste_observer.threads
-aside = [t is not thread for t in (threading.main_thread(), threading.current_thread())]
-times = [[e.at for e in feste_observer.heard if e.run == run] for run in runs]
-plain = json.loads(json.dumps(feste_observer.heard[0].to_json()))
-print(json.dumps([told, requests, len(runs), starts, ends, aside, thread.name,
-                  all(t == sorted(t) for t in times), sorted(plain)]))
-"""
-    told, requests, runs, starts, ends, aside, thread, in_order, plain = site.run(code)
-
-    assert told == [
-        ["run_started", None, None],
-        ["request_finished", None, None],
-        ["node_finished", "chat", "done"],
-        ["node_finished", "upper", "done"],
-        ["run_finished", None, None],
-        ["run_started", None, None],
-        ["node_finished", "boom", "failed"],
-        ["node_finished", "upper", "skipped"],
-        ["run_finished", None, None],
-        ["run_started", None, None],
-        ["request_finished", None, None],
-        ["node_finished", "chat", "failed"],
-        ["run_finished", None, None],
-    ]
-    assert requests == [
-        ["fake", "chat", "m-1", 1, 1, ""],
-        ["fake", "chat", "m-1", 1, 1, "InvalidRequest"],
-    ]
-    assert (runs, starts) == (3, [[2, 1], [2, 0], [1, 1]])
-    assert ends == [{"done": 2}, {"failed": 1, "skipped": 1}, {"failed": 1}]
-    assert (aside, thread, in_order) == ([True, True], "feste-observers", True)
-    assert plain == ["at", "calls", "event", "nodes", "run", "schema", "started"]
-
-
-def test_an_observer_that_raises_is_named_and_ignored(site: Any) -> None:
-    """It changes no run, hears no more, and disturbs no other observer."""
-    site.add("feste-observer", OBSERVER)
-    source = """
-import feste
-
-heard = []
-
-@feste.hookimpl
-def feste_run_started(event):
-    heard.append(event)
-    raise RuntimeError("ill")
-
-@feste.hookimpl
-def feste_node_finished(event):
-    heard.append(event)
-"""
-    site.add("feste-ill", source)
-    code = """
-import warnings
-import feste, feste_ill, feste_observer
-with warnings.catch_warnings(record=True) as told:
-    warnings.simplefilter("always")
-    answers = [feste.task(abs)(n).compute() for n in (-1, -2)]
-print(json.dumps([answers, [str(w.message) for w in told], len(feste_ill.heard),
-                  [e.name for e in feste_observer.heard]]))
-"""
-    answers, warned, heard, others = site.run(code)
-    (said,) = warned
-
-    assert (answers, heard) == ([1, 2], 1)
-    assert said == (
-        "the observer feste-ill 1.0:feste-ill raised RuntimeError: ill; it will hear no more"
-    )
-    assert others == ["run_started", "node_finished", "run_finished"] * 2
-
-
-def test_a_broken_plugin_leaves_the_others(site: Any) -> None:
-    """A program with broken plugins is told of each of them, once, and works."""
-    site.add("feste-echo", BACKEND, point="echo")
-    site.add("feste-watching", PASS)
-    site.add("feste-syntax", "def x(:", point="syntax")
-    site.add("feste-raising", "raise RuntimeError('no')", point="raising")
-    typo = "import feste\n\n@feste.hookimpl\ndef feste_backend():\n    return {}\n"
-    site.add("feste-typo", typo, point="typo")
-    code = """
-import warnings
-import feste
-with warnings.catch_warnings(record=True) as told:
-    warnings.simplefilter("always")
-    answer = feste.backend.create("echo").complete("hello").compute()
-    feste.backend.create("echo").complete("again").compute()
-said = [[w.category.__name__, str(w.message).split(" is skipped")[0]] for w in told]
-print(json.dumps([answer, said]))
-"""
-    broken = ["raising", "syntax", "typo"]
-    answer, said = site.run(code)
-
-    assert answer == "HELLO"
-    assert said == [
-        ["PluginWarning", f"plugin {name!r} of feste-{name} 1.0 (feste_{name})"] for name in broken
-    ]
-    assert site.run(code, FESTE_DISABLED_PLUGINS="raising,syntax,typo") == ["HELLO", []]
-
-
-def test_two_backends_of_one_name_stop_before_anything_runs(site: Any) -> None:
-    """Which of two plugins is meant cannot be guessed: the error names both and sends nothing."""
-    site.add("feste-echo", BACKEND, point="echo")
-    site.add("other-echo", BACKEND, point="echo2")
-    code = """
-import feste
-seen = []
-for _ in range(2):
-    try:
-        feste.backend.create("echo")
-    except feste.errors.PluginError as error:
-        seen.append(str(error))
-print(json.dumps(seen))
-"""
-    said = (
-        "two plugins offer backends 'echo': feste-echo 1.0 and other-echo 1.0. Uninstall one, or "
-        "set FESTE_DISABLED_PLUGINS=echo2"
-    )
-    assert site.run(code) == [said, said]
-
-
-# --- really installed -------------------------------------------------------------------------------
-
-PYPROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "feste-everything"
-version = "2.3"
-dependencies = ["feste-core"]
-
-[project.entry-points.feste]
-everything = "feste_everything"
-"""
-
-EVERYTHING = """
-import feste
-from feste.backend import Backend, operation
-
-class Echo(Backend):
-    @operation
-    async def complete(self, prompt: str) -> str:
-        return prompt.upper()
-
-class Idle:
-    name = "idle"
-    def apply(self, graph, cx):
-        return graph
-
-def get(dsk, keys):
-    from dask.local import get_sync
-    return get_sync(dsk, keys)
-
-@feste.hookimpl
-def feste_backends():
-    return {"everything": Echo}
-
-@feste.hookimpl
-def feste_optimizations():
-    return [Idle()]
 
 @feste.hookimpl
 def feste_schedulers():
-    return {"everywhere": get}
+    return {"feste_small": get}
+
+@feste.hookimpl
+def feste_settings():
+    return {"small_depth": Setting(5, int, "how deep"), "small_tone": Setting(None, str | None, "")}
 """
 
 
-def test_a_package_of_somebody_else_is_installed(site: Any, tmp_path: Path) -> None:
-    """What pip makes of a project with one entry point is a backend, a pass and a scheduler."""
-    pytest.importorskip("hatchling")
-    pytest.importorskip("pip")
-    project = tmp_path / "project"
-    project.mkdir()
-    (project / "pyproject.toml").write_text(PYPROJECT)
-    (project / "feste_everything.py").write_text(EVERYTHING)
-    target = tmp_path / "installed"
-    options = "--quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index"
-    command = [sys.executable, "-m", "pip", "install", *options.split(), "--target", str(target)]
-    done = subprocess.run(
-        [*command, str(project)],
-        env={**os.environ, "PIP_CONFIG_FILE": os.devnull},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plugin whose parts are the least that Feste takes."""
+    folder = tmp_path_factory.mktemp("small")
+    install(folder, "feste_small", SMALL)
+    return folder
+
+
+def test_one_sync_method_is_a_backend(small: Path) -> None:
+    """A class with one plain method answers alike, lazy, eager, and run by another scheduler."""
     code = """
-import feste
-from feste.plugins import registry
-llm = feste.backend.create("everything")
-(row,) = [p for p in registry().plugins if p.name == "everything"]
-answer = llm.complete("hello").compute(scheduler="everywhere")
-print(json.dumps([answer, row.distribution, row.version, row.offers]))
+import json, feste
+loud = feste.backend.create("loud")
+answers = [loud.say(loud.say("a")).compute(), loud.say("a").compute(scheduler="feste_small")]
+with feste.context.set(eager=True):
+    answers.append(loud.say("a"))
+print(json.dumps(answers))
 """
-    offers = {
-        "backends": ["everything"],
-        "optimizations": ["idle"],
-        "schedulers": ["everywhere"],
-    }
+    assert run(small, code) == ["A", "A", "A"]
 
-    found = type(site)(target).run(code)
 
-    assert found == ["HELLO", "feste-everything", "2.3", offers]
+def test_its_pass_changes_the_plan(small: Path) -> None:
+    """The graph that a pass returns is the graph that is run; where it is off, it is not."""
+    code = """
+import json, feste
+tell = feste.task(pure=True)(lambda text: text)
+tell.name = "tell"
+print(json.dumps([tell("hi").compute(), tell("hi").compute(optimize={"louder": False})]))
+"""
+    assert run(small, code) == ["HI", "hi"]
+
+
+def test_its_scheduler_is_known_by_scheme_and_by_object(small: Path) -> None:
+    """A URL is looked up by its scheme, an object by the top-level module of its class."""
+    code = """
+import json, feste, feste_small
+class Client: pass
+Client.__module__ = "feste_small.client"
+node = lambda: feste.task(abs)(-2)
+values = [node().compute(scheduler=s) for s in ("feste_small://there:1", Client())]
+print(json.dumps([values, [len(keys) for keys in feste_small.asked]]))
+"""
+    assert run(small, code) == [[2, 2], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("feste_small", [2, 1]),
+        ("feste_smal", ["no scheduler 'feste_smal'. Did you mean 'feste_small'", 0]),
+    ],
+)
+def test_its_scheduler_is_named_in_the_environment(
+    small: Path, name: str, expected: list[Any]
+) -> None:
+    """FESTE_SCHEDULER may name it; a misspelt name is told, with the nearest, before anything runs."""
+    code = """
+import json, feste, feste_small
+try:
+    told = feste.task(abs)(-2).compute()
+except feste.errors.UnknownName as error:
+    told = str(error).split("?")[0]
+print(json.dumps([told, len(feste_small.asked)]))
+"""
+    assert run(small, code, FESTE_SCHEDULER=name) == expected
+
+
+def test_its_settings_have_variables(small: Path) -> None:
+    """FESTE_<NAME> is the default of a plugin's setting; a task sees the value of its run."""
+    code = """
+import json, feste
+from feste import context
+seen = [context.get("small_depth"), context.get("small_tone")]
+read = feste.task(lambda: context.get("small_depth"))
+with context.set(small_depth=8):
+    seen.append(read().compute())
+try:
+    context.set(small_depth="deep")
+except feste.errors.ConfigError as error:
+    seen.append(str(error))
+print(json.dumps(seen))
+"""
+    rest = [8, "setting small_depth='deep': expected int, not str"]
+
+    assert run(small, code) == [5, None, *rest]
+    variables = {"FESTE_SMALL_DEPTH": "6", "FESTE_SMALL_TONE": "high"}
+    assert run(small, code, **variables) == [6, "high", *rest]
+
+
+PYPROJECT = """
+[build-system]
+requires = ["{requires}"]
+build-backend = "{backend}"
+
+[project]
+name = "feste-parrot"
+version = "3.1"
+
+[project.entry-points.feste]
+parrot = "feste_parrot"
+"""
+
+
+def _builder() -> tuple[str, str] | None:
+    """A build backend that is here: nothing is fetched."""
+    for name, backend in (
+        ("hatchling", "hatchling.build"),
+        ("setuptools", "setuptools.build_meta"),
+    ):
+        try:
+            if int(version(name).split(".")[0]) >= (1 if name == "hatchling" else 64):
+                return name, backend
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+@pytest.mark.skipif(_builder() is None, reason="no build backend is installed")
+def test_a_plugin_that_was_really_installed(tmp_path: Path) -> None:
+    """Built and installed by pip from its own pyproject, it is found like any other."""
+    pytest.importorskip("pip")
+    found = _builder()
+    assert found is not None
+    project, target = tmp_path / "project", tmp_path / "target"
+    (project / "feste_parrot").mkdir(parents=True)
+    (project / "feste_parrot" / "__init__.py").write_text(SOURCE)
+    (project / "pyproject.toml").write_text(PYPROJECT.format(requires=found[0], backend=found[1]))
+    command = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    options = ["--no-index", "--no-build-isolation", "--no-deps", "--target", str(target)]
+    done = python(tmp_path, *command, *options, str(project))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(python(target, "-m", "feste", "plugins", "--json").stdout)
+    (row,) = [r for r in rows if r["name"] == "parrot"]
+    code = """
+import json
+from feste.backend import create
+print(json.dumps(create("parrot").say("Hello").compute()))
+"""
+
+    assert (row["distribution"], row["version"], row["state"]) == ("feste-parrot", "3.1", "loaded")
+    assert run(target, code) == "Hello!"

@@ -278,7 +278,13 @@ def _by_another(
     hands: Scheduler | Callable[..., Any], plan: Plan, repack: Repack, settings: Settings
 ) -> tuple[Any, ...]:
     """Hand the graph to a whole scheduler or a plain ``get`` function."""
+    if settings["on_error"] != "raise":
+        raise ConfigError(
+            f"on_error={settings['on_error']!r} needs Feste's own scheduling: a plain get function or "
+            "a whole Scheduler ends at the first error"
+        )
     keys = list(plan.graph.outputs)
+    _last_report.set(None)  # this run has none, and the one before would be taken for it
     try:
         if isinstance(hands, Scheduler):
             values = hands.run(plan.graph, keys)
@@ -309,14 +315,24 @@ def run_eager(node: Node) -> Any:
     """
     op: Any = node.op
     if node.deps:  # nodes recorded before eager mode began
-        values = compute(*[FesteDelayed(d) for d in node.deps])
+        values = _values_of([FesteDelayed(d) for d in node.deps])
         args = tuple(fill(a, values) for a in node.args)
         kwargs = {k: fill(v, values) for k, v in node.kwargs.items()}
         node = Node(op, args, kwargs, (), node.origin)
     if op.kind == "call" or getattr(op, "is_async", False):
         return _alone(node)
     result = op.fn(*node.args, **node.kwargs)
-    return compute(result)[0] if holds_nodes(result) else result
+    return _values_of([result])[0] if holds_nodes(result) else result
+
+
+def _values_of(lazy: Sequence[Any]) -> tuple[Any, ...]:
+    """Compute what an eager call needs; it raises the error of the call that failed, as itself."""
+    try:
+        return compute(*lazy, on_error="raise", progress=False)
+    except RunFailed as failed:
+        error = failed.errors[0]
+        cause = error.__cause__ if isinstance(error, NodeError) else None
+        raise cause or error from None
 
 
 def _alone(node: Node) -> Any:
@@ -328,7 +344,7 @@ def _alone(node: Node) -> Any:
         graph = FesteGraph.of([node])
         node.op.client.preflight() if node.op.kind == "call" else None  # type: ignore[attr-defined]
         run = Run(Program(graph, graph.nodes), settings, hands, "eager")
-        _wait(run, tuple, settings)
+        _wait(run, tuple, context.settings(progress=False))
     if run.failure is not None:
         raise run.failure
     _reported(run)
@@ -484,7 +500,7 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
 
 def _emitted(low: Lowered, result: Any) -> Any:
     """Compute what a task returned with nodes inside, as the brain would."""
-    scope = str(low.own.draw)
+    scope = low.own.draw.inner
     forget(scope)  # the task ran from its start, so its draws count from 0
     graph, keys, repack = FesteGraph.collect(result, scope=scope)
     if low.is_here:

@@ -11,9 +11,9 @@ import importlib
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, TypeVar, overload
 
 from feste import context
 from feste.draw import Determinism
@@ -159,6 +159,20 @@ class FesteDelayed(Lazy, Generic[R]):
     def __ne__(self, other: object) -> Any:
         return record(_OPERATORS["ne"], (self, other), {})
 
+    if TYPE_CHECKING:  # all others are installed at the end of this module
+
+        def _of_one(self) -> FesteDelayed[Any]: ...
+        def _of_two(self, other: Any, /) -> FesteDelayed[Any]: ...
+        def __round__(self, digits: Any = ..., /) -> FesteDelayed[Any]: ...
+        def __pow__(self, other: Any, modulus: Any = ..., /) -> FesteDelayed[Any]: ...
+
+        __neg__ = __pos__ = __abs__ = __invert__ = _of_one
+        __add__ = __sub__ = __mul__ = __matmul__ = __truediv__ = __floordiv__ = _of_two
+        __mod__ = __divmod__ = __lshift__ = __rshift__ = __and__ = __or__ = __xor__ = _of_two
+        __radd__ = __rsub__ = __rmul__ = __rmatmul__ = __rtruediv__ = __rfloordiv__ = _of_two
+        __rmod__ = __rdivmod__ = __rlshift__ = __rrshift__ = __rand__ = __ror__ = _of_two
+        __rxor__ = __rpow__ = __lt__ = __le__ = __gt__ = __ge__ = _of_two
+
     # --- what would need the value now ------------------------------------------------------------
 
     def __bool__(self) -> bool:
@@ -183,7 +197,7 @@ class FesteDelayed(Lazy, Generic[R]):
     def __int__(self) -> int:
         _refuse(self, "converted to a number", "Compute it first, or convert in a @feste.task")
 
-    __float__ = __complex__ = __index__ = __int__  # type: ignore[assignment]
+    __float__ = __complex__ = __index__ = __int__
 
     # --- Dask's collection protocol ----------------------------------------------------------------
 
@@ -350,6 +364,17 @@ def _arity(fn: Callable[..., Any]) -> tuple[float, float]:
     return low, high
 
 
+class _TaskMaker(Protocol):
+    """What ``task(...)`` with options is: a decorator, of async functions too."""
+
+    @overload
+    def __call__(self, fn: Callable[..., Coroutine[Any, Any, R]], /) -> Task[R]: ...
+    @overload
+    def __call__(self, fn: Callable[..., R], /) -> Task[R]: ...
+
+
+@overload
+def task(fn: Callable[..., Coroutine[Any, Any, R]], /) -> Task[R]: ...
 @overload
 def task(fn: Callable[..., R], /) -> Task[R]: ...
 @overload
@@ -358,7 +383,7 @@ def task(
     pure: bool = False,
     emits: bool = False,
     executor: Where = "thread",
-) -> Callable[[Callable[..., R]], Task[R]]: ...
+) -> _TaskMaker: ...
 def task(
     fn: Callable[..., Any] | None = None,
     /,
@@ -448,9 +473,8 @@ def _swapped(fn: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
 
 
 def _function(name: str) -> Callable[..., Any]:
-    builtin = {"divmod": divmod, "pow": pow, "round": round}.get(name)  # these take more arguments
-    found: Callable[..., Any] = builtin or getattr(operator, f"__{name}__")
-    return found
+    builtins: dict[str, Callable[..., Any]] = {"divmod": divmod, "pow": pow, "round": round}
+    return builtins.get(name) or getattr(operator, f"__{name}__")
 
 
 _OPERATORS = {name: _op(_function(name), name) for name in (*_BINARY, *_UNARY, "eq", "ne")}

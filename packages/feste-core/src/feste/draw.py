@@ -42,7 +42,7 @@ class Determinism(Enum):
 class Draw(NamedTuple):
     """The identity of one draw.
 
-    :param scope: ``"main"``, or the draw of the task that emitted the node, as text.
+    :param scope: ``"main"``, or the :attr:`inner` scope of the draw whose task emitted the node.
     :param fingerprint: hex digest of what is asked.
     :param n: the ordinal among equal draws of the scope, from 0; always 0 for PURE nodes.
     """
@@ -53,6 +53,11 @@ class Draw(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scope}/{self.fingerprint}.{self.n}"
+
+    @property
+    def inner(self) -> str:
+        """The scope of the nodes that this draw's task emits: of one size, however deep."""
+        return hashlib.blake2b(str(self).encode(), digest_size=12).hexdigest()
 
 
 _counters: dict[str, dict[str, int]] = {}

@@ -26,6 +26,7 @@
     │   └── Unusable           an answer came that cannot be used: MalformedResponse, CountMismatch
     ├── NodeError              a user's function raised
     ├── UpstreamFailed         a node was not run because one that it needs failed
+    ├── NotStarted             a node was not begun because the run was stopped
     └── RunFailed              some nodes failed: .partial, .report (`__cause__` is the first error)
 
     KeyboardInterrupt
@@ -65,6 +66,7 @@ __all__ = [
     "ModelNotFound",
     "NestedRunError",
     "NodeError",
+    "NotStarted",
     "ParameterError",
     "PlainDataError",
     "PluginError",
@@ -341,6 +343,12 @@ class UpstreamFailed(FesteError):
         super().__init__(message, origin=origin)
         self.node = node
         self.roots = tuple(roots)
+
+
+class NotStarted(FesteError):
+    """A node was not begun, because its run was stopped before: by Ctrl-C or ``on_error="stop"``."""
+
+    node: str = ""
 
 
 class RunFailed(FesteError):

@@ -12,7 +12,7 @@ import hashlib
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,12 @@ class Batch:
 
     members: tuple[str, ...]
     group: str = ""
+    key: str = field(init=False)
+    """The batch's own key in a lowered graph: Dask may merge graphs that were batched apart."""
 
-    @property
-    def key(self) -> str:
-        """The batch's own key in a lowered graph: Dask may merge graphs that were batched apart."""
+    def __post_init__(self) -> None:
         digest = hashlib.blake2b(" ".join(self.members).encode(), digest_size=4).hexdigest()
-        return f"batch-{self.members[0]}-{digest}"
+        object.__setattr__(self, "key", f"batch-{self.members[0]}-{digest}")
 
 
 class FesteGraph(Mapping[str, Any]):
@@ -75,8 +75,10 @@ class FesteGraph(Mapping[str, Any]):
         self.outputs = tuple(outputs)
         self.aliases = dict(aliases or {})
         self.batches = tuple(batches)
-        self._batched = {b.key: b for b in self.batches}  # and each member's batch
-        self._batched.update((m, b) for b in self.batches for m in b.members)
+        #: By key, a batch (with -1) and each of its members (with its position in it).
+        self._batched = {b.key: (b, -1) for b in self.batches}
+        for batch in self.batches:
+            self._batched.update((m, (batch, i)) for i, m in enumerate(batch.members))
 
     # --- making one -------------------------------------------------------------------------------
 
@@ -206,8 +208,9 @@ class FesteGraph(Mapping[str, Any]):
             return self
         nodes = {key: node for key, node in self.nodes.items() if key in needed}
         aliases = {key: kept for key, kept in self.aliases.items() if self.resolve(key) in needed}
-        batches = [Batch(tuple(m for m in b.members if m in needed), b.group) for b in self.batches]
-        return FesteGraph(nodes, self.outputs, aliases, [b for b in batches if b.members])
+        left = [(tuple(m for m in b.members if m in needed), b.group) for b in self.batches]
+        batches = [Batch(members, group) for members, group in left if members]
+        return FesteGraph(nodes, self.outputs, aliases, batches)
 
     def merged(self, pairs: Mapping[str, str]) -> FesteGraph:
         """Return the graph with nodes replaced by others.
@@ -261,9 +264,9 @@ class FesteGraph(Mapping[str, Any]):
 
         if key in self.aliases:
             return Alias(key, self.resolve(key))
-        batch = self._batched.get(key)
-        if batch is not None and key != batch.key:
-            return Task(key, _unwrap, TaskRef(batch.key), batch.members.index(key))
+        batch, position = self._batched.get(key, (None, -1))
+        if batch is not None and position >= 0:
+            return Task(key, _unwrap, TaskRef(batch.key), position)
         if batch is not None:
             members = [self.nodes[m] for m in batch.members]
             needs = [self.dependencies(m) for m in batch.members]

@@ -85,10 +85,10 @@ _lock = threading.RLock()
 def process_name() -> str:
     """A name for this process that no other one has; made anew in a forked child."""
     global _process
-    if not _process:
-        with _lock:
-            _process = _process or secrets.token_hex(4)
-    return _process
+    with _lock:
+        if not _process:
+            _process = secrets.token_hex(4)
+        return _process
 
 
 def _forget_process() -> None:
@@ -349,7 +349,7 @@ class Nested:
     def __feste_fingerprint__(self) -> Any:
         build, kind = self.build, None
         if isinstance(build, partial):
-            build, kind = build.func, build.args[0]
+            kind, build = build.args[0], build.func
         return [build.__qualname__, kind if isinstance(kind, type) else type(kind), self.parts]
 
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from feste.backend.limits import Limits
 from feste.backend.secret import Secret
@@ -42,7 +42,7 @@ class Backend:
         if "plugin" not in cls.__dict__:
             cls.plugin = cls.__name__.lower()
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         self.__dict__["_given"] = (args, kwargs)  # also of a frozen dataclass
         return self

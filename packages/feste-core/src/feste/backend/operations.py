@@ -13,7 +13,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -510,14 +510,21 @@ def _default_unpack(backend: Backend, request: Request, response: Response) -> l
     ]
 
 
+class _OperationMaker(typing.Protocol):
+    """What ``operation(...)`` with options is: a decorator, of async methods too."""
+
+    @overload
+    def __call__(self, method: Callable[..., Coroutine[Any, Any, R]], /) -> _Simple[R]: ...
+    @overload
+    def __call__(self, method: Callable[..., R], /) -> _Simple[R]: ...
+
+
 @overload
-def operation(method: Callable[..., typing.Awaitable[R]], /) -> _Simple[R]: ...
+def operation(method: Callable[..., Coroutine[Any, Any, R]], /) -> _Simple[R]: ...
 @overload
 def operation(method: Callable[..., R], /) -> _Simple[R]: ...
 @overload
-def operation(
-    *, determinism: Determinism = Determinism.SAMPLE
-) -> Callable[[Callable[..., Any]], _Simple[Any]]: ...
+def operation(*, determinism: Determinism = Determinism.SAMPLE) -> _OperationMaker: ...
 def operation(
     method: Callable[..., Any] | None = None,
     /,

@@ -33,7 +33,8 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from feste.errors import FesteError, Interrupted, UpstreamFailed
+from feste import draw
+from feste.errors import FesteError, Interrupted, NotStarted
 from feste.events import RunFinished, RunStarted
 from feste.scheduler.calls import Calls
 from feste.scheduler.dispatcher import Dispatcher
@@ -224,9 +225,11 @@ class Brain:
         for i in run.outputs:
             if run.state[i] == NOT_STARTED and i not in run.errors:
                 node = run.program.nodes[i]
-                run.errors[i] = UpstreamFailed(
-                    f"{node.key} was not started: the run was stopped", origin=node.where
+                error = NotStarted(
+                    f"{node.key} was not begun: the run was stopped", origin=node.where
                 )
+                error.node = node.key
+                run.errors[i] = error
         wanted = [i for i in run.outputs if run.state[i] in (DONE, REPLAYED)]
         if run.executor.remote and wanted:
             handle = self.number()
@@ -253,6 +256,8 @@ class Brain:
 
     def _finish(self, run: Run) -> None:
         self.runs.remove(run)
+        for scope in run.scopes:
+            draw.forget(scope)
         if run.observed:
             usage = [(r.input_tokens or 0, r.output_tokens or 0) for r in run.requests]
             ended = RunFinished(

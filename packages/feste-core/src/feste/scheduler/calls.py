@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class Calls:
         self.brain = brain
         self.policy = policy
         self.rng = rng
-        self.gates: dict[tuple[str, str, str], Gate[Parcel]] = {}
+        self.gates: dict[tuple[Hashable, ...], Gate[Parcel]] = {}
         self.parcels: dict[int, Parcel] = {}
         self.no_lists: set[tuple[str, str]] = set()
 
@@ -123,11 +124,12 @@ class Calls:
         trial: ListTrial | None = None,
     ) -> None:
         call: Any = run.program.nodes[members[0]].op
-        name = (request.endpoint, request.account, request.model)
+        # keys count by their name, or by themselves: they are never shown
+        name = (request.endpoint, request.account, request.model, call.client.secrets)
         gate = self.gates.get(name)
         if gate is None:
-            gate = self.gates[name] = Gate(call.client.limits)
-        gate.heed(call.client.limits)
+            gate = self.gates[name] = Gate()
+        gate.heed(call.client, call.client.limits)
         for i in members:
             run.state[i] = QUEUED
         parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, trial)

@@ -9,8 +9,9 @@ algorithms for congestion avoidance", 1989.
 from __future__ import annotations
 
 import heapq
+import weakref
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from feste.backend import Limits
 
@@ -37,26 +38,43 @@ class Gate(Generic[P]):
     'a'
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.ceiling = limits.concurrency or CEILING
-        self.limit = float(limits.concurrency or START)
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.ceiling = CEILING
+        self.limit = float(START)
         self.in_flight = 0
         self.closed_until = 0.0
         #: When the brain will look again by itself.
         self.wakes_at = 0.0
-        self._slow_start = limits.concurrency is None
+        self._slow_start = True
         self._halved_at = float("-inf")
         self._queue: list[tuple[int, int, P]] = []
         self._count = 0
+        self._said: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._heard = 0
+        if limits is not None:
+            self._take(limits.concurrency)
 
-    def heed(self, limits: Limits) -> None:
-        """Take account of what another client of the same account says: the lower limit holds.
+    def heed(self, client: Any, limits: Limits) -> None:
+        """Take account of what a client of the account says: of all that are alive the lowest holds.
 
+        :param client: the client.
         :param limits: its limits.
         """
-        if limits.concurrency is not None and limits.concurrency < self.ceiling:
-            self.ceiling = limits.concurrency
-            self.limit = min(self.limit, float(self.ceiling))
+        said = limits.concurrency or 0
+        if self._said.get(client) != said or len(self._said) != self._heard:
+            self._said[client] = said
+            self._heard = len(self._said)
+            self._take(min((n for n in self._said.values() if n), default=None))
+
+    def _take(self, concurrency: int | None) -> None:
+        """Use what the user knows, or find out."""
+        never_refused = self._halved_at == float("-inf")
+        if concurrency is not None:
+            self.limit = float(concurrency) if never_refused else min(self.limit, concurrency)
+        elif self.ceiling < CEILING:  # whoever knew a limit is gone: begin to find out
+            self.limit = float(START) if never_refused else min(self.limit, START)
+        self.ceiling = concurrency or CEILING
+        self._slow_start = never_refused and concurrency is None
 
     def __len__(self) -> int:
         return len(self._queue)

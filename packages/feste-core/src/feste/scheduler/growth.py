@@ -8,7 +8,7 @@ from feste import draw
 from feste.draw import Determinism
 from feste.errors import FesteError, GraphError
 from feste.graph import FesteGraph
-from feste.node import Node, node_of_handle, records_of_handle
+from feste.node import PENDING, Node, node_of_handle, records_of_handle
 from feste.optimization import Optimizer
 from feste.scheduler.batcher import Group
 from feste.scheduler.program import Program
@@ -52,7 +52,10 @@ def compiled(run: Run, i: int, emission: Emission) -> Program | FesteError:
     :param emission: what its task returned.
     :returns: the program, or why there is none.
     """
-    scope = str(run.program.nodes[i].draw)
+    drawn = run.program.nodes[i].draw
+    assert drawn is not None, "every node of a run was collected"
+    scope = drawn.inner
+    run.scopes.append(scope)
     draw.forget(scope)  # the task ran again from its start, so its draws count from 0
     try:
         graph = FesteGraph.of(emission.nodes, scope=scope)
@@ -102,7 +105,12 @@ class Growth:
         if run.stopping:
             self.brain.lifecycle.end(run, i, NOT_STARTED)
             return
-        position = self._merge(run, program, run.program.rank[i])
+        needed = self._needed(run, program)
+        lost = self._lost(run, program, needed)
+        if lost is not None:
+            self.brain.lifecycle.fail(run, i, lost)
+            return
+        position = self._merge(run, program, needed, run.program.rank[i])
         wanted = [position[j] for j in program.outputs]
         if self._needs(run, wanted, i):
             key = run.program.nodes[i].key
@@ -136,12 +144,11 @@ class Growth:
         run.state[i] = READY
         self.brain.dispatcher.push(run, "thread", run.program.rank[i], i)
 
-    def _merge(self, run: Run, part: Program, rank: int) -> list[int]:
+    def _merge(self, run: Run, part: Program, needed: set[int], rank: int) -> list[int]:
         """Append a program to a run's; return where each of its nodes is now."""
         main = run.program
         position: list[int] = []
         fresh: list[int] = []
-        needed = self._needed(run, part)
         for j, node in enumerate(part.nodes):
             at = main.index.get(node.key)
             if j in needed and (at is None or self._is_gone(run, at)):
@@ -159,7 +166,10 @@ class Growth:
                 run.values.append(None)
                 run.ready_at.append(0.0)
                 run.open += 1
+                run.gone.append(0)
                 run.calls += node.op.kind == "call"
+                if node.op.emits:
+                    run.emitting.add(at)
             position.append(-1 if at is None else at)
         for j in fresh:
             self._connect(run, position[j], [position[d] for d in part.deps[j]])
@@ -200,7 +210,21 @@ class Growth:
 
     def _is_gone(self, run: Run, i: int) -> bool:
         """Whether a node's value was let go because nothing seemed to need it any more."""
-        return run.state[i] in (DONE, REPLAYED) and not run.uses[i]
+        return run.state[i] in (DONE, REPLAYED) and bool(run.gone[i])
+
+    def _lost(self, run: Run, part: Program, needed: set[int]) -> GraphError | None:
+        """Why the nodes cannot join: one that must not run again has run, and its value is gone."""
+        for j in needed:
+            node = part.nodes[j]
+            at = run.program.index.get(node.key)
+            if at is None or not self._is_gone(run, at):
+                continue
+            if node.value is PENDING and node.determinism is not Determinism.PURE:
+                return GraphError(
+                    f"a task returned a node that needs {node.key}, which has run and is no longer "
+                    "held: declare the task @feste.task(emits=True)"
+                )
+        return None
 
     def _needs(self, run: Run, roots: list[int], target: int) -> bool:
         """Whether one of some unfinished nodes needs another."""

@@ -164,12 +164,24 @@ class Lifecycle:
                 self.release(run, d)
         if not run.uses[i]:
             self.release(run, i)
+        if i in run.emitting:
+            run.emitting.discard(i)
+            if not run.emitting:
+                held, run.held = run.held, []
+                for j in held:
+                    if not run.uses[j]:
+                        self.release(run, j)
         if run.observed:
             self._tell(run, i, node, state)
         if not run.open:
             self.brain.end_if_done(run)
 
     def release(self, run: Run, i: int) -> None:
+        """Let a value go that nothing needs any more, but what a task may still return."""
+        if run.emitting and run.program.nodes[i].determinism is not Determinism.PURE:
+            run.held.append(i)
+            return
+        run.gone[i] = 1
         if run.state[i] in (DONE, REPLAYED) and run.executor.remote and run.state[i] == DONE:
             self.brain.act("release", run.executor, run.values[i])
         run.values[i] = None

@@ -10,7 +10,14 @@ from typing import Any
 
 from feste import blocking
 from feste.backend import Call, Request
-from feste.errors import AuthFailed, CallError, Interrupted, MissingKey, Rejected
+from feste.errors import (
+    AuthFailed,
+    CallError,
+    ConnectionLost,
+    Interrupted,
+    MissingKey,
+    Rejected,
+)
 from feste.node import fill
 from feste.scheduler.executor import Executor, Post, PyTask
 from feste.scheduler.loops import LoopThread
@@ -121,7 +128,11 @@ class LocalExecutor(Executor):
         except MissingKey as error:  # it was there before the run
             value = AuthFailed(str(error))
         except asyncio.CancelledError:
-            value = Interrupted("the run was stopped while the request was under way")
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                value = Interrupted("the run was stopped while the request was under way")
+            else:  # something inside the backend gave up
+                value = ConnectionLost(f"{call.name} of {request.plugin} cancelled itself")
         except BaseException as error:  # a plugin's own mistake: the call fails, the run goes on
             told = describe(error)
             value = Rejected(

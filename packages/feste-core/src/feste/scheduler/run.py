@@ -82,7 +82,12 @@ class Run:
         self.groups: dict[int, Group] = {}
         self.ready_at: list[float] = [0.0] * count
         self.open = count
+        #: Nodes whose task returned nodes; those that may still; what is held for what these return.
         self.emitters: set[int] = set()
+        self.emitting = {i for i, n in enumerate(program.nodes) if n.op.emits}
+        self.held: list[int] = []
+        self.gone = bytearray(count)
+        self.scopes: list[str] = []
 
         self.started = 0.0
         self.wall = 0.0

@@ -1,0 +1,249 @@
+"""The progress bar, in a real terminal: when it shows, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import feste
+from feste.context import settings
+from feste.report import progress
+from feste.report.progress import shown
+
+LONG = 60.0
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is POSIX")
+
+PRELUDE = """
+import os, sys, threading, time
+import feste
+from feste.backend import Backend, operation
+from feste.report import progress
+
+class Held(Backend):
+    @operation
+    def ask(self, prompt: str) -> str:
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.001)
+        return prompt
+
+llm = Held()
+calls = [llm.ask(str(i)) for i in range(4)]
+"""
+
+
+class Terminal:
+    """A program on a terminal of its own.
+
+    :param folder: where its text goes.
+    :param code: the program after the prelude.
+    :param redirect: shell words that send its streams elsewhere.
+    """
+
+    def __init__(self, folder: Path, code: str, redirect: str = "") -> None:
+        import pty
+
+        program = folder / "program.py"
+        program.write_text(PRELUDE + code)
+        self.answer = folder / "answer"
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            words = f'exec "{sys.executable}" "{program}" "{self.answer}" {redirect}'
+            os.environ.update(TERM="xterm", COLUMNS="120")
+            os.environ.pop("NO_COLOR", None)
+            os.execv("/bin/sh", ["sh", "-c", words])
+        self.seen = ""
+
+    def read(self, until: str | None = None) -> str:
+        """Read until a text was seen, or to the end."""
+        deadline = time.monotonic() + LONG
+        while time.monotonic() < deadline and (until is None or until not in self.seen):
+            if select.select([self.fd], [], [], 0.1)[0]:
+                try:
+                    read = os.read(self.fd, 65536)
+                except OSError:  # the other side is closed
+                    read = b""
+                if not read:
+                    break
+                self.seen += read.decode(errors="replace")
+        if until is not None:
+            assert until in self.seen
+        return self.seen
+
+    def end(self) -> str:
+        """Let the answers come, read the rest and see that the program ended well."""
+        self.answer.touch()
+        self.read()
+        os.close(self.fd)
+        assert os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) == 0, self.seen
+        return self.seen
+
+
+def test_it_shows_calls_and_goes(tmp_path: Path) -> None:
+    """``progress=True``: a bar of calls while the run lasts; its line and the cursor are given back."""
+    one = Terminal(tmp_path, 'print("values", feste.compute(calls, progress=True)[0])')
+    one.read("0/4 calls")
+    seen = one.end()
+
+    assert "run-1" in seen and "values ['0', '1', '2', '3']" in seen
+    assert seen.count("\x1b[?25l") == seen.count("\x1b[?25h") == 1
+    last = seen[: seen.index("values")].rpartition("\x1b[?25h")[2]
+    assert "\x1b[2K" in last and "calls" not in last
+    assert "Traceback" not in seen
+
+
+def test_auto_shows_a_long_run_on_a_terminal(tmp_path: Path) -> None:
+    """The default waits a moment first: a short run shows nothing at all."""
+    one = Terminal(
+        tmp_path,
+        """
+feste.task(abs)(-1).compute()
+print("quick", flush=True)
+progress._PATIENCE = 0.0
+feste.compute(calls)
+""",
+    )
+    one.read("0/4 calls")
+    seen = one.end()
+
+    assert seen.startswith("quick")
+
+
+@pytest.mark.parametrize("setting", ["True", "'auto'"])
+def test_nothing_where_stderr_is_no_terminal(tmp_path: Path, setting: str) -> None:
+    """Output into a file or a pipe holds the program's own words only."""
+    log = tmp_path / "log"
+    one = Terminal(
+        tmp_path,
+        f"""
+progress._PATIENCE = 0.0
+print("values", feste.compute(calls, progress={setting})[0])
+""",
+        f'2> "{log}"',
+    )
+    seen = one.end()
+
+    assert seen.replace("\r\n", "\n") == "values ['0', '1', '2', '3']\n"
+    assert log.read_text() == ""
+
+
+def test_nothing_when_it_is_switched_off(tmp_path: Path) -> None:
+    """``progress=False`` is quiet on a terminal too."""
+    seen = Terminal(
+        tmp_path,
+        """
+progress._PATIENCE = 0.0
+print("values", feste.compute(calls, progress=False)[0])
+""",
+    ).end()
+
+    assert seen.replace("\r\n", "\n") == "values ['0', '1', '2', '3']\n"
+
+
+def test_a_program_without_calls_counts_nodes(tmp_path: Path) -> None:
+    """A run of Python only shows nodes; failed ones are told."""
+    one = Terminal(
+        tmp_path,
+        """
+@feste.task
+def wait(i):
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.001)
+
+@feste.task
+def breaks():
+    raise ValueError("broken")
+
+feste.compute(breaks(), [wait(i) for i in range(3)], progress=True, on_error="return")
+""",
+    )
+    one.read("1 failed")
+    seen = one.end()
+
+    assert "1/4 nodes" in seen
+
+
+@pytest.mark.parametrize("stderr", ["None", "io.StringIO()", "Bare()", "closed"])
+def test_a_program_may_have_any_stderr(stderr: str) -> None:
+    """No stderr, a closed one, or an object that only writes: ``compute`` works, with no bar."""
+    code = f"""if True:
+        import io, os, sys
+        class Bare:
+            def write(self, text): pass
+            def flush(self): pass
+        closed = open(os.devnull, "w")
+        closed.close()
+        import feste
+        sys.stderr = {stderr}
+        node = feste.task(abs)
+        print(node(-1).compute(), node(-2).compute(progress=True), node(-3).compute(progress=False))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=False
+    )
+
+    assert done.stdout == "1 2 3\n"
+
+
+def watchers() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "feste-progress"]
+
+
+class Never:
+    """A run that goes on."""
+
+    name = "run-0"
+    requests: tuple[()] = ()
+    failed: tuple[()] = ()
+    calls = calls_done = open = 0
+    state = bytearray()
+
+
+def test_the_watcher_ends_with_the_block_also_when_it_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No thread stays behind, however the wait ended."""
+
+    class Tty(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Tty())
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    run: Any = Never()
+    with pytest.raises(KeyboardInterrupt), shown(run, "auto"):
+        raise KeyboardInterrupt
+
+    assert not watchers()
+    with shown(run, settings()["progress"]):
+        assert watchers()
+    assert not watchers()
+
+
+def test_a_bar_that_breaks_does_not_break_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that goes away is the bar's trouble only."""
+
+    class Gone(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            raise OSError("the terminal is gone")
+
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    value: Callable[[], Any] = feste.task(lambda: 5)().compute
+
+    assert value() == 5
+    assert feste.task(lambda: 6)().compute(progress=True) == 6

@@ -1,0 +1,73 @@
+"""One cluster of real worker processes with nannies for all tests of this package."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import distributed
+import pytest
+
+from feste.plugins import registry
+from feste.scheduler.dask._hooks import feste_schedulers
+
+# As installing the distribution does; from a checkout the tests run without it.
+registry().schedulers.update(feste_schedulers())
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """Two workers with one thread each."""
+    made = distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
+        scheduler_kwargs={"dashboard": False, "allowed_failures": 1},
+    )
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def client(cluster: Any) -> Iterator[Any]:
+    """A client of the cluster; not the default one."""
+    with distributed.Client(cluster, set_as_default=False) as made:
+        yield made
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Any]], bool]:
+    """Wait for something that happens elsewhere; False if it never does."""
+
+    def wait(what: Callable[[], Any]) -> bool:
+        deadline = time.monotonic() + 60
+        while not what():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    return wait
+
+
+@pytest.fixture
+def script(tmp_path: Any) -> Callable[[str], list[str]]:
+    """Make a user's program; return the command that runs it."""
+    prelude = (
+        "from feste.plugins import registry\n"
+        "from feste.scheduler.dask._hooks import feste_schedulers\n"
+        "registry().schedulers.update(feste_schedulers())\n"
+    )
+
+    def make(text: str) -> list[str]:
+        path = tmp_path / "program.py"
+        path.write_text(prelude + text)
+        return [sys.executable, str(path)]
+
+    return make
