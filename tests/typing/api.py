@@ -11,8 +11,18 @@ from pydantic import BaseModel
 
 import feste
 from feste import ChatPrompt, FesteDelayed, Prompt, context
-from feste.backend import Backend, Call, Determinism, Limits, Message, Params, Reply, Secret
-from feste.backend import create, operation
+from feste.backend import (
+    Backend,
+    Call,
+    Determinism,
+    Limits,
+    Message,
+    Params,
+    Reply,
+    Secret,
+    create,
+    operation,
+)
 from feste.backend.cohere import Cohere
 from feste.backend.openai import ChatParams, CompleteParams, EmbedParams, OpenAI
 from feste.context import Setting
@@ -52,13 +62,25 @@ def branch(text: str) -> FesteDelayed[str]:
     return shout(text)
 
 
+@feste.task(emits=True)
+def maybe(text: str) -> FesteDelayed[str] | str:
+    return shout(text) if text else text
+
+
+@feste.task
+async def later(text: str) -> FesteDelayed[str]:
+    return shout(text)
+
+
 def tasks() -> None:
     assert_type(add(1, 2), FesteDelayed[int])
     assert_type(add(add(1, 1), 2), FesteDelayed[int])  # a lazy value stands for its value
     assert_type(shout("a"), FesteDelayed[str])
     assert_type(fetch("a"), FesteDelayed[bytes])
     assert_type(count([shout("a"), "b"]), FesteDelayed[dict[str, int]])
-    assert_type(branch("a"), FesteDelayed[str])
+    assert_type(branch("a"), FesteDelayed[str])  # a node that a task returns is resolved
+    assert_type(maybe("a"), FesteDelayed[str])
+    assert_type(later("a"), FesteDelayed[str])
     assert_type(feste.task(len)([1]), FesteDelayed[int])
     assert_type(add(1, 2).compute(), int)
     assert_type(fetch("a").compute(scheduler="local", on_error="return"), bytes)
@@ -101,8 +123,8 @@ def prompts() -> None:
     assert_type(ask.variables(), frozenset[str])
     assert_type(Prompt.from_file("ask.txt"), Prompt)
     talk = ChatPrompt(system="You are {{ who }}", user=ask)
-    assert_type(talk(who="a poet", topic=shout("why")), FesteDelayed[list[Message]])
-    assert_type(talk(who="a poet", topic="why").compute(), list[Message])
+    assert_type(talk(who="a poet", topic=shout("why")), FesteDelayed[list[dict[str, str]]])
+    assert_type(talk(who="a poet", topic="why").compute(), list[dict[str, str]])
 
 
 # --- backends ---------------------------------------------------------------------------------------
@@ -177,7 +199,7 @@ def failing() -> None:
         add(1, 2).compute()
     except RunFailed as error:
         assert_type(error.partial, tuple[Any, ...])
-        assert_type(error.errors, list[FesteError])
+        assert_type(error.errors, tuple[FesteError, ...])
         assert_type(error.origin, str)
     except CallError as error:
         assert_type(error.status, int | None)

@@ -212,8 +212,10 @@ def test_the_users_exception_is_raised_as_it_is() -> None:
 
     @feste.task
     def breaks(x: int) -> int:
-        x * 2
-        raise raised
+        local = x * 2
+        if local:
+            raise raised
+        return local
 
     line = inspect.currentframe().f_lineno + 2  # type: ignore[union-attr]
     with pytest.raises(Mine) as caught:

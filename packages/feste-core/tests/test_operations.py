@@ -416,12 +416,12 @@ def test_an_answer_that_is_no_plain_data_is_malformed(answer: Any) -> None:
 
 def test_an_exception_of_the_method_fails_the_call() -> None:
     """Any exception becomes an error of the call, with the cause to look at; no retry, it is a bug."""
-    cause = KeyError("choices")
+    cause = KeyError("choices", "x" * 1000)
     client = answering(cause)
     error = only_error(client.one("a"))
 
     assert type(error) is Rejected
-    assert "KeyError: 'choices'" in str(error)
+    assert "KeyError: ('choices', 'xxx" in str(error)
     assert (error.billed, error.__cause__, client.calls) == ("unknown", cause, 1)
 
 
@@ -759,6 +759,8 @@ class Keyed(Backend):
     async def chat(self, prompt: str) -> str:
         if prompt == "fail":
             raise RuntimeError(f"401: wrong key {KEY}")
+        if prompt == "fail deep down":
+            raise RuntimeError("401") from ValueError(f"wrong key {KEY}")
         return prompt
 
     @chat.batch(max_items=10)
@@ -779,7 +781,7 @@ def test_a_key_shows_nowhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     """In no text of a client, call, node, request, plan, report, picture, error or traceback."""
     monkeypatch.setenv("PRIVATE_KEY_OF_A_TEST", KEY)
     client = CLIENTS[name]()
-    nodes = [client.chat("fail"), client.chat("b"), client.chat("fail")]
+    nodes = [client.chat("fail"), client.chat("b"), client.chat("fail deep down")]
     shown = [repr(client), str(client), repr(client.config()), client.identity, repr(client.token)]
     shown += [repr(client.chat), repr(nodes), repr(nodes[0]._node), str(feste.explain(nodes))]
     shown += [str(feste.explain(nodes).to_json()), str(feste.explain(nodes).plan)]

@@ -500,7 +500,9 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
 
 def _emitted(low: Lowered, result: Any) -> Any:
     """Compute what a task returned with nodes inside, as the brain would."""
-    scope = low.own.draw.inner
+    draw = low.own.draw
+    assert draw is not None  # whoever runs a lowered node has seen to it
+    scope = draw.inner
     forget(scope)  # the task ran from its start, so its draws count from 0
     graph, keys, repack = FesteGraph.collect(result, scope=scope)
     if low.is_here:

@@ -150,8 +150,8 @@ class FesteDelayed(Lazy, Generic[R]):
             return record(_METHOD, (_handle_of_first(node), node.args[1], *args), kwargs)
         return record(_CALL, (self, *args), kwargs)
 
-    def __getitem__(self, index: Any) -> Any:
-        return record(_GETITEM, (self, index), {})
+    def __getitem__(self, index: Any) -> FesteDelayed[Any]:
+        return record(_GETITEM, (self, index), {})  # type: ignore[no-any-return]
 
     def __eq__(self, other: object) -> Any:
         return record(_OPERATORS["eq"], (self, other), {})
@@ -365,18 +365,25 @@ def _arity(fn: Callable[..., Any]) -> tuple[float, float]:
 
 
 class _TaskMaker(Protocol):
-    """What ``task(...)`` with options is: a decorator, of async functions too."""
+    """What ``task(...)`` with options is: a decorator, of async functions too.
 
+    A lazy value that the function returns stands for its value.
+    """
+
+    @overload
+    def __call__(self, fn: Callable[..., Coroutine[Any, Any, FesteDelayed[R]]], /) -> Task[R]: ...
     @overload
     def __call__(self, fn: Callable[..., Coroutine[Any, Any, R]], /) -> Task[R]: ...
     @overload
-    def __call__(self, fn: Callable[..., R], /) -> Task[R]: ...
+    def __call__(self, fn: Callable[..., FesteDelayed[R] | R], /) -> Task[R]: ...
 
 
+@overload
+def task(fn: Callable[..., Coroutine[Any, Any, FesteDelayed[R]]], /) -> Task[R]: ...
 @overload
 def task(fn: Callable[..., Coroutine[Any, Any, R]], /) -> Task[R]: ...
 @overload
-def task(fn: Callable[..., R], /) -> Task[R]: ...
+def task(fn: Callable[..., FesteDelayed[R] | R], /) -> Task[R]: ...
 @overload
 def task(
     *,

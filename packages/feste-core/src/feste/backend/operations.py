@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import functools
 import inspect
+import traceback
 import types
 import typing
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
@@ -426,16 +427,19 @@ class _Simple(Operation[R]):
         named = {name: self._revived(name, request.body[name]) for name in self.names}
         # the batched form has a name of its own for the first one
         first = [named.pop(name) for name in self.names[:1]]
+        broken = None
         try:
             if inspect.iscoroutinefunction(method):
                 value = await method(backend, *first, **named)
             else:
                 value = await asyncio.to_thread(method, backend, *first, **named)
+        except CallError:
+            raise
         except Exception as error:
-            told = _call_error(error, backend)
-            if told is error:
-                raise
-            raise told from (error if str(error) in str(told) else None)  # else it shows a key
+            broken = error
+        if broken is not None:  # raised out here: what shows a key must not be its context either
+            told = _call_error(broken, backend)
+            raise told from (None if _shows_a_key(broken, backend) else broken)
         try:
             return Response(_outcomes(value, backend) if packed else plain(value, "the reply"))
         except FesteError as error:
@@ -473,6 +477,14 @@ def _call_error(error: Exception, backend: Backend) -> CallError:
         return error
     text = redact(f"{type(error).__name__}: {error}", *backend.secrets)
     return Rejected(text, billed="unknown")
+
+
+def _shows_a_key(error: Exception, backend: Backend) -> bool:
+    """Whether a printed traceback of the error, with all that led to it, would show a key."""
+    said = str(error)
+    whole = "".join(traceback.format_exception(error))
+    keys = [secret.reveal() for secret in backend.secrets if secret.is_set]
+    return any(key in whole for key in keys) or redact(said, limit=len(said)) != said
 
 
 _FACTS = ("billed", "status", "code", "request_id", "retry_after")

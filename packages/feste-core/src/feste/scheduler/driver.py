@@ -211,7 +211,7 @@ class _Lane:
         try:
             what()
         except BaseException:  # told, but what comes after it is done all the same
-            told = threading.ExceptHookArgs((*sys.exc_info(), self._thread))  # type: ignore[arg-type]
+            told = threading.ExceptHookArgs((*sys.exc_info(), self._thread))
             threading.excepthook(told)
         return True
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import copy
 import hashlib
 import random
 import threading
@@ -117,7 +116,9 @@ class FakeBackend(Backend):
                 await asyncio.sleep(self.latency)
             for text, error in self.fail.items():
                 if text in str(dict(request.body)):
-                    raise copy.copy(error)  # each call gets one of its own
+                    own = type(error)(*error.args)  # each call gets one of its own
+                    vars(own).update(vars(error))
+                    raise own
             return self.answer(request)
         finally:
             with self._lock:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from feste.backend import Call, Request
 from feste.errors import FesteError
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.refs import Ref
@@ -116,16 +115,6 @@ class DaskExecutor(LocalExecutor):
         """
         super().abandon(chunk)
         self._workers.abandon(chunk)
-
-    def send(self, handle: int, call: Call[Any], request: Request) -> None:
-        """Send a request from here, and remember its client for calls that workers emit.
-
-        :param handle: the brain's number for it.
-        :param call: the operation to send it with.
-        :param request: the request.
-        """
-        self._workers.backends.setdefault(call.client.token, call.client)
-        super().send(handle, call, request)
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
         """Bring results here.

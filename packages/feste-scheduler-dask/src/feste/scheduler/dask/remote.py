@@ -13,7 +13,7 @@ import asyncio
 import pickle
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, SupportsIndex
 
 import cloudpickle
 
@@ -86,10 +86,11 @@ class Held:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.value!r})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         arrays: list[pickle.PickleBuffer] = []  # travel beside the bytes, not copied into them
+        beside = {"buffer_callback": arrays.append} if int(protocol) >= 5 else {}
         try:
-            data = cloudpickle.dumps(self.value, protocol=5, buffer_callback=arrays.append)
+            data = cloudpickle.dumps(self.value, protocol=int(protocol), **beside)
         except Exception as error:  # anything can go wrong in the objects of others
             return Failed.of(_stuck("sent to another process", error)).__reduce__()
         return (_arrived, (type(self), data, *arrays))
@@ -129,9 +130,12 @@ class Failed:
         """Return the error with its cause, where that can be had here."""
         if self.cause:
             try:
-                self.error.__cause__ = pickle.loads(self.cause)
+                cause = pickle.loads(self.cause)
+                cause.add_note(f"On the worker:\n{getattr(self.error, 'traceback', '')}")
+                self.error.__cause__ = cause
             except Exception:  # its class is known on the worker only
-                self.cause = b""
+                pass
+            self.cause = b""
         return self.error
 
     def __repr__(self) -> str:
@@ -144,6 +148,8 @@ class Failed:
 def _pickled(cause: BaseException | None) -> bytes:
     if cause is None:
         return b""
+    # their text has been taken; in the client, frames would keep alive whatever is on its stack
+    cause.__traceback__ = cause.__cause__ = cause.__context__ = None
     try:
         data = bytes(cloudpickle.dumps(cause))
         pickle.loads(data)

@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import Any
 from uuid import uuid4
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 from distributed.scheduler import KilledWorker
 
@@ -49,9 +49,7 @@ class Workers:
         self._looked = monotonic()
         self._promises = Promises()
         self.fetcher = Fetcher(self._client, self._promises)
-        #: The clients of providers that are here, by what makes them equal.
-        self.backends: WeakValueDictionary[Hashable, Backend] = WeakValueDictionary()
-        self._known: WeakSet[Run] = WeakSet()
+        self._backends: WeakKeyDictionary[Run, dict[Hashable, Backend]] = WeakKeyDictionary()
         self._futures: dict[int, Any] = {}
         self._queue: SimpleQueue[Chunk | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="feste-dask", daemon=True)
@@ -172,15 +170,15 @@ class Workers:
 
     def _adopt(self, run: Run, emission: Emission) -> None:
         """Give emitted calls the clients that are here already, with their connections."""
-        if run not in self._known:
-            self._known.add(run)
-            for op in [n.op for n in run.program.nodes]:
-                if isinstance(op, Call):
-                    self.backends.setdefault(op.client.token, op.client)
+        here = self._backends.get(run)
+        if here is None:
+            ops = [n.op for n in run.program.nodes]
+            here = {op.client.token: op.client for op in ops if isinstance(op, Call)}
+            self._backends[run] = here
         for node in topological(emission.nodes):
             op = node.op
             if isinstance(op, Call):
-                client = self.backends.setdefault(op.client.token, op.client)
+                client = here.setdefault(op.client.token, op.client)
                 node.op = op if client is op.client else getattr(client, op.name)
 
 
