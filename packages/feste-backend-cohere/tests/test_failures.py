@@ -177,7 +177,8 @@ class TestConnection:
         """What cannot be written as JSON is refused here, and nothing is sent."""
         params = ChatParams(temperature=float("nan") if prompt == "ok" else None)
         error = feste.compute(llm.chat(prompt, params), on_error="return")[0]
-        assert type(error) is errors.InvalidRequest and server.requests() == []
+        kind = errors.ConfigError if prompt == "ok" else errors.InvalidRequest
+        assert type(error) is kind and server.requests() == []
 
 
 class TestStream:

@@ -256,6 +256,25 @@ class Other(Keyed):
     plugin = Keyed.plugin
 
 
+class Roaming(Keyed):
+    """A backend that finds its key by itself."""
+
+    found = "A"
+
+    def __init__(self) -> None:
+        self.key = Secret(self.found)
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        return (self.key,)
+
+
+def roaming(found: str) -> Roaming:
+    made = Roaming()
+    made.key = Secret(found)
+    return made
+
+
 CLIENTS: dict[str, tuple[Any, Any, bool]] = {
     "equal configuration": (lambda: FakeBackend(), lambda: FakeBackend(), True),
     "equal key": (lambda: Keyed("sk-a"), lambda: Keyed(api_key="sk-a"), True),
@@ -268,6 +287,7 @@ CLIENTS: dict[str, tuple[Any, Any, bool]] = {
     ),
     "different names": (lambda: Keyed(Secret("A")), lambda: Keyed(Secret("B")), False),
     "literal and named": (lambda: Keyed("A"), lambda: Keyed(Secret("A")), False),
+    "different keys that were found": (lambda: roaming("A"), lambda: roaming("B"), False),
     "model": (lambda: Keyed(model="a"), lambda: Keyed(model="b"), False),
     "class": (lambda: Keyed(), lambda: Other(), False),
     "objects": (lambda: Keyed(tool=object()), lambda: Keyed(tool=object()), False),

@@ -12,7 +12,9 @@ import distributed
 import pytest
 
 from feste.plugins import registry
+from feste.scheduler.dask import DaskExecutor
 from feste.scheduler.dask._hooks import feste_schedulers
+from feste.scheduler.driver import driver
 
 # As installing the distribution does; from a checkout the tests run without it.
 registry().schedulers.update(feste_schedulers())
@@ -28,10 +30,13 @@ def cluster() -> Iterator[Any]:
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
-        scheduler_kwargs={"dashboard": False, "allowed_failures": 1},
+        scheduler_kwargs={"dashboard": False},
     )
     with made:
         yield made
+        for hands in list(driver()._executors.values()):
+            if isinstance(hands, DaskExecutor) and not hands.stale:
+                hands.close()  # those that have connected by themselves
 
 
 @pytest.fixture(scope="session")

@@ -277,15 +277,22 @@ def test_requests_leave_from_the_client(client: Any) -> None:
 
 
 def test_emitted_calls_use_the_clients_that_are_here(client: Any) -> None:
-    """A backend that came back from a worker is the one that the program already uses."""
-    llm = FakeBackend()
+    """A backend that a task took along comes back as what it was; an equal one is used for equal."""
+    llm, twin = FakeBackend(), FakeBackend()
 
     @feste.task(emits=True)
     def ask(text: str) -> Any:
         return llm.chat(f"more of {text}")
 
-    feste.compute([ask(llm.chat(f"topic {i}")) for i in range(5)], scheduler=client)
-    assert len(llm.requests) == 10
+    @feste.task(emits=True)
+    def ask_anew(text: str) -> Any:
+        return FakeBackend("other").chat(f"more of {text}")
+
+    feste.compute([ask(twin.chat(f"topic {i}")) for i in range(5)], scheduler=client)
+    assert (len(llm.requests), len(twin.requests)) == (5, 5)
+    other = FakeBackend("other")
+    feste.compute([ask_anew(other.chat(f"topic {i}")) for i in range(5)], scheduler=client)
+    assert len(other.requests) == 10
 
 
 def test_nodes_that_emitted_nodes_share_stay_one(client: Any) -> None:

@@ -12,6 +12,7 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, TypeVar, overload
 
@@ -324,6 +325,10 @@ class Task(Generic[R]):
             return (_operator, (self.identity,))
         if module in sys.modules and module != "__main__" and _lookup(module, qualname) is self:
             return (_lookup, (module, qualname))
+        return self.by_value()
+
+    def by_value(self) -> tuple[Any, ...]:
+        """Return what makes an equal task where its module cannot be imported; for picklers."""
         return (_rebuild_task, (self.fn, self._options()))
 
     def _options(self) -> dict[str, Any]:
@@ -332,6 +337,23 @@ class Task(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<task {self.identity}>"
+
+
+@functools.cache
+def importable(module: str | None) -> bool:
+    """Tell whether another process, with this one's path, can import a module by its name.
+
+    The main script cannot be, nor a module that was loaded from a file under a made-up name.
+
+    :param module: the module's name.
+
+    >>> importable("json"), importable("__main__")
+    (True, False)
+    """
+    if module not in sys.modules or module == "__main__":
+        return False
+    top = module.partition(".")[0]
+    return top in sys.stdlib_module_names or PathFinder.find_spec(top) is not None
 
 
 def _rebuild_task(fn: Callable[..., Any], options: dict[str, Any]) -> Task[Any]:

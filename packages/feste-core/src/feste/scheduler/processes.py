@@ -8,6 +8,7 @@ was at is begun once more; if that one dies too, the task fails with
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import socket
@@ -19,8 +20,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import monotonic, perf_counter
+from types import FunctionType
 from typing import Any
 
+from feste.delayed import Task, importable
 from feste.errors import ConfigError, FesteError, Interrupted, NodeError, WorkerLost
 from feste.node import Node
 from feste.scheduler.executor import Post, PyTask
@@ -200,17 +203,37 @@ def _read(answer: bytes) -> tuple[bool, Any]:
 
 
 def _pickled(node: Node, work: Any) -> bytes:
-    import cloudpickle
-
     try:
-        pickled: bytes = cloudpickle.dumps(work)
+        return dumps(work)
     except Exception as error:  # anything can go wrong in the objects of others
         raise ConfigError(
             f"{node.op.name} runs in another process, but an argument cannot be sent there: "
             f"{type(error).__name__}: {error}. Give it plain data, or use executor='thread'",
             origin=node.where,
         ) from None
-    return pickled
+
+
+def dumps(work: Any) -> bytes:
+    """Return work as bytes: tasks, functions and classes of modules nobody else knows go by value.
+
+    :param work: what to send.
+    """
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            home = obj.fn if isinstance(obj, Task) else obj
+            if isinstance(home, (FunctionType, type)):
+                module = home.__module__
+                if module in sys.modules and module != "__main__" and not importable(module):
+                    cloudpickle.register_pickle_by_value(sys.modules[module])
+                    if isinstance(obj, Task):
+                        return obj.by_value()
+            return super().reducer_override(obj)
+
+    with io.BytesIO() as file:
+        Pickler(file).dump(work)
+        return file.getvalue()
 
 
 def check_picklable(node: Node) -> None:

@@ -43,8 +43,7 @@ class OwnCluster:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
-            # after one more try of what a lost worker was at, it is lost
-            scheduler_kwargs={"dashboard": False, "allowed_failures": 1},
+            scheduler_kwargs={"dashboard": False},
         )
         self.client: Any = _dask.Client(self._scheduler, set_as_default=False)
         self._workers = _start_workers(self.client.scheduler.address)

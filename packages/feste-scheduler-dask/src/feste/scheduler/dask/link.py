@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
+import traceback
 import warnings
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,9 +89,11 @@ class Link:
         try:
             return _dask.Client(given, set_as_default=False)
         except Exception as error:  # not there, not Dask, or no certificates
-            raise ConfigError(
-                f"scheduler={given!r}: no connection: {type(error).__name__}: {error}"
-            ) from error
+            told = f"{type(error).__name__}: {error}"
+            # the half-made client goes now: its __del__, on a thread of Dask, would stop that for ever
+            traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        raise ConfigError(f"scheduler={given!r}: no connection: {told}")
 
     def threads(self) -> int:
         """Return how many threads the workers have; asks the scheduler, so not for the brain."""

@@ -15,11 +15,10 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, SupportsIndex
 
-import cloudpickle
-
 from dask.sizeof import sizeof
 from feste import blocking
 from feste.errors import FesteError, NodeError
+from feste.scheduler.dask.pickling import dumps
 from feste.scheduler.growth import Emission
 from feste.scheduler.work import describe, evaluate, result_of
 
@@ -35,7 +34,7 @@ def packed(op: Any, args: Any, kwargs: Any, values: list[Any], holes: list[int])
     :param values: what goes into the slots.
     :param holes: which of the values are on workers.
     """
-    return bytes(cloudpickle.dumps((op, args, kwargs, values, holes)))
+    return dumps((op, args, kwargs, values, holes))
 
 
 def work(data: bytes, *results: Any) -> Any:
@@ -88,9 +87,8 @@ class Held:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         arrays: list[pickle.PickleBuffer] = []  # travel beside the bytes, not copied into them
-        beside = {"buffer_callback": arrays.append} if int(protocol) >= 5 else {}
         try:
-            data = cloudpickle.dumps(self.value, protocol=int(protocol), **beside)
+            data = dumps(self.value, int(protocol), arrays)
         except Exception as error:  # anything can go wrong in the objects of others
             return Failed.of(_stuck("sent to another process", error)).__reduce__()
         return (_arrived, (type(self), data, *arrays))
@@ -122,7 +120,7 @@ class Failed:
         :param error: the error.
         """
         try:
-            return cls(pickle.loads(cloudpickle.dumps(error)), _pickled(error.__cause__))
+            return cls(pickle.loads(dumps(error)), _pickled(error.__cause__))
         except Exception:  # an error of the user's own kind that does not pickle
             return cls(NodeError(str(error), cause_type=type(error).__name__))
 
@@ -151,7 +149,7 @@ def _pickled(cause: BaseException | None) -> bytes:
     # their text has been taken; in the client, frames would keep alive whatever is on its stack
     cause.__traceback__ = cause.__cause__ = cause.__context__ = None
     try:
-        data = bytes(cloudpickle.dumps(cause))
+        data = dumps(cause)
         pickle.loads(data)
     except Exception:  # see Held
         return b""

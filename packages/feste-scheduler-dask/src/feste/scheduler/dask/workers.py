@@ -17,6 +17,7 @@ from feste.backend import Backend, Call
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
 from feste.scheduler.dask.link import Link
+from feste.scheduler.dask.pickling import was_here
 from feste.scheduler.dask.refs import Fetcher, Promises, Ref, lost
 from feste.scheduler.dask.remote import Emitted, Held, packed, work
 from feste.scheduler.executor import Post, PyTask
@@ -169,15 +170,14 @@ class Workers:
         self._post(("free", "worker", chunk))
 
     def _adopt(self, run: Run, emission: Emission) -> None:
-        """Give emitted calls the clients that are here already, with their connections."""
+        """Give emitted calls of clients that were made on workers equal ones, if the run has them."""
         here = self._backends.get(run)
         if here is None:
-            ops = [n.op for n in run.program.nodes]
-            here = {op.client.token: op.client for op in ops if isinstance(op, Call)}
-            self._backends[run] = here
+            clients = [n.op.client for n in run.program.nodes if isinstance(n.op, Call)]
+            here = self._backends[run] = {c.token: c for c in clients}
         for node in topological(emission.nodes):
             op = node.op
-            if isinstance(op, Call):
+            if isinstance(op, Call) and not was_here(op.client):
                 client = here.setdefault(op.client.token, op.client)
                 node.op = op if client is op.client else getattr(client, op.name)
 

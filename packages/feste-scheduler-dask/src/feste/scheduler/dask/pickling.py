@@ -1,0 +1,71 @@
+"""How things are pickled between the client and workers: by value, backends by name.
+
+A backend that a task returns in a call of its own is, back in the client, the very object that the
+task was given there: with its connections, and whatever else it keeps.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import cloudpickle
+
+from feste.backend import Backend
+from feste.node import process_name
+
+__all__ = ["dumps", "was_here"]
+
+_backends: WeakValueDictionary[str, Backend] = WeakValueDictionary()
+_numbers = itertools.count()
+_lock = threading.Lock()
+
+
+def dumps(value: Any, protocol: int = 5, arrays: list[pickle.PickleBuffer] | None = None) -> bytes:
+    """Return a value as bytes for ``pickle.loads``.
+
+    :param value: the value; functions and classes of no module that others know go by value.
+    :param protocol: the protocol; 5 and above leave large buffers out.
+    :param arrays: gets the buffers; None leaves them in.
+    """
+    beside = arrays.append if arrays is not None and protocol >= 5 else None
+    with io.BytesIO() as file:
+        _Pickler(file, protocol=protocol, buffer_callback=beside).dump(value)
+        return file.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Backend):
+            return (_arrived, (_name(obj), *obj.__reduce__()))
+        return super().reducer_override(obj)
+
+
+def was_here(backend: Backend) -> bool:
+    """Tell whether a backend is of this process, before it went to workers.
+
+    :param backend: one that came from a worker.
+    """
+    return str(backend.__dict__.get("_name", "")).startswith(f"{process_name()}-")
+
+
+def _name(backend: Backend) -> str:
+    """A name for a backend that it has in every process."""
+    with _lock:
+        name: str = backend.__dict__.setdefault("_name", f"{process_name()}-{next(_numbers)}")
+        _backends.setdefault(name, backend)
+    return name
+
+
+def _arrived(name: str, build: Callable[..., Backend], args: tuple[Any, ...]) -> Backend:
+    with _lock:
+        backend = _backends.get(name)
+        if backend is None:
+            backend = _backends[name] = build(*args)
+            backend.__dict__["_name"] = name
+    return backend

@@ -1,0 +1,331 @@
+"""From the setting ``scheduler`` to a cluster: clients, addresses, a cluster of its own, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import distributed
+import pytest
+
+import feste
+from feste.errors import ConfigError, FesteWarning, RunFailed, UnknownName, WorkerLost
+from feste.scheduler.dask import DaskExecutor
+from feste.testing import FakeBackend
+
+
+@feste.task(executor="inline")
+def here(x: Any) -> Any:
+    return x
+
+
+signals: dict[str, threading.Event] = {}
+
+
+def where() -> Any:
+    """A node of a task that tells in which process it runs."""
+
+    @feste.task
+    def where_am_i(x: int) -> int:
+        return os.getpid()
+
+    return where_am_i(1)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return not Path("/proc").exists()
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    """A cluster of threads in this process, quick to start and to lose."""
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=2,
+        processes=False,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
+        scheduler_kwargs={"dashboard": False},
+    ) as made:
+        yield made
+
+
+def test_a_client_a_cluster_or_an_address(client: Any, cluster: Any) -> None:
+    """A Client object, a cluster object and a loopback address each run the graph on the workers."""
+    workers = set(client.run(os.getpid).values())
+    for target in (client, cluster, cluster.scheduler_address):
+        assert where().compute(scheduler=target) in workers
+
+
+def test_dask_means_the_current_client(client: Any) -> None:
+    """scheduler="dask" takes the client of the context, whichever that is now."""
+    workers = set(client.run(os.getpid).values())
+    with client.as_current():
+        assert where().compute(scheduler="dask") in workers
+        assert where().compute(scheduler="distributed") in workers
+
+
+def test_threads_of_this_process_will_do(threads: Any) -> None:
+    """A cluster of threads works like any other, and runs inside it are refused likewise."""
+
+    @feste.task
+    def nested(x: int) -> Any:
+        return here(x).compute()
+
+    with distributed.Client(threads, set_as_default=False) as client:
+        llm = FakeBackend()
+        answer = llm.chat(here("x"))
+        assert feste.compute(where(), answer, scheduler=client) == (os.getpid(), answer.compute())
+        with pytest.raises(RunFailed, match="NestedRunError"):
+            nested(1).compute(scheduler=client)
+
+
+def test_the_network_needs_tls() -> None:
+    """An address on the network without encryption is refused before anything is connected."""
+    for url in ("tcp://10.1.2.3:8786", "tcp://scheduler.example:8786", "tcp://[fe80::1]:8786"):
+        with pytest.raises(ConfigError, match="TLS"):
+            where().compute(scheduler=url)
+
+
+def test_tls_needs_certificates() -> None:
+    """A tls:// address without certificates is a ConfigError that tells what is missing."""
+    with pytest.raises(ConfigError, match="no connection"):
+        where().compute(scheduler="tls://127.0.0.1:9")
+
+
+def test_tls_works() -> None:
+    """With certificates, a run goes over TLS."""
+    pytest.importorskip("cryptography")
+    security = distributed.Security.temporary()
+    with (
+        distributed.LocalCluster(
+            n_workers=1,
+            processes=False,
+            protocol="tls://",
+            security=security,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        assert where().compute(scheduler=client) == os.getpid()
+
+
+def test_what_is_no_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address where nobody is, and an object that is no client, are ConfigErrors."""
+    with distributed.LocalCluster(
+        n_workers=0, processes=False, protocol="tcp://", dashboard_address="127.0.0.1:0"
+    ) as gone:
+        address = gone.scheduler_address
+    import dask
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "300ms"}):
+        with pytest.raises(ConfigError, match="no connection"):
+            where().compute(scheduler=address)
+    with pytest.raises(ConfigError, match="a Client or a cluster"):
+        where().compute(scheduler=distributed.Security())
+    with pytest.raises(UnknownName):
+        where().compute(scheduler="dusk")
+
+
+def test_a_refused_target_costs_nothing() -> None:
+    """No request is sent if the cluster is not there: it is looked for before anything is paid."""
+    llm = FakeBackend()
+    with pytest.raises(ConfigError):
+        llm.chat("x").compute(scheduler="tcp://10.1.2.3:8786")
+    assert not llm.requests
+
+
+def test_a_closed_client_is_noticed(threads: Any) -> None:
+    """A run on a closed client is refused, and a new client is a new start."""
+    client = distributed.Client(threads, set_as_default=False)
+    assert where().compute(scheduler=client) == os.getpid()
+    client.close()
+    with pytest.raises(ConfigError, match="closed"):
+        where().compute(scheduler=client)
+    with distributed.Client(threads, set_as_default=False) as other:
+        assert where().compute(scheduler=other) == os.getpid()
+
+
+def test_hands_of_closed_clients_go(threads: Any) -> None:
+    """The hands of a closed client are closed with the next run: programs may make many clients."""
+
+    def count() -> int:
+        return sum(t.name == "feste-dask" for t in threading.enumerate())
+
+    here(1).compute(scheduler="local")
+    before = count()
+    for _ in range(3):
+        with distributed.Client(threads, set_as_default=False) as client:
+            assert where().compute(scheduler=client) == os.getpid()
+            assert count() == before + 1
+    here(1).compute(scheduler="local")
+    assert count() == before
+
+
+def test_a_client_that_closes_during_a_run(threads: Any) -> None:
+    """A run whose client is closed under it ends, with WorkerLost in the places that it cost."""
+    client = distributed.Client(threads, set_as_default=False)
+    begun = threading.Event()
+    release = threading.Event()
+    signals.update(begun=begun, release=release)  # the worker is in this process
+
+    @feste.task
+    def slow(key: str) -> int:
+        signals = __import__(key, fromlist=["signals"]).signals
+        signals["begun"].set()
+        signals["release"].wait(30)
+        return 1
+
+    results: list[Any] = []
+
+    def run() -> None:
+        nodes = slow(__name__), here(2)
+        results.extend(feste.compute(*nodes, scheduler=client, on_error="return"))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(30)
+    client.close()
+    thread.join(30)
+    release.set()
+    assert isinstance(results[0], WorkerLost)
+    assert results[1] == 2
+
+
+def test_a_cluster_without_workers_is_told() -> None:
+    """A run on a cluster that has no workers yet says so, and begins when one comes."""
+    with (
+        distributed.LocalCluster(
+            n_workers=0,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        timer = threading.Timer(0.5, lambda: cluster.scale(1))
+        timer.start()
+        with pytest.warns(FesteWarning, match="no workers yet"):
+            assert where().compute(scheduler=client) == os.getpid()
+
+
+def test_new_workers_are_used() -> None:
+    """The window grows with the cluster while a run is under way."""
+
+    @feste.task
+    def slow(x: int) -> str:
+        time.sleep(0.05)
+        return str(distributed.get_worker().address)
+
+    with (
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            scheduler_kwargs={"dashboard": False},
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        cluster.scale(4)
+        client.wait_for_workers(4)
+        first = slow(0).compute(scheduler=client)
+        workers = set(feste.compute([slow(i) for i in range(60)], scheduler=client)[0])
+        assert len(workers | {first}) == 4
+
+
+def test_asynchronous_clients(cluster: Any) -> None:
+    """An asynchronous client works with acompute; a blocking run on its loop is refused."""
+
+    async def main() -> None:
+        async with distributed.Client(
+            cluster.scheduler_address, asynchronous=True, set_as_default=False
+        ) as client:
+            (pid,) = await feste.acompute(where(), scheduler=client)
+            assert pid != os.getpid()
+        async with distributed.Client(
+            cluster.scheduler_address, asynchronous=True, set_as_default=False
+        ) as client:
+            with pytest.raises(ConfigError, match="acompute"):
+                where().compute(scheduler=client)
+
+    asyncio.run(main())
+
+
+def test_a_cluster_of_its_own_goes_with_its_hands(until: Callable[..., bool]) -> None:
+    """Where there is no client, hands start worker processes, and close() ends them all."""
+    executor = DaskExecutor("dask")
+    reports: list[Any] = []
+    executor.start(reports.append)
+    client = executor._link.client
+    pids = {*client.run(os.getpid).values(), *client.run(os.getppid).values()}
+    assert os.getpid() not in pids
+    addresses = [client.scheduler.address, *client.run(lambda dask_worker: dask_worker.address)]
+    assert all("://127.0.0.1:" in a for a in addresses)
+    with pytest.raises(ValueError):
+        distributed.default_client()  # it is nobody's default
+    executor.close()
+    assert until(lambda: not any(alive(pid) for pid in pids))
+
+
+PROGRAM = """
+import os, sys
+import feste
+
+@feste.task
+def where_am_i(x):
+    return os.getpid(), os.getppid()
+
+print("main")
+pids = feste.compute([where_am_i(i) for i in range(4)], scheduler="dask")[0]
+print("pids", *{pid for pair in pids for pid in pair}, flush=True)
+if "kill" in sys.argv:
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "kill"])
+def test_a_program_without_a_guard(
+    script: Callable[..., list[str]], until: Callable[..., bool], how: str
+) -> None:
+    """A main script is run once, whatever it lacks; its workers end with it, also if it is killed."""
+    done = subprocess.run(
+        [*script(PROGRAM), how], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == (-9 if how == "kill" else 0), done.stderr
+    main, pids = done.stdout.splitlines()
+    assert main == "main"
+    if how == "ends":
+        assert done.stderr == ""
+    assert until(lambda: not any(alive(int(pid)) for pid in pids.split()[1:]))
+
+
+def test_hooks_are_light() -> None:
+    """Reading what the plugin offers imports neither distributed nor dask."""
+    program = (
+        "import sys, feste.plugins; import feste.scheduler.dask._hooks as hooks; "
+        "print(sorted(hooks.feste_schedulers()), {'distributed', 'dask'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "['dask', 'distributed', 'tcp', 'tls'] set()"
