@@ -8,6 +8,7 @@ simulated provider on loopback.
 import functools
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def pytest_configure() -> None:
     """Close the network, and drop the keys and settings of whoever runs the tests."""
     for method in ("connect", "connect_ex"):
         setattr(socket.socket, method, _only_local(getattr(socket.socket, method)))
+    with suppress(ImportError):  # some sessions do without it
+        from hypothesis import settings
+
+        settings.register_profile("feste", deadline=None)  # a busy machine fails no test
+        settings.load_profile("feste")
     for name in list(os.environ):
         if name.startswith(("FESTE_", "OPENAI_", "CO_API_")):
             del os.environ[name]

@@ -34,9 +34,19 @@ def cluster() -> Iterator[Any]:
     )
     with made:
         yield made
-        for hands in list(driver()._executors.values()):
-            if isinstance(hands, DaskExecutor) and not hands.stale:
-                hands.close()  # those that have connected by themselves
+        _disconnect()
+
+
+def _disconnect() -> None:
+    for hands in list(driver()._executors.values()):
+        if isinstance(hands, DaskExecutor) and not hands.stale:
+            hands.close()
+
+
+@pytest.fixture
+def disconnect() -> Callable[[], None]:
+    """Close what hands have connected by themselves; they would else do it when Python ends."""
+    return _disconnect
 
 
 @pytest.fixture(scope="session")

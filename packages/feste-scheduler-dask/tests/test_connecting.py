@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import distributed
 import pytest
 
@@ -110,22 +112,33 @@ def test_tls_needs_certificates() -> None:
         where().compute(scheduler="tls://127.0.0.1:9")
 
 
-def test_tls_works() -> None:
-    """With certificates, a run goes over TLS."""
-    pytest.importorskip("cryptography")
-    security = distributed.Security.temporary()
+def test_tls_works(tmp_path: Path, disconnect: Callable[[], None]) -> None:
+    """With certificates in the configuration of Dask, a tls:// address is all that it takes."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    options = "-newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()
+    subprocess.run(
+        ["openssl", "req", "-x509", *options, "-keyout", key, "-out", certificate],
+        capture_output=True,
+        check=True,
+    )
+    roles = ("scheduler", "worker", "client")
+    tls: dict[str, Any] = {role: {"cert": certificate, "key": key} for role in roles}
     with (
+        dask.config.set({"distributed.comm.tls": {"ca-file": certificate, **tls}}),
         distributed.LocalCluster(
             n_workers=1,
             processes=False,
             protocol="tls://",
-            security=security,
             dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
             scheduler_kwargs={"dashboard": False},
         ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
     ):
-        assert where().compute(scheduler=client) == os.getpid()
+        assert cluster.scheduler_address.startswith("tls://")
+        assert where().compute(scheduler=cluster.scheduler_address) == os.getpid()
+        disconnect()
 
 
 def test_what_is_no_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,11 +147,11 @@ def test_what_is_no_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         n_workers=0, processes=False, protocol="tcp://", dashboard_address="127.0.0.1:0"
     ) as gone:
         address = gone.scheduler_address
-    import dask
-
-    with dask.config.set({"distributed.comm.timeouts.connect": "300ms"}):
-        with pytest.raises(ConfigError, match="no connection"):
-            where().compute(scheduler=address)
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "300ms"}),
+        pytest.raises(ConfigError, match="no connection"),
+    ):
+        where().compute(scheduler=address)
     with pytest.raises(ConfigError, match="a Client or a cluster"):
         where().compute(scheduler=distributed.Security())
     with pytest.raises(UnknownName):
