@@ -154,7 +154,7 @@ say("values", shown(feste.compute(nodes)[0]))
 
 def test_when_the_grace_is_over_what_is_in_flight_is_given_up(program: Any) -> None:
     """Answers that do not come in time cost the run no more than the grace; the report counts them."""
-    one = program("feste._compute.GRACE = 0.1\n" + COMPUTE)
+    one = program("feste._compute.steps.GRACE = 0.1\n" + COMPUTE)
     one.until("sent", "sent")
     one.interrupt()
     lines = one.end()
@@ -167,7 +167,7 @@ def test_when_the_grace_is_over_what_is_in_flight_is_given_up(program: Any) -> N
 
 def test_the_second_ctrl_c_ends_at_once(program: Any) -> None:
     """However long the grace, a second Ctrl-C does not wait for it."""
-    one = program("feste._compute.GRACE = 3600.0\n" + COMPUTE)
+    one = program("feste._compute.steps.GRACE = 3600.0\n" + COMPUTE)
     one.until("sent", "sent")
     one.interrupt()
     one.until("stopping")
@@ -182,7 +182,7 @@ def test_it_is_a_keyboard_interrupt_to_whoever_does_not_catch_it(program: Any) -
     """``except Exception`` lets it by, and the program ends with its traceback."""
     one = program(
         """
-feste._compute.GRACE = 0.1
+feste._compute.steps.GRACE = 0.1
 try:
     feste.compute(nodes)
 except Exception:
@@ -214,7 +214,7 @@ def test_tasks_that_never_end_do_not_keep_the_program(program: Any, where: str) 
     """Python in a thread cannot be stopped, and an inline task blocks the brain: it ends all the same."""
     one = program(
         f"""
-feste._compute.GRACE = 0.1
+feste._compute.steps.GRACE = 0.1
 
 @feste.task({STUCK[where]})
 def stuck():
@@ -247,7 +247,7 @@ def test_an_eager_call_is_interrupted_likewise(program: Any) -> None:
     """Eager calls wait for their answers too."""
     one = program(
         """
-feste._compute.GRACE = 0.1
+feste._compute.steps.GRACE = 0.1
 try:
     with feste.context.set(eager=True):
         llm.ask("eager")
@@ -291,7 +291,7 @@ def test_at_a_terminal_with_a_progress_bar_and_workers(tmp_path: Path) -> None:
     path.write_text(
         PRELUDE
         + """
-feste._compute.GRACE = 0.1
+feste._compute.steps.GRACE = 0.1
 
 @feste.task(executor="process")
 def stuck():

@@ -165,7 +165,7 @@ def test_interrupting_a_cell_stops_the_run(notebook: Notebook) -> None:
     name = notebook.start(
         """
 import feste._compute
-feste._compute.GRACE = 0.1
+feste._compute.steps.GRACE = 0.1
 
 @feste.task
 async def forever():

@@ -123,10 +123,12 @@ def test_tls_works(tmp_path: Path, disconnect: Callable[[], None]) -> None:
         capture_output=True,
         check=True,
     )
-    roles = ("scheduler", "worker", "client")
-    tls: dict[str, Any] = {role: {"cert": certificate, "key": key} for role in roles}
+    tls = {"distributed.comm.tls.ca-file": certificate}
+    for role in ("scheduler", "worker", "client"):
+        tls[f"distributed.comm.tls.{role}.cert"] = certificate
+        tls[f"distributed.comm.tls.{role}.key"] = key
     with (
-        dask.config.set({"distributed.comm.tls": {"ca-file": certificate, **tls}}),
+        dask.config.set(tls),
         distributed.LocalCluster(
             n_workers=1,
             processes=False,

@@ -1,0 +1,75 @@
+"""Eager calls: one call, run where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from feste import blocking, context
+from feste._compute.front import compute
+from feste._compute.steps import reported, wait_for
+from feste.delayed import FesteDelayed
+from feste.errors import (
+    NodeError,
+    RunFailed,
+)
+from feste.graph import FesteGraph
+from feste.node import Node, fill, holds_nodes
+from feste.scheduler.choice import choose
+from feste.scheduler.executor import Executor
+from feste.scheduler.program import Program
+from feste.scheduler.run import Run
+
+__all__ = ["alone", "run_eager"]
+
+
+def run_eager(node: Node) -> Any:
+    """Run one call here and now, and return its value; what eager mode does instead of recording.
+
+    Python runs on the caller's own thread, so a debugger stops in it and its exception is raised as
+    it is. A call of a backend goes through the same gate, retry and code as in a graph.
+
+    :param node: the call.
+    :raises CallError: if the call failed.
+    """
+    op: Any = node.op
+    if node.deps:  # nodes recorded before eager mode began
+        values = values_of([FesteDelayed(d) for d in node.deps])
+        args = tuple(fill(a, values) for a in node.args)
+        kwargs = {k: fill(v, values) for k, v in node.kwargs.items()}
+        node = Node(op, args, kwargs, (), node.origin)
+    if op.kind == "call" or getattr(op, "is_async", False):
+        return alone(node)
+    result = op.fn(*node.args, **node.kwargs)
+    return values_of([result])[0] if holds_nodes(result) else result
+
+
+def values_of(lazy: Sequence[Any]) -> tuple[Any, ...]:
+    """Compute what an eager call needs; it raises the error of the call that failed, as itself."""
+    try:
+        return compute(*lazy, on_error="raise", progress=False)
+    except RunFailed as failed:
+        error = failed.errors[0]
+        cause = error.__cause__ if isinstance(error, NodeError) else None
+        raise cause or error from None
+
+
+def alone(node: Node) -> Any:
+    """Run one node and raise its own error."""
+    settings = context.settings()
+    hands = choose("local")
+    assert isinstance(hands, Executor)
+    with blocking.waiting():
+        graph = FesteGraph.of([node])
+        node.op.client.preflight() if node.op.kind == "call" else None  # type: ignore[attr-defined]
+        run = Run(Program(graph, graph.nodes), settings, hands, "eager")
+        wait_for(run, tuple, context.settings(progress=False))
+    if run.failure is not None:
+        raise run.failure
+    reported(run)
+    (result,) = run.results()
+    if run.failed:
+        root = run.errors[run.failed[0]]  # of a node that a task emitted, perhaps
+        cause = root.__cause__ if isinstance(root, NodeError) else None
+        raise cause or root
+    return result

@@ -1,0 +1,132 @@
+"""What users call: collect, then the steps in order."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from contextlib import suppress
+from typing import Any
+
+from feste import blocking, context
+from feste._compute.steps import by_another, hand_back, made_run, planned, wait_for
+from feste.delayed import FesteDelayed
+from feste.graph import FesteGraph
+from feste.optimization import Explanation, Optimizer
+from feste.scheduler.choice import choose, kind_of
+from feste.scheduler.driver import driver
+from feste.scheduler.executor import Executor
+from feste.scheduler.run import Run
+
+__all__ = ["acompute", "acompute_one", "compute", "explain"]
+
+
+def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
+    """Run what the arguments need, and return them with values in place of nodes.
+
+    :param args: lazy values, and lists, dicts, sets and dataclasses with lazy values inside; plain
+        values are returned as they are.
+    :param settings: settings for this run, before all others; see :mod:`feste.context`.
+    :returns: one value for each argument, in its shape.
+    :raises RunFailed: if a node failed; what was computed is in its ``partial``.
+    :raises ConfigError: if a setting, key or argument is wrong; nothing was sent then.
+    :raises BlockingCallError: where waiting would stop Feste itself.
+
+    >>> import feste
+    >>> @feste.task
+    ... def add(a: int, b: int) -> int:
+    ...     return a + b
+    >>> feste.compute([add(1, 2), add(3, 4)], {"sum": add(5, 6)})
+    ([3, 7], {'sum': 11})
+    """
+    chosen = context.settings(**settings)
+    graph, _, repack = FesteGraph.collect(*args)
+    if not graph.outputs:
+        return repack([])
+    with blocking.waiting():
+        plan = planned(graph, chosen)
+        hands = choose(chosen["scheduler"])
+        if not isinstance(hands, Executor):
+            return by_another(hands, plan, repack, chosen)
+        run = made_run(plan, chosen, hands)
+        wait_for(run, repack, chosen)
+    return hand_back(run, repack)
+
+
+async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
+    """Do what :func:`compute` does, without blocking the running event loop.
+
+    Cancelling it starts nothing new and gives up what is under way.
+
+    :param args: as for :func:`compute`.
+    :param settings: as for :func:`compute`.
+    :returns: as :func:`compute`.
+    :raises RunFailed: as :func:`compute`.
+
+    >>> import asyncio, feste
+    >>> double = feste.task(lambda x: 2 * x)
+    >>> asyncio.run(acompute(double(21)))
+    (42,)
+    """
+    chosen = context.settings(**settings)
+    graph, _, repack = FesteGraph.collect(*args)
+    if not graph.outputs:
+        return repack([])
+    with blocking.waiting(awaited=True):
+        plan = await asyncio.to_thread(planned, graph, chosen)
+        hands = await asyncio.to_thread(choose, chosen["scheduler"])  # may start a cluster
+        if not isinstance(hands, Executor):
+            return await asyncio.to_thread(by_another, hands, plan, repack, chosen)
+        run = await asyncio.to_thread(made_run, plan, chosen, hands)
+        await _ended(run)
+    return hand_back(run, repack)
+
+
+async def _ended(run: Run) -> None:
+    """Submit a run and wait until it has ended; it is stopped if nobody waits any more."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def from_the_brain() -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(wake)
+
+    run.on_finish(from_the_brain)
+    try:
+        driver().submit(run)
+        await ended
+    except BaseException:  # cancelled, or the loop was closed under it
+        driver().stop(run, 0.0)
+        raise
+
+
+async def acompute_one(node: FesteDelayed[Any]) -> Any:
+    """Return the value of one node: what ``await node`` does.
+
+    :param node: the node.
+    """
+    return (await acompute(node))[0]
+
+
+def explain(*args: Any, **settings: Any) -> Explanation:
+    """Say what :func:`compute` would do, without sending anything.
+
+    :param args: as for :func:`compute`.
+    :param settings: as for :func:`compute`.
+    :returns: the plan in words and numbers; print it.
+
+    >>> from feste.testing import FakeBackend
+    >>> llm = FakeBackend()
+    >>> explanation = explain([llm.complete(f"word {i}") for i in range(40)])
+    >>> explanation.calls, explanation.requests
+    (40, 3)
+    """
+    chosen = context.settings(**settings)
+    graph, _, _ = FesteGraph.collect(*args)
+    note = ""
+    if not inspect.isclass(kind_of(chosen["scheduler"])):
+        note = "this scheduler is a plain get function: nothing is batched while it runs, but as planned"
+    return Explanation(Optimizer().run(graph, chosen), note)

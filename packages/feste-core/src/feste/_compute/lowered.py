@@ -1,0 +1,190 @@
+"""Nodes as Dask runs them: in its threads, in its processes, one by one or as a batch."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from feste import blocking, context
+from feste._compute.front import compute
+from feste._compute.steps import for_dask, hand_back, planned, wait_for
+from feste.delayed import FesteDelayed
+from feste.draw import forget
+from feste.errors import (
+    FesteError,
+    NodeError,
+    UngatedCall,
+    UpstreamFailed,
+)
+from feste.graph import FesteGraph, Lowered, LoweredBatch, draw_lowered, lower
+from feste.node import PENDING, Node, fill, holds_nodes
+from feste.scheduler.choice import choose
+from feste.scheduler.executor import Executor
+from feste.scheduler.program import Program
+from feste.scheduler.run import Run
+
+__all__ = ["lowered", "optimize_lowered", "persisted", "run_lowered", "run_lowered_batch"]
+
+
+def lowered(node: FesteDelayed[Any]) -> FesteGraph:
+    """Return the graph of a node as Dask wants it.
+
+    :param node: the node.
+    """
+    return lower([node._node])
+
+
+def optimize_lowered(dsk: Any, keys: Any) -> Any:
+    """Run Feste's optimizer on the lowered nodes of a graph; what Dask calls before it runs one.
+
+    :param dsk: the graph; what is not ours in it stays as it is.
+    :param keys: the wanted keys, nested as Dask likes.
+    """
+    from dask.core import flatten
+
+    tasks = dict(dsk)
+    ours: dict[str, Lowered] = {}
+    wanted = list(flatten(keys))  # type: ignore[no-untyped-call]
+    for key, task in tasks.items():
+        low = getattr(task, "func", None)
+        if isinstance(low, Lowered):
+            ours[key] = low
+        else:
+            wanted.extend(getattr(task, "dependencies", ()))
+    roots = [ours[key].node for key in dict.fromkeys(wanted) if key in ours]
+    if not roots or not all(low.is_whole for low in ours.values()):
+        return dsk
+    others = {key: task for key, task in tasks.items() if key not in ours}
+    return {**others, **for_dask(planned(lower(roots), context.settings()))}
+
+
+def persisted(dsk: Any, node: Node, *, rename: Any = None) -> FesteDelayed[Any]:
+    """Return a collection again after ``dask.persist`` and the like.
+
+    :param dsk: what Dask computed, or a graph that it rewrote.
+    :param node: the node of the collection.
+    :param rename: new names of keys, from ``dask.graph_manipulation``.
+    :raises NotImplementedError: for new names: a node has one name.
+    """
+    from dask.task_spec import DataNode, GraphNode
+
+    if rename:
+        raise NotImplementedError(
+            f"dask.graph_manipulation cannot rename {node.key}: build the lazy value anew instead"
+        )
+    value = dsk[node.key]
+    if isinstance(value, DataNode):
+        node.value = value.value
+    elif type(value).__module__.startswith("distributed."):  # of client.persist()
+        node.value = value.result()
+    elif not isinstance(value, GraphNode):
+        node.value = value
+    return FesteDelayed(node)
+
+
+def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
+    """Run one node for Dask, in whatever process it is.
+
+    :param low: the lowered node.
+    :param values: the values of its inputs.
+    :raises UngatedCall: for a paid call outside the process that made the graph.
+    """
+    op: Any = low.node.op
+    draw_lowered()
+    if op.kind == "call" and not low.is_here:
+        raise UngatedCall(
+            f"{low.node.key} is a paid call in a process without its gate: it would go round your "
+            'limits. Use feste.compute(..., scheduler="dask"), which sends requests from the '
+            "process that made the graph",
+            origin=low.node.where,
+        )
+    with _one_at_a_time(low.node.key):
+        kept = low.own.value
+        if kept is not PENDING:
+            return kept
+        if op.kind == "call" or getattr(op, "is_async", False):
+            (outcome,) = _outcomes([low], [values])
+            if isinstance(outcome, UpstreamFailed):  # of a node that it emitted
+                outcome = outcome.roots[0]
+            if isinstance(outcome, FesteError):
+                raise (outcome.__cause__ if isinstance(outcome, NodeError) else None) or outcome
+            return outcome
+        args = [fill(a, values) for a in low.node.args]
+        result = op.fn(*args, **{k: fill(v, values) for k, v in low.node.kwargs.items()})
+        return _emitted(low, result) if holds_nodes(result) else result
+
+
+def run_lowered_batch(low: LoweredBatch, values: Sequence[Any]) -> list[Any]:
+    """Run the calls of a batch for Dask, in one request as far as limits allow.
+
+    :param low: the lowered batch.
+    :param values: the values of the members' inputs, one member's after the other.
+    :returns: for each member its value, or the error that Dask shall raise.
+    """
+    if not low.members[0].is_here:
+        return [run_lowered(low.members[0], values)]  # raises UngatedCall
+    given = iter(values)
+    return _outcomes(low.members, [[next(given) for _ in range(n)] for n in low.counts])
+
+
+def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> list[Any]:
+    """Run nodes whose inputs Dask has computed; they stay the nodes that they are, for other runs."""
+    draw_lowered()
+    filled: list[Node] = []
+    aliases: dict[str, str] = {}
+    before: dict[str, Node] = {}
+    for low, given in zip(members, values, strict=True):
+        args = tuple(fill(a, given) for a in low.node.args)
+        kwargs = {k: fill(v, given) for k, v in low.node.kwargs.items()}
+        single = low.node.replace(args=args, kwargs=kwargs, deps=())
+        single.draw = low.own.draw  # of a node that a pass has copied
+        filled.append(single)
+        before.update({n.key: n for n in low.keepers})
+        aliases.update({n.key: low.node.key for n in low.keepers[1:]})
+    keys = [n.key for n in filled]
+    graph = FesteGraph(dict(zip(keys, filled, strict=True)), keys, aliases)
+    settings = context.settings(on_error="return", progress=False)
+    hands = choose("local")
+    assert isinstance(hands, Executor)
+    with blocking.waiting():
+        run = Run(Program(planned(graph, settings).graph, before), settings, hands)
+        wait_for(run, tuple, settings)
+    return list(hand_back(run, tuple))
+
+
+def _emitted(low: Lowered, result: Any) -> Any:
+    """Compute what a task returned with nodes inside, as the brain would."""
+    draw = low.own.draw
+    assert draw is not None  # whoever runs a lowered node has seen to it
+    scope = draw.inner
+    forget(scope)  # the task ran from its start, so its draws count from 0
+    graph, keys, repack = FesteGraph.collect(result, scope=scope)
+    if low.is_here:
+        value = compute(result, scheduler="local", progress=False)[0]
+        if context.get("keep") != "none":
+            for node in low.keepers:
+                node.value = value
+        return value
+    import dask
+
+    dsk = dict(graph)  # a paid call in it is as far from its gate as this task
+    for task in dsk.values():
+        if isinstance(getattr(task, "func", None), Lowered):
+            task.func.process = low.process
+    return repack(dask.get(dsk, keys))[0]  # type: ignore[attr-defined]
+
+
+_locks: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_locking = threading.Lock()
+
+
+@contextmanager
+def _one_at_a_time(key: str) -> Iterator[None]:
+    """Have a node run by one thread at a time: Dask may copy its task, each under another key."""
+    with _locking:
+        lock = _locks.setdefault(key, threading.RLock())
+    with lock:
+        yield

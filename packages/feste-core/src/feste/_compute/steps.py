@@ -1,0 +1,196 @@
+"""The steps of a run, one after the other: optimize, compile, wait, hand back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from feste.context import Settings
+from feste.errors import (
+    ConfigError,
+    FesteError,
+    NodeError,
+    RunFailed,
+    RunInterrupted,
+)
+from feste.graph import FesteGraph, Lowered, LoweredBatch
+from feste.node import COLLECTION, PENDING, Node
+from feste.optimization import Optimizer, Plan
+from feste.report import RunReport
+from feste.report.progress import shown
+from feste.scheduler.driver import driver
+from feste.scheduler.executor import Executor, Scheduler
+from feste.scheduler.processes import check_picklable
+from feste.scheduler.program import Program
+from feste.scheduler.run import Run
+
+__all__ = [
+    "by_another",
+    "for_dask",
+    "hand_back",
+    "last_report",
+    "made_run",
+    "planned",
+    "reported",
+    "wait_for",
+]
+
+#: Seconds that requests in flight may still take after Ctrl-C.
+GRACE = 2.0
+
+_last_report: ContextVar[RunReport | None] = ContextVar("feste_last_report", default=None)
+
+Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
+
+
+def last_report() -> RunReport | None:
+    """Return the report of the last run of this context (thread or async task), or None.
+
+    >>> import feste
+    >>> _ = feste.compute(feste.task(abs)(-1))
+    >>> last_report().states
+    {'done': 1}
+    """
+    return _last_report.get()
+
+
+def planned(graph: FesteGraph, settings: Settings) -> Plan:
+    """Optimize, and refuse what can be known to be wrong before anything is sent."""
+    plan = Optimizer().run(_with_collections(graph), settings)
+    checked = set()
+    for node in plan.graph.nodes.values():
+        if node.value is not PENDING:
+            continue
+        op: Any = node.op
+        try:
+            if op.kind == "call" and id(op.client) not in checked:  # a dataclass has no hash
+                checked.add(id(op.client))
+                op.client.preflight()
+            elif getattr(op, "executor", "") == "process":
+                check_picklable(node)
+        except FesteError as error:
+            if not error.origin:
+                error.origin = node.where
+            raise
+    return plan
+
+
+def _with_collections(graph: FesteGraph) -> FesteGraph:
+    """Compute the Dask collections among the inputs, all in one Dask call."""
+    nodes = [n for n in graph.nodes.values() if n.op is COLLECTION and n.value is PENDING]
+    if not nodes:
+        return graph
+    import dask
+    from dask.base import get_scheduler
+
+    one = get_scheduler()  # type: ignore[no-untyped-call]
+    groups: dict[Any, dict[Any, list[Node]]] = {}
+    for node in nodes:
+        # without a scheduler for all, those of bags and arrays differ, and Dask refuses them together
+        own = None if one else getattr(node.args[0], "__dask_scheduler__", None)
+        # Dask returns the results of collections of one kind together, wherever they were given
+        kind = getattr(node.args[0], "__dask_optimize__", None)
+        groups.setdefault(own, {}).setdefault(kind, []).append(node.replace())
+    calls = [[n for kind in kinds.values() for n in kind] for kinds in groups.values()]
+    for call in calls:
+        values = dask.compute(*[n.args[0] for n in call])  # type: ignore[attr-defined, no-untyped-call]
+        for node, value in zip(call, values, strict=True):
+            node.value = value
+    return graph.with_nodes(itertools.chain.from_iterable(calls))
+
+
+def made_run(plan: Plan, settings: Settings, hands: Executor) -> Run:
+    return Run(Program(plan.graph, plan.before.nodes), settings, hands)
+
+
+def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
+    """Submit a run and park this thread until it has ended; Ctrl-C ends it sooner."""
+    try:
+        driver().submit(run)
+        with shown(run, settings["progress"]):
+            run.finished.wait()
+        return
+    except KeyboardInterrupt:
+        driver().stop(run, GRACE)
+    except BaseException:  # a signal handler of the user's raised: nobody waits any more
+        driver().stop(run, 0.0)
+        raise
+    try:
+        run.finished.wait(GRACE + 1.0)
+    except KeyboardInterrupt:
+        driver().stop(run, 0.0)
+        run.finished.wait(0.5)
+    report = reported(run)
+    partial = repack(run.results())
+    done = sum(count for state, count in report.states.items() if state in ("done", "replayed"))
+    raise RunInterrupted(
+        f"interrupted after {done:,} of {report.nodes:,} nodes; what was finished is in .partial",
+        partial=partial,
+        report=report,
+    ) from None
+
+
+def reported(run: Run) -> RunReport:
+    report = RunReport.of(run)
+    _last_report.set(report)
+    return report
+
+
+def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
+    if run.failure is not None:
+        raise run.failure
+    report = reported(run)
+    results = repack(run.results())
+    if not run.failed or run.on_error == "return":
+        return results
+    errors = [run.errors[i] for i in run.failed]
+    wanted = len(run.outputs)
+    bad = sum(i in run.errors for i in run.outputs)
+    raise RunFailed(
+        f"{bad:,} of {wanted:,} results failed; the others are in .partial, the errors in .errors",
+        partial=results,
+        report=report,
+        errors=errors,
+    ) from errors[0]
+
+
+def by_another(
+    hands: Scheduler | Callable[..., Any], plan: Plan, repack: Repack, settings: Settings
+) -> tuple[Any, ...]:
+    """Hand the graph to a whole scheduler or a plain ``get`` function."""
+    if settings["on_error"] != "raise":
+        raise ConfigError(
+            f"on_error={settings['on_error']!r} needs Feste's own scheduling: a plain get function or "
+            "a whole Scheduler ends at the first error"
+        )
+    keys = list(plan.graph.outputs)
+    _last_report.set(None)  # this run has none, and the one before would be taken for it
+    try:
+        if isinstance(hands, Scheduler):
+            values = hands.run(plan.graph, keys)
+        else:
+            values = hands(for_dask(plan), keys)
+    except FesteError as error:
+        raise _failed_elsewhere(error) from error
+    except Exception as error:
+        raise _failed_elsewhere(NodeError(f"{type(error).__name__}: {error}")) from error
+    return repack(list(values))
+
+
+def _failed_elsewhere(error: FesteError) -> RunFailed:
+    return RunFailed("the run failed; this scheduler keeps no partial results", errors=[error])
+
+
+def for_dask(plan: Plan) -> dict[str, Any]:
+    """The tasks of a plan; they know the user's own nodes, which keep what is paid for."""
+    dsk = dict(plan.graph)
+    keepers = Program(plan.graph, plan.before.nodes).keepers
+    own = dict(zip(plan.graph.nodes, keepers, strict=True))
+    for task in dsk.values():
+        low = getattr(task, "func", None)
+        for member in low.members if isinstance(low, LoweredBatch) else [low]:
+            if isinstance(member, Lowered):
+                member.belongs_to(*own[member.node.key])
+    return dsk
