@@ -75,7 +75,7 @@ def test_an_answer_by_a_schema(llm: OpenAI) -> None:
         positive: bool
         word: str = Field(max_length=12)
 
-    review = llm.chat("Review: I love it!", ChatParams(max_tokens=40), output=Review).compute()
+    review = llm.chat("Review: I love it!", ChatParams(max_tokens=200), output=Review).compute()
 
     assert isinstance(review, Review) and len(review.word) <= 12
 

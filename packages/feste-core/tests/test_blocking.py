@@ -318,6 +318,20 @@ def test_a_loop_of_the_users_inside_a_pool_thread() -> None:
     assert feste.compute([outer(x) for x in range(width)])[0] == [2 * x + 2 for x in range(width)]
 
 
+def test_more_waiting_coroutines_than_may_run() -> None:
+    """An async task that awaits a run of its own is made up for too: they are limited like threads."""
+
+    @feste.task
+    async def inner(x: int) -> int:
+        return x + 1
+
+    @feste.task
+    async def outer(x: int) -> int:
+        return await inner(x) + 1
+
+    assert feste.compute([outer(x) for x in range(1100)])[0] == [x + 2 for x in range(1100)]
+
+
 def test_an_async_task_may_block_in_a_thread_aside() -> None:
     """``asyncio.to_thread(node.compute)`` is the way to block from a coroutine: more than there are
     threads aside, each waiting for one that needs such a thread itself."""

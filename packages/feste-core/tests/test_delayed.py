@@ -37,7 +37,8 @@ from feste.errors import (
     RunFailed,
 )
 from feste.graph import FesteGraph
-from feste.node import MAX_DEPTH, PENDING, Node, Slot
+from feste.node import PENDING, Node
+from feste.packing import MAX_DEPTH, Slot
 from feste.prompt import Prompt
 from feste.testing import FakeBackend, FakeParams
 
@@ -644,7 +645,7 @@ def test_deep_data_is_no_cycle() -> None:
 
 def test_slots_are_numbered_right_under_threads() -> None:
     """Slots are shared by all nodes; threads that need new ones at once get the right ones."""
-    from feste import node as module
+    from feste import packing as module
 
     kept = dict(module._slots)
     module._slots.clear()

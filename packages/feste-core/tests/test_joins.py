@@ -288,3 +288,31 @@ def test_batched_calls_are_joined_one_by_one(llm: Held) -> None:
     for (answers,) in got:
         assert set(answers) <= set(values)
     assert sum(request.items for request in fake.requests) == 8
+
+
+@pytest.mark.parametrize("how", ["itself", "what needs it", "deep inside", "in a coroutine"])
+def test_a_task_that_computes_its_own_node_is_told_so(how: str) -> None:
+    """A task that waits for its own value would wait for ever: an error that names it, and no hang."""
+    box: list[Any] = []
+
+    @feste.task
+    def deeper() -> Any:
+        return box[0].compute()
+
+    @feste.task
+    def waits() -> Any:
+        if how == "itself":
+            return box[0].compute()
+        return box[1].compute() if how == "what needs it" else deeper().compute()
+
+    @feste.task
+    async def waits_later() -> Any:
+        return await box[0]
+
+    node: Any = waits_later() if how == "in a coroutine" else waits()
+    box += [node, feste.task(lambda x: x)(node)]
+    with pytest.raises(RunFailed, match=f"{node.key} waits for itself") as caught:
+        feste.compute(box)
+
+    assert len(caught.value.errors) == 1
+    assert driver().brain.runs == []

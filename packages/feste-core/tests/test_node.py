@@ -17,19 +17,8 @@ from hypothesis import strategies as st
 
 import feste
 from feste.delayed import FesteDelayed
-from feste.node import (
-    MAX_DEPTH,
-    PENDING,
-    Deps,
-    Nested,
-    Node,
-    Slot,
-    fill,
-    here,
-    holds_nodes,
-    pack,
-    topological,
-)
+from feste.node import PENDING, Node, here, topological
+from feste.packing import MAX_DEPTH, Deps, Nested, Slot, fill, holds_nodes, pack
 
 
 @feste.task(pure=True)

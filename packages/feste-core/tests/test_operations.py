@@ -32,7 +32,7 @@ from feste.backend import (
     create,
     operation,
 )
-from feste.backend.operations import _default_unpack, _outcomes
+from feste.backend.default_halves import _default_unpack, _outcomes
 from feste.errors import (
     CallError,
     ConfigError,

@@ -181,7 +181,8 @@ def test_what_a_worker_prints_appears_at_once(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
         """,
     )
-    done = run(command)
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = run(command, env=buffered)
 
     assert done.stdout.splitlines() == ["out hello", "back"]
     assert done.stderr == "err hello\n"

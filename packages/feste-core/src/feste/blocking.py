@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from feste.errors import BlockingCallError, NestedRunError
 
-__all__ = ["Role", "become", "belong", "check", "here", "inside", "waiting"]
+__all__ = ["Role", "Waits", "become", "belong", "check", "here", "inside", "waiting"]
 
 Role = Literal["", "brain", "loop", "backend", "hook", "pass", "pool", "worker"]
 
@@ -30,7 +30,7 @@ _NAMES = {
 
 
 class Waits(Protocol):
-    """A pool that is told when one of its threads begins or ends to wait."""
+    """A pool that is told when one of its threads or coroutines begins or ends to wait."""
 
     def waiting(self, more: int) -> None:
         """Hear of one more, or one less.

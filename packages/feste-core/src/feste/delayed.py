@@ -19,17 +19,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, Typ
 from feste import context
 from feste.draw import Determinism
 from feste.errors import ConfigError, GraphError, LazyValueError, ParameterError
-from feste.node import (
-    MAX_DEPTH,
-    Deps,
-    Lazy,
-    Node,
-    here,
-    node_of_handle,
-    origin_of,
-    pack,
-    records_of_handle,
-)
+from feste.node import Lazy, Node, here, node_of_handle, origin_of, records_of_handle
+from feste.packing import MAX_DEPTH, Deps, pack
 
 __all__ = ["FesteDelayed", "Task", "record", "refuse_node_text", "task"]
 

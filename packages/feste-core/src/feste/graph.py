@@ -18,7 +18,8 @@ from typing import Any
 
 from feste import draw
 from feste.errors import GraphError
-from feste.node import PENDING, Deps, Node, fill, pack, process_name, travelled, travels
+from feste.node import PENDING, Node, process_name, travelled, travels
+from feste.packing import Deps, fill, pack
 
 __all__ = ["Batch", "FesteGraph", "Lowered", "draw_lowered", "lower"]
 

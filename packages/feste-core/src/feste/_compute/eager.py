@@ -14,7 +14,8 @@ from feste.errors import (
     RunFailed,
 )
 from feste.graph import FesteGraph
-from feste.node import Node, fill, holds_nodes
+from feste.node import Node
+from feste.packing import fill, holds_nodes
 from feste.scheduler.choice import choose
 from feste.scheduler.executor import Executor
 from feste.scheduler.program import Program

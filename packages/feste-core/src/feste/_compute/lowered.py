@@ -20,7 +20,8 @@ from feste.errors import (
     UpstreamFailed,
 )
 from feste.graph import FesteGraph, Lowered, LoweredBatch, draw_lowered, lower
-from feste.node import PENDING, Node, fill, holds_nodes
+from feste.node import PENDING, Node
+from feste.packing import fill, holds_nodes
 from feste.scheduler.choice import choose
 from feste.scheduler.executor import Executor
 from feste.scheduler.program import Program

@@ -16,8 +16,9 @@ from feste.errors import (
     RunInterrupted,
 )
 from feste.graph import FesteGraph, Lowered, LoweredBatch
-from feste.node import COLLECTION, PENDING, Node
+from feste.node import PENDING, Node
 from feste.optimization import Optimizer, Plan
+from feste.packing import COLLECTION
 from feste.report import RunReport
 from feste.report.progress import shown
 from feste.scheduler.driver import driver

@@ -3,8 +3,9 @@
 from pkgutil import extend_path
 
 from feste.backend.base import Backend, create
+from feste.backend.default_halves import operation
 from feste.backend.limits import Limits
-from feste.backend.operations import BatchRule, Call, Operation, operation
+from feste.backend.operations import BatchRule, Call, Operation
 from feste.backend.params import Params
 from feste.backend.reply import Message, Reply
 from feste.backend.request import Request, Response, Usage

@@ -8,8 +8,9 @@ from typing import Any
 from feste.backend import Params
 from feste.draw import Determinism
 from feste.graph import FesteGraph
-from feste.node import PENDING, Nested, Node, Slot
+from feste.node import PENDING, Node
 from feste.optimization.base import Level, PassContext, Phase
+from feste.packing import Nested, Slot
 
 __all__ = ["CommonSubexpressionOptimization"]
 

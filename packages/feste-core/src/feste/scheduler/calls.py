@@ -21,7 +21,7 @@ from feste.errors import (
     RateLimited,
 )
 from feste.events import RequestFinished
-from feste.node import fill
+from feste.packing import fill
 from feste.scheduler.batcher import Group, packed, unpacked
 from feste.scheduler.executor import Executor, PyTask
 from feste.scheduler.gate import Gate
@@ -59,7 +59,7 @@ class Calls:
         self.rng = rng
         self.gates: dict[tuple[Hashable, ...], Gate[Parcel]] = {}
         self.parcels: dict[int, Parcel] = {}
-        self.no_lists: set[tuple[str, str]] = set()
+        self.no_lists: set[tuple[str, str, str]] = set()
 
     def prepared(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         i = task.index
@@ -96,7 +96,7 @@ class Calls:
             return
         members, requests = [i for i, _ in arrived], [r for _, r in arrived]
         first: Request = requests[0]
-        if len(members) == 1 or (first.endpoint, first.model) in self.no_lists:
+        if len(members) == 1 or self._lists_of(run, members[0], first) in self.no_lists:
             for i, request in arrived:
                 self._queue(run, [i], [request], request)
             return
@@ -282,9 +282,13 @@ class Calls:
             parcel.ready = self.brain.now
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
 
+    def _lists_of(self, run: Run, i: int, request: Request) -> tuple[str, str, str]:
+        """What a server takes lists for, or does not."""
+        return (request.endpoint, request.model, run.program.nodes[i].op.name)
+
     def _no_lists(self, parcel: Parcel) -> None:
         """Remember that this server takes no lists for this model."""
-        self.no_lists.add((parcel.request.endpoint, parcel.request.model))
+        self.no_lists.add(self._lists_of(parcel.run, parcel.members[0], parcel.request))
 
     def _one_by_one(self, parcel: Parcel, trial: ListTrial | None = None) -> None:
         """Send the calls of a batch singly: one of them is bad, or the server takes no lists."""

@@ -49,8 +49,8 @@ class Gate(Generic[P]):
         self._halved_at = float("-inf")
         self._queue: list[tuple[int, int, P]] = []
         self._count = 0
-        self._said: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._heard = 0
+        #: By identity: what a client is equal to, is its own affair.
+        self._said: dict[int, tuple[weakref.ref[Any], int]] = {}
         if limits is not None:
             self._take(limits.concurrency)
 
@@ -61,10 +61,15 @@ class Gate(Generic[P]):
         :param limits: its limits.
         """
         said = limits.concurrency or 0
-        if self._said.get(client) != said or len(self._said) != self._heard:
-            self._said[client] = said
-            self._heard = len(self._said)
-            self._take(min((n for n in self._said.values() if n), default=None))
+        known = self._said.get(id(client))
+        if (
+            known is None
+            or known[1] != said
+            or any(ref() is None for ref, _ in self._said.values())
+        ):
+            self._said[id(client)] = (weakref.ref(client), said)
+            self._said = {name: one for name, one in self._said.items() if one[0]() is not None}
+            self._take(min((n for _, n in self._said.values() if n), default=None))
 
     def _take(self, concurrency: int | None) -> None:
         """Use what the user knows, or find out."""

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from feste.draw import Determinism
-from feste.errors import FesteError, UpstreamFailed
+from feste.errors import FesteError, GraphError, UpstreamFailed
 from feste.events import NodeFinished
 from feste.node import PENDING, Node
 from feste.scheduler.run import (
@@ -58,6 +58,9 @@ class Lifecycle:
         if self._is_joined(node):
             shared = self._shared_name(run, node)
             others = self.joined.setdefault(shared, [])
+            if others and run.is_inside(*others[0]):
+                self.fail(run, i, GraphError(f"{node.key} waits for itself: its own task computes it"))
+                return
             if others and others[0] != (run, i):  # another run is at it: wait for its answer
                 others.append((run, i))
                 run.state[i] = JOINED

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import traceback
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
 from feste import blocking
-from feste.backend import Call, Request
+from feste.backend import Call, Request, redact
 from feste.errors import (
     AuthFailed,
     CallError,
@@ -18,12 +19,12 @@ from feste.errors import (
     MissingKey,
     Rejected,
 )
-from feste.node import fill
+from feste.packing import fill
 from feste.scheduler.executor import Executor, Post, PyTask
 from feste.scheduler.loops import LoopThread
 from feste.scheduler.processes import ProcessPool
 from feste.scheduler.threads import Begun, ThreadPool, run_chunk
-from feste.scheduler.work import describe, result_of
+from feste.scheduler.work import context_of, describe, result_of
 
 __all__ = ["LocalExecutor"]
 
@@ -34,6 +35,25 @@ _ASYNC = 1000
 def _cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+class _Coroutines:
+    """How many async tasks may run at once: one more for each that awaits a run of its own.
+
+    :param post: where to report.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self.size = _ASYNC
+        self._post = post
+
+    def waiting(self, more: int) -> None:
+        """Hear that one of them begins to wait for a run (+1), or ends to (-1); on their loop.
+
+        :param more: +1 or -1.
+        """
+        self.size += more
+        self._post(("capacity", "async"))
 
 
 class LocalExecutor(Executor):
@@ -50,7 +70,8 @@ class LocalExecutor(Executor):
         self._post = post
         cores = _cores()
         self.requests = LoopThread("feste-requests", "backend")
-        self.tasks = LoopThread("feste-tasks", "pool")
+        self.coroutines = _Coroutines(post)
+        self.tasks = LoopThread("feste-tasks", "pool", places=self.coroutines)
         self.threads = ThreadPool(min(32, cores + 4), post)
         self.processes = ProcessPool(cores, post)
 
@@ -61,7 +82,7 @@ class LocalExecutor(Executor):
         """
         if where == "thread":
             return self.threads.size
-        return self.processes.size if where == "process" else _ASYNC
+        return self.processes.size if where == "process" else self.coroutines.size
 
     def call(self, where: str, chunk: list[PyTask]) -> None:
         """Run tasks one after the other.
@@ -100,8 +121,7 @@ class LocalExecutor(Executor):
         for task in chunk:
             begun = perf_counter()
             try:
-                context = task.run.context.copy()
-                ok, result = await loop.create_task(_outcome(task), context=context)
+                ok, result = await loop.create_task(_outcome(task), context=context_of(task))
             except asyncio.CancelledError as error:  # before it began
                 ok, result = False, describe(error)
             self._post(("done", task, ok, result, perf_counter() - begun))
@@ -134,12 +154,14 @@ class LocalExecutor(Executor):
             else:  # something inside the backend gave up
                 value = ConnectionLost(f"{call.name} of {request.plugin} cancelled itself")
         except BaseException as error:  # a plugin's own mistake: the call fails, the run goes on
-            told = describe(error)
+            # as text: what the exception holds may show the key
+            secrets = call.client.secrets
+            told = redact(str(describe(error).args[0]), *secrets)
             value = Rejected(
-                f"{call.name} of the backend {request.plugin} broke: {told.args[0]}",
-                billed="unknown",
+                f"{call.name} of the backend {request.plugin} broke: {told}", billed="unknown"
             )
-            value.__cause__ = error
+            trace = "".join(traceback.format_exception(error))
+            value.add_note(redact(trace, *secrets, limit=4000))
         self._post(("sent", handle, ok, value, perf_counter() - begun))
 
     def cancel(self, handle: int) -> None:

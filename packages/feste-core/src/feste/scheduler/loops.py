@@ -26,10 +26,18 @@ class LoopThread:
     :param name: of the thread.
     :param aside: the role of threads that run blocking functions for the loop.
     :param threads: how many of these may run at once.
+    :param places: hears of each coroutine that awaits a run, or None.
     """
 
-    def __init__(self, name: str, aside: blocking.Role = "", threads: int = 64) -> None:
+    def __init__(
+        self,
+        name: str,
+        aside: blocking.Role = "",
+        threads: int = 64,
+        places: blocking.Waits | None = None,
+    ) -> None:
         self.name = name
+        self._places = places
         self._aside = aside
         self._threads = threads
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -55,6 +63,8 @@ class LoopThread:
     def _run(self, loop: asyncio.AbstractEventLoop, ready: threading.Event) -> None:
         asyncio.set_event_loop(loop)
         loop.call_soon(ready.set)
+        if self._places is not None:
+            blocking.belong(self._places)
         with blocking.inside("loop"):
             while True:
                 try:

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from feste.context import Settings
@@ -47,6 +48,9 @@ STATES = {
 
 _names = itertools.count(1)
 
+#: The task that runs here: its run's name, its position, and the task around that run.
+around: ContextVar[tuple[str, int, Any] | None] = ContextVar("feste_around", default=None)
+
 
 class Run:
     """A program being run.
@@ -66,6 +70,7 @@ class Run:
         self.settings = settings
         self.executor = executor
         self.context = contextvars.copy_context()
+        self.around = around.get()
         self.on_error: str = settings["on_error"]
         self.keep: str = settings["keep"]
         self.observed = False
@@ -128,6 +133,17 @@ class Run:
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
+
+    def is_inside(self, run: Run, i: int) -> bool:
+        """Whether a task waits for this run: it was begun there, or in a run begun there.
+
+        :param run: the task's run.
+        :param i: its node's position.
+        """
+        task = self.around
+        while task is not None and task[:2] != (run.name, i):
+            task = task[2]
+        return task is not None
 
     def results(self) -> list[Any]:
         """Return a value or an error for each output."""

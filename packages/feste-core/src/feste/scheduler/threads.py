@@ -12,7 +12,7 @@ from typing import Any
 from feste import blocking
 from feste.scheduler.executor import Post, PyTask
 from feste.scheduler.growth import Emission
-from feste.scheduler.work import describe, evaluate, result_of
+from feste.scheduler.work import context_of, describe, evaluate, result_of
 
 __all__ = ["Begun", "ThreadPool", "run_chunk"]
 
@@ -167,8 +167,7 @@ def run_chunk(begun: Begun, post: Post) -> None:
             continue
         start = perf_counter()
         try:
-            copied = task.run.context.copy()
-            result = copied.run(evaluate, task.fn, task.args, task.kwargs, task.values)
+            result = context_of(task).run(evaluate, task.fn, task.args, task.kwargs, task.values)
             if task.stage == "run":
                 result = result_of(result)
             task.ok = type(result) is not Emission

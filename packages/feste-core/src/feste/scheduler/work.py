@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
 from types import TracebackType
 from typing import Any
 
 from feste.errors import FesteError, NodeError
-from feste.node import Deps, fill, holds_nodes, pack
+from feste.packing import Deps, fill, holds_nodes, pack
+from feste.scheduler.executor import PyTask
 from feste.scheduler.growth import Emission
+from feste.scheduler.run import around
 
-__all__ = ["describe", "evaluate", "result_of"]
+__all__ = ["context_of", "describe", "evaluate", "result_of"]
+
+
+def context_of(task: PyTask) -> Context:
+    """Return the context that a task runs in: its own copy of its run's, which knows the task.
+
+    :param task: the task.
+    """
+    run = task.run
+    copied = run.context.copy()
+    copied.run(around.set, (run.name, task.index, run.around))
+    return copied
 
 
 def evaluate(

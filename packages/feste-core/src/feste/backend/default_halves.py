@@ -1,0 +1,262 @@
+"""One method is an operation: the default halves, and a batched form made of a second method."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import inspect
+import traceback
+import types
+import typing
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from feste import errors
+from feste.backend.params import Params
+from feste.backend.request import Request, Response
+from feste.backend.secret import redact
+from feste.draw import Determinism
+from feste.errors import (
+    CallError,
+    CountMismatch,
+    FesteError,
+    MalformedResponse,
+    Rejected,
+)
+from feste.plain import plain
+
+if TYPE_CHECKING:
+    from feste.backend.base import Backend
+
+from feste.backend.operations import BatchRule, OnChunk, Operation, Outcome
+
+__all__ = ["operation"]
+
+R = TypeVar("R", covariant=True)
+
+
+class _Simple(Operation[R]):
+    """An operation whose one method is given the call's arguments and returns plain JSON."""
+
+    def __init__(self, method: Callable[..., Any], determinism: Determinism) -> None:
+        self.method = method
+        self.many: Callable[..., Any] | None = None
+        self._seen: dict[str, Any] = {}
+        super().__init__(
+            prepare=self._default_prepare,
+            send=self._default_send,
+            parse=lambda backend, response, arguments: response.payload,
+            determinism=determinism,
+            signature=method,
+        )
+        self.__wrapped__ = method
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if not self.name:  # the method of `@name.batch` is the same operation under another name
+            self.name = name
+
+    def batch(
+        self,
+        *,
+        max_items: int,
+        max_tokens: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Make a method that answers many calls at once the batched form of this operation.
+
+        The method takes the first parameter as a sequence and the others as they are, and returns
+        one value or exception a call, in order.
+
+        :param max_items: calls in one request, at most.
+        :param max_tokens: tokens in one request, at most, or None.
+        :param max_bytes: bytes of the request, at most, or None.
+        """
+
+        def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            self.many = method
+            item = self.names[0]
+            self.rule = BatchRule(
+                item=item,
+                field=item,
+                max_items=max_items,
+                max_tokens=max_tokens,
+                max_bytes=max_bytes,
+                pack=self._default_pack,
+                unpack=_default_unpack,
+            )
+            return method
+
+        return wrap
+
+    def _default_prepare(self, backend: Backend, *arguments: Any, **by_name: Any) -> Request:
+        body = {}
+        for name, argument in zip(self.names, (*arguments, *by_name.values()), strict=True):
+            if isinstance(argument, Params):
+                self._seen[name] = type(argument)
+                argument = argument.body()
+            body[name] = plain(argument, name)
+        return Request(
+            plugin=backend.plugin,
+            operation=self.name,
+            endpoint=backend.endpoint,
+            body=body,
+            client=backend.config(),
+            account=backend.account,
+        )
+
+    def _default_pack(self, backend: Backend, requests: Sequence[Request]) -> Request:
+        item = self.names[0]
+        first = requests[0]
+        body = {**first.body, item: [r.body[item] for r in requests]}
+        return dataclasses.replace(first, operation=f"{self.name}[]", body=body)
+
+    async def _default_send(
+        self, backend: Backend, request: Request, on_chunk: OnChunk | None
+    ) -> Response:
+        packed = request.operation.endswith("[]")
+        method = self.many if packed else self.method
+        assert method is not None
+        named = {name: self._revived(name, request.body[name]) for name in self.names}
+        # the batched form has a name of its own for the first one
+        first = [named.pop(name) for name in self.names[:1]]
+        broken = None
+        try:
+            if inspect.iscoroutinefunction(method):
+                value = await method(backend, *first, **named)
+            else:
+                value = await asyncio.to_thread(method, backend, *first, **named)
+        except CallError:
+            raise
+        except Exception as error:
+            broken = error
+        if broken is not None:  # raised out here: what shows a key must not be its context either
+            told = _call_error(broken, backend)
+            raise told from (None if _shows_a_key(broken, backend) else broken)
+        try:
+            return Response(_outcomes(value, backend) if packed else plain(value, "the reply"))
+        except FesteError as error:
+            raise MalformedResponse(f"{self.name} of {backend.plugin}: {error}") from None
+
+    def _revived(self, name: str, value: Any) -> Any:
+        kind = self._kinds.get(name) or self._seen.get(name)
+        if kind is None or not isinstance(value, dict):
+            return value
+        known = {f.name for f in dataclasses.fields(kind)}
+        extra = {key: value[key] for key in value if key not in known}
+        given = {key: value[key] for key in value if key in known}
+        return kind(**given, extra=extra) if extra else kind(**given)
+
+    @functools.cached_property
+    def _kinds(self) -> dict[str, Any]:
+        """The parameters that are records: their class is needed to make them from JSON again."""
+        try:
+            hints = typing.get_type_hints(self.method)
+        except NameError:  # an annotation that only a type checker can see
+            hints = {}
+        kinds: dict[str, Any] = {}
+        for p in self.parameters:
+            hint = hints.get(p.name, type(p.default))
+            union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+            for kind in typing.get_args(hint) if union else (hint,):
+                if isinstance(kind, type) and issubclass(kind, Params):
+                    kinds[p.name] = kind
+        return kinds
+
+
+def _call_error(error: Exception, backend: Backend) -> CallError:
+    """The error as one of a call, as text without keys."""
+    if isinstance(error, CallError):
+        return error
+    text = redact(f"{type(error).__name__}: {error}", *backend.secrets)
+    return Rejected(text, billed="unknown")
+
+
+def _shows_a_key(error: Exception, backend: Backend) -> bool:
+    """Whether a printed traceback of the error, with all that led to it, would show a key."""
+    said = str(error)
+    whole = "".join(traceback.format_exception(error))
+    keys = [secret.reveal() for secret in backend.secrets if secret.is_set]
+    return any(key in whole for key in keys) or redact(said, limit=len(said)) != said
+
+
+_FACTS = ("billed", "status", "code", "request_id", "retry_after")
+
+
+def _outcomes(values: Any, backend: Backend) -> list[dict[str, Any]]:
+    """Values and exceptions as JSON."""
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        raise MalformedResponse(f"it must return a list, not {type(values).__name__}")
+    outcomes: list[dict[str, Any]] = []
+    for i, value in enumerate(values):
+        if isinstance(value, Exception):
+            error = _call_error(value, backend)
+            kind = next(k for k in type(error).__mro__ if k.__module__ == errors.__name__)
+            facts = {name: getattr(error, name) for name in _FACTS}
+            text = str(error.args[0]) if error.args else type(error).__name__
+            outcomes.append({"error": kind.__name__, "message": text, "facts": facts})
+        else:
+            outcomes.append({"value": plain(value, f"the reply[{i}]")})
+    return outcomes
+
+
+def _default_unpack(backend: Backend, request: Request, response: Response) -> list[Outcome]:
+    outcomes = response.payload
+    if len(outcomes) != request.items:
+        raise CountMismatch(
+            f"{request.operation} of {backend.plugin} returned {len(outcomes)} values for "
+            f"{request.items} calls"
+        )
+    return [
+        getattr(errors, o["error"])(o["message"], **o["facts"])
+        if "error" in o
+        else Response(o["value"])
+        for o in outcomes
+    ]
+
+
+class _OperationMaker(typing.Protocol):
+    """What ``operation(...)`` with options is: a decorator, of async methods too."""
+
+    @overload
+    def __call__(self, method: Callable[..., Coroutine[Any, Any, R]], /) -> _Simple[R]: ...
+    @overload
+    def __call__(self, method: Callable[..., R], /) -> _Simple[R]: ...
+
+
+@overload
+def operation(method: Callable[..., Coroutine[Any, Any, R]], /) -> _Simple[R]: ...
+@overload
+def operation(method: Callable[..., R], /) -> _Simple[R]: ...
+@overload
+def operation(*, determinism: Determinism = Determinism.SAMPLE) -> _OperationMaker: ...
+def operation(
+    method: Callable[..., Any] | None = None,
+    /,
+    *,
+    determinism: Determinism = Determinism.SAMPLE,
+) -> Any:
+    """Make a method of a :class:`Backend` an operation, with default halves.
+
+    The method, sync or async, gets the arguments of a call by name as plain JSON (a
+    :class:`Params` record as itself) and returns plain JSON. A sync method runs in a thread.
+
+    :param method: the method, when used without parentheses.
+    :param determinism: the class of its calls.
+
+    >>> from feste.backend import Backend, operation
+    >>> class Shout(Backend):
+    ...     @operation
+    ...     async def complete(self, prompt: str) -> str:
+    ...         return prompt.upper()
+    ...     @complete.batch(max_items=96)
+    ...     async def complete_many(self, prompts: list[str]) -> list[str]:
+    ...         return [p.upper() for p in prompts]
+    >>> Shout().complete("hello").compute()
+    'HELLO'
+    """
+
+    def wrap(function: Callable[..., Any]) -> _Simple[Any]:
+        return _Simple(function, determinism)
+
+    return wrap if method is None else wrap(method)

@@ -1,0 +1,319 @@
+"""Packing: containers with nodes inside become plain data with slots, and are filled again.
+
+Lists, tuples, dicts, sets and dataclasses are searched for nodes, however deep; a :class:`Slot` stands
+for the value of each. What is packed is a snapshot: changing the container afterwards changes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from operator import is_
+from typing import Any, Final
+
+from feste.draw import Determinism
+from feste.errors import GraphError
+from feste.node import Lazy, Node
+
+__all__ = ["COLLECTION", "MAX_DEPTH", "Deps", "Nested", "Slot", "fill", "holds_nodes", "pack"]
+
+
+class Slot:
+    """The place of the value of ``deps[index]``."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"Slot({self.index})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_slot, (self.index,))
+
+    def __feste_fingerprint__(self) -> Any:
+        return {"slot": self.index}
+
+
+class Nested:
+    """A container that holds slots: ``build(parts)`` makes it once the parts are filled."""
+
+    __slots__ = ("build", "parts")
+
+    def __init__(self, build: Callable[[list[Any]], Any], parts: list[Any]) -> None:
+        self.build = build
+        self.parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Nested, (self.build, self.parts))
+
+    def __repr__(self) -> str:
+        return f"Nested({self.parts})"
+
+    def __feste_fingerprint__(self) -> Any:
+        build, kind = self.build, None
+        if isinstance(build, partial):
+            kind, build = build.args[0], build.func
+        return [build.__qualname__, kind if isinstance(kind, type) else type(kind), self.parts]
+
+
+_slots: dict[int, Slot] = {}
+
+
+def _slot(index: int) -> Slot:
+    slot = _slots.get(index)
+    return _slots.setdefault(index, Slot(index)) if slot is None else slot
+
+
+class Deps:
+    """Collects the nodes met while packing; each gets one slot, however often it occurs."""
+
+    __slots__ = ("index", "nodes")
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.index: dict[int, Slot] = {}
+
+    def slot(self, node: Node) -> Slot:
+        slot = self.index.get(id(node))
+        if slot is None:
+            slot = self.index[id(node)] = _slot(len(self.nodes))
+            self.nodes.append(node)
+        return slot
+
+
+#: Deeper nesting than this is taken for a container that contains itself.
+MAX_DEPTH = 200
+
+_Packer = Callable[[Any, Deps, int], Any]
+
+
+def pack(value: Any, deps: Deps, depth: int = 0) -> Any:
+    """Return a copy of a value in which slots stand for nodes.
+
+    Lists, tuples, dicts, sets, their subclasses and dataclasses are searched. What can be changed
+    of them is copied, so that the call keeps what it was given; any other object is kept as it is.
+
+    :param value: what the user gave.
+    :param deps: where the nodes go.
+    :param depth: how deep the value lies; leave it out.
+    :raises GraphError: if a container contains itself.
+
+    >>> pack([1, {"a": 2}], Deps())
+    [1, {'a': 2}]
+    """
+    kind = type(value)
+    packer = _packers.get(kind, _UNKNOWN)
+    if packer is _UNKNOWN:
+        packer = _packers[kind] = _packer_for(kind)
+    return value if packer is None else packer(value, deps, depth)
+
+
+def fill(packed: Any, values: Sequence[Any]) -> Any:
+    """Return the packed value with the values of the nodes in their slots.
+
+    :param packed: what :func:`pack` gave.
+    :param values: the values of the nodes, in the order of the collected deps.
+    """
+    kind = type(packed)
+    if kind is Slot:
+        return values[packed.index]
+    if kind is Nested:
+        return packed.build([fill(part, values) for part in packed.parts])
+    return packed
+
+
+def _parts(values: Iterable[Any], deps: Deps, depth: int) -> tuple[list[Any], bool]:
+    if depth >= MAX_DEPTH:
+        raise GraphError(
+            f"a cycle: a container is nested over {MAX_DEPTH} levels deep or contains itself; "
+            "give calls plain, finite data"
+        )
+    parts = [pack(v, deps, depth + 1) for v in values]
+    return parts, any(type(p) is Slot or type(p) is Nested for p in parts)
+
+
+def _pack_lazy(value: Lazy, deps: Deps, depth: int) -> Any:
+    return deps.slot(value._node)
+
+
+def _pack_mutable(value: Iterable[Any], deps: Deps, depth: int) -> Any:
+    parts, lazy = _parts(value, deps, depth)
+    build = type(value)
+    return Nested(build, parts) if lazy else build(parts)  # type: ignore[call-arg]
+
+
+def _pack_immutable(value: Any, deps: Deps, depth: int) -> Any:
+    parts, lazy = _parts(value, deps, depth)
+    if not lazy and all(map(is_, parts, value)):
+        return value
+    kind = type(value)
+    if kind is tuple or kind is frozenset:
+        build: Callable[[list[Any]], Any] = kind
+    elif hasattr(kind, "_make"):
+        build = kind._make  # a namedtuple
+    else:
+        build = partial(_build_immutable, value)
+    return Nested(build, parts) if lazy else build(parts)
+
+
+def _build_immutable(like: Any, parts: list[Any]) -> Any:
+    base: Any = tuple if isinstance(like, tuple) else frozenset
+    made = base.__new__(type(like), parts)
+    if hasattr(like, "__dict__"):
+        made.__dict__.update(like.__dict__)
+    return made
+
+
+def _pack_dict(value: dict[Any, Any], deps: Deps, depth: int) -> Any:
+    parts, lazy = _parts(itertools.chain.from_iterable(value.items()), deps, depth)
+    if not lazy:
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+    return Nested(_build_dict, parts)
+
+
+def _build_dict(parts: list[Any]) -> dict[Any, Any]:
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _pack_subclass(value: Any, deps: Deps, depth: int) -> Any:
+    """A list, dict, set of the user's own class."""
+    if isinstance(value, dict):
+        parts, lazy = _parts(itertools.chain.from_iterable(value.items()), deps, depth)
+    else:
+        parts, lazy = _parts(value, deps, depth)
+    try:
+        empty = copy.copy(value)
+        empty.clear()
+        build = partial(_build_subclass, empty)
+        return Nested(build, parts) if lazy else build(parts)
+    except Exception:  # one that cannot be changed need not be copied, either
+        if lazy:
+            raise
+        return value
+
+
+def _build_subclass(empty: Any, parts: list[Any]) -> Any:
+    made = copy.copy(empty)
+    if isinstance(made, list):
+        made.extend(parts)
+    elif isinstance(made, set):
+        made.update(parts)
+    else:
+        made.update(_build_dict(parts))
+    return made
+
+
+def _pack_dataclass(value: Any, deps: Deps, depth: int) -> Any:
+    names = tuple(f.name for f in dataclasses.fields(value) if hasattr(value, f.name))
+    given = [getattr(value, name) for name in names]
+    parts, lazy = _parts(given, deps, depth)
+    if not lazy:
+        unchanged = all(map(is_, parts, given))
+        return value if unchanged else _build_dataclass(value, names, parts)
+    empty = _build_dataclass(value, names, [None] * len(names))
+    return Nested(partial(_build_dataclass, empty, names), parts)
+
+
+def _build_dataclass(like: Any, names: tuple[str, ...], parts: list[Any]) -> Any:
+    made = copy.copy(like)
+    for name, part in zip(names, parts, strict=True):
+        object.__setattr__(made, name, part)
+    return made
+
+
+def _pack_collection(value: Any, deps: Deps, depth: int) -> Any:
+    """A Dask collection becomes a node of its own, computed by Dask before the run."""
+    return deps.slot(Node(COLLECTION, (value,)))
+
+
+class _Collection:
+    """The op of a Dask collection given to a call."""
+
+    name = "dask"
+    kind = "data"
+    identity = "dask collection"
+    emits = False
+    executor = "thread"
+    is_async = False
+
+    @staticmethod
+    def fn(collection: Any) -> Any:
+        """Return the value of a collection that was not known when its run began."""
+        import dask
+
+        return dask.compute(collection)[0]  # type: ignore[attr-defined, no-untyped-call]
+
+    def determinism(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Determinism:
+        return Determinism.EFFECT
+
+    def __reduce__(self) -> str:
+        return "COLLECTION"
+
+
+COLLECTION: Final = _Collection()
+
+
+class _Unknown:
+    pass
+
+
+_UNKNOWN: Any = _Unknown()
+_packers: dict[type, _Packer | None] = {
+    **dict.fromkeys((str, int, float, bool, type(None), bytes, complex, type), None),
+    list: _pack_mutable,
+    tuple: _pack_immutable,
+    set: _pack_mutable,
+    frozenset: _pack_immutable,
+    dict: _pack_dict,
+}
+
+
+def _packer_for(kind: type) -> _Packer | None:
+    if issubclass(kind, Lazy):
+        return _pack_lazy
+    if issubclass(kind, (tuple, frozenset)):
+        return _pack_immutable
+    if issubclass(kind, (list, dict, set)):
+        return _pack_subclass
+    if dataclasses.is_dataclass(kind):
+        return _pack_dataclass
+    if hasattr(kind, "__dask_graph__"):
+        return _pack_collection
+    return None
+
+
+def holds_nodes(value: Any) -> bool:
+    """Tell whether a result holds nodes, so that it is not a value yet.
+
+    :param value: what a task returned.
+
+    >>> holds_nodes([1, "two", {"three": 3}])
+    False
+    """
+    return _holds(value, 0)
+
+
+def _holds(value: Any, depth: int) -> bool:
+    kind = type(value)
+    packer = _packers.get(kind, _UNKNOWN)
+    if packer is _UNKNOWN:
+        packer = _packers[kind] = _packer_for(kind)
+    if packer is None:
+        return False
+    if packer is _pack_lazy:
+        return True
+    if packer is _pack_collection or depth >= MAX_DEPTH:
+        return False  # a task may well return a Dask collection, or an object that holds itself
+    parts: Iterable[Any]
+    if isinstance(value, dict):
+        parts = itertools.chain.from_iterable(value.items())
+    elif packer is _pack_dataclass:
+        parts = [getattr(value, f.name, None) for f in dataclasses.fields(value)]
+    else:
+        parts = value
+    return any(_holds(part, depth + 1) for part in parts)
