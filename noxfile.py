@@ -110,8 +110,9 @@ def tests(session: nox.Session) -> None:
     install(session, "--compile", *TEST, *TEST_MORE)  # many tests start interpreters
     install_model(session)
     documents = existing("packages/*/tests", "packages/*/README.md", "tests", "README.md", "docs")
+    # `python -m` puts this folder on the path, so that worker processes find the tests' own modules
     usual = ["--doctest-modules", "--pyargs", "feste", *documents]
-    session.run("pytest", *(session.posargs or usual))
+    session.run("python", "-m", "pytest", *(session.posargs or usual))
 
 
 @nox.session
@@ -123,7 +124,7 @@ def alone(session: nox.Session, package: str) -> None:
     if package == "feste-core":  # all of its tests are in `tests`; here the rooms that touch others
         rooms = ("compute", "plugins", "cli", "operations", "dask_protocol", "namespace", "prompt")
         own = existing(*(f"packages/feste-core/tests/test_{room}.py" for room in rooms))
-    session.run("pytest", *own, *session.posargs)
+    session.run("python", "-m", "pytest", *own, *session.posargs)
 
 
 @nox.session
@@ -133,7 +134,7 @@ def oldest(session: nox.Session) -> None:
     accepted = [line for project in projects for line in project["dependencies"]]
     pins = [re.sub(">=([0-9.]+).*", r"==\1", line) for line in accepted if "feste" not in line]
     install(session, "--compile", *TEST, *TEST_MORE, *pins)
-    session.run("pytest", *(session.posargs or existing("packages/*/tests")))
+    session.run("python", "-m", "pytest", *(session.posargs or existing("packages/*/tests")))
 
 
 @nox.session

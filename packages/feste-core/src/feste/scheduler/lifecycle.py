@@ -59,7 +59,9 @@ class Lifecycle:
             shared = self._shared_name(run, node)
             others = self.joined.setdefault(shared, [])
             if others and run.is_inside(*others[0]):
-                self.fail(run, i, GraphError(f"{node.key} waits for itself: its own task computes it"))
+                self.fail(
+                    run, i, GraphError(f"{node.key} waits for itself: its own task computes it")
+                )
                 return
             if others and others[0] != (run, i):  # another run is at it: wait for its answer
                 others.append((run, i))

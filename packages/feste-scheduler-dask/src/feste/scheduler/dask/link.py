@@ -57,6 +57,7 @@ class Link:
     def __init__(self, target: Any) -> None:
         self._cluster: OwnCluster | None = None
         self._owned = True
+        self._closed = False
         self._by_name = target in _NAMES or isinstance(target, type)
         given = _current() if self._by_name else target
         if isinstance(given, _dask.Client):
@@ -101,8 +102,8 @@ class Link:
 
     @property
     def closed(self) -> bool:
-        """Whether the client was closed, by whoever, or its cluster is gone."""
-        return self.client.status in ("closed", "closing")
+        """Whether this link or its client was closed, by whoever, or its cluster is gone."""
+        return self._closed or self.client.status in ("closed", "closing")
 
     @property
     def stale(self) -> bool:
@@ -114,6 +115,7 @@ class Link:
 
     def close(self) -> None:
         """Close what was made for this link."""
+        self._closed = True
         if self._cluster is not None:
             self._cluster.close()
         elif self._owned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
@@ -61,7 +62,10 @@ class Workers:
 
         :param chunk: a list with the task.
         """
-        self._queue.put(chunk)
+        if not self._link.closed:
+            self._queue.put(chunk)
+        elif chunk:
+            self._end(chunk, perf_counter(), False, lost(None))
 
     def abandon(self, chunk: Chunk) -> None:
         """Let Dask forget a task.
@@ -78,6 +82,9 @@ class Workers:
         self._thread.join(timeout=1.0)
         self._link.close()
         self._promises.give_up(lost(None))
+        with suppress(Empty):
+            while True:
+                self.run(self._queue.get_nowait() or [])
 
     def _serve(self) -> None:
         while True:
