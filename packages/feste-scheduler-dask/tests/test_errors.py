@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,6 @@ def test_results_that_do_not_travel(client: Any) -> None:
     @feste.task
     def make(x: int) -> Any:
         import threading
-        import time
 
         time.sleep(0.1)  # so that both workers make some
         return [x, threading.Lock()]
@@ -268,36 +266,3 @@ def test_a_task_that_kills_workers_fails(client: Any) -> None:
     assert "deadly" in str(lost)
     assert isinstance(poisoned, UpstreamFailed)
     assert fine == 3
-
-
-def test_a_stopped_run_leaves_nothing_behind(
-    client: Any, until: Callable[..., bool], tmp_path: Path
-) -> None:
-    """Tasks that had not begun when their run was given up are never run."""
-    import asyncio
-
-    log = tmp_path / "begun"
-
-    @feste.task
-    def slow(x: int) -> int:
-        with log.open("a") as file:
-            file.write("x")
-        time.sleep(1.0)
-        return x
-
-    async def give_up() -> None:
-        run = asyncio.create_task(feste.acompute([slow(i) for i in range(20)], scheduler=client))
-        while not log.exists():
-            await asyncio.sleep(0.01)
-        run.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await run
-
-    asyncio.run(give_up())
-
-    def tasks() -> Any:
-        return client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks))
-
-    assert until(lambda: not tasks())
-    assert until(lambda: not any(client.processing().values()))
-    assert len(log.read_text()) <= 4

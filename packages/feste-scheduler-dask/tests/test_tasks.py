@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -211,25 +210,6 @@ def test_annotations_of_dask_hold(client: Any) -> None:
         with dask.annotate(workers=[address]):
             pids = feste.compute([where(i) for i in range(4)], scheduler=client)[0]
         assert set(pids) == {pid}
-
-
-def test_dask_forgets_what_nobody_needs(client: Any, until: Callable[..., bool]) -> None:
-    """After a run the cluster holds none of its results, failed and unused ones neither."""
-
-    @feste.task
-    def number(x: int) -> int:
-        return x + 1
-
-    @feste.task
-    def broken(x: int) -> int:
-        raise ValueError(x)
-
-    def held() -> Any:
-        return client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks))
-
-    nodes = [number(number(i)) for i in range(5)] + [broken(1), number(broken(2))]
-    feste.compute(nodes, scheduler=client, on_error="return", keep="all")
-    assert until(lambda: not held())
 
 
 def test_nodes_keep_values_not_references(client: Any) -> None:

@@ -7,14 +7,14 @@ methods or an eager call, calls back into this package and no other.
 
 from feste._compute.eager import run_eager
 from feste._compute.front import acompute, acompute_one, compute, explain
-from feste._compute.lowered import (
+from feste._compute.steps import last_report
+from feste._compute.through_dask import (
     lowered,
     optimize_lowered,
     persisted,
     run_lowered,
     run_lowered_batch,
 )
-from feste._compute.steps import last_report
 from feste.report.drawing import draw, visualize
 
 __all__ = [
