@@ -6,6 +6,7 @@ simulated provider on loopback.
 """
 
 import functools
+import importlib.util
 import os
 import socket
 from contextlib import suppress
@@ -27,11 +28,21 @@ def provider() -> Any:
     """The simulated provider that the documents talk to; it ends with this process."""
     from feste.testing import SimServer
 
-    return SimServer(WIRES).start()
+    return SimServer([wire for wire in WIRES if installed(wire.partition(":")[0])]).start()
+
+
+def installed(module: str) -> bool:
+    """Tell whether a module is there: some sessions have one backend only, or none."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def enter_document(namespace: dict[str, Any]) -> None:
     """Point clients of providers to the simulated one."""
+    if not any(installed(wire.partition(":")[0]) for wire in WIRES):
+        return
     url = provider().url
     os.environ.update(OPENAI_BASE_URL=f"{url}/v1", CO_API_URL=url)
 

