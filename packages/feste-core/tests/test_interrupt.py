@@ -28,7 +28,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POS
 
 PRELUDE = """
 import asyncio, os, sys, threading, time
+import signal
 import feste, feste._compute
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from feste.backend import Backend, Limits, operation
 from feste.errors import RunInterrupted
 from feste.scheduler.driver import driver
