@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask
+import distributed
 import pytest
 
 import feste
@@ -248,7 +253,7 @@ def test_a_lost_worker_is_made_up_for(client: Any, tmp_path: Path) -> None:
 
 
 def test_a_task_that_kills_workers_fails(client: Any) -> None:
-    """A task that killed more workers than Dask allows is lost; what does not need it is done."""
+    """A task that killed more workers than Dask allows is lost, and those that need it."""
 
     @feste.task
     def deadly(x: int) -> int:
@@ -266,3 +271,40 @@ def test_a_task_that_kills_workers_fails(client: Any) -> None:
     assert "deadly" in str(lost)
     assert isinstance(poisoned, UpstreamFailed)
     assert fine == 3
+
+
+def test_who_waits_beside_a_killer_is_not_lost_with_it() -> None:
+    """Dask blames a worker's death on all tasks it was given; those that only waited are run again."""
+
+    @feste.task
+    def deadly(x: int) -> int:
+        time.sleep(0.5)  # so that others are given to the same worker
+        os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    @feste.task
+    def plus(x: int, y: int) -> int:
+        return x + y
+
+    with one_worker() as client:
+        lost, *fine = errors(client, deadly(1), *[plus(i, 1) for i in range(4)])
+        assert isinstance(lost, WorkerLost)
+        assert fine == [1, 2, 3, 4]
+
+
+@contextmanager
+def one_worker() -> Iterator[Any]:
+    """A client of a cluster with one worker process of one thread, which may not die twice."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client

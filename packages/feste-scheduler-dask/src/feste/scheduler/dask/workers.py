@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -53,6 +54,7 @@ class Workers:
         self.fetcher = Fetcher(self._client, self._promises)
         self._backends: WeakKeyDictionary[Run, dict[Hashable, Backend]] = WeakKeyDictionary()
         self._futures: dict[int, Any] = {}
+        self._alone = asyncio.Lock()
         self._queue: SimpleQueue[Chunk | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="feste-dask", daemon=True)
         self._thread.start()
@@ -72,7 +74,7 @@ class Workers:
 
         :param chunk: any list of tasks; one that is not here is not heeded.
         """
-        future = self._futures.get(id(chunk))
+        future = self._futures.pop(id(chunk), None)
         if future is not None:
             self.fetcher.on_loop(self._client.cancel([future], asynchronous=True))
 
@@ -123,7 +125,7 @@ class Workers:
             # in the user's context, for dask.annotate() and the like
             future = task.run.context.copy().run(self._submit, task)
             self._futures[id(chunk)] = future
-            if self.fetcher.on_loop(self._watch(task, future, number, end)):
+            if self.fetcher.on_loop(self._watch(chunk, future, number, end)):
                 return
         except Exception as error:  # the objects of others do not pickle, or Dask refuses
             refused = describe(error)
@@ -147,9 +149,12 @@ class Workers:
         key = f"{node.op.name}-{uuid4().hex}"
         return self._client.submit(work, data, *futures, key=key, pure=False)
 
-    async def _watch(self, task: PyTask, future: Any, number: int, end: End) -> None:
+    async def _watch(self, chunk: Chunk, future: Any, number: int, end: End) -> None:
         """Report when a task has ended on its worker."""
+        (task,) = chunk
         error: BaseException | None = await future.exception(asynchronous=True)
+        if isinstance(error, KilledWorker):
+            future, error = await self._run_alone(chunk, future, error)
         if not self._promises.keep(number):
             return
         ref = Ref(future)
@@ -159,6 +164,23 @@ class Workers:
             end(True, ref)
         else:  # nodes or an error: small, and needed here
             self.fetcher.bring([ref], lambda: self._sort(task, ref, end))
+
+    async def _run_alone(self, chunk: Chunk, future: Any, error: KilledWorker) -> tuple[Any, Any]:
+        """Run a suspect once more, one suspect at a time; return its last future and error.
+
+        Dask blames the death of a worker on every task that was assigned to it. One that only
+        waited there beside the guilty one ends well when it is tried without it.
+        """
+        (task,) = chunk
+        async with self._alone:
+            if id(chunk) not in self._futures:  # abandoned meanwhile
+                return future, error
+            try:
+                future = task.run.context.copy().run(self._submit, task)
+            except Exception:  # the client is closing
+                return future, error
+            self._futures[id(chunk)] = future
+            return future, await future.exception(asynchronous=True)
 
     def _sort(self, task: PyTask, ref: Ref, end: End) -> None:
         if type(ref.outcome) is not Emitted:  # a value, where Dask did not tell its class
