@@ -18,9 +18,9 @@ import feste
 from feste.backend import Backend, Limits, Request, operation
 from feste.draw import Draw
 from feste.errors import InvalidRequest, NodeError, RunFailed
+from feste.scheduler import LocalExecutor, Reporter
 from feste.scheduler.choice import choose
 from feste.scheduler.driver import driver
-from feste.scheduler.local import LocalExecutor
 from feste.testing import FakeBackend
 
 LONG = 30.0
@@ -339,7 +339,7 @@ def test_a_request_cancelled_before_its_first_step_is_reported() -> None:
     """Sending and giving up may reach the loop together: the place at the gate comes back."""
     told: list[tuple[Any, ...]] = []
     executor = LocalExecutor()
-    executor.start(told.append)
+    executor.start(Reporter(told.append, executor))
     llm = Held()
     loop_is_held, let_go = threading.Event(), threading.Event()
 
@@ -357,7 +357,7 @@ def test_a_request_cancelled_before_its_first_step_is_reported() -> None:
         let_go.set()
 
         assert until(lambda: told)
-        assert [report[:3] for report in told] == [("sent", 1, False)]
+        assert [report[:4] for report in told] == [("sent", executor, 1, False)]
         assert type(told[0][3]).__name__ == "Interrupted"
     finally:
         let_go.set()

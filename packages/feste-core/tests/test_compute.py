@@ -129,7 +129,7 @@ def test_a_paid_answer_stays_with_its_node() -> None:
 
     assert loud.compute() == loud.compute()
     assert (len(llm.requests), len(runs)) == (1, 2)
-    assert feste.last_report().states == {"replayed": 1, "done": 1}  # type: ignore[union-attr]
+    assert feste.last_report().states == {"kept": 1, "done": 1}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("keep", "requests", "runs"), [("all", 1, 1), ("none", 2, 2)])

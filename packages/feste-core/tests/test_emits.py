@@ -192,7 +192,7 @@ def test_emitted_answers_are_paid_answers() -> None:
     first = node.compute()
 
     assert node.compute() == first and len(llm.requests) == 2
-    assert feste.last_report().states == {"replayed": 1}  # type: ignore[union-attr]
+    assert feste.last_report().states == {"kept": 1}  # type: ignore[union-attr]
 
 
 # --- nodes that are known already ----------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_what_needs_a_joined_node_goes_on_from_its_value(llm: Held) -> None:
     thread.join(LONG)
 
     assert runs.end() == [("hello 0",)]
-    assert reports[0].states == {"replayed": 1, "done": 1}
+    assert reports[0].states == {"shared": 1, "done": 1}
     assert reports[0].requests == []
 
 

@@ -120,13 +120,13 @@ def test_events_say_what_happened() -> None:
         feste.compute(paid, bad, needs, increment(1), on_error="return")
 
     told = {event.key: event for event in ear.of(NodeFinished)}
-    assert {key: event.state for key, event in told.items()}[paid.key] == "replayed"
+    assert {key: event.state for key, event in told.items()}[paid.key] == "kept"
     assert (told[bad.key].state, told[bad.key].kind, told[bad.key].op) == ("failed", "call", "chat")
     assert "refused" in told[bad.key].error and "test_observers.py:" in told[bad.key].origin
     assert told[needs.key].state == "skipped" and bad.key in told[needs.key].error
     (begun,), (ended,) = ear.of(RunStarted), ear.of(RunFinished)
     assert (begun.nodes, begun.calls) == (4, 2)
-    assert ended.states == {"done": 1, "failed": 1, "skipped": 1, "replayed": 1}
+    assert ended.states == {"done": 1, "failed": 1, "skipped": 1, "kept": 1}
     assert (ended.requests, ended.cancelled) == (1, False)
     assert all(0 <= event.ready <= event.at for event in told.values())
 

@@ -196,18 +196,55 @@ def test_parameters_arrive_as_the_record_that_was_given() -> None:
     assert [type(p) for p in seen] == [EchoParams] * 3 + [type(None), Sub]
 
 
-def test_a_local_class_of_parameters_is_found() -> None:
-    """Annotations that cannot be resolved, as inside a function, are no obstacle."""
+def test_a_local_class_of_parameters_needs_a_default() -> None:
+    """A record is made again of JSON: its class is that of the annotation, else of the default."""
 
     class Local(Params):
         size: int | None = None
 
     class Backend_(Backend):
         @operation
-        def one(self, prompt: str, params: Local) -> str:
+        def one(self, prompt: str, params: Local = Local()) -> str:
             return f"{type(params).__name__} {params.size}"
 
+        @operation
+        def lost(self, prompt: str, params: Local) -> str:
+            return "never"
+
     assert Backend_().one("a", Local(size=3)).compute() == "Local 3"
+    with (
+        context.set(eager=True),
+        pytest.raises(ParameterError, match=r"write params: Local = Local"),
+    ):
+        Backend_().lost("a", Local(size=3))
+
+
+def test_a_parameter_that_is_none_stays_none() -> None:
+    """None means "not sent", whatever the default of the record is."""
+
+    class Warm(Params):
+        temperature: float | None = 0.7
+
+    class Backend_(Backend):
+        @operation
+        def one(self, prompt: str, params: Warm = Warm()) -> str:
+            return repr(params.temperature)
+
+    one = Backend_().one
+    assert feste.compute(one("a"), one("a", Warm(temperature=None))) == ("0.7", "None")
+
+
+def test_a_new_optional_parameter_makes_no_new_draw() -> None:
+    """What is not sent decides nothing: stored draws outlive an upgrade that adds parameters."""
+    old: Any = type("P", (Params,), {"__annotations__": {"a": "int | None"}, "a": None})
+    new: Any = type(
+        "P",
+        (Params,),
+        {"__annotations__": {"a": "int | None", "b": "int | None"}, "a": None, "b": None},
+    )
+
+    assert old(a=1).__feste_fingerprint__() == new(a=1).__feste_fingerprint__()
+    assert old(a=1).__feste_fingerprint__() != new(a=1, b=2).__feste_fingerprint__()
 
 
 def test_sync_methods_run_side_by_side() -> None:

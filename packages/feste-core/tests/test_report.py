@@ -52,7 +52,7 @@ def test_the_states_add_up_to_the_nodes() -> None:
     """Every node of the run, emitted ones too, ended in exactly one state."""
     report = failing_run()
 
-    assert report.states == {"replayed": 1, "done": 4, "failed": 1, "skipped": 3}
+    assert report.states == {"kept": 1, "done": 4, "failed": 1, "skipped": 3}
     assert sum(report.states.values()) == report.nodes == 9
 
 
@@ -231,7 +231,7 @@ def test_the_text_says_what_happened_in_a_few_lines() -> None:
     lines = str(report).splitlines()
 
     assert lines[0].startswith(f"{report.run}: 9 nodes, 2 calls answered by 3 requests in ")
-    assert lines[1].strip() == "4 done, 1 failed, 3 skipped, 1 replayed"
+    assert lines[1].strip() == "4 done, 1 kept, 1 failed, 3 skipped"
     assert any(line.split()[:2] == ["fake.chat", "report-states"] for line in lines)
     assert "errors:" in lines and "it is bad" in lines[-1]
 

@@ -20,6 +20,7 @@ import pytest
 
 import feste
 from feste.errors import ConfigError, FesteWarning, RunFailed, UnknownName, WorkerLost
+from feste.scheduler import Reporter
 from feste.scheduler.dask import DaskExecutor
 from feste.testing import FakeBackend
 
@@ -290,7 +291,7 @@ def test_a_cluster_of_its_own_goes_with_its_hands(until: Callable[..., bool]) ->
     """Where there is no client, hands start worker processes, and close() ends them all."""
     executor = DaskExecutor("dask")
     reports: list[Any] = []
-    executor.start(reports.append)
+    executor.start(Reporter(reports.append, executor))
     client = executor._link.client
     pids = {*client.run(os.getpid).values(), *client.run(os.getppid).values()}
     assert os.getpid() not in pids

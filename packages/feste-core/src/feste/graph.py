@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import graphlib
 import hashlib
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from feste import draw
 from feste.errors import GraphError
-from feste.node import PENDING, Node, process_name, travelled, travels
+from feste.lowering import Lowered, LoweredBatch, unwrap
+from feste.node import PENDING, Node
 from feste.packing import Deps, fill, pack
 
-__all__ = ["Batch", "FesteGraph", "Lowered", "draw_lowered", "lower"]
+__all__ = ["Batch", "FesteGraph"]
 
 Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
 
@@ -32,17 +31,24 @@ class Batch:
 
     :param members: their keys, in order. A request holds as many as its limits allow, so a batch
         may become several.
-    :param group: a text that is equal for calls that may share a request.
     """
 
     members: tuple[str, ...]
-    group: str = ""
     key: str = field(init=False)
     """The batch's own key in a lowered graph: Dask may merge graphs that were batched apart."""
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(" ".join(self.members).encode(), digest_size=4).hexdigest()
-        object.__setattr__(self, "key", f"batch-{self.members[0]}-{digest}")
+        first = self.members[0] if self.members else ""
+        object.__setattr__(self, "key", f"batch-{first}-{digest}")
+
+    def within(self, keys: Container[str]) -> Batch:
+        """Return the batch without members that are gone; itself if all are there.
+
+        :param keys: the keys that are there.
+        """
+        left = tuple(m for m in self.members if m in keys)
+        return self if len(left) == len(self.members) else Batch(left)
 
 
 class FesteGraph(Mapping[str, Any]):
@@ -107,7 +113,7 @@ class FesteGraph(Mapping[str, Any]):
         """Return the graph that some nodes need, and give the new ones their draws.
 
         :param roots: the wanted nodes.
-        :param scope: as for :meth:`collect`; None leaves the draws to :func:`draw_lowered`.
+        :param scope: as for :meth:`collect`; None leaves them without.
         """
         found: dict[int, Node] = {}
         stack = list(roots)
@@ -196,6 +202,25 @@ class FesteGraph(Mapping[str, Any]):
 
     # --- rewriting it: each returns a new graph ---------------------------------------------------
 
+    def replace(
+        self,
+        *,
+        nodes: Mapping[str, Node] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        batches: Iterable[Batch] | None = None,
+    ) -> FesteGraph:
+        """Return the graph with some of its parts replaced; a batch loses members that are gone.
+
+        :param nodes: all nodes by key, or None to keep them; likewise the others.
+        :param aliases: all keys that stand for another key.
+        :param batches: all calls that will share requests.
+        """
+        nodes = self.nodes if nodes is None else nodes
+        kept = self.batches if batches is None else tuple(batches)
+        if kept and nodes is not self.nodes:
+            kept = tuple(b for b in (b.within(nodes) for b in kept) if b.members)
+        return FesteGraph(nodes, self.outputs, self.aliases if aliases is None else aliases, kept)
+
     def cull(self) -> FesteGraph:
         """Return the graph without nodes that no output needs."""
         needed: set[str] = set()
@@ -209,9 +234,7 @@ class FesteGraph(Mapping[str, Any]):
             return self
         nodes = {key: node for key, node in self.nodes.items() if key in needed}
         aliases = {key: kept for key, kept in self.aliases.items() if self.resolve(key) in needed}
-        left = [(tuple(m for m in b.members if m in needed), b.group) for b in self.batches]
-        batches = [Batch(members, group) for members, group in left if members]
-        return FesteGraph(nodes, self.outputs, aliases, batches)
+        return self.replace(nodes=nodes, aliases=aliases)
 
     def merged(self, pairs: Mapping[str, str]) -> FesteGraph:
         """Return the graph with nodes replaced by others.
@@ -228,23 +251,21 @@ class FesteGraph(Mapping[str, Any]):
                 kept = aliases[kept]
             if kept not in nodes:
                 raise GraphError(f"{key} cannot be merged into {pairs[key]}, which is not there")
-        return FesteGraph(nodes, self.outputs, aliases, self.batches)
+        return self.replace(nodes=nodes, aliases=aliases)
 
     def with_nodes(self, nodes: Iterable[Node]) -> FesteGraph:
         """Return the graph with nodes added, or replaced where the key is there already.
 
         :param nodes: the nodes.
         """
-        return FesteGraph(
-            {**self.nodes, **{n.key: n for n in nodes}}, self.outputs, self.aliases, self.batches
-        )
+        return self.replace(nodes={**self.nodes, **{n.key: n for n in nodes}})
 
     def with_batches(self, batches: Iterable[Batch]) -> FesteGraph:
         """Return the graph with calls that will share requests.
 
         :param batches: all batches; those of before are dropped unless they are among them.
         """
-        return FesteGraph(self.nodes, self.outputs, self.aliases, batches)
+        return self.replace(batches=batches)
 
     # --- towards Dask -----------------------------------------------------------------------------
 
@@ -267,7 +288,7 @@ class FesteGraph(Mapping[str, Any]):
             return Alias(key, self.resolve(key))
         batch, position = self._batched.get(key, (None, -1))
         if batch is not None and position >= 0:
-            return Task(key, _unwrap, TaskRef(batch.key), position)
+            return Task(key, unwrap, TaskRef(batch.key), position)
         if batch is not None:
             members = [self.nodes[m] for m in batch.members]
             needs = [self.dependencies(m) for m in batch.members]
@@ -294,142 +315,3 @@ class FesteGraph(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<FesteGraph of {len(self.nodes)} nodes, {len(self.outputs)} outputs>"
-
-
-_lock = threading.Lock()
-_without_draws: weakref.WeakSet[Node] = weakref.WeakSet()
-_merged: weakref.WeakKeyDictionary[Node, weakref.WeakSet[Node]] = weakref.WeakKeyDictionary()
-
-
-def lower(roots: Sequence[Node]) -> FesteGraph:
-    """Return the graph of some nodes for Dask, which asks for one collection after the other.
-
-    Their draws are counted when the first of them is optimized or run: together, in the order in
-    which the nodes were made, as if all had been collected at once.
-
-    :param roots: the wanted nodes.
-    """
-    graph = FesteGraph.of(roots, scope=None)
-    with _lock:
-        _without_draws.update(n for n in graph.nodes.values() if n.draw is None)
-    return graph
-
-
-def draw_lowered() -> None:
-    """Give all nodes that were lowered and have no draws yet their draws."""
-    if _without_draws:
-        with _lock:
-            nodes = list(_without_draws)
-            _without_draws.clear()
-            draw.assign(nodes)
-
-
-class Lowered:
-    """What a Dask task of the graph calls: the node's op on the values of its inputs.
-
-    A paid call runs through the gate, retry and journal of the process that made the graph; in any
-    other process it raises :class:`~feste.errors.UngatedCall`.
-
-    :param node: the node.
-    :param process: the name of the process that made the graph; empty for this one.
-    :param is_whole: whether the node knows its inputs: not where it was sent to.
-    """
-
-    __slots__ = ("is_whole", "node", "own", "process")
-
-    def __init__(self, node: Node, process: str = "", is_whole: bool = True) -> None:
-        self.node = node
-        self.process = process or process_name()
-        self.is_whole = is_whole
-        #: The user's node, where a pass has put another in its place.
-        self.own = node
-
-    @property
-    def __name__(self) -> str:
-        return self.node.op.name
-
-    @property
-    def keepers(self) -> tuple[Node, ...]:
-        """The user's nodes that learn the value of a paid call: its own first, those merged into it."""
-        return (self.own, *_merged.get(self.own, ()))
-
-    def belongs_to(self, own: Node, *merged: Node) -> None:
-        """Say for which of the user's nodes this stands; also wherever else they are lowered.
-
-        :param own: the user's node of the same key.
-        :param merged: those that an optimization has merged into it.
-        """
-        self.own = own
-        if merged:
-            _merged.setdefault(own, weakref.WeakSet()).update(merged)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this is the process that made the graph."""
-        return self.process == process_name()
-
-    def __call__(self, *values: Any) -> Any:
-        from feste import _compute
-
-        return _compute.run_lowered(self, values)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        draw_lowered()
-        n, drawn = self.node, self.own.draw
-        if self.is_here:
-            travels(self.own)
-        # without its inputs: Dask hands their values over
-        return (_lowered, (n.op, n.args, dict(n.kwargs), n.where, n.key, drawn, self.process))
-
-    def __repr__(self) -> str:
-        return f"<{self.node.op.name}>"
-
-
-def _lowered(
-    op: Any,
-    args: Any,
-    kwargs: Any,
-    where: str,
-    key: str,
-    drawn: Any,
-    process: str,
-) -> Lowered:
-    known = travelled(key) if process == process_name() else None
-    if known is not None:
-        return Lowered(known, process)
-    node = Node(op, args, kwargs, (), where)
-    node._key, node.draw = key, drawn
-    return Lowered(node, process, is_whole=False)
-
-
-class LoweredBatch:
-    """What the Dask task of a batch calls: one outcome for each member.
-
-    :param members: the members, lowered.
-    :param counts: how many of the values belong to each.
-    """
-
-    __slots__ = ("counts", "members")
-
-    def __init__(self, members: list[Lowered], counts: list[int]) -> None:
-        self.members = members
-        self.counts = counts
-
-    @property
-    def __name__(self) -> str:
-        return f"batch-{self.members[0].node.op.name}"
-
-    def __call__(self, *values: Any) -> list[Any]:
-        from feste import _compute
-
-        return _compute.run_lowered_batch(self, values)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (LoweredBatch, (self.members, self.counts))
-
-
-def _unwrap(outcomes: list[Any], index: int) -> Any:
-    outcome = outcomes[index]
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome

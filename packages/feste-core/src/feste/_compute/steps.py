@@ -15,7 +15,8 @@ from feste.errors import (
     RunFailed,
     RunInterrupted,
 )
-from feste.graph import FesteGraph, Lowered, LoweredBatch
+from feste.graph import FesteGraph
+from feste.lowering import Lowered, LoweredBatch
 from feste.node import PENDING, Node
 from feste.optimization import Optimizer, Plan
 from feste.packing import COLLECTION
@@ -125,7 +126,9 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         run.finished.wait(0.5)
     report = reported(run)
     partial = repack(run.results())
-    done = sum(count for state, count in report.states.items() if state in ("done", "replayed"))
+    done = sum(
+        count for state, count in report.states.items() if state in ("done", "kept", "shared")
+    )
     raise RunInterrupted(
         f"interrupted after {done:,} of {report.nodes:,} nodes; what was finished is in .partial",
         partial=partial,
@@ -170,7 +173,7 @@ def by_another(
     _last_report.set(None)  # this run has none, and the one before would be taken for it
     try:
         if isinstance(hands, Scheduler):
-            values = hands.run(plan.graph, keys)
+            values = hands.run(plan.graph, keys, settings)
         else:
             values = hands(for_dask(plan), keys)
     except FesteError as error:

@@ -19,7 +19,8 @@ from feste.errors import (
     UngatedCall,
     UpstreamFailed,
 )
-from feste.graph import FesteGraph, Lowered, LoweredBatch, draw_lowered, lower
+from feste.graph import FesteGraph
+from feste.lowering import Lowered, LoweredBatch, draw_lowered, note_lowered
 from feste.node import PENDING, Node
 from feste.packing import fill, holds_nodes
 from feste.scheduler.choice import choose
@@ -60,6 +61,19 @@ def optimize_lowered(dsk: Any, keys: Any) -> Any:
         return dsk
     others = {key: task for key, task in tasks.items() if key not in ours}
     return {**others, **for_dask(planned(lower(roots), context.settings()))}
+
+
+def lower(roots: Sequence[Node]) -> FesteGraph:
+    """Return the graph of some nodes for Dask, which asks for one collection after the other.
+
+    Their draws are counted when the first of them is optimized or run: together, in the order in
+    which the nodes were made, as if all had been collected at once.
+
+    :param roots: the wanted nodes.
+    """
+    graph = FesteGraph.of(roots, scope=None)
+    note_lowered(graph.nodes.values())
+    return graph
 
 
 def persisted(dsk: Any, node: Node, *, rename: Any = None) -> FesteDelayed[Any]:

@@ -3,15 +3,17 @@
 from pkgutil import extend_path
 
 from feste.backend.base import Backend, create
+from feste.backend.clients import PerLoop
 from feste.backend.default_halves import operation
 from feste.backend.limits import Limits
-from feste.backend.operations import BatchRule, Call, Operation
+from feste.backend.operations import BatchRule, Call, OnChunk, Operation, Outcome
 from feste.backend.params import Params
 from feste.backend.reply import Message, Reply
-from feste.backend.request import Request, Response, Usage
+from feste.backend.request import Request, Response, Usage, canonical
 from feste.backend.secret import Secret, redact
 from feste.backend.statuses import error_for_status, retry_after
 from feste.draw import Determinism
+from feste.plain import plain
 
 __path__ = extend_path(__path__, __name__)
 
@@ -22,16 +24,21 @@ __all__ = [
     "Determinism",
     "Limits",
     "Message",
+    "OnChunk",
     "Operation",
+    "Outcome",
     "Params",
+    "PerLoop",
     "Reply",
     "Request",
     "Response",
     "Secret",
     "Usage",
+    "canonical",
     "create",
     "error_for_status",
     "operation",
+    "plain",
     "redact",
     "retry_after",
 ]

@@ -66,9 +66,9 @@ class Backend:
         return (*given, *(h for h in self._hidden if isinstance(h, Secret)))
 
     def config(self) -> Mapping[str, Any]:
-        """Return what makes an equal client: keyword arguments as plain JSON, keys by name.
+        """Return the client's configuration as plain JSON, for records; API keys by name.
 
-        The default is what the constructor was given.
+        The default is what the constructor was given, less what is None.
         """
         return {name: _shown(name, value) for name, value in self._named().items()}
 
@@ -77,7 +77,12 @@ class Backend:
         """What decides the answers of this client, as text: endpoint, account, configuration."""
         cached: str | None = self.__dict__.get("_identity")
         if cached is None:
-            config = {k: v for k, v in self.config().items() if k not in _NOT_IDENTITY}
+            # neither a new optional argument nor a key's new name makes another client
+            config = {
+                name: value
+                for name, value in self.config().items()
+                if name not in _NOT_IDENTITY and value is not None and not _SECRET.search(name)
+            }
             text = json.dumps(config, sort_keys=True, default=repr)
             cached = f"{self.plugin}<{self.endpoint} {self.account} {text}>"
             self.__dict__["_identity"] = cached
@@ -90,7 +95,7 @@ class Backend:
 
     @property
     def _hidden(self) -> tuple[Hashable, ...]:
-        """What of the configuration does not show in it, but tells clients apart."""
+        """What :meth:`config` hides but makes clients different: literal keys, objects."""
         cached: tuple[Hashable, ...] | None = self.__dict__.get("_hides")
         if cached is None:
             hidden: list[Hashable] = []
@@ -133,7 +138,11 @@ class Backend:
         return (_rebuild, (type(self), *self._given))
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{k}={v!r}" for k, v in self.config().items() if v is not None)
+        config = {k: v for k, v in self.config().items() if v is not None}
+        for name, value in config.items():
+            if isinstance(value, Mapping) and value.keys() == {"env"}:
+                config[name] = Secret(value["env"])
+        shown = ", ".join(f"{k}={v!r}" for k, v in config.items())
         return f"{type(self).__name__}({shown})"
 
 
@@ -166,6 +175,8 @@ def _shown(name: str, value: Any, hidden: list[Hashable] | None = None) -> Any:
         return value
     if not isinstance(value, (Secret, Limits)):
         hidden.append(id(value))  # it lives as long as the client that was given it
+    if isinstance(value, Secret):
+        return value.to_json()
     shown = repr(value)
     return f"<{type(value).__qualname__}>" if " at 0x" in shown else shown
 

@@ -22,6 +22,7 @@ from feste.errors import (
     CountMismatch,
     FesteError,
     MalformedResponse,
+    ParameterError,
     Rejected,
 )
 from feste.plain import plain
@@ -42,7 +43,6 @@ class _Simple(Operation[R]):
     def __init__(self, method: Callable[..., Any], determinism: Determinism) -> None:
         self.method = method
         self.many: Callable[..., Any] | None = None
-        self._seen: dict[str, Any] = {}
         super().__init__(
             prepare=self._default_prepare,
             send=self._default_send,
@@ -93,7 +93,7 @@ class _Simple(Operation[R]):
         body = {}
         for name, argument in zip(self.names, (*arguments, *by_name.values()), strict=True):
             if isinstance(argument, Params):
-                self._seen[name] = type(argument)
+                self._check_kind(name, type(argument))
                 argument = argument.body()
             body[name] = plain(argument, name)
         return Request(
@@ -109,13 +109,12 @@ class _Simple(Operation[R]):
         item = self.names[0]
         first = requests[0]
         body = {**first.body, item: [r.body[item] for r in requests]}
-        return dataclasses.replace(first, operation=f"{self.name}[]", body=body)
+        return dataclasses.replace(first, body=body)
 
     async def _default_send(
         self, backend: Backend, request: Request, on_chunk: OnChunk | None
     ) -> Response:
-        packed = request.operation.endswith("[]")
-        method = self.many if packed else self.method
+        method = self.many if request.packed else self.method
         assert method is not None
         named = {name: self._revived(name, request.body[name]) for name in self.names}
         # the batched form has a name of its own for the first one
@@ -134,34 +133,56 @@ class _Simple(Operation[R]):
             told = _call_error(broken, backend)
             raise told from (None if _shows_a_key(broken, backend) else broken)
         try:
-            return Response(_outcomes(value, backend) if packed else plain(value, "the reply"))
+            return Response(
+                _outcomes(value, backend) if request.packed else plain(value, "the reply")
+            )
         except FesteError as error:
             raise MalformedResponse(f"{self.name} of {backend.plugin}: {error}") from None
 
     def _revived(self, name: str, value: Any) -> Any:
-        kind = self._kinds.get(name) or self._seen.get(name)
+        kind = self._kinds.get(name)
         if kind is None or not isinstance(value, dict):
             return value
         known = {f.name for f in dataclasses.fields(kind)}
         extra = {key: value[key] for key in value if key not in known}
-        given = {key: value[key] for key in value if key in known}
-        return kind(**given, extra=extra) if extra else kind(**given)
+        given = {name: value.get(name) for name in known}  # what is None was not sent
+        return kind(**{**given, "extra": extra} if extra else given)
+
+    def _check_kind(self, name: str, kind: type[Params]) -> None:
+        """Refuse a record that the other process, or a later one, could not make of JSON again."""
+        known = self._kinds.get(name)
+        if known is None:
+            raise ParameterError(
+                f"{self.name}(): {name} was given a {kind.__name__}, but its annotation names no "
+                f"such class that can be found; write {name}: {kind.__name__} = {kind.__name__}()"
+            )
+        if not issubclass(kind, known):
+            raise ParameterError(
+                f"{self.name}() takes {name}={known.__name__}(...), not a {kind.__name__}"
+            )
 
     @functools.cached_property
     def _kinds(self) -> dict[str, Any]:
         """The parameters that are records: their class is needed to make them from JSON again."""
-        try:
-            hints = typing.get_type_hints(self.method)
-        except NameError:  # an annotation that only a type checker can see
-            hints = {}
         kinds: dict[str, Any] = {}
         for p in self.parameters:
-            hint = hints.get(p.name, type(p.default))
+            hint = _hint(self.method, p)
             union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-            for kind in typing.get_args(hint) if union else (hint,):
+            for kind in (type(p.default), *(typing.get_args(hint) if union else (hint,))):
                 if isinstance(kind, type) and issubclass(kind, Params):
                     kinds[p.name] = kind
         return kinds
+
+
+def _hint(method: Callable[..., Any], p: inspect.Parameter) -> Any:
+    """The annotation of a parameter, or None where it cannot be resolved."""
+    if p.annotation is p.empty:
+        return None
+    one = types.SimpleNamespace(__annotations__={p.name: p.annotation})
+    try:
+        return typing.get_type_hints(one, method.__globals__)[p.name]
+    except NameError:  # a name that only a type checker can see, or that is local to a function
+        return None
 
 
 def _call_error(error: Exception, backend: Backend) -> CallError:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from feste.backend.params import Params
-from feste.backend.request import Request, Response, alike, canonical
+from feste.backend.request import Request, Response, canonical
 from feste.delayed import FesteDelayed, record, refuse_node_text
 from feste.draw import Determinism
 from feste.errors import (
@@ -64,7 +64,9 @@ class BatchRule:
 
         :param request: the request of one call.
         """
-        return alike(request, self.field)
+        body = {name: value for name, value in request.body.items() if name != self.field}
+        r = request
+        return canonical([r.plugin, r.operation, r.endpoint, r.account, r.parser, body])
 
     def chunks(self, sizes: Sequence[tuple[int, int]], max_items: int | None = None) -> list[int]:
         """Return how many calls go into each request, so that every limit is kept.
@@ -261,8 +263,8 @@ class Call(Generic[R]):
         for name, argument in zip(self.operation.names, args, strict=True):
             if name == self.rule.item:
                 continue
-            if isinstance(argument, Params) and argument._sent("seed") is not None:
-                return None  # a list endpoint applies one seed to all its items
+            if isinstance(argument, Params) and not argument.may_share():
+                return None
             known = _constant(argument)
             if known is None:
                 return None
@@ -287,7 +289,10 @@ class Call(Generic[R]):
         )
         request = operation._prepare(self.client, *arguments[: operation.positional], **by_name)
         request.check()
-        return request
+        accounts = filter(None, (request.account, *(s.label for s in self.client.secrets)))
+        bounds = (a.max_output() for a in arguments if isinstance(a, Params))
+        bound = next(bounds, None) if request.max_output is None else request.max_output
+        return replace(request, account=" ".join(dict.fromkeys(accounts)), max_output=bound)
 
     async def send(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         """Send a request.

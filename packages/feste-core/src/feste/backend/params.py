@@ -81,6 +81,25 @@ class Params:
         greedy = self._sent("temperature") == 0 or self._sent("seed") is not None
         return Determinism.GREEDY if greedy else default
 
+    def max_output(self) -> int | None:
+        """Return how many tokens one call may generate at most; None if nothing bounds them.
+
+        The default is ``max_tokens``, for each of ``n`` answers.
+        """
+        bound = self._sent("max_tokens")
+        return None if bound is None else bound * (self._sent("n") or 1)
+
+    def may_share(self) -> bool:
+        """Return whether a call with these parameters may share a request with calls like it.
+
+        The default says no for a ``seed``: list endpoints apply one seed to all their items.
+        """
+        return self._sent("seed") is None
+
+    def __feste_fingerprint__(self) -> Any:
+        """What of the record decides the draw: the same after a new field was added to the class."""
+        return [type(self).__qualname__, self.body()]
+
     def _sent(self, name: str) -> Any:
         """Return the value of a parameter as it will be sent, or None.
 

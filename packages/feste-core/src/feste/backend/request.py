@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -30,12 +30,18 @@ class Request:
     :param operation: the operation's name.
     :param endpoint: the effective URL, or ``plugin:<name>`` where there is none.
     :param body: the whole body as it will be sent: JSON.
-    :param parser: what :meth:`Operation.parse` will make of the answer.
-    :param client: the client's configuration as JSON, an API key by its name.
-    :param account: who pays, as far as limits are concerned; never a key.
+    :param parser: a label of what :meth:`Operation.parse` makes of the answer: one answer read in
+        two ways has two keys.
+    :param client: the client's configuration as JSON, for the record; an API key by its name.
+    :param account: who pays, as far as limits are concerned: organization, names of keys; never a
+        key.
     :param timeout: seconds that one attempt may take.
+    :param max_output: tokens that the provider may generate for it, at most; None if nothing
+        bounds them.
     :param draws: the draws this request answers, one an item.
+    :param packed: whether a :class:`BatchRule` has made it of several requests.
 
+    >>> from dataclasses import replace
     >>> a = Request("echo", "complete", "plugin:echo", {"prompt": "Hi"})
     >>> a.key == replace(a, account="other").key
     True
@@ -51,7 +57,9 @@ class Request:
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
     account: str = field(default="", repr=False)
     timeout: float | None = field(default=None, repr=False)
+    max_output: int | None = field(default=None, repr=False)
     draws: tuple[Draw, ...] = field(default=(), repr=False)
+    packed: bool = field(default=False, repr=False)
 
     @cached_property
     def key(self) -> str:
@@ -169,18 +177,3 @@ def _check(value: Any, path: str) -> None:
             _check(item, f"{path}.{name}")
     else:
         raise ConfigError(f"{path} is a {type(value).__name__}, not plain JSON data")
-
-
-def alike(request: Request, without: str) -> str:
-    """Return a text that is equal for requests that differ only in one field of the body.
-
-    :param request: the request.
-    :param without: the field of the body.
-    """
-    body = {name: value for name, value in request.body.items() if name != without}
-    return canonical(
-        [request.plugin, request.operation, request.endpoint, request.account, request.parser, body]
-    )
-
-
-__all__ += ["alike", "replace"]

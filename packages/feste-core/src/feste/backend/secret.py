@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import secrets
 from typing import Any, NoReturn
 
 from feste.errors import ConfigError, MissingKey
 
 __all__ = ["Secret", "redact"]
+
+
+_LITERAL = "<literal>"
+#: Makes the labels of literal keys useless to whoever reads them elsewhere.
+_SALT = secrets.token_bytes(16)
 
 
 class Secret:
@@ -52,6 +59,18 @@ class Secret:
     def is_literal(self) -> bool:
         """Whether the key itself was given: it is then held in memory only."""
         return self._literal is not None
+
+    def to_json(self) -> Any:
+        """Return what records may hold: ``{"env": name}``; of a literal key only that there is one."""
+        return {"env": self.name} if self._literal is None else _LITERAL
+
+    @property
+    def label(self) -> str:
+        """A name that tells keys apart: the variable's, or for a literal key one of this process."""
+        if self._literal is None:
+            return self.name
+        salted = hashlib.blake2b(self._literal.encode(), key=_SALT, digest_size=6)
+        return f"literal-{salted.hexdigest()}"
 
     @property
     def is_set(self) -> bool:

@@ -40,11 +40,11 @@ class BatchOptimization:
                 ready = ready_event(graph, node)
                 groups.setdefault(group, {}).setdefault(ready, []).append(node)
         batches = []
-        for group, by_event in groups.items():
+        for by_event in groups.values():
             late = [nodes[0] for nodes in by_event.values() if len(nodes) == 1]
             for nodes in by_event.values():
                 if len(nodes) > 1:
-                    batches.append(Batch(tuple(n.key for n in nodes), str(group)))
+                    batches.append(Batch(tuple(n.key for n in nodes)))
                     limit: int = nodes[0].op.max_items  # type: ignore[attr-defined]
                     cx.applied(
                         f"{len(nodes)} calls of {nodes[0].op.name} share requests, "

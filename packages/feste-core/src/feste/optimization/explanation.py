@@ -170,15 +170,9 @@ def _count_tokens(row: CallRow, node: Node, graph: FesteGraph) -> None:
             break
         known.append(value)
     row.input_tokens += -(-sum(len(str(k)) for k in known) // 4)
-    bound = None
-    for argument in node.args:
-        if isinstance(argument, Params):
-            bound = getattr(argument, "max_completion_tokens", None) or getattr(
-                argument, "max_tokens", None
-            )
+    bound = next((a.max_output() for a in node.args if isinstance(a, Params)), None)
     if bound is None or row.output_tokens is None:
-        generates = node.op.name != "embed"
-        row.output_tokens = None if generates else row.output_tokens
+        row.output_tokens = None
     else:
         row.output_tokens += bound
 

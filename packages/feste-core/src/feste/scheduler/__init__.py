@@ -2,9 +2,24 @@
 
 from pkgutil import extend_path
 
-from feste.scheduler.executor import Executor, PyTask, Scheduler
+from feste.blocking import inside
+from feste.scheduler.executor import Executor, PyTask, Reporter, Scheduler
+from feste.scheduler.growth import Emission
 from feste.scheduler.local import LocalExecutor
+from feste.scheduler.work import context_of, describe, evaluate, result_of
 
 __path__ = extend_path(__path__, __name__)
 
-__all__ = ["Executor", "LocalExecutor", "PyTask", "Scheduler"]
+__all__ = [
+    "Emission",
+    "Executor",
+    "LocalExecutor",
+    "PyTask",
+    "Reporter",
+    "Scheduler",
+    "context_of",
+    "describe",
+    "evaluate",
+    "inside",
+    "result_of",
+]

@@ -63,7 +63,7 @@ def packed(
 ) -> list[tuple[list[int], list[Request], Request]]:
     """Return the requests that a group of calls becomes.
 
-    What the plan took for alike by its arguments is held against the requests themselves: only
+    The plan grouped calls by their arguments; the requests themselves are compared again here: only
     those that differ in nothing but the item share one.
 
     :param call: the operation.
@@ -95,7 +95,9 @@ def _packed(call: Call[Any], requests: list[Request]) -> Request:
     assert rule is not None
     request = rule.pack(call.client, requests)
     draws = tuple(d for r in requests for d in r.draws)
-    return replace(request, draws=draws)
+    bounds = [r.max_output for r in requests if r.max_output is not None]
+    bound = sum(bounds) if len(bounds) == len(requests) else None
+    return replace(request, draws=draws, max_output=bound, packed=True)
 
 
 def unpacked(call: Call[Any], request: Request, response: Response) -> list[Response | CallError]:

@@ -9,7 +9,7 @@ back with what happened then. Events and actions are tuples that begin with a na
               ("stop", run, grace)                            end it; requests in flight have so long
               ("grown", run, i, program, packed)              what the nodes that a task returned became
               ("done", executor, task, ok, value, seconds)    a piece of Python ended
-              ("many", executor, reports)                     several reports of hands at once
+              ("done_together", executor, outcomes)           several pieces of Python ended
               ("returned", executor, tasks)                   pieces of a chunk that were not begun
               ("free", executor, where, chunk)                a chunk is through
               ("sent", executor, handle, ok, value, seconds)  a request ended
@@ -43,7 +43,6 @@ from feste.scheduler.growth import Growth
 from feste.scheduler.lifecycle import Lifecycle
 from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
-    DONE,
     GROUPED,
     JOINED,
     NOT_STARTED,
@@ -51,8 +50,8 @@ from feste.scheduler.run import (
     PARSING,
     QUEUED,
     READY,
-    REPLAYED,
     SENT,
+    VALUED,
     WAITING,
     Run,
 )
@@ -86,7 +85,7 @@ class Brain:
             "stop": self._on_stop,
             "grown": self.growth.grown,
             "done": self.dispatcher.finished,
-            "many": self._on_many,
+            "done_together": self._on_done_together,
             "returned": self.dispatcher.returned,
             "free": self.dispatcher.freed,
             "sent": self.calls.sent,
@@ -157,9 +156,9 @@ class Brain:
 
     # --- runs -------------------------------------------------------------------------------------
 
-    def _on_many(self, executor: Executor, reports: list[Event]) -> None:
-        for name, *rest in reports:
-            self._handlers[name](executor, *rest)
+    def _on_done_together(self, executor: Executor, outcomes: list[tuple[Any, ...]]) -> None:
+        for outcome in outcomes:
+            self.dispatcher.finished(executor, *outcome)
 
     def _on_submit(self, run: Run) -> None:
         run.started = self.now
@@ -230,7 +229,7 @@ class Brain:
                 )
                 error.node = node.key
                 run.errors[i] = error
-        wanted = [i for i in run.outputs if run.state[i] in (DONE, REPLAYED)]
+        wanted = [i for i in run.outputs if run.state[i] in VALUED]
         if run.executor.remote and wanted:
             handle = self.number()
             self.fetches[handle] = run, wanted

@@ -124,8 +124,7 @@ class Calls:
         trial: ListTrial | None = None,
     ) -> None:
         call: Any = run.program.nodes[members[0]].op
-        # keys count by their name, or by themselves: they are never shown
-        name = (request.endpoint, request.account, request.model, call.client.secrets)
+        name = (request.endpoint, request.account, request.model)
         gate = self.gates.get(name)
         if gate is None:
             gate = self.gates[name] = Gate()

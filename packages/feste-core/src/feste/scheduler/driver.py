@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Hashable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from feste import blocking
-from feste.errors import FesteError, FesteWarning
+from feste.errors import FesteError
 from feste.events import Event
-from feste.plugins import registry
 from feste.scheduler.brain import Brain
-from feste.scheduler.executor import Executor
+from feste.scheduler.executor import Executor, Reporter
 from feste.scheduler.growth import Emission, compiled
+from feste.scheduler.observers import Lane, Observers
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe
 
 __all__ = ["Driver", "driver"]
 
-#: Seconds that the brain's thread, the observers and the hands may each take to end.
+#: Seconds that the brain's thread may take to end.
 _PATIENCE = 1.0
 
 
@@ -40,8 +37,8 @@ class Driver:
         self.brain = Brain()
         self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._executors: dict[Hashable, Executor] = {}
-        self._observers = _Observers()
-        self._growth = _Lane("feste-grow")
+        self._observers = Observers()
+        self._growth = Lane("feste-grow")
         self._closed = False
         self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._loop, name="feste-brain", daemon=True)
@@ -61,7 +58,7 @@ class Driver:
             found = self._executors.get(name)
             if found is None:
                 found = make()
-                found.start(lambda report: self._events.put((report[0], found, *report[1:])))
+                found.start(Reporter(self._events.put, found))
                 self._executors[name] = found
             return found
 
@@ -173,104 +170,6 @@ class Driver:
             self._events.put(("grown", run, i, program, emission.packed))
 
         self._growth.put(grow)
-
-
-class _Lane:
-    """A thread, made on first use, that does one thing after the other.
-
-    :param name: of the thread.
-    :param role: of the thread; see :mod:`feste.blocking`.
-    """
-
-    def __init__(self, name: str, role: blocking.Role = "") -> None:
-        self.name = name
-        self.role = role
-        self.used = False
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-
-    def put(self, what: Callable[[], None]) -> None:
-        """Have something done, after all before it; only the brain's thread asks.
-
-        :param what: takes nothing.
-        """
-        if not self.used:
-            self.used = True
-            self._thread.start()
-        self._queue.put(what)
-
-    def _loop(self) -> None:
-        with blocking.inside(self.role):
-            while self._turn():
-                pass
-
-    def _turn(self) -> bool:
-        what = self._queue.get()
-        if what is None:
-            return False
-        try:
-            what()
-        except BaseException:  # told, but what comes after it is done all the same
-            told = threading.ExceptHookArgs((*sys.exc_info(), self._thread))
-            threading.excepthook(told)
-        return True
-
-    def close(self) -> None:
-        """End the thread when everything is done."""
-        if self.used:
-            self._queue.put(None)
-            self._thread.join(timeout=_PATIENCE)
-
-
-class _Observers:
-    """Tells plugins what happens, in order, on a thread of its own that may be slow."""
-
-    def __init__(self) -> None:
-        self._lane = _Lane("feste-observers", "hook")
-        self._ignored: set[Any] = set()
-
-    @property
-    def any(self) -> bool:
-        """Whether anybody listens."""
-        hook = registry().manager.hook
-        names = ("run_started", "node_finished", "request_finished", "run_finished")
-        return any(getattr(hook, f"feste_{name}").get_hookimpls() for name in names)
-
-    def tell(self, event: Event) -> None:
-        """Tell an event.
-
-        :param event: the event.
-        """
-        self._lane.put(lambda: self._tell(event))
-
-    def _tell(self, event: Event) -> None:
-        for impl in getattr(registry().manager.hook, f"feste_{event.name}").get_hookimpls():
-            if impl.plugin in self._ignored:
-                continue
-            try:
-                impl.function(*([event] if impl.argnames else []))
-            except BaseException as error:  # an observer never stops a run
-                self._ignored.add(impl.plugin)
-                warnings.warn(
-                    f"the observer {impl.plugin_name} raised {type(error).__name__}: {error}; it "
-                    "will hear no more",
-                    FesteWarning,
-                    stacklevel=2,
-                )
-
-    def then(self, what: Callable[[], None]) -> None:
-        """Do something when everything told before has been heard.
-
-        :param what: something quick.
-        """
-        if self._lane.used:
-            self._lane.put(what)
-        else:
-            what()
-
-    def close(self) -> None:
-        """End the thread when everything has been heard."""
-        self._lane.close()
 
 
 _driver: Driver | None = None

@@ -12,7 +12,7 @@ from feste.node import PENDING, Node, node_of_handle, records_of_handle
 from feste.optimization import Optimizer
 from feste.scheduler.batcher import Group
 from feste.scheduler.program import Program
-from feste.scheduler.run import DONE, NOT_STARTED, OPEN, READY, REPLAYED, WAITING, Run
+from feste.scheduler.run import NOT_STARTED, OPEN, READY, VALUED, WAITING, Run
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -130,7 +130,7 @@ class Growth:
         run.pending[i] = 0
         for d in wanted:
             run.uses[d] += 1
-            if run.state[d] in (DONE, REPLAYED):
+            if run.state[d] in VALUED:
                 continue
             main.consumers[d].append(i)
             run.pending[i] += 1
@@ -152,24 +152,8 @@ class Growth:
         for j, node in enumerate(part.nodes):
             at = main.index.get(node.key)
             if j in needed and (at is None or self._is_gone(run, at)):
-                at = len(main.nodes)
+                at = run.append(node, part.rank[j] + rank, part.keepers[j])
                 fresh.append(j)
-                main.index[node.key] = at
-                main.nodes.append(node)
-                main.deps.append([])
-                main.consumers.append([])
-                main.rank.append(part.rank[j] + rank)
-                main.keepers.append(part.keepers[j])
-                run.state.append(WAITING)
-                run.pending.append(0)
-                run.uses.append(0)
-                run.values.append(None)
-                run.ready_at.append(0.0)
-                run.open += 1
-                run.gone.append(0)
-                run.calls += node.op.kind == "call"
-                if node.op.emits:
-                    run.emitting.add(at)
             position.append(-1 if at is None else at)
         for j in fresh:
             self._connect(run, position[j], [position[d] for d in part.deps[j]])
@@ -205,12 +189,12 @@ class Growth:
         for d in deps:
             run.uses[d] += 1
             run.program.consumers[d].append(i)
-            if run.state[d] not in (DONE, REPLAYED):
+            if run.state[d] not in VALUED:
                 run.pending[i] += 1
 
     def _is_gone(self, run: Run, i: int) -> bool:
         """Whether a node's value was let go because nothing seemed to need it any more."""
-        return run.state[i] in (DONE, REPLAYED) and bool(run.gone[i])
+        return run.state[i] in VALUED and bool(run.gone[i])
 
     def _lost(self, run: Run, part: Program, needed: set[int]) -> GraphError | None:
         """Why the nodes cannot join: one that must not run again has run, and its value is gone."""

@@ -13,13 +13,15 @@ from feste.scheduler.run import (
     DONE,
     FAILED,
     JOINED,
+    KEPT,
     NOT_STARTED,
     OPEN,
     READY,
-    REPLAYED,
     SENT,
+    SHARED,
     SKIPPED,
     STATES,
+    VALUED,
     WAITING,
     Run,
 )
@@ -47,7 +49,7 @@ class Lifecycle:
         node = run.program.nodes[i]
         kept = run.program.keepers[i][0].value
         if kept is not PENDING:
-            self.done(run, i, kept, REPLAYED)
+            self.done(run, i, kept, KEPT)
             return
         if node.value is not PENDING:  # a constant that a pass put there
             self.done(run, i, node.value, DONE)
@@ -187,7 +189,7 @@ class Lifecycle:
             run.held.append(i)
             return
         run.gone[i] = 1
-        if run.state[i] in (DONE, REPLAYED) and run.executor.remote and run.state[i] == DONE:
+        if run.executor.remote and run.state[i] == DONE:
             self.brain.act("release", run.executor, run.values[i])
         run.values[i] = None
 
@@ -217,8 +219,8 @@ class Lifecycle:
         for other, j in others[1:]:
             if other.state[j] != JOINED:
                 continue
-            if state in (DONE, REPLAYED):
-                self.done(other, j, run.values[i], REPLAYED)
+            if state in VALUED:
+                self.done(other, j, run.values[i], SHARED)
             elif state == FAILED:
                 self.fail(other, j, run.errors[i])
             else:

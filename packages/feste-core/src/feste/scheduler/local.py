@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from feste import blocking
-from feste.backend import Call, Request, redact
+from feste.backend import Call, OnChunk, Request, redact
 from feste.errors import (
     AuthFailed,
     CallError,
@@ -20,7 +20,7 @@ from feste.errors import (
     Rejected,
 )
 from feste.packing import fill
-from feste.scheduler.executor import Executor, Post, PyTask
+from feste.scheduler.executor import Executor, PyTask, Reporter
 from feste.scheduler.loops import LoopThread
 from feste.scheduler.processes import ProcessPool
 from feste.scheduler.threads import Begun, ThreadPool, run_chunk
@@ -40,12 +40,12 @@ def _cores() -> int:
 class _Coroutines:
     """How many async tasks may run at once: one more for each that awaits a run of its own.
 
-    :param post: where to report.
+    :param report: whom to tell what happened.
     """
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, report: Reporter) -> None:
         self.size = _ASYNC
-        self._post = post
+        self._report = report
 
     def waiting(self, more: int) -> None:
         """Hear that one of them begins to wait for a run (+1), or ends to (-1); on their loop.
@@ -53,7 +53,7 @@ class _Coroutines:
         :param more: +1 or -1.
         """
         self.size += more
-        self._post(("capacity", "async"))
+        self._report.capacity("async")
 
 
 class LocalExecutor(Executor):
@@ -62,18 +62,18 @@ class LocalExecutor(Executor):
     :param target: what the setting ``scheduler`` was.
     """
 
-    def start(self, post: Post) -> None:
+    def start(self, report: Reporter) -> None:
         """Get ready; threads, loops and processes are made when they are first needed.
 
-        :param post: where to report.
+        :param report: whom to tell what happened.
         """
-        self._post = post
+        self._report = report
         cores = _cores()
         self.requests = LoopThread("feste-requests", "backend")
-        self.coroutines = _Coroutines(post)
+        self.coroutines = _Coroutines(report)
         self.tasks = LoopThread("feste-tasks", "pool", places=self.coroutines)
-        self.threads = ThreadPool(min(32, cores + 4), post)
-        self.processes = ProcessPool(cores, post)
+        self.threads = ThreadPool(min(32, cores + 4), report)
+        self.processes = ProcessPool(cores, report)
 
     def capacity(self, where: str) -> int:
         """Return how many chunks may run at once.
@@ -98,8 +98,8 @@ class LocalExecutor(Executor):
             self.tasks.start(id(chunk), lambda: self._await(chunk))
         else:
             with blocking.inside("brain"):
-                run_chunk(Begun(chunk), self._post)
-            self._post(("free", where, chunk))
+                run_chunk(Begun(chunk), self._report)
+            self._report.free(where, chunk)
 
     def reclaim(self, chunk: list[PyTask]) -> None:
         """Take back what is not begun of a chunk.
@@ -124,24 +124,29 @@ class LocalExecutor(Executor):
                 ok, result = await loop.create_task(_outcome(task), context=context_of(task))
             except asyncio.CancelledError as error:  # before it began
                 ok, result = False, describe(error)
-            self._post(("done", task, ok, result, perf_counter() - begun))
-        self._post(("free", "async", chunk))
+            self._report.done(task, ok, result, perf_counter() - begun)
+        self._report.free("async", chunk)
 
-    def send(self, handle: int, call: Call[Any], request: Request) -> None:
+    def send(
+        self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
+    ) -> None:
         """Send a request.
 
         :param handle: the brain's number for it.
         :param call: the operation to send it with.
         :param request: the request.
+        :param on_chunk: gets pieces of the answer's text, or None.
         """
-        self.requests.start(handle, lambda: self._send(handle, call, request))
+        self.requests.start(handle, lambda: self._send(handle, call, request, on_chunk))
 
-    async def _send(self, handle: int, call: Call[Any], request: Request) -> None:
+    async def _send(
+        self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None
+    ) -> None:
         begun = perf_counter()
         ok = False
         value: Any = None
         try:
-            value = await call.send(request)
+            value = await call.send(request, on_chunk)
             ok = True
         except CallError as error:
             value = error
@@ -162,7 +167,7 @@ class LocalExecutor(Executor):
             )
             trace = "".join(traceback.format_exception(error))
             value.add_note(redact(trace, *secrets, limit=4000))
-        self._post(("sent", handle, ok, value, perf_counter() - begun))
+        self._report.sent(handle, ok, value, perf_counter() - begun)
 
     def cancel(self, handle: int) -> None:
         """Stop waiting for a request.
@@ -175,9 +180,9 @@ class LocalExecutor(Executor):
         """Report values as they are: here they are the results themselves.
 
         :param handle: the brain's number for it.
-        :param refs: results that were posted.
+        :param refs: results that were reported.
         """
-        self._post(("fetched", handle, list(refs)))
+        self._report.fetched(handle, list(refs))
 
     def close(self) -> None:
         """Stop all of it."""

@@ -26,7 +26,7 @@ from typing import Any
 from feste.delayed import Task, importable
 from feste.errors import ConfigError, FesteError, Interrupted, NodeError, WorkerLost
 from feste.node import Node
-from feste.scheduler.executor import Post, PyTask
+from feste.scheduler.executor import PyTask, Reporter
 from feste.scheduler.work import describe, evaluate, result_of
 
 __all__ = ["ProcessPool", "check_picklable"]
@@ -40,12 +40,12 @@ class ProcessPool:
     """Worker processes, each with the thread that talks to it; made when they are needed.
 
     :param size: how many there may be.
-    :param post: where to report.
+    :param report: whom to tell what happened.
     """
 
-    def __init__(self, size: int, post: Post) -> None:
+    def __init__(self, size: int, report: Reporter) -> None:
         self.size = size
-        self._post = post
+        self._report = report
         self._queue: SimpleQueue[list[PyTask] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._at: dict[int, _Worker | None] = {}  # by the chunk's id, from run() until it is free
@@ -75,11 +75,11 @@ class ProcessPool:
                     worker, ok, value = self._ask(worker, chunk, task)
                 except Exception as error:  # no process could be started
                     worker, ok, value = None, False, describe(error)
-                self._post(("done", task, ok, value, perf_counter() - begun))
+                self._report.done(task, ok, value, perf_counter() - begun)
             with self._lock:
                 del self._at[id(chunk)]
                 self._given_up.discard(id(chunk))
-            self._post(("free", "process", chunk))
+            self._report.free("process", chunk)
             del chunk, task, value  # an idle thread keeps nobody's values alive
         if worker is not None:
             worker.close()
@@ -88,7 +88,7 @@ class ProcessPool:
         self, worker: _Worker | None, chunk: list[PyTask], task: PyTask
     ) -> tuple[_Worker | None, bool, Any]:
         """Have a worker do a task; return the worker to go on with, and how it went."""
-        node = task.run.program.nodes[task.index]
+        node = task.node
         try:
             work = _pickled(node, (node.op, task.args, task.kwargs, task.values))
         except ConfigError as error:

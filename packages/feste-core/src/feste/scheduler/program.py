@@ -40,6 +40,21 @@ class Program:
         self.rank = self._ranks()
         self.keepers: list[tuple[Node, ...]] = self._keepers(graph, before or {})
 
+    def append(self, node: Node, rank: int, keepers: tuple[Node, ...]) -> int:
+        """Add a node that is connected to nothing yet; return its position.
+
+        :param node: the node.
+        :param rank: its priority: the highest goes first.
+        :param keepers: the user's nodes that shall know its value.
+        """
+        position = self.index[node.key] = len(self.nodes)
+        self.nodes.append(node)
+        self.deps.append([])
+        self.consumers.append([])
+        self.rank.append(rank)
+        self.keepers.append(keepers)
+        return position
+
     def _ranks(self) -> list[int]:
         """The longest way from each node to an end: what is on the critical path goes first."""
         waiting = [len(c) for c in self.consumers]

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from feste.backend import Backend, Call
 from feste.context import Settings
 from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
+from feste.node import Node
 from feste.scheduler.batcher import Group
 from feste.scheduler.program import Program
 
@@ -23,27 +25,32 @@ __all__ = [
     "DONE",
     "FAILED",
     "FINISHING",
+    "KEPT",
     "NOT_STARTED",
     "OPEN",
     "READY",
-    "REPLAYED",
+    "SHARED",
     "SKIPPED",
     "STATES",
+    "VALUED",
     "WAITING",
     "Run",
 ]
 
 # The states of a node. Up to OPEN it is on its way; the others are final.
 WAITING, READY, RUNNING, PREPARING, GROUPED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
-DONE, FAILED, SKIPPED, NOT_STARTED, REPLAYED = range(10, 15)
+DONE, KEPT, SHARED, FAILED, SKIPPED, NOT_STARTED = range(10, 16)
+#: The final states of nodes that have a value.
+VALUED = (DONE, KEPT, SHARED)
 #: Added to the rank of what finishes a paid call: it goes before anything that only begins.
 FINISHING = 1 << 40
 STATES = {
     DONE: "done",
+    KEPT: "kept",
+    SHARED: "shared",
     FAILED: "failed",
     SKIPPED: "skipped",
     NOT_STARTED: "not_started",
-    REPLAYED: "replayed",
 }
 
 _names = itertools.count(1)
@@ -87,9 +94,11 @@ class Run:
         self.groups: dict[int, Group] = {}
         self.ready_at: list[float] = [0.0] * count
         self.open = count
-        #: Nodes whose task returned nodes; those that may still; what is held for what these return.
+        #: Nodes whose task has returned nodes.
         self.emitters: set[int] = set()
+        #: Unfinished nodes whose task may return nodes (``emits=True``).
         self.emitting = {i for i, n in enumerate(program.nodes) if n.op.emits}
+        #: Values kept while a task is emitting: a node that it returns may need them.
         self.held: list[int] = []
         self.gone = bytearray(count)
         self.scopes: list[str] = []
@@ -133,6 +142,31 @@ class Run:
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
+
+    def append(self, node: Node, rank: int, keepers: tuple[Node, ...]) -> int:
+        """Add a node to the program and its state to the run; return its position.
+
+        :param node: as for :meth:`Program.append`; likewise the others.
+        :param rank: its priority.
+        :param keepers: the user's nodes that shall know its value.
+        """
+        position = self.program.append(node, rank, keepers)
+        self.state.append(WAITING)
+        self.pending.append(0)
+        self.uses.append(0)
+        self.values.append(None)
+        self.ready_at.append(0.0)
+        self.gone.append(0)
+        self.open += 1
+        self.calls += node.op.kind == "call"
+        if node.op.emits:
+            self.emitting.add(position)
+        return position
+
+    def clients(self) -> list[Backend]:
+        """Return the backends whose operations it calls; from any thread."""
+        found = {id(n.op.client): n.op.client for n in self.program.nodes if isinstance(n.op, Call)}
+        return list(found.values())
 
     def is_inside(self, run: Run, i: int) -> bool:
         """Whether a task waits for this run: it was begun there, or in a run begun there.

@@ -10,7 +10,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from feste import blocking
-from feste.scheduler.executor import Post, PyTask
+from feste.scheduler.executor import PyTask, Reporter
 from feste.scheduler.growth import Emission
 from feste.scheduler.work import context_of, describe, evaluate, result_of
 
@@ -31,12 +31,12 @@ class ThreadPool:
     more thread as long as it waits.
 
     :param size: how many run at once.
-    :param post: where to report.
+    :param report: whom to tell what happened.
     """
 
-    def __init__(self, size: int, post: Post) -> None:
+    def __init__(self, size: int, report: Reporter) -> None:
         self.size = size
-        self._post = post
+        self._report = report
         self._queue: SimpleQueue[Begun | None] = SimpleQueue()
         self._begun: dict[int, Begun] = {}
         self._threads: list[threading.Thread] = []
@@ -66,22 +66,22 @@ class ThreadPool:
         with blocking.inside("pool"):
             blocking.belong(self)
             while (begun := self._queue.get()) is not None:
-                run_chunk(begun, self._post)
+                run_chunk(begun, self._report)
                 self._begun.pop(id(begun.chunk), None)
                 with self._lock:
                     self._idle += 1
-                self._post(("free", "thread", begun.chunk))
+                self._report.free("thread", begun.chunk)
                 begun = None  # an idle thread keeps nobody's values alive
 
     def reclaim(self, chunk: Chunk) -> None:
-        """Post as returned what is not begun of a chunk, if it was not further the last time.
+        """Return the unstarted tasks of a chunk if it has made no progress since the last call.
 
         :param chunk: the list given to :meth:`run`.
         """
         begun = self._begun.get(id(chunk))
         if begun is None:
             return
-        begun.flush(self._post)
+        begun.flush(self._report)
         left = len(begun.left)
         if left != begun.seen:  # it goes on: only what waits behind one long task is taken back
             begun.seen = left
@@ -93,7 +93,7 @@ class ThreadPool:
             except IndexError:  # its thread took the last one
                 break
         if taken:
-            self._post(("returned", taken))
+            self._report.returned(taken)
 
     def waiting(self, more: int) -> None:
         """Hear that one of the threads begins to wait for a run (+1), or ends to (-1).
@@ -102,7 +102,7 @@ class ThreadPool:
         """
         with self._lock:
             self.size += more
-        self._post(("capacity", "thread"))
+        self._report.capacity("thread")
 
     def close(self) -> None:
         """End the threads; one that is in the middle of something ends with Python."""
@@ -122,40 +122,40 @@ class Begun:
     :param chunk: the tasks as they were given.
     """
 
-    __slots__ = ("chunk", "left", "reports", "seen")
+    __slots__ = ("chunk", "left", "outcomes", "seen")
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk
         self.left = deque(chunk)
-        self.reports: deque[tuple[Any, ...]] = deque()
+        self.outcomes: deque[tuple[PyTask, bool, Any, float]] = deque()
         self.seen = -1
 
-    def flush(self, post: Post) -> None:
-        """Post what is not posted yet; from any thread.
+    def flush(self, report: Reporter) -> None:
+        """Report what is not reported yet; from any thread.
 
-        :param post: where to report.
+        :param report: whom to tell.
         """
-        reports = []
-        while self.reports:
+        outcomes = []
+        while self.outcomes:
             try:
-                reports.append(self.reports.popleft())
+                outcomes.append(self.outcomes.popleft())
             except IndexError:  # another thread flushes too
                 break
-        if reports:
-            post(("many", reports))
+        if outcomes:
+            report.done_together(outcomes)
 
 
-def run_chunk(begun: Begun, post: Post) -> None:
+def run_chunk(begun: Begun, report: Reporter) -> None:
     """Run tasks in order and report each; what depends on a failed one is returned.
 
     Reports of the quickest tasks go together: each would wake the brain's thread, which then fights
     for the interpreter with the work itself.
 
     :param begun: the chunk; tasks are taken from its left as they begin.
-    :param post: where to report.
+    :param report: whom to tell.
     """
     returned: list[PyTask] = []
-    left, reports = begun.left, begun.reports
+    left, outcomes = begun.left, begun.outcomes
     last = perf_counter()
     while left:
         try:
@@ -173,17 +173,17 @@ def run_chunk(begun: Begun, post: Post) -> None:
             task.ok = type(result) is not Emission
             task.result = result
             now = perf_counter()
-            reports.append(("done", task, True, result, now - start))
+            outcomes.append((task, True, result, now - start))
         except BaseException as error:  # a task may raise anything, SystemExit too
             task.ok = False
             now = perf_counter()
-            reports.append(("done", task, False, describe(error), now - start))
+            outcomes.append((task, False, describe(error), now - start))
         if now - last > _TOGETHER:
-            begun.flush(post)
+            begun.flush(report)
             last = now
-    begun.flush(post)
+    begun.flush(report)
     if returned:
-        post(("returned", returned))
+        report.returned(returned)
 
 
 def _inputs_there(task: PyTask) -> bool:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from feste import context
-from feste.backend import Call, Request, Response
+from feste.backend import Call, OnChunk, Request, Response
 from feste.errors import CallError, FesteError
 from feste.graph import FesteGraph
 from feste.optimization import Optimizer
 from feste.scheduler.brain import Brain
-from feste.scheduler.executor import Executor, Post, PyTask
+from feste.scheduler.executor import Executor, PyTask, Reporter
 from feste.scheduler.growth import Emission, compiled
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
@@ -44,10 +44,10 @@ class VirtualHands(Executor):
         self.places = places
         self._begun: dict[int, list[PyTask]] = {}
 
-    def start(self, post: Post) -> None:
+    def start(self, report: Reporter) -> None:
         """Nothing to do: reports go through the clock.
 
-        :param post: unused.
+        :param report: unused.
         """
 
     def capacity(self, where: str) -> int:
@@ -100,12 +100,15 @@ class VirtualHands(Executor):
             self.clock.tell(0.0, ("returned", self, list(left)))
             left.clear()
 
-    def send(self, handle: int, call: Call[Any], request: Request) -> None:
+    def send(
+        self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
+    ) -> None:
         """Answer a request later.
 
         :param handle: the brain's number.
         :param call: unused.
         :param request: the request.
+        :param on_chunk: unused.
         """
         self.clock.in_flight += 1
         self.clock.peak = max(self.clock.peak, self.clock.in_flight)

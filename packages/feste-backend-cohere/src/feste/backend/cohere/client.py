@@ -19,11 +19,11 @@ from feste.backend import (
     Request,
     Response,
     Secret,
+    plain,
 )
 from feste.backend.cohere import address, replies, transport
 from feste.backend.cohere.params import ChatParams, EmbedParams, GenerateParams
 from feste.errors import ConfigError, ParameterError
-from feste.plain import plain
 
 __all__ = ["Cohere"]
 

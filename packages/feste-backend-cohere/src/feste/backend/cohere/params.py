@@ -77,6 +77,10 @@ class EmbedParams(Params):
     :param extra: further fields of the body.
     """
 
+    def max_output(self) -> int:
+        """Return 0: vectors are not generated token by token."""
+        return 0
+
     model: str | None = None
     input_type: str = "search_document"
     embedding_types: Sequence[str] = ("float",)
@@ -107,6 +111,10 @@ class GenerateParams(Params):
     :param raw_prompting: hand the prompt to the model as it is.
     :param extra: further fields of the body.
     """
+
+    def max_output(self) -> int | None:
+        """Return how many tokens one call may generate at most; None if nothing bounds them."""
+        return None if self.max_tokens is None else self.max_tokens * (self.num_generations or 1)
 
     model: str | None = None
     num_generations: int | None = None

@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Request, Response, Secret, redact
-from feste.backend.clients import PerLoop
+from feste.backend import PerLoop, Request, Response, Secret, redact
 from feste.backend.cohere.failures import failure, refusal
 from feste.backend.cohere.replies import usage
 from feste.backend.cohere.streaming import Assembly

@@ -11,7 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from urllib.parse import urlsplit
 
-from feste.backend import Backend, BatchRule, Determinism, Limits, Message, Operation, Reply, Secret
+from feste.backend import (
+    Backend,
+    BatchRule,
+    Determinism,
+    Limits,
+    Message,
+    OnChunk,
+    Operation,
+    Reply,
+    Secret,
+)
 from feste.backend.openai import answers, requests
 from feste.backend.openai.address import is_loopback, normal_url
 from feste.backend.openai.params import ChatParams, CompleteParams, EmbedParams
@@ -29,7 +39,6 @@ __all__ = ["OpenAI"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound="BaseModel")
-OnChunk = Callable[[str], None]
 
 _URL = "https://api.openai.com/v1"
 _KEY = "OPENAI_API_KEY"
@@ -131,10 +140,10 @@ class OpenAI(Backend):
         return () if self.is_local and not self._secret.is_set else (self._secret,)
 
     def config(self) -> Mapping[str, Any]:
-        """Return what makes an equal client, as plain JSON, with the key by name."""
+        """Return the configuration as plain JSON, with the key by name."""
         return {
             "model": self.model,
-            "api_key": repr(self._secret),
+            "api_key": self._secret.to_json(),
             "base_url": self._endpoint,
             "organization": self.organization,
             "project": self.project,

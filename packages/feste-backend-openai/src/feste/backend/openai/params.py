@@ -62,6 +62,11 @@ class ChatParams(_Common):
     feste.errors.ParameterError: ChatParams has no parameter 'top_P'. Did you mean 'top_p'?
     """
 
+    def max_output(self) -> int | None:
+        """Return how many tokens one call may generate at most; None if nothing bounds them."""
+        bound = self.max_completion_tokens or self.max_tokens
+        return None if bound is None else bound * (self.n or 1)
+
     audio: Json | None = None
     frequency_penalty: float | None = None
     function_call: str | Json | None = None
@@ -109,6 +114,14 @@ class CompleteParams(_Common):
     {'max_tokens': 16, 'cache_prompt': False}
     """
 
+    def max_output(self) -> int | None:
+        """Return how many tokens one call may generate at most; None if nothing bounds them.
+
+        A provider generates, and counts, ``best_of`` answers where it returns ``n``.
+        """
+        bound = self.max_tokens
+        return None if bound is None else bound * max(self.n or 1, self.best_of or 1)
+
     best_of: int | None = None
     echo: bool | None = None
     frequency_penalty: float | None = None
@@ -137,6 +150,10 @@ class EmbedParams(_Common):
     >>> EmbedParams(dimensions=256).body()
     {'dimensions': 256}
     """
+
+    def max_output(self) -> int:
+        """Return 0: vectors are not generated token by token."""
+        return 0
 
     dimensions: int | None = None
     encoding_format: str | None = None

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Params, Request
+from feste.backend import Params, Request, canonical, plain
 from feste.backend.openai.params import ChatParams, CompleteParams, EmbedParams
 from feste.backend.openai.schema import check_model, response_format
-from feste.backend.request import canonical
 from feste.errors import ConfigError, ParameterError, PlainDataError
-from feste.plain import plain
 
 if TYPE_CHECKING:
     from feste.backend.openai.client import OpenAI

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 import openai
 
-from feste.backend import Request, Response
-from feste.backend.clients import PerLoop
+from feste.backend import PerLoop, Request, Response
 from feste.backend.openai.answers import usage_of
 from feste.backend.openai.errors import failure, no_answer
 from feste.backend.openai.streams import Whole
 from feste.errors import CallError, ConfigError
 
 if TYPE_CHECKING:
-    from feste.backend.openai.client import OnChunk, OpenAI
+    from feste.backend import OnChunk
+    from feste.backend.openai.client import OpenAI
 
 __all__ = ["send"]
 

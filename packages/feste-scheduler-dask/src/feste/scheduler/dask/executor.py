@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from feste.errors import FesteError
+from feste.scheduler import LocalExecutor, PyTask, Reporter
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.refs import Ref
 from feste.scheduler.dask.workers import Workers
-from feste.scheduler.executor import Post, PyTask
-from feste.scheduler.local import LocalExecutor
 
 __all__ = ["DaskExecutor"]
 
@@ -37,23 +36,16 @@ class DaskExecutor(LocalExecutor):
         super().__init__(target)
         check_target(target)
 
-    def start(self, post: Post) -> None:
+    def start(self, report: Reporter) -> None:
         """Connect, before anything is paid for.
 
-        :param post: where to report.
+        :param report: whom to tell what happened.
         :raises ConfigError: if there is no cluster, or the client is closed.
         """
         self._link = Link(self.target)
-        self._workers = Workers(self._link, post)
-        self._report = post
+        self._workers = Workers(self._link, report)
         self._moved: dict[int, str] = {}
-        super().start(self._tell)
-
-    def _tell(self, report: tuple[Any, ...]) -> None:
-        """Post a report; a chunk that ran elsewhere than it was meant to is free where it counts."""
-        if report[0] == "free":
-            report = ("free", self._moved.pop(id(report[2]), report[1]), report[2])
-        self._report(report)
+        super().start(_MovedReporter(report, self._moved))
 
     @property
     def stale(self) -> bool:
@@ -120,25 +112,47 @@ class DaskExecutor(LocalExecutor):
         """Bring results here.
 
         :param handle: the brain's number for it.
-        :param refs: results that were posted; those that are here already too.
+        :param refs: results that were reported; those that are here already too.
         """
 
         def then() -> None:
             values = [r.value if type(r) is Ref else r for r in refs]
-            self._report(("fetched", handle, values))
+            self._report.fetched(handle, values)
 
         self._workers.fetcher.bring([r for r in refs if type(r) is Ref], then)
 
     def release(self, ref: Any) -> None:
         """Do nothing: another run may share the result, and Dask lets it go with the last Ref.
 
-        :param ref: a result that was posted.
+        :param ref: a result that was reported.
         """
 
     def close(self) -> None:
         """Stop all of it, and what was started or connected here."""
         self._workers.close()
         super().close()
+
+
+class _MovedReporter(Reporter):
+    """Reports a chunk that ran elsewhere than it was meant to as free where the brain counts it.
+
+    :param report: where the reports go.
+    :param moved: by the id of a chunk, the place it was meant for.
+    """
+
+    __slots__ = ("_moved",)
+
+    def __init__(self, report: Reporter, moved: dict[int, str]) -> None:
+        super().__init__(report.put, report.executor)
+        self._moved = moved
+
+    def free(self, where: str, chunk: Chunk) -> None:
+        """Say that a chunk is finished.
+
+        :param where: where it ran.
+        :param chunk: the chunk.
+        """
+        super().free(self._moved.pop(id(chunk), where), chunk)
 
 
 def _values(task: PyTask) -> Iterator[list[Any]]:
@@ -155,7 +169,7 @@ def _refs(chunk: Chunk) -> Iterator[Ref]:
 
 
 def _is_operator(task: PyTask) -> bool:
-    return task.run.program.nodes[task.index].op.identity.startswith("operator.")
+    return task.node.op.identity.startswith("operator.")
 
 
 def _raise(error: FesteError) -> NoReturn:

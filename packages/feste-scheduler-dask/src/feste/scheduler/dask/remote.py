@@ -16,11 +16,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, SupportsIndex
 
 from dask.sizeof import sizeof
-from feste import blocking
 from feste.errors import FesteError, NodeError
+from feste.scheduler import Emission, describe, evaluate, inside, result_of
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.growth import Emission
-from feste.scheduler.work import describe, evaluate, result_of
 
 __all__ = ["Emitted", "Failed", "Held", "packed", "work"]
 
@@ -43,7 +41,7 @@ def work(data: bytes, *results: Any) -> Any:
     :param data: what :func:`packed` gave.
     :param results: the outcomes of other tasks that go into its holes.
     """
-    with blocking.inside("worker"):
+    with inside("worker"):
         try:
             op, args, kwargs, values, holes = _read(data)
             for position, result in zip(holes, results, strict=True):
@@ -187,5 +185,5 @@ def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
-    with blocking.inside("worker"):
+    with inside("worker"):
         loop.run_forever()

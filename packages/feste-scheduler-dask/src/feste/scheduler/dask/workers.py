@@ -18,14 +18,11 @@ from distributed.scheduler import KilledWorker
 from feste.backend import Backend, Call
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
+from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
 from feste.scheduler.dask.link import Link
 from feste.scheduler.dask.pickling import was_here
 from feste.scheduler.dask.refs import Fetcher, Promises, Ref, lost
 from feste.scheduler.dask.remote import Emitted, Held, packed, work
-from feste.scheduler.executor import Post, PyTask
-from feste.scheduler.growth import Emission
-from feste.scheduler.run import Run
-from feste.scheduler.work import describe
 
 __all__ = ["Workers"]
 
@@ -40,19 +37,19 @@ class Workers:
     """The workers, and the thread that talks to them: pickling and Dask may take their time.
 
     :param link: the connection.
-    :param post: where to report.
+    :param report: whom to tell what happened.
     """
 
-    def __init__(self, link: Link, post: Post) -> None:
+    def __init__(self, link: Link, report: Reporter) -> None:
         self._link = link
         self._client = link.client
-        self._post = post
+        self._report = report
         #: How many threads there are.
         self.size = link.threads()
         self._looked = monotonic()
         self._promises = Promises()
         self.fetcher = Fetcher(self._client, self._promises)
-        self._backends: WeakKeyDictionary[Run, dict[Hashable, Backend]] = WeakKeyDictionary()
+        self._backends: WeakKeyDictionary[Any, dict[Hashable, Backend]] = WeakKeyDictionary()
         self._futures: dict[int, Any] = {}
         self._alone = asyncio.Lock()
         self._queue: SimpleQueue[Chunk | None] = SimpleQueue()
@@ -114,7 +111,7 @@ class Workers:
                 return
             if size != self.size:
                 self.size = size
-                self._post(("capacity", "worker"))
+                self._report.capacity("worker")
 
     def _send(self, chunk: Chunk) -> None:
         (task,) = chunk
@@ -123,7 +120,7 @@ class Workers:
         refused: FesteError = lost(None)
         try:
             # in the user's context, for dask.annotate() and the like
-            future = task.run.context.copy().run(self._submit, task)
+            future = context_of(task).run(self._submit, task)
             self._futures[id(chunk)] = future
             if self.fetcher.on_loop(self._watch(chunk, future, number, end)):
                 return
@@ -133,7 +130,7 @@ class Workers:
             end(False, refused)
 
     def _submit(self, task: PyTask) -> Any:
-        node = task.run.program.nodes[task.index]
+        node = task.node
         holes = [i for i, value in enumerate(task.values) if type(value) is Ref]
         values = [None if type(value) is Ref else value for value in task.values]
         try:
@@ -176,7 +173,7 @@ class Workers:
             if id(chunk) not in self._futures:  # abandoned meanwhile
                 return future, error
             try:
-                future = task.run.context.copy().run(self._submit, task)
+                future = context_of(task).run(self._submit, task)
             except Exception:  # the client is closing
                 return future, error
             self._futures[id(chunk)] = future
@@ -195,15 +192,14 @@ class Workers:
 
     def _end(self, chunk: Chunk, begun: float, ok: bool, value: Any) -> None:
         self._futures.pop(id(chunk), None)
-        self._post(("done", chunk[0], ok, value, perf_counter() - begun))
-        self._post(("free", "worker", chunk))
+        self._report.done(chunk[0], ok, value, perf_counter() - begun)
+        self._report.free("worker", chunk)
 
-    def _adopt(self, run: Run, emission: Emission) -> None:
+    def _adopt(self, run: Any, emission: Emission) -> None:
         """Give emitted calls of clients that were made on workers equal ones, if the run has them."""
         here = self._backends.get(run)
         if here is None:
-            clients = [n.op.client for n in run.program.nodes if isinstance(n.op, Call)]
-            here = self._backends[run] = {c.token: c for c in clients}
+            here = self._backends[run] = {c.token: c for c in run.clients()}
         for node in topological(emission.nodes):
             op = node.op
             if isinstance(op, Call) and not was_here(op.client):

@@ -1,0 +1,155 @@
+"""What the Dask tasks of a lowered graph call: a node's op, or a whole batch of calls.
+
+Dask runs one task at a time and knows nothing of draws or gates, so these objects carry both: the
+draw of the user's node, and the process whose gate a paid call must go through.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from feste import draw
+from feste.node import Node, process_name, travelled, travels
+
+__all__ = ["Lowered", "LoweredBatch", "draw_lowered", "note_lowered", "unwrap"]
+
+_lock = threading.Lock()
+_without_draws: weakref.WeakSet[Node] = weakref.WeakSet()
+_merged: weakref.WeakKeyDictionary[Node, weakref.WeakSet[Node]] = weakref.WeakKeyDictionary()
+
+
+def note_lowered(nodes: Iterable[Node]) -> None:
+    """Remember nodes that go to Dask without a draw; :func:`draw_lowered` gives them theirs.
+
+    :param nodes: the nodes.
+    """
+    with _lock:
+        _without_draws.update(n for n in nodes if n.draw is None)
+
+
+def draw_lowered() -> None:
+    """Give all nodes that were lowered and have no draws yet their draws."""
+    if _without_draws:
+        with _lock:
+            nodes = list(_without_draws)
+            _without_draws.clear()
+            draw.assign(nodes)
+
+
+class Lowered:
+    """What a Dask task of the graph calls: the node's op on the values of its inputs.
+
+    A paid call runs through the gate, retry and journal of the process that made the graph; in any
+    other process it raises :class:`~feste.errors.UngatedCall`.
+
+    :param node: the node.
+    :param process: the name of the process that made the graph; empty for this one.
+    :param is_whole: False in a process that received the node without its inputs.
+    """
+
+    __slots__ = ("is_whole", "node", "own", "process")
+
+    def __init__(self, node: Node, process: str = "", is_whole: bool = True) -> None:
+        self.node = node
+        self.process = process or process_name()
+        self.is_whole = is_whole
+        #: The user's node, where a pass has put another in its place.
+        self.own = node
+
+    @property
+    def __name__(self) -> str:
+        return self.node.op.name
+
+    @property
+    def keepers(self) -> tuple[Node, ...]:
+        """The user's nodes that learn the value of a paid call: its own first, those merged into it."""
+        return (self.own, *_merged.get(self.own, ()))
+
+    def belongs_to(self, own: Node, *merged: Node) -> None:
+        """Say for which of the user's nodes this stands; also wherever else they are lowered.
+
+        :param own: the user's node of the same key.
+        :param merged: those that an optimization has merged into it.
+        """
+        self.own = own
+        if merged:
+            _merged.setdefault(own, weakref.WeakSet()).update(merged)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that made the graph."""
+        return self.process == process_name()
+
+    def __call__(self, *values: Any) -> Any:
+        from feste import _compute
+
+        return _compute.run_lowered(self, values)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        draw_lowered()
+        n, drawn = self.node, self.own.draw
+        if self.is_here:
+            travels(self.own)
+        # without its inputs: Dask hands their values over
+        return (_lowered, (n.op, n.args, dict(n.kwargs), n.where, n.key, drawn, self.process))
+
+    def __repr__(self) -> str:
+        return f"<{self.node.op.name}>"
+
+
+def _lowered(
+    op: Any,
+    args: Any,
+    kwargs: Any,
+    where: str,
+    key: str,
+    drawn: Any,
+    process: str,
+) -> Lowered:
+    known = travelled(key) if process == process_name() else None
+    if known is not None:
+        return Lowered(known, process)
+    node = Node(op, args, kwargs, (), where)
+    node._key, node.draw = key, drawn
+    return Lowered(node, process, is_whole=False)
+
+
+class LoweredBatch:
+    """What the Dask task of a batch calls: one outcome for each member.
+
+    :param members: the members, lowered.
+    :param counts: how many of the values belong to each.
+    """
+
+    __slots__ = ("counts", "members")
+
+    def __init__(self, members: list[Lowered], counts: list[int]) -> None:
+        self.members = members
+        self.counts = counts
+
+    @property
+    def __name__(self) -> str:
+        return f"batch-{self.members[0].node.op.name}"
+
+    def __call__(self, *values: Any) -> list[Any]:
+        from feste import _compute
+
+        return _compute.run_lowered_batch(self, values)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (LoweredBatch, (self.members, self.counts))
+
+
+def unwrap(outcomes: list[Any], index: int) -> Any:
+    """Return one call's value of a batch's outcomes, or raise its error; a Dask task calls it.
+
+    :param outcomes: an outcome for each member.
+    :param index: the member.
+    """
+    outcome = outcomes[index]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome

@@ -1,0 +1,118 @@
+"""Threads beside the brain's: one for observers, which may be slow, and one to compile what grows."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from feste import blocking
+from feste.errors import FesteWarning
+from feste.events import Event
+from feste.plugins import registry
+
+__all__ = ["Lane", "Observers"]
+
+#: Seconds that a lane may take to finish when it is closed.
+_PATIENCE = 1.0
+
+
+class Lane:
+    """A thread, made on first use, that does one thing after the other.
+
+    :param name: of the thread.
+    :param role: of the thread; see :mod:`feste.blocking`.
+    """
+
+    def __init__(self, name: str, role: blocking.Role = "") -> None:
+        self.name = name
+        self.role = role
+        self.used = False
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+
+    def put(self, what: Callable[[], None]) -> None:
+        """Have something done, after all before it; only the brain's thread asks.
+
+        :param what: takes nothing.
+        """
+        if not self.used:
+            self.used = True
+            self._thread.start()
+        self._queue.put(what)
+
+    def _loop(self) -> None:
+        with blocking.inside(self.role):
+            while self._turn():
+                pass
+
+    def _turn(self) -> bool:
+        what = self._queue.get()
+        if what is None:
+            return False
+        try:
+            what()
+        except BaseException:  # report the error, then go on with the next
+            told = threading.ExceptHookArgs((*sys.exc_info(), self._thread))
+            threading.excepthook(told)
+        return True
+
+    def close(self) -> None:
+        """End the thread when everything is done."""
+        if self.used:
+            self._queue.put(None)
+            self._thread.join(timeout=_PATIENCE)
+
+
+class Observers:
+    """Tells plugins what happens, in order, on a thread of its own that may be slow."""
+
+    def __init__(self) -> None:
+        self._lane = Lane("feste-observers", "hook")
+        self._ignored: set[Any] = set()
+
+    @property
+    def any(self) -> bool:
+        """Whether anybody listens."""
+        hook = registry().manager.hook
+        names = ("run_started", "node_finished", "request_finished", "run_finished")
+        return any(getattr(hook, f"feste_{name}").get_hookimpls() for name in names)
+
+    def tell(self, event: Event) -> None:
+        """Tell an event.
+
+        :param event: the event.
+        """
+        self._lane.put(lambda: self._tell(event))
+
+    def _tell(self, event: Event) -> None:
+        for impl in getattr(registry().manager.hook, f"feste_{event.name}").get_hookimpls():
+            if impl.plugin in self._ignored:
+                continue
+            try:
+                impl.function(*([event] if impl.argnames else []))
+            except BaseException as error:  # an observer never stops a run
+                self._ignored.add(impl.plugin)
+                warnings.warn(
+                    f"the observer {impl.plugin_name} raised {type(error).__name__}: {error}; it "
+                    "will hear no more",
+                    FesteWarning,
+                    stacklevel=2,
+                )
+
+    def then(self, what: Callable[[], None]) -> None:
+        """Do something when everything told before has been heard.
+
+        :param what: something quick.
+        """
+        if self._lane.used:
+            self._lane.put(what)
+        else:
+            what()
+
+    def close(self) -> None:
+        """End the thread when everything has been heard."""
+        self._lane.close()
