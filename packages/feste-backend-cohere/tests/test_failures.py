@@ -78,9 +78,9 @@ STATUSES = [
     (429, "a Trial key, which is limited to 1000 API calls / month", errors.QuotaExhausted),
     (499, "request cancelled", errors.ServerError),
     (500, "internal server error", errors.ServerError),
-    (502, "<html>bad gateway</html>", errors.ServerError),
-    (503, "overloaded", errors.ServerError),
-    (504, "gateway timeout", errors.ServerError),
+    (502, "<html>bad gateway</html>", errors.ConnectionLost),
+    (503, "overloaded", errors.RateLimited),
+    (504, "gateway timeout", errors.ConnectionLost),
 ]
 
 
@@ -94,7 +94,7 @@ class TestStatus:
         server.add(Fault(status=status, body=body, headers={"retry-after": "2.5"}, times=None))
         error = failed(llm)
         assert type(error) is kind and said in str(error)
-        assert (error.status, error.retry_after, error.billed) == (status, 2.5, "no")
+        assert (error.status, error.retry_after, error.billed) == (status, 2.5, kind.billed)
         assert error.request_id == ("abc" if isinstance(body, dict) else None)
         assert len(server.requests()) == 1
 

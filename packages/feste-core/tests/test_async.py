@@ -358,7 +358,7 @@ def test_a_request_cancelled_before_its_first_step_is_reported() -> None:
 
         assert until(lambda: told)
         assert [report[:4] for report in told] == [("sent", executor, 1, False)]
-        assert type(told[0][3]).__name__ == "Interrupted"
+        assert type(told[0][4]).__name__ == "Interrupted"
     finally:
         let_go.set()
         executor.close()

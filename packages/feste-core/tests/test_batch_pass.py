@@ -339,13 +339,13 @@ def test_requests_are_as_few_as_the_limits_allow(
 
 
 def test_a_bad_item_costs_itself_only() -> None:
-    """One call that the server refuses fails alone; its batch is asked again one by one."""
+    """One call that the server refuses fails alone; its batch is asked again in halves."""
     backend = FakeBackend(fail={"bad": InvalidRequest("no")})
     nodes = [backend.complete("bad" if i == 3 else str(i)) for i in range(8)]
     (values,) = feste.compute(nodes, on_error="return")
 
     assert [type(v) is InvalidRequest for v in values] == [i == 3 for i in range(8)]
-    assert [r.items for r in backend.requests] == [8] + [1] * 8
+    assert [r.items for r in backend.requests] == [8, 4, 2, 2, 1, 1, 4]
 
 
 def test_a_member_whose_input_fails_leaves_its_batch() -> None:

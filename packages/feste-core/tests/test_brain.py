@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import feste
 from feste import draw
@@ -14,6 +17,7 @@ from feste.backend import Limits, Request, Response
 from feste.errors import (
     CallError,
     CallTimeout,
+    ContextTooLong,
     FesteError,
     InvalidRequest,
     NotStarted,
@@ -246,7 +250,7 @@ def test_attempts_are_bounded_when_everything_fails() -> None:
 
 
 def test_a_poisoned_item_costs_only_itself() -> None:
-    """A batch that is refused whole is sent one by one: the good ones are answered."""
+    """A list that is refused is halved until the bad item stands alone: the others are answered."""
     llm = FakeBackend()
 
     def answer(request: Request) -> Response:
@@ -258,7 +262,9 @@ def test_a_poisoned_item_costs_only_itself() -> None:
     results = clock.compute([llm.complete("poison" if i == 5 else f"{i}") for i in range(16)])
 
     assert [5] == [i for i, r in enumerate(results) if isinstance(r, FesteError)]
-    assert 17 == len(clock.sent)
+    # 16, 8, 4 taken, 4, 2, the good one, the bad one, 2 taken, 8 taken
+    assert 9 == len(clock.sent)
+    assert not clock.brain.lists.limits
 
 
 def test_a_server_that_takes_no_lists_is_remembered() -> None:
@@ -276,6 +282,76 @@ def test_a_server_that_takes_no_lists_is_remembered() -> None:
 
     assert 1 + 8 + 8 == len(clock.sent)
     assert not any(isinstance(r, FesteError) for r in [*first, *second])
+
+
+@pytest.mark.parametrize(
+    ("limit", "first", "second"), [(4, 2 + 4, 4), (2, 3 + 8, 8), (1, 4 + 16, 16)]
+)
+def test_a_server_that_takes_shorter_lists_is_remembered(
+    limit: int, first: int, second: int
+) -> None:
+    """A list that is refused only for its length teaches which length is taken, 1 included."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        if request.items > limit:
+            raise InvalidRequest("too many")
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    results = clock.compute([llm.complete(f"{i}") for i in range(16)])
+    sent = len(clock.sent)
+    more = clock.compute([llm.complete(f"again {i}") for i in range(16)])
+
+    assert not any(isinstance(r, FesteError) for r in [*results, *more])
+    assert (first, second) == (sent, len(clock.sent) - sent)
+
+
+def test_a_parameter_that_no_call_may_have_costs_few_more_requests() -> None:
+    """Where all calls of a list are refused, the search ends at once and each is tried singly."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        raise InvalidRequest("no such parameter")
+
+    clock = VirtualClock(answer)
+    results = clock.compute([llm.complete(f"{i}") for i in range(16)])
+
+    assert all(isinstance(r, InvalidRequest) for r in results)
+    assert 4 + 16 == len(clock.sent)
+
+
+@given(
+    st.integers(1, 20),
+    st.sets(st.integers(0, 39)),
+    st.integers(1, 40),
+    st.sampled_from([InvalidRequest, ContextTooLong]),
+)
+def test_every_good_call_is_answered_whatever_a_server_refuses(
+    limit: int, bad: set[int], count: int, kind: type[InvalidRequest]
+) -> None:
+    """For any length that a server takes and any bad items: each good call is answered, once."""
+    llm = FakeBackend()
+    answered: Counter[str] = Counter()
+
+    def answer(request: Request) -> Response:
+        given = request.body["prompt"]
+        items = given if isinstance(given, list) else [given]
+        if len(items) > limit or any(int(item) in bad for item in items):
+            raise kind("refused")
+        answered.update(items)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    results = clock.compute([llm.complete(str(i)) for i in range(count)])
+
+    assert {i for i, r in enumerate(results) if isinstance(r, FesteError)} == bad & set(
+        range(count)
+    )
+    assert set(answered.values()) <= {1}
+    assert len(clock.sent) <= 2 * count + 4
+    # what was learnt is true of the server
+    assert all(learnt <= limit for learnt in clock.brain.lists.limits.values())
 
 
 def test_the_critical_path_goes_first() -> None:
@@ -348,12 +424,10 @@ def test_a_server_that_refuses_lists_is_remembered() -> None:
 
     clock = VirtualClock(answer)
     clock.compute([llm.complete(f"{i} {'poison' if i == 3 else ''}") for i in range(8)])
-    assert 1 + 8 == len(clock.sent)
+    assert 3 + 8 == len(clock.sent)  # 8, 4 and 2 are refused; 2 were taken singly: no lists
     clock.compute([llm.complete(f"again {i}") for i in range(8)])
-    assert 9 + 1 + 8 == len(clock.sent)
-    clock.compute([llm.complete(f"and again {i}") for i in range(8)])
 
-    assert 18 + 8 == len(clock.sent)
+    assert 11 + 8 == len(clock.sent)
 
 
 def test_throttling_uses_up_no_tries() -> None:

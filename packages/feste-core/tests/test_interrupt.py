@@ -163,7 +163,7 @@ def test_when_the_grace_is_over_what_is_in_flight_is_given_up(program: Any) -> N
 
     partial = ["Interrupted"] * 2 + ["NotStarted"] * 4
     assert f"partial {partial}" in lines
-    assert "report {'not_started': 6} True 2" in lines
+    assert "report {'interrupted': 2, 'not_started': 4} True 2" in lines
     assert (one.process.returncode, one.errors) == (0, "")
 
 

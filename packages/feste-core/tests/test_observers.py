@@ -329,5 +329,5 @@ def test_a_stopped_runs_requests_are_told_before_its_end() -> None:
         NodeFinished,
         RunFinished,
     ]
-    assert first[1].error == "Interrupted" and first[2].state == "not_started"
+    assert first[1].error == "Interrupted" and first[2].state == "interrupted"
     assert first[-1].cancelled and first[-1].requests == 1

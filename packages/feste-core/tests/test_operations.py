@@ -48,7 +48,7 @@ from feste.errors import (
     ServerError,
     UnknownName,
 )
-from feste.scheduler.batcher import unpacked
+from feste.scheduler.batcher import unpack_response
 from feste.testing import FakeBackend, FakeParams
 
 
@@ -680,7 +680,7 @@ def test_unpack_must_give_one_outcome_a_call() -> None:
     assert values == [["a of 1"], ["b of 1"], ["c of 1"]]
     assert [r.items for r in client.sent] == [3, 1, 1, 1]
     with pytest.raises(CountMismatch, match="1 outcomes for 3 calls"):
-        unpacked(client.ask, client.sent[0], Response([]))
+        unpack_response(client.ask, client.sent[0], Response([]))
 
 
 # --- clients ----------------------------------------------------------------------------------------

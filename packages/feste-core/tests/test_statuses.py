@@ -8,7 +8,7 @@ import time
 import pytest
 
 from feste.backend import Secret, error_for_status, retry_after
-from feste.errors import Rejected, Transient
+from feste.errors import Ambiguous, Rejected, Transient
 
 TABLE = [
     (400, "bad value for n", None, "InvalidRequest"),
@@ -43,7 +43,11 @@ TABLE = [
         "RateLimited",
     ),
     (500, "oops", None, "ServerError"),
-    (502, "", None, "ServerError"),
+    (405, "not here", None, "Rejected"),
+    (501, "no embeddings", None, "Rejected"),
+    (502, "", None, "ConnectionLost"),
+    (504, "gateway timeout", None, "ConnectionLost"),
+    (524, "", None, "ConnectionLost"),
     (503, "overloaded", None, "ServerError"),
     (529, "overloaded", None, "RateLimited"),
     (599, "?", None, "ServerError"),
@@ -56,7 +60,13 @@ def test_the_table(status: int, text: str, code: str | None, kind: str) -> None:
     error = error_for_status(status, text, code=code, request_id="r-1")
 
     assert type(error).__name__ == kind
-    assert (error.status, error.code, error.request_id, error.billed) == (status, code, "r-1", "no")
+    billed = "unknown" if kind == "ConnectionLost" else "no"
+    assert (error.status, error.code, error.request_id, error.billed) == (
+        status,
+        code,
+        "r-1",
+        billed,
+    )
     assert str(error) == f"the provider answered {status}: {text or 'no message'}"
 
 
@@ -65,7 +75,7 @@ def test_what_is_tried_again() -> None:
     for status, text, code, _ in TABLE:
         error = error_for_status(status, text, code=code)
 
-        assert isinstance(error, Rejected) is not isinstance(error, Transient)
+        assert isinstance(error, Rejected) is not isinstance(error, (Transient, Ambiguous))
 
 
 def test_text_of_the_provider_is_cut_and_redacted(monkeypatch: pytest.MonkeyPatch) -> None:

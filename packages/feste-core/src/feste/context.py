@@ -306,7 +306,7 @@ def get(name: str) -> Any:
     for overlay in reversed(_overlays.get()):
         if name in overlay.values:
             return overlay.values[name]
-    for layer in reversed(_layers):
+    for layer in _layers[::-1]:  # a copy: another thread may take its own layer out meanwhile
         if name in layer.values:
             return layer.values[name]
     return _default(name)

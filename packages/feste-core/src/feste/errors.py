@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 __all__ = [
     "Ambiguous",
@@ -90,6 +90,8 @@ __all__ = [
 ]
 
 Billed = Literal["no", "yes", "unknown"]
+#: The longest wait, in seconds, that a provider is believed to ask for.
+_DAY = 86_400.0
 
 
 class FesteError(Exception):
@@ -109,8 +111,23 @@ class FesteError(Exception):
         if origin:
             self.origin = origin
 
+    @property
+    def message(self) -> str:
+        """What happened, without the place."""
+        return str(self.args[0] if self.args else "") or type(self).__name__
+
+    def copy(self) -> Self:
+        """Return an equal error, so that each place that failed can have one of its own.
+
+        The constructor is not called: a plugin's class may take whatever it likes.
+        """
+        made = type(self).__new__(type(self), *self.args)
+        made.__dict__.update(self.__dict__)
+        made.__cause__ = self.__cause__
+        return made
+
     def __str__(self) -> str:
-        text = str(self.args[0] if self.args else "") or type(self).__name__
+        text = self.message
         return f"{text} (at {self.origin})" if self.origin else text
 
 
@@ -190,13 +207,18 @@ class CallError(FesteError):
     :param status: the HTTP status, or None.
     :param code: the provider's own error code, or None.
     :param request_id: the provider's name for the request, or None.
-    :param retry_after: seconds the provider asked to wait, or None.
+    :param retry_after: seconds the provider asked to wait; what is no number from 0 to a day is
+        taken as None.
 
     Feste adds ``node``, ``backend``, ``model``, ``attempts`` and ``origin`` when it hands the error
     over.
     """
 
     billed: Billed = "no"
+    status: int | None = None
+    code: str | None = None
+    request_id: str | None = None
+    retry_after: float | None = None
     node: str = ""
     backend: str = ""
     model: str = ""
@@ -219,7 +241,8 @@ class CallError(FesteError):
         self.status = status
         self.code = code
         self.request_id = request_id
-        self.retry_after = retry_after
+        if retry_after is not None and 0 <= retry_after < _DAY:
+            self.retry_after = retry_after
 
 
 class Rejected(CallError):
@@ -255,11 +278,11 @@ class Transient(CallError):
 
 
 class RateLimited(Transient):
-    """The provider asked to slow down (429)."""
+    """The provider asked to slow down (429, 529, or 503 with ``Retry-After``)."""
 
 
 class ServerError(Transient):
-    """The provider failed (408, 409, 5xx)."""
+    """The provider failed (408, 409, 500, other 5xx)."""
 
 
 class Unreachable(Transient):
@@ -277,7 +300,7 @@ class CallTimeout(Ambiguous):
 
 
 class ConnectionLost(Ambiguous):
-    """The connection broke after the request was sent."""
+    """The connection, or a gateway before the provider (502, 504, 524), broke after the request was sent."""
 
 
 class WorkerLost(Ambiguous):

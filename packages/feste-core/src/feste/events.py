@@ -15,7 +15,7 @@ __all__ = ["SCHEMA", "Event", "NodeFinished", "RequestFinished", "RunFinished", 
 #: Raised by one whenever a field changes its meaning; new fields do not raise it.
 SCHEMA = 1
 
-State = Literal["done", "kept", "shared", "failed", "skipped", "not_started"]
+State = Literal["done", "kept", "shared", "failed", "skipped", "interrupted", "not_started"]
 
 
 @dataclass(frozen=True, slots=True)

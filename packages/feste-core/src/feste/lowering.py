@@ -6,6 +6,7 @@ draw of the user's node, and the process whose gate a paid call must go through.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from feste.node import Node, process_name, travelled, travels
 __all__ = ["Lowered", "LoweredBatch", "draw_lowered", "note_lowered", "unwrap"]
 
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # whoever held it is not in the child
+    os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
 _without_draws: weakref.WeakSet[Node] = weakref.WeakSet()
 _merged: weakref.WeakKeyDictionary[Node, weakref.WeakSet[Node]] = weakref.WeakKeyDictionary()
 

@@ -104,6 +104,7 @@ class Node:
         "kwargs",
         "op",
         "origin",
+        "paid",
         "seq",
         "value",
     )
@@ -124,6 +125,9 @@ class Node:
         self.seq = next(_sequence)
         self.draw: Draw | None = None
         self.value: Any = PENDING
+        #: What was paid for on the way to the value: a call's response that is not parsed yet, or the
+        #: nodes that a task returned. A later run goes on from there. None if there is nothing.
+        self.paid: Any = None
         self._key: str | None = None
 
     @property

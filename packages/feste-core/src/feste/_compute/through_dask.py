@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -194,6 +195,16 @@ def _emitted(low: Lowered, result: Any) -> Any:
 
 _locks: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _locking = threading.Lock()
+
+
+def _forget() -> None:
+    """A forked child has none of the threads that hold these."""
+    global _locks, _locking
+    _locks, _locking = weakref.WeakValueDictionary(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ An :class:`Operation` names the three; :func:`operation` makes one of a single m
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -20,6 +21,7 @@ from feste.errors import (
     CallError,
     ConfigError,
     FesteError,
+    MalformedResponse,
     ParameterError,
     suggest,
 )
@@ -160,8 +162,13 @@ class Operation(Generic[R]):
     def __get__(self, instance: Backend | None, owner: type) -> Any:
         if instance is None:
             return self
-        call: Call[R] = Call(instance, self)
-        instance.__dict__[self.name] = call  # the next look-up finds it without coming here
+        # held weakly: a client that refers to itself would be freed late, and its limits hold till then
+        calls: dict[str, weakref.ref[Call[R]]] = instance.__dict__.setdefault("_calls", {})
+        known = calls.get(self.name)
+        call = known() if known is not None else None
+        if call is None or call.operation is not self:
+            call = Call(instance, self)
+            calls[self.name] = weakref.ref(call)
         return call
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -299,9 +306,14 @@ class Call(Generic[R]):
 
         :param request: the request, single or packed.
         :param on_chunk: gets pieces of text as they come, or None.
-        :raises CallError: if it failed.
+        :raises CallError: if it failed; MalformedResponse if the backend gave no Response.
         """
-        response: Response = await self.operation._send(self.client, request, on_chunk)
+        response = await self.operation._send(self.client, request, on_chunk)
+        if not isinstance(response, Response):
+            raise MalformedResponse(
+                f"send of {request.plugin}.{self.name} returned {type(response).__name__}, not a "
+                "Response"
+            )
         return response
 
     def parse(self, response: Response, arguments: Sequence[Any]) -> R:

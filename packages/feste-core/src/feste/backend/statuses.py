@@ -10,12 +10,14 @@ from feste.backend.secret import Secret, redact
 from feste.errors import (
     AuthFailed,
     CallError,
+    ConnectionLost,
     ContentFiltered,
     ContextTooLong,
     InvalidRequest,
     ModelNotFound,
     QuotaExhausted,
     RateLimited,
+    Rejected,
     ServerError,
 )
 
@@ -57,27 +59,31 @@ def error_for_status(
     >>> type(error_for_status(429, "x", code="insufficient_quota")).__name__
     'QuotaExhausted'
     """
-    kind = _kind(status, f"{code or ''} {text}".lower())
+    wait = retry_after(headers or {})
+    kind = _kind(status, f"{code or ''} {text}".lower(), asked_to_wait=wait is not None)
     said = redact(text.strip(), secret) or "no message"
     return kind(
         f"the provider answered {status}: {said}",
         status=status,
         code=code,
         request_id=request_id,
-        retry_after=retry_after(headers or {}),
-        billed="no",
+        retry_after=wait,
     )
 
 
-def _kind(status: int, said: str) -> type[CallError]:
+def _kind(status: int, said: str, *, asked_to_wait: bool) -> type[CallError]:
     if status in (401, 403):
         return AuthFailed
     if status == 402 or (status == 429 and any(word in said for word in _NO_MONEY)):
         return QuotaExhausted
     if status == 404:
         return ModelNotFound
-    if status == 429 or status == 529:
+    if status in (429, 529) or (status == 503 and asked_to_wait):
         return RateLimited
+    if status in (502, 504, 524):  # a gateway gave up; the server behind it may have answered
+        return ConnectionLost
+    if status in (405, 501, 505):
+        return Rejected
     if status in (408, 409) or status >= 500:
         return ServerError
     if any(word in said for word in _FILTERED):

@@ -1,7 +1,7 @@
 """Forms requests of many calls, and takes their replies apart again.
 
 A :class:`Group` waits until each of its members has come with its request or dropped out; then
-:func:`packed` cuts it into requests that keep every limit. Both of the functions here run plugin
+:func:`pack_requests` cuts it into requests that keep every limit. Both of the functions here run plugin
 code, so the brain has the hands call them.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from feste.backend import Call, Request, Response
 from feste.errors import CallError, CountMismatch
 
-__all__ = ["Group", "packed", "unpacked"]
+__all__ = ["Group", "pack_requests", "unpack_response"]
 
 
 class Group:
@@ -58,8 +58,8 @@ class Group:
         return arrived
 
 
-def packed(
-    call: Call[Any], members: Sequence[int], requests: Sequence[Request]
+def pack_requests(
+    call: Call[Any], members: Sequence[int], requests: Sequence[Request], max_items: int
 ) -> list[tuple[list[int], list[Request], Request]]:
     """Return the requests that a group of calls becomes.
 
@@ -69,6 +69,7 @@ def packed(
     :param call: the operation.
     :param members: the positions of the calls.
     :param requests: their requests.
+    :param max_items: calls in one request, at most.
     :returns: for each request to send: the members it answers, their own requests, and the request.
     """
     rule = call.rule
@@ -80,7 +81,7 @@ def packed(
     for positions in alike.values():
         sizes = [(requests[i].tokens, requests[i].size) for i in positions]
         begin = 0
-        for count in rule.chunks(sizes, call.max_items):
+        for count in rule.chunks(sizes, max_items):
             chosen = positions[begin : begin + count]
             begin += count
             own = [requests[i] for i in chosen]
@@ -100,7 +101,9 @@ def _packed(call: Call[Any], requests: list[Request]) -> Request:
     return replace(request, draws=draws, max_output=bound, packed=True)
 
 
-def unpacked(call: Call[Any], request: Request, response: Response) -> list[Response | CallError]:
+def unpack_response(
+    call: Call[Any], request: Request, response: Response
+) -> list[Response | CallError]:
     """Return each call's own outcome of a packed request.
 
     :param call: the operation.

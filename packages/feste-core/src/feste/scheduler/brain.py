@@ -7,7 +7,7 @@ back with what happened then. Events and actions are tuples that begin with a na
 
     events    ("submit", run)                                 a new run
               ("stop", run, grace)                            end it; requests in flight have so long
-              ("grown", run, i, program, packed)              what the nodes that a task returned became
+              ("grown", run, i, program, emission)            what the nodes that a task returned became
               ("done", executor, task, ok, value, seconds)    a piece of Python ended
               ("done_together", executor, outcomes)           several pieces of Python ended
               ("returned", executor, tasks)                   pieces of a chunk that were not begun
@@ -19,7 +19,7 @@ back with what happened then. Events and actions are tuples that begin with a na
               ("send", executor, handle, call, request)   ("cancel", executor, handle)
               ("abandon", executor, chunk)
               ("fetch", executor, handle, refs)   ("release", executor, ref)
-              ("grow", run, i, packed)   ("notify", event)   ("finish", run)
+              ("grow", run, i, emission)   ("notify", event)   ("finish", run)
 
 The way of a call's node: WAITING for inputs, READY, PREPARING its request, GROUPED until its batch is
 complete, QUEUED at the gate, SENT, PARSING, DONE. A task's node: WAITING, READY, RUNNING, DONE.
@@ -41,9 +41,11 @@ from feste.scheduler.dispatcher import Dispatcher
 from feste.scheduler.executor import Executor
 from feste.scheduler.growth import Growth
 from feste.scheduler.lifecycle import Lifecycle
+from feste.scheduler.lists import Lists
 from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
     GROUPED,
+    INTERRUPTED,
     JOINED,
     NOT_STARTED,
     OPEN,
@@ -79,25 +81,26 @@ class Brain:
         self.lifecycle = Lifecycle(self)
         self.dispatcher = Dispatcher(self)
         self.growth = Growth(self)
+        self.lists = Lists(self)
         self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
         self._handlers: dict[str, Callable[..., None]] = {
             "submit": self._on_submit,
             "stop": self._on_stop,
-            "grown": self.growth.grown,
-            "done": self.dispatcher.finished,
+            "grown": self.growth.on_grown,
+            "done": self.dispatcher.on_done,
             "done_together": self._on_done_together,
-            "returned": self.dispatcher.returned,
-            "free": self.dispatcher.freed,
-            "sent": self.calls.sent,
+            "returned": self.dispatcher.on_returned,
+            "free": self.dispatcher.on_free,
+            "sent": self.calls.on_sent,
             "fetched": self._on_fetched,
-            "capacity": self.dispatcher.capacity_changed,
+            "capacity": self.dispatcher.on_capacity,
         }
         self.stages: dict[str, Callable[..., None]] = {
-            "run": self.dispatcher.ran,
-            "prepare": self.calls.prepared,
-            "pack": self.calls.packed,
-            "unpack": self.calls.unpacked,
-            "parse": self.calls.parsed,
+            "run": self.dispatcher.on_ran,
+            "prepare": self.calls.on_prepared,
+            "pack": self.lists.on_packed,
+            "unpack": self.lists.on_unpacked,
+            "parse": self.calls.on_parsed,
         }
 
     # --- the way in and out -----------------------------------------------------------------------
@@ -158,7 +161,7 @@ class Brain:
 
     def _on_done_together(self, executor: Executor, outcomes: list[tuple[Any, ...]]) -> None:
         for outcome in outcomes:
-            self.dispatcher.finished(executor, *outcome)
+            self.dispatcher.on_done(executor, *outcome)
 
     def _on_submit(self, run: Run) -> None:
         run.started = self.now
@@ -188,7 +191,7 @@ class Brain:
         """Start nothing new; what is under way goes on."""
         run.stopping = True
         queued = {QUEUED, GROUPED, WAITING, READY, JOINED}
-        self.calls.forget(run)
+        self.calls.withdraw(run)
         for i, state in enumerate(run.state):
             if state in queued:
                 self.lifecycle.end(run, i, NOT_STARTED)
@@ -199,22 +202,27 @@ class Brain:
         """Give up what is still under way."""
         if run.ended is not None:
             return
+        awaited = self.lifecycle.awaited(run)  # other runs wait for these: they go on
+        for parcel in self.calls.parcels.values():
+            if parcel.run is run and not awaited.isdisjoint(parcel.members):
+                awaited.update(parcel.members)
         for handle, parcel in self.calls.parcels.items():
-            if parcel.run is run:
+            if parcel.run is run and awaited.isdisjoint(parcel.members):
                 self.calls.give_up(parcel)
                 self.act("cancel", run.executor, handle)
         for chunk in self.dispatcher.chunks.values():
-            if chunk[0].run is run:
+            if chunk[0].run is run and awaited.isdisjoint(task.index for task in chunk):
                 self.act("abandon", run.executor, chunk)
         for i, state in enumerate(run.state):
-            if state < OPEN:
-                sent = state in (SENT, PARSING)
+            if state < OPEN and i not in awaited:
+                sent = state == SENT
+                told = "the run was stopped while this was under way"
                 run.errors[i] = Interrupted(
-                    "the run was stopped before this was done",
+                    f"{told}; it may have been billed" if sent else told,
                     origin=run.program.nodes[i].where,
-                    billed="unknown" if sent else "no",
+                    billed="unknown" if sent else "yes" if state == PARSING else "no",
                 )
-                self.lifecycle.end(run, i, NOT_STARTED)
+                self.lifecycle.end(run, i, INTERRUPTED)
         self.end_if_done(run)
 
     def end_if_done(self, run: Run) -> None:

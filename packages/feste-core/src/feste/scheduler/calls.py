@@ -1,9 +1,9 @@
-"""The way of a call: its request is prepared, grouped, queued at the gate, sent, parsed."""
+"""The way of a call: its request is prepared, queued at the gate, sent, parsed."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from feste.draw import Draw
 from feste.errors import (
     Ambiguous,
     CallError,
-    CountMismatch,
     FesteError,
     Interrupted,
     InvalidRequest,
@@ -22,10 +21,9 @@ from feste.errors import (
 )
 from feste.events import RequestFinished
 from feste.packing import fill
-from feste.scheduler.batcher import Group, packed, unpacked
-from feste.scheduler.executor import Executor, PyTask
+from feste.scheduler.executor import QUICK, Executor, PyTask
 from feste.scheduler.gate import Gate
-from feste.scheduler.parcel import ListTrial, Parcel
+from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
     DONE,
@@ -58,71 +56,55 @@ class Calls:
         self.policy = policy
         self.rng = rng
         self.gates: dict[tuple[Hashable, ...], Gate[Parcel]] = {}
+        #: Requests in flight by handle, and by id those that wait for the time of their next try.
         self.parcels: dict[int, Parcel] = {}
-        self.no_lists: set[tuple[str, str, str]] = set()
+        self.retrying: dict[int, Parcel] = {}
 
-    def prepared(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+    def on_prepared(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         i = task.index
         if not ok:
-            self.brain.lifecycle.fail(run, i, _cause(value))
+            self.fail(run, i, value)
             return
         if run.stopping:
             self.brain.lifecycle.end(run, i, NOT_STARTED)
             return
         group = run.groups.get(i)
         if group is None:
-            self._queue(run, [i], [value], value)
+            self.queue(run, [i], [value], value)
             return
         run.state[i] = GROUPED
         if group.arrive(i, value):
-            self._flush(run, group)
+            self.brain.lists.flush(run, group)
 
-    def forget(self, run: Run) -> None:
-        """Take what a run has queued out of the gates.
+    def withdraw(self, run: Run) -> None:
+        """Take a stopping run's requests out of the gates; what was sent before keeps its error.
 
         :param run: the run.
         """
+        waiting = [p for p in self.retrying.values() if p.run is run]
         for gate in self.gates.values():
-            gate.drop(lambda parcel: parcel.run is run)
+            waiting += gate.drop(lambda parcel: parcel.run is run)
+        for parcel in waiting:
+            self.retrying.pop(id(parcel), None)
+            if parcel.error is not None:
+                self.fail_members(parcel, parcel.error)
 
-    def drop_from_group(self, run: Run, i: int) -> None:
-        group = run.groups.get(i)
-        if group is not None and group.drop(i) and not run.stopping:
-            self._flush(run, group)
-
-    def _flush(self, run: Run, group: Group) -> None:
-        arrived = [(i, r) for i, r in group.flush() if run.state[i] == GROUPED]
-        if not arrived:
-            return
-        members, requests = [i for i, _ in arrived], [r for _, r in arrived]
-        first: Request = requests[0]
-        if len(members) == 1 or self._lists_of(run, members[0], first) in self.no_lists:
-            for i, request in arrived:
-                self._queue(run, [i], [request], request)
-            return
-        call = run.program.nodes[members[0]].op
-        args = (call, members, requests)
-        task = PyTask(run, members[0], "pack", packed, args, {}, [], f"{call.name}.pack")
-        self.brain.dispatcher.push(run, "thread", run.program.rank[members[0]] + FINISHING, task)
-
-    def packed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
-        if not ok:
-            for i in task.args[1]:
-                if run.state[i] < OPEN:
-                    self.brain.lifecycle.fail(run, i, _cause(value))
-            return
-        for members, requests, request in value:
-            if run.state[members[0]] == GROUPED:
-                self._queue(run, members, requests, request)
-
-    def _queue(
+    def queue(
         self,
         run: Run,
         members: list[int],
         requests: list[Request],
         request: Request,
-        trial: ListTrial | None = None,
+        split: Split | None = None,
     ) -> None:
+        """Let a request wait at its gate.
+
+        :param run: the run.
+        :param members: the positions of the nodes that it answers.
+        :param requests: the request of each of them.
+        :param request: the request to send.
+        :param split: the refused list that it is a part of, or None.
+        """
         call: Any = run.program.nodes[members[0]].op
         name = (request.endpoint, request.account, request.model)
         gate = self.gates.get(name)
@@ -131,7 +113,7 @@ class Calls:
         gate.heed(call.client, call.client.limits)
         for i in members:
             run.state[i] = QUEUED
-        parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, trial)
+        parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
         gate.push(parcel, max(run.program.rank[i] for i in members))
 
     def admit(self) -> None:
@@ -150,7 +132,9 @@ class Calls:
                 gate.wakes_at = gate.closed_until
                 self.brain.later(gate.closed_until - self.brain.now, lambda now: None)
 
-    def sent(self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float) -> None:
+    def on_sent(
+        self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float
+    ) -> None:
         parcel = self.parcels.pop(handle, None)
         if parcel is None:
             return  # of a brain that broke
@@ -203,36 +187,42 @@ class Calls:
         run, members = parcel.run, parcel.members
         for i in members:
             run.state[i] = PARSING
-        if len(members) == 1:
-            if parcel.trial is not None and parcel.trial.ended(taken=True):
-                self._no_lists(parcel)
-            self._parse(run, members[0], parcel.call, response)
+        if len(members) > 1:
+            self.brain.lists.answered(parcel, response)
             return
-        args = (parcel.call, parcel.request, response, parcel)
-        name = f"{parcel.call.name}.unpack"
-        task = PyTask(run, members[0], "unpack", _unpacked, args, {}, [], name)
-        self.brain.dispatcher.push(run, "thread", run.program.rank[members[0]] + FINISHING, task)
+        self.brain.lists.settled(parcel, taken=True)
+        self._parse(run, members[0], parcel.call, response)
+
+    def parse_again(self, run: Run, i: int, response: Response) -> None:
+        """Make a value of an answer that an earlier run paid for but did not parse.
+
+        :param run: the run.
+        :param i: the node's position.
+        :param response: the answer.
+        """
+        run.state[i] = PARSING
+        self.brain.lists.drop(run, i)
+        call: Any = run.program.nodes[i].op
+        self._parse(run, i, call, response)
 
     def _parse(self, run: Run, i: int, call: Call[Any], response: Response) -> None:
         node = run.program.nodes[i]
         values = [run.values[d] for d in run.program.deps[i]]
+        if run.keep != "none":
+            for keeper in run.program.keepers[i]:
+                keeper.paid = response
         args = (call, response, node.args, values)
         task = PyTask(run, i, "parse", _parsed, args, {}, [], f"{call.name}.parse")
-        self.brain.dispatcher.push(run, "thread", run.program.rank[i] + FINISHING, task)
+        self.brain.dispatcher.push(run, QUICK, run.program.rank[i] + FINISHING, task)
 
-    def unpacked(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
-        parcel: Parcel = task.args[3]
-        if run.ended is not None:
-            return
-        if not ok:
-            error = _cause(value)
-            if isinstance(error, CountMismatch):
-                self._no_lists(parcel)
-                self._one_by_one(parcel)
-            else:
-                self._fail_members(parcel, error)
-            return
-        for i, request, outcome in zip(parcel.members, parcel.requests, value, strict=True):
+    def deliver(self, parcel: Parcel, outcomes: Sequence[Response | CallError]) -> None:
+        """Give each call of a list its own outcome.
+
+        :param parcel: the request.
+        :param outcomes: one for each of its members.
+        """
+        run = parcel.run
+        for i, request, outcome in zip(parcel.members, parcel.requests, outcomes, strict=True):
             if run.state[i] >= OPEN:
                 continue
             if isinstance(outcome, Response):
@@ -244,7 +234,7 @@ class Calls:
                 alone.attempt, alone.since = parcel.attempt, parcel.since
                 self._refused(alone, outcome)
 
-    def parsed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+    def on_parsed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         if ok:
             self.brain.lifecycle.done(run, task.index, value, DONE)
         else:
@@ -254,7 +244,7 @@ class Calls:
         """A request failed: send it again, take it apart, or give up."""
         run = parcel.run
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
-            self._one_by_one(parcel, ListTrial(len(parcel.members)))
+            self.brain.lists.refused(parcel)
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
         wait = None
@@ -268,45 +258,45 @@ class Calls:
                 rng=self.rng,
             )
         if wait is None:
-            self._fail_members(parcel, error)
+            self.fail_members(parcel, error)
             return
         parcel.throttled += isinstance(error, RateLimited)
+        parcel.error = error
         for i in parcel.members:
             run.state[i] = QUEUED
+        self.retrying[id(parcel)] = parcel
         self.brain.later(wait, lambda now: self._again(parcel))
 
     def _again(self, parcel: Parcel) -> None:
+        if self.retrying.pop(id(parcel), None) is None:
+            return  # withdrawn meanwhile
         alive = [i for i in parcel.members if parcel.run.state[i] < OPEN]
         if alive:
             parcel.ready = self.brain.now
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
 
-    def _lists_of(self, run: Run, i: int, request: Request) -> tuple[str, str, str]:
-        """What a server takes lists for, or does not."""
-        return (request.endpoint, request.model, run.program.nodes[i].op.name)
+    def fail(self, run: Run, i: int, error: FesteError) -> None:
+        """Fail a call whose half of an operation raised.
 
-    def _no_lists(self, parcel: Parcel) -> None:
-        """Remember that this server takes no lists for this model."""
-        self.no_lists.add(self._lists_of(parcel.run, parcel.members[0], parcel.request))
+        :param run: the run.
+        :param i: the node's position.
+        :param error: what was raised, as described by the executor.
+        """
+        self.brain.lifecycle.fail(run, i, _cause(error))
 
-    def _one_by_one(self, parcel: Parcel, trial: ListTrial | None = None) -> None:
-        """Send the calls of a batch singly: one of them is bad, or the server takes no lists."""
-        for i, request in zip(parcel.members, parcel.requests, strict=True):
-            if parcel.run.state[i] < OPEN:
-                if parcel.run.stopping:
-                    self.brain.lifecycle.end(parcel.run, i, NOT_STARTED)
-                else:
-                    self._queue(parcel.run, [i], [request], request, trial)
+    def fail_members(self, parcel: Parcel, raised: FesteError) -> None:
+        """Fail all calls of a request that are still open.
 
-    def _fail_members(self, parcel: Parcel, error: FesteError) -> None:
-        if parcel.trial is not None:
-            parcel.trial.ended(taken=False)
+        :param parcel: the request.
+        :param raised: why.
+        """
+        error = _cause(raised)
+        self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
             if parcel.run.state[i] < OPEN:
                 mine = error
                 if len(parcel.members) > 1:  # each place gets an error of its own
-                    mine = type(error)(str(error.args[0] if error.args else error))
-                    mine.__dict__.update(error.__dict__)
+                    mine = error.copy()
                 if isinstance(mine, CallError):
                     mine.attempts = parcel.attempt
                     mine.backend = parcel.request.plugin
@@ -341,10 +331,6 @@ def prepare_request(
     """
     request = call.prepare([fill(a, values) for a in args])
     return replace(request, draws=(draw,))
-
-
-def _unpacked(call: Call[Any], request: Request, response: Response, parcel: Parcel) -> list[Any]:
-    return unpacked(call, request, response)
 
 
 def _parsed(call: Call[Any], response: Response, args: tuple[Any, ...], values: list[Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from feste.draw import Determinism
 from feste.node import PENDING
 from feste.scheduler.calls import prepare_request
-from feste.scheduler.executor import Executor, PyTask
+from feste.scheduler.executor import QUICK, Executor, PyTask
 from feste.scheduler.growth import Emission
 from feste.scheduler.run import (
     DONE,
@@ -21,6 +21,7 @@ from feste.scheduler.run import (
     WAITING,
     Run,
 )
+from feste.scheduler.work import describe
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -32,6 +33,7 @@ CHUNK = 0.001
 #: Every so many seconds a chunk is looked at: one that got no further gives back its rest.
 TAIL = 0.005
 _MOST = 256
+_CHUNKED = ("thread", QUICK)
 _FIRST_GUESS = 5e-5
 
 
@@ -49,6 +51,21 @@ class Dispatcher:
 
     def push(self, run: Run, where: str, rank: int, what: int | PyTask) -> None:
         heapq.heappush(run.ready.setdefault(where, []), (-rank, self.brain.number(), what))
+
+    def place(self, run: Run, i: int) -> str:
+        """Return where a node's Python runs; an empty string if the executor raised: the node failed.
+
+        :param run: the run.
+        :param i: the node's position.
+        """
+        op: Any = run.program.nodes[i].op
+        if op.kind == "call":
+            return QUICK
+        try:
+            return run.executor.place(op)
+        except Exception as error:  # of a plugin
+            self.brain.lifecycle.fail(run, i, describe(error))
+            return ""
 
     def hand_out(self) -> None:
         """Give ready work to free hands, runs in turn, the critical path first."""
@@ -69,7 +86,7 @@ class Dispatcher:
     def _give(self, run: Run, where: str, heap: list[tuple[int, int, Any]]) -> None:
         chunk: list[PyTask] = []
         cost = 0.0
-        chunking = run.executor.chunking and where == "thread"
+        chunking = run.executor.chunking and where in _CHUNKED
         while heap and (not chunk or (chunking and cost < CHUNK and len(chunk) < _MOST)):
             what = heapq.heappop(heap)[2]
             if type(what) is PyTask:
@@ -81,7 +98,7 @@ class Dispatcher:
                 chunk.append(task)
                 cost += self._cost(task)
                 if chunking and cost < CHUNK and task.stage == "run":
-                    cost = self._chain(run, what, task, chunk, cost)
+                    cost = self._chain(run, where, what, task, chunk, cost)
         if not chunk:
             return
         place = (run.executor, where)
@@ -109,8 +126,10 @@ class Dispatcher:
         run.state[i] = RUNNING
         return PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)
 
-    def _chain(self, run: Run, i: int, task: PyTask, chunk: list[PyTask], cost: float) -> float:
-        """Let the chunk go on with what only its last task is waited for by."""
+    def _chain(
+        self, run: Run, where: str, i: int, task: PyTask, chunk: list[PyTask], cost: float
+    ) -> float:
+        """Extend the chunk along its chain: add each next node that waits only for the last task."""
         program = run.program
         while cost < CHUNK and len(chunk) < _MOST:
             consumers = program.consumers[i]
@@ -121,8 +140,8 @@ class Dispatcher:
             if (
                 run.state[j] != WAITING
                 or run.pending[j] != 1
-                or node.op.kind not in ("task", "prompt")
-                or run.executor.place(node.op) != "thread"
+                or node.op.kind == "call"
+                or self.place(run, j) != where
                 or program.keepers[j][0].value is not PENDING
                 or (
                     node.determinism is not Determinism.PURE
@@ -145,16 +164,16 @@ class Dispatcher:
             self.brain.act("reclaim", executor, chunk)
             self.brain.later(TAIL, lambda now: self._reclaim(executor, chunk))
 
-    def freed(self, executor: Executor, where: str, chunk: list[PyTask]) -> None:
+    def on_free(self, executor: Executor, where: str, chunk: list[PyTask]) -> None:
         """A chunk is through."""
         if self.chunks.pop(id(chunk), None) is None:
             return  # of a brain that broke
         self.busy[executor, where] -= 1
 
-    def capacity_changed(self, executor: Executor, where: str) -> None:
+    def on_capacity(self, executor: Executor, where: str) -> None:
         """Places changed; handing out looks at them anew after every event."""
 
-    def returned(self, executor: Executor, tasks: list[PyTask]) -> None:
+    def on_returned(self, executor: Executor, tasks: list[PyTask]) -> None:
         """Tasks of a chunk were not begun: they wait again."""
         for task in tasks:
             run, i = task.run, task.index
@@ -163,14 +182,16 @@ class Dispatcher:
             if run.stopping:
                 self.brain.lifecycle.end(run, i, NOT_STARTED)
             elif task.stage != "run":
-                self.push(run, "thread", run.program.rank[i] + FINISHING, task)
+                self.push(run, QUICK, run.program.rank[i] + FINISHING, task)
             elif run.pending[i]:
                 run.state[i] = WAITING
             else:
                 run.state[i] = READY
-                self.push(run, executor.place(run.program.nodes[i].op), run.program.rank[i], i)
+                where = self.place(run, i)
+                if where:
+                    self.push(run, where, run.program.rank[i], i)
 
-    def finished(
+    def on_done(
         self, executor: Executor, task: PyTask, ok: bool, value: Any, seconds: float
     ) -> None:
         """A piece of Python ended."""
@@ -183,7 +204,7 @@ class Dispatcher:
         if run.state[task.index] < OPEN or task.stage in ("pack", "unpack"):
             self.brain.stages[task.stage](run, task, ok, value, seconds)
 
-    def ran(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+    def on_ran(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         """A node's own Python ended."""
         if seconds > CHUNK:
             begun = self.brain.now - seconds

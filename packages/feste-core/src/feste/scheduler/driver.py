@@ -112,7 +112,7 @@ class Driver:
         wake = self.brain.wake_at
         events = []
         try:
-            events.append(get(timeout=None if wake is None else max(0.0, wake - clock())))
+            events.append(get(timeout=None if wake is None else _wait(wake - clock())))
             for _ in range(1000):
                 events.append(self._events.get_nowait())
         except Empty:
@@ -167,9 +167,14 @@ class Driver:
                 program = compiled(run, i, emission)
             except BaseException as error:  # a pass may raise anything: the node fails
                 program = describe(error)
-            self._events.put(("grown", run, i, program, emission.packed))
+            self._events.put(("grown", run, i, program, emission))
 
         self._growth.put(grow)
+
+
+def _wait(seconds: float) -> float:
+    """A time that a queue can wait, whatever a plugin made of it; the brain is asked again then."""
+    return min(max(0.0, seconds), 3600.0)
 
 
 _driver: Driver | None = None

@@ -17,7 +17,11 @@ from feste.graph import FesteGraph
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["Executor", "PyTask", "Reporter", "Scheduler"]
+__all__ = ["QUICK", "Executor", "PyTask", "Reporter", "Scheduler"]
+
+#: The place of Feste's own short pieces, prompts and the halves of operations. It is apart from that
+#: of users' tasks: calls go out however long these take.
+QUICK = "quick"
 
 Report = tuple[Any, ...]
 
@@ -200,7 +204,7 @@ class Executor:
         A task whose inputs failed within the chunk, and those after one that returned nodes, are not
         begun: they are reported as ``returned``.
 
-        :param where: what :meth:`place` said, or ``"thread"`` for the halves of operations.
+        :param where: what :meth:`place` said, or :data:`QUICK` for the halves of operations.
         :param chunk: the tasks, in order; the list is the chunk's identity.
         """
         raise NotImplementedError
@@ -243,7 +247,7 @@ class Executor:
     def capacity(self, where: str) -> int:
         """Return how many chunks may run at once.
 
-        :param where: what :meth:`place` said, or ``"thread"``.
+        :param where: what :meth:`place` said, or :data:`QUICK`.
         """
         raise NotImplementedError
 
@@ -252,9 +256,9 @@ class Executor:
 
         :param task: the op of a node that is no call of an operation.
         """
-        if getattr(task, "is_async", False):
-            return "async"
-        return getattr(task, "executor", "thread")
+        if task.kind == "prompt":
+            return QUICK
+        return "async" if task.is_async else str(task.executor)
 
     @property
     def stale(self) -> bool:

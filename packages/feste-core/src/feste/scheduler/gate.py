@@ -49,13 +49,13 @@ class Gate(Generic[P]):
         self._halved_at = float("-inf")
         self._queue: list[tuple[int, int, P]] = []
         self._count = 0
-        #: By identity: what a client is equal to, is its own affair.
+        #: Keyed by `id()`: a client may define its own `__eq__`.
         self._said: dict[int, tuple[weakref.ref[Any], int]] = {}
         if limits is not None:
             self._take(limits.concurrency)
 
     def heed(self, client: Any, limits: Limits) -> None:
-        """Take account of what a client of the account says: of all that are alive the lowest holds.
+        """Apply a client's limits. If several living clients share the account, the lowest limit wins.
 
         :param client: the client.
         :param limits: its limits.
@@ -104,7 +104,7 @@ class Gate(Generic[P]):
         return heapq.heappop(self._queue)[2]
 
     def left(self, sent: float, now: float) -> None:
-        """Hear that a request was served.
+        """Note that a request was served.
 
         :param sent: when it was sent.
         :param now: seconds on the brain's clock.
@@ -116,11 +116,11 @@ class Gate(Generic[P]):
             )
 
     def lost(self) -> None:
-        """Hear that a request ended in a way that says nothing about the limit."""
+        """Note that a request ended in a way that says nothing about the limit."""
         self.in_flight -= 1
 
     def throttled(self, sent: float, now: float, wait: float | None) -> None:
-        """Hear that a request was refused for rate.
+        """Note that a request was refused for rate.
 
         :param sent: when it was sent.
         :param now: seconds on the brain's clock.
@@ -134,10 +134,13 @@ class Gate(Generic[P]):
         if wait is not None:
             self.closed_until = max(self.closed_until, now + wait)
 
-    def drop(self, unwanted: Callable[[P], bool]) -> None:
-        """Take out what need not wait any more.
+    def drop(self, unwanted: Callable[[P], bool]) -> list[P]:
+        """Take out what need not wait any more, and return it.
 
         :param unwanted: tells whether something is such.
         """
-        self._queue = [entry for entry in self._queue if not unwanted(entry[2])]
-        heapq.heapify(self._queue)
+        dropped = [item for _, _, item in self._queue if unwanted(item)]
+        if dropped:
+            self._queue = [entry for entry in self._queue if not unwanted(entry[2])]
+            heapq.heapify(self._queue)
+        return dropped

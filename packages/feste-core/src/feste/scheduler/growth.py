@@ -11,6 +11,7 @@ from feste.graph import FesteGraph
 from feste.node import PENDING, Node, node_of_handle, records_of_handle
 from feste.optimization import Optimizer
 from feste.scheduler.batcher import Group
+from feste.scheduler.executor import QUICK
 from feste.scheduler.program import Program
 from feste.scheduler.run import NOT_STARTED, OPEN, READY, VALUED, WAITING, Run
 
@@ -45,7 +46,7 @@ def _emission(records: Any, index: int) -> Emission:
 
 
 def compiled(run: Run, i: int, emission: Emission) -> Program | FesteError:
-    """Return the program of what a task returned, optimized like any other; hands call this.
+    """Return the program of what a task returned, optimized like any other; not for the brain's thread.
 
     :param run: the run.
     :param i: the position of the node that emitted.
@@ -95,7 +96,7 @@ class Growth:
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
 
-    def grown(self, run: Run, i: int, program: Any, packed: Any) -> None:
+    def on_grown(self, run: Run, i: int, program: Any, emission: Emission) -> None:
         """A task returned nodes: they join the run, and its own value is made of theirs."""
         if run.state[i] >= OPEN:
             return
@@ -123,7 +124,10 @@ class Growth:
             run.uses[d] -= 1
             if not run.uses[d]:
                 self.brain.lifecycle.release(run, d)
-        main.nodes[i] = main.nodes[i].replace(op=_REPACK, args=(packed,), kwargs={})
+        main.nodes[i] = main.nodes[i].replace(op=_REPACK, args=(emission.packed,), kwargs={})
+        if run.keep != "none":
+            for keeper in main.keepers[i]:
+                keeper.paid = emission
         main.deps[i] = wanted
         run.emitters.add(i)
         run.state[i] = WAITING
@@ -142,7 +146,7 @@ class Growth:
 
     def _repack(self, run: Run, i: int) -> None:
         run.state[i] = READY
-        self.brain.dispatcher.push(run, "thread", run.program.rank[i], i)
+        self.brain.dispatcher.push(run, QUICK, run.program.rank[i], i)
 
     def _merge(self, run: Run, part: Program, needed: set[int], rank: int) -> list[int]:
         """Append a program to a run's; return where each of its nodes is now."""
@@ -155,6 +159,9 @@ class Growth:
                 at = run.append(node, part.rank[j] + rank, part.keepers[j])
                 fresh.append(j)
             position.append(-1 if at is None else at)
+        for key, j in part.index.items():  # merged nodes too
+            if position[j] >= 0:
+                main.index.setdefault(key, position[j])
         for j in fresh:
             self._connect(run, position[j], [position[d] for d in part.deps[j]])
         joining = set(fresh)

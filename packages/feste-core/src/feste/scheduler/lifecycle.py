@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from feste.backend import Response
 from feste.draw import Determinism
 from feste.errors import FesteError, GraphError, UpstreamFailed
 from feste.events import NodeFinished
@@ -17,6 +18,7 @@ from feste.scheduler.run import (
     NOT_STARTED,
     OPEN,
     READY,
+    RUNNING,
     SENT,
     SHARED,
     SKIPPED,
@@ -68,13 +70,26 @@ class Lifecycle:
             if others and others[0] != (run, i):  # another run is at it: wait for its answer
                 others.append((run, i))
                 run.state[i] = JOINED
-                self.brain.calls.drop_from_group(run, i)
+                self.brain.lists.drop(run, i)
                 return
             if not others:
                 others.append((run, i))
+        paid = run.program.keepers[i][0].paid
+        if paid is not None:
+            self._go_on(run, i, paid)
+            return
         run.state[i] = READY
-        where = "thread" if node.op.kind == "call" else run.executor.place(node.op)
-        self.brain.dispatcher.push(run, where, run.program.rank[i], i)
+        where = self.brain.dispatcher.place(run, i)
+        if where:
+            self.brain.dispatcher.push(run, where, run.program.rank[i], i)
+
+    def _go_on(self, run: Run, i: int, paid: Any) -> None:
+        """Go on from what an earlier run paid for: an answer to parse, or nodes that a task returned."""
+        if isinstance(paid, Response):
+            self.brain.calls.parse_again(run, i, paid)
+        else:
+            run.state[i] = RUNNING
+            self.brain.act("grow", run, i, paid)
 
     def _is_joined(self, node: Node) -> bool:
         """Whether other runs wait for a node in flight; pure Python is cheaper to run again."""
@@ -100,11 +115,12 @@ class Lifecycle:
         run.values[i] = value
         if node.op.kind == "call":
             run.calls_done += 1
-        if run.keep != "none" and state == DONE:
+        if run.keep != "none":
             paid = node.op.kind == "call" or i in run.emitters
             if paid or (run.keep == "all" and not run.executor.remote):
                 for kept in program.keepers[i]:
-                    kept.value = value
+                    if kept.value is PENDING:
+                        kept.value, kept.paid = value, None
         self.end(run, i, state)
         for j in program.consumers[i]:
             run.pending[j] -= 1
@@ -147,7 +163,7 @@ class Lifecycle:
                 continue
             node = run.program.nodes[j]
             run.errors[j] = UpstreamFailed(
-                f"{node.key} was not run: {type(error).__name__} in {key}: {error}",
+                f"{node.key} was not run: {type(error).__name__} in {key}: {error.message}",
                 origin=node.where,
                 node=node.key,
                 roots=roots,
@@ -162,7 +178,7 @@ class Lifecycle:
         run.open -= 1
         node = run.program.nodes[i]
         if before < SENT or before == JOINED:
-            self.brain.calls.drop_from_group(run, i)
+            self.brain.lists.drop(run, i)
         if self._is_joined(node):
             self._tell_joined(run, i, node, state)
         for d in run.program.deps[i]:
@@ -184,7 +200,7 @@ class Lifecycle:
             self.brain.end_if_done(run)
 
     def release(self, run: Run, i: int) -> None:
-        """Let a value go that nothing needs any more, but what a task may still return."""
+        """Drop a value that nobody needs; keep it while a task may still return a node that uses it."""
         if run.emitting and run.program.nodes[i].determinism is not Determinism.PURE:
             run.held.append(i)
             return
@@ -221,11 +237,22 @@ class Lifecycle:
                 continue
             if state in VALUED:
                 self.done(other, j, run.values[i], SHARED)
-            elif state == FAILED:
+            elif state == FAILED and not run.stopping:
                 self.fail(other, j, run.errors[i])
             else:
                 other.state[j] = WAITING
                 self.ready(other, j)
+
+    def awaited(self, run: Run) -> set[int]:
+        """Return the positions of a run's unfinished nodes that other runs wait for.
+
+        :param run: the run.
+        """
+        return {
+            i
+            for (first, i), *others in self.joined.values()
+            if first is run and any(other.state[j] == JOINED for other, j in others)
+        }
 
     def claim(self, run: Run, i: int, node: Node) -> bool:
         """Whether no other run is at this node; it is this run's from now on."""

@@ -20,7 +20,7 @@ from feste.errors import (
     Rejected,
 )
 from feste.packing import fill
-from feste.scheduler.executor import Executor, PyTask, Reporter
+from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter
 from feste.scheduler.loops import LoopThread
 from feste.scheduler.processes import ProcessPool
 from feste.scheduler.threads import Begun, ThreadPool, run_chunk
@@ -72,16 +72,17 @@ class LocalExecutor(Executor):
         self.requests = LoopThread("feste-requests", "backend")
         self.coroutines = _Coroutines(report)
         self.tasks = LoopThread("feste-tasks", "pool", places=self.coroutines)
-        self.threads = ThreadPool(min(32, cores + 4), report)
+        self.threads = ThreadPool("thread", min(32, cores + 4), report)
+        self.quick = ThreadPool(QUICK, min(8, cores + 1), report)
         self.processes = ProcessPool(cores, report)
 
     def capacity(self, where: str) -> int:
         """Return how many chunks may run at once.
 
-        :param where: ``"thread"``, ``"process"``, ``"async"`` or ``"inline"``.
+        :param where: ``"thread"``, :data:`QUICK`, ``"process"``, ``"async"`` or ``"inline"``.
         """
-        if where == "thread":
-            return self.threads.size
+        if where in ("thread", QUICK):
+            return self._pool(where).size
         return self.processes.size if where == "process" else self.coroutines.size
 
     def call(self, where: str, chunk: list[PyTask]) -> None:
@@ -90,8 +91,8 @@ class LocalExecutor(Executor):
         :param where: as for :meth:`capacity`.
         :param chunk: the tasks, in order.
         """
-        if where == "thread":
-            self.threads.run(chunk)
+        if where in ("thread", QUICK):
+            self._pool(where).run(chunk)
         elif where == "process":
             self.processes.run(chunk)
         elif where == "async":
@@ -107,12 +108,17 @@ class LocalExecutor(Executor):
         :param chunk: the list that was given to :meth:`call`.
         """
         self.threads.reclaim(chunk)
+        self.quick.reclaim(chunk)
+
+    def _pool(self, where: str) -> ThreadPool:
+        return self.threads if where == "thread" else self.quick
 
     def abandon(self, chunk: list[PyTask]) -> None:
-        """Cancel an async task, kill the process at one; a thread cannot be stopped.
+        """Cancel an async task, kill the process at one; a thread is left to itself.
 
         :param chunk: the list that was given to :meth:`call`.
         """
+        self.threads.abandon(chunk)
         self.tasks.cancel(id(chunk))
         self.processes.abandon(chunk)
 
@@ -189,6 +195,7 @@ class LocalExecutor(Executor):
         self.requests.close()
         self.tasks.close()
         self.threads.close()
+        self.quick.close()
         self.processes.close()
 
 

@@ -1,49 +1,55 @@
-"""A request on its way, and what a refused list of calls teaches."""
+"""A request on its way, and a refused list that is sent again in parts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from feste.backend import Call, Request
+from feste.errors import CallError
 from feste.scheduler.gate import Gate
 from feste.scheduler.run import Run
 
-__all__ = ["ListTrial", "Parcel"]
+__all__ = ["Parcel", "Split"]
 
 
-class ListTrial:
-    """Calls sent singly after a server refused them as a list: if it takes each, it takes no lists.
+class Split:
+    """A refused list that is being sent again in two parts, one after the other.
 
-    :param calls: how many there are.
-
-    >>> trial = ListTrial(2)
-    >>> trial.ended(taken=True), trial.ended(taken=True)
-    (False, True)
+    :param parcel: the request that was refused.
+    :param rest: the calls of the second part, with their requests.
     """
 
-    __slots__ = ("left", "refused")
+    __slots__ = ("bad", "longest", "open", "parcel", "rest")
 
-    def __init__(self, calls: int) -> None:
-        self.left = calls
-        self.refused = False
-
-    def ended(self, *, taken: bool) -> bool:
-        """Hear how one of them ended; return whether all are through and none was refused.
-
-        :param taken: whether the server answered it.
-        """
-        self.left -= 1
-        self.refused = self.refused or not taken
-        return not self.left and not self.refused
+    def __init__(self, parcel: Parcel, rest: list[tuple[int, Request]]) -> None:
+        self.parcel = parcel
+        self.rest = rest
+        #: Requests of the part under way that have not ended.
+        self.open = 1
+        #: Calls in the longest request that was taken.
+        self.longest = 0
+        #: Whether a call failed by itself: then the length of the list may have been right.
+        self.bad = False
 
 
 class Parcel:
-    """One request on its way: queued, sent, or waiting to be sent again."""
+    """One request on its way: queued, sent, or waiting to be sent again.
+
+    :param run: the run.
+    :param call: the operation.
+    :param members: the positions of the nodes that it answers.
+    :param requests: the request of each of them.
+    :param request: the request to send: one of them, or all packed into one.
+    :param gate: the gate that it waits at.
+    :param now: seconds on the brain's clock.
+    :param split: the refused list that it is a part of, or None.
+    """
 
     __slots__ = (
         "ambiguous",
         "attempt",
         "call",
+        "error",
         "gate",
         "members",
         "ready",
@@ -52,8 +58,8 @@ class Parcel:
         "run",
         "sent",
         "since",
+        "split",
         "throttled",
-        "trial",
     )
 
     def __init__(
@@ -65,7 +71,7 @@ class Parcel:
         request: Request,
         gate: Gate[Parcel],
         now: float,
-        trial: ListTrial | None = None,
+        split: Split | None = None,
     ) -> None:
         self.run = run
         self.call = call
@@ -77,6 +83,8 @@ class Parcel:
         self.since = now
         self.sent = now
         self.attempt = 0
+        #: Why the last try failed, or None.
+        self.error: CallError | None = None
         self.throttled = 0
         self.ambiguous = 0
-        self.trial = trial
+        self.split = split

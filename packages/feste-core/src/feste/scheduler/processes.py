@@ -32,6 +32,8 @@ from feste.scheduler.work import describe, evaluate, result_of
 __all__ = ["ProcessPool", "check_picklable"]
 
 _TRIES = 2
+#: Seconds between two looks at whether a worker is alive.
+_LOOK = 0.5
 #: Seconds that a worker gets to end by itself.
 _PATIENCE = 1.0
 
@@ -167,6 +169,9 @@ class _Worker:
 
     def ask(self, work: bytes) -> bytes:
         self.connection.send_bytes(work)
+        while not self.connection.poll(_LOOK):  # its own children may hold the other end open
+            if self.process.poll() is not None and not self.connection.poll(0):
+                raise EOFError
         return self.connection.recv_bytes()
 
     def close(self) -> int:

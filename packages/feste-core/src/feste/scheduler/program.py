@@ -23,8 +23,13 @@ class Program:
 
     def __init__(self, graph: FesteGraph, before: Mapping[str, Node] | None = None) -> None:
         self.nodes: list[Node] = list(graph.nodes.values())
+        #: Where each node is; a merged one is where the node is that stands for it.
         self.index: dict[str, int] = {key: i for i, key in enumerate(graph.nodes)}
         index = self.index
+        for key in graph.aliases:
+            kept = index.get(graph.resolve(key))
+            if kept is not None:
+                index[key] = kept
         try:
             self.deps: list[list[int]] = [
                 [index[d] for d in graph.dependencies(key)] for key in graph.nodes

@@ -22,7 +22,8 @@ class RetryPolicy:
     :param max_ambiguous: tries that may have been billed without an answer.
     :param max_elapsed: seconds since the first try after which none is begun.
     :param base: seconds that bound the first wait.
-    :param cap: seconds that bound every wait, but for one that the provider asks for.
+    :param cap: seconds that bound every wait, but for one that the provider asks for: no try comes
+        before that.
     """
 
     max_attempts: int = 6
@@ -67,5 +68,5 @@ class RetryPolicy:
             return None
         wait = rng.uniform(0, min(self.cap, self.base * 2.0 ** min(attempt - 1, 16)))
         if error.retry_after is not None:
-            wait = max(error.retry_after, 0.0)
+            wait = max(error.retry_after, wait)
         return wait if elapsed + wait <= self.max_elapsed else None

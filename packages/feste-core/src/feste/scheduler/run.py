@@ -25,6 +25,7 @@ __all__ = [
     "DONE",
     "FAILED",
     "FINISHING",
+    "INTERRUPTED",
     "KEPT",
     "NOT_STARTED",
     "OPEN",
@@ -39,7 +40,7 @@ __all__ = [
 
 # The states of a node. Up to OPEN it is on its way; the others are final.
 WAITING, READY, RUNNING, PREPARING, GROUPED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
-DONE, KEPT, SHARED, FAILED, SKIPPED, NOT_STARTED = range(10, 16)
+DONE, KEPT, SHARED, FAILED, SKIPPED, INTERRUPTED, NOT_STARTED = range(10, 17)
 #: The final states of nodes that have a value.
 VALUED = (DONE, KEPT, SHARED)
 #: Added to the rank of what finishes a paid call: it goes before anything that only begins.
@@ -50,6 +51,7 @@ STATES = {
     SHARED: "shared",
     FAILED: "failed",
     SKIPPED: "skipped",
+    INTERRUPTED: "interrupted",
     NOT_STARTED: "not_started",
 }
 

@@ -30,11 +30,13 @@ class ThreadPool:
     A thread that waits for a run of its own (a blocking call inside a task) is made up for by one
     more thread as long as it waits.
 
+    :param where: the name of the place.
     :param size: how many run at once.
     :param report: whom to tell what happened.
     """
 
-    def __init__(self, size: int, report: Reporter) -> None:
+    def __init__(self, where: str, size: int, report: Reporter) -> None:
+        self.where = where
         self.size = size
         self._report = report
         self._queue: SimpleQueue[Begun | None] = SimpleQueue()
@@ -57,7 +59,7 @@ class ThreadPool:
         self._queue.put(begun)
 
     def _spawn(self) -> None:
-        name = f"feste-worker-{len(self._threads)}"
+        name = f"feste-{self.where}-{len(self._threads)}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -67,10 +69,12 @@ class ThreadPool:
             blocking.belong(self)
             while (begun := self._queue.get()) is not None:
                 run_chunk(begun, self._report)
-                self._begun.pop(id(begun.chunk), None)
                 with self._lock:
+                    self._begun.pop(id(begun.chunk), None)
                     self._idle += 1
-                self._report.free("thread", begun.chunk)
+                if begun.abandoned:
+                    self.waiting(-1)
+                self._report.free(self.where, begun.chunk)
                 begun = None  # an idle thread keeps nobody's values alive
 
     def reclaim(self, chunk: Chunk) -> None:
@@ -95,6 +99,19 @@ class ThreadPool:
         if taken:
             self._report.returned(taken)
 
+    def abandon(self, chunk: Chunk) -> None:
+        """Leave a chunk to its thread, which cannot be stopped; another takes its place meanwhile.
+
+        :param chunk: any list of tasks; one that is not under way here is ignored.
+        """
+        with self._lock:
+            begun = self._begun.get(id(chunk))
+            if begun is None or begun.abandoned:
+                return
+            begun.abandoned = True
+        begun.left.clear()
+        self.waiting(1)
+
     def waiting(self, more: int) -> None:
         """Hear that one of the threads begins to wait for a run (+1), or ends to (-1).
 
@@ -102,7 +119,7 @@ class ThreadPool:
         """
         with self._lock:
             self.size += more
-        self._report.capacity("thread")
+        self._report.capacity(self.where)
 
     def close(self) -> None:
         """End the threads; one that is in the middle of something ends with Python."""
@@ -122,13 +139,14 @@ class Begun:
     :param chunk: the tasks as they were given.
     """
 
-    __slots__ = ("chunk", "left", "outcomes", "seen")
+    __slots__ = ("abandoned", "chunk", "left", "outcomes", "seen")
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk
         self.left = deque(chunk)
         self.outcomes: deque[tuple[PyTask, bool, Any, float]] = deque()
         self.seen = -1
+        self.abandoned = False
 
     def flush(self, report: Reporter) -> None:
         """Report what is not reported yet; from any thread.

@@ -252,7 +252,7 @@ class VirtualClock:
             if name == "grow":
                 run, i, emission = rest
                 part = compiled(run, i, emission)
-                self.tell(0.0, ("grown", run, i, part, emission.packed))
+                self.tell(0.0, ("grown", run, i, part, emission))
             elif name == "finish":
                 rest[0].finish()
             elif name != "notify":

@@ -1,0 +1,204 @@
+"""Calls that share a request: packed, taken apart again, and split where a server refuses the list.
+
+A server may take shorter lists than its documentation or a profile says, none at all, or refuse a
+whole list for one bad item. All three look alike, so a refused list is sent again in halves, one
+after the other, until it is clear which it was. What is learnt of the server holds for the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from feste.backend import Call, Request, Response
+from feste.errors import CountMismatch
+from feste.scheduler.batcher import Group, pack_requests, unpack_response
+from feste.scheduler.executor import QUICK, PyTask
+from feste.scheduler.parcel import Parcel, Split
+from feste.scheduler.run import FINISHING, GROUPED, NOT_STARTED, OPEN, Run
+
+if TYPE_CHECKING:
+    from feste.scheduler.brain import Brain
+
+__all__ = ["Lists"]
+
+Server = tuple[str, str, str]
+"""What a limit of items is known for: endpoint, model, operation."""
+
+
+class Lists:
+    """Brings the calls of a batch to the gate, and their answers back to each of them.
+
+    :param brain: the brain it is part of.
+    """
+
+    def __init__(self, brain: Brain) -> None:
+        self.brain = brain
+        #: The longest list that a server was found to take; 1 for one that takes none.
+        self.limits: dict[Server, int] = {}
+
+    # --- on the way out ---------------------------------------------------------------------------
+
+    def flush(self, run: Run, group: Group) -> None:
+        """Send what has arrived of a group.
+
+        :param run: the run.
+        :param group: the group.
+        """
+        arrived = [(i, r) for i, r in group.flush() if run.state[i] == GROUPED]
+        if arrived:
+            self._send(run, arrived)
+
+    def drop(self, run: Run, i: int) -> None:
+        """Take a call out of its group: it will not be sent with the others.
+
+        :param run: the run.
+        :param i: the node's position.
+        """
+        group = run.groups.get(i)
+        if group is not None and group.drop(i) and not run.stopping:
+            self.flush(run, group)
+
+    def _send(
+        self, run: Run, calls: Sequence[tuple[int, Request]], split: Split | None = None
+    ) -> None:
+        call = _call_of(run, calls[0][0])
+        limit = min(call.max_items, self.limits.get(_server(call, calls[0][1]), call.max_items))
+        if len(calls) == 1 or limit < 2:
+            self._send_singly(run, calls, split)
+            return
+        members, requests = [i for i, _ in calls], [r for _, r in calls]
+        args = (call, members, requests, limit, split)
+        task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack")
+        self.brain.dispatcher.push(run, QUICK, run.program.rank[members[0]] + FINISHING, task)
+
+    def _send_singly(
+        self, run: Run, calls: Sequence[tuple[int, Request]], split: Split | None = None
+    ) -> None:
+        if split is not None:
+            split.open = len(calls)
+        for i, request in calls:
+            self.brain.calls.queue(run, [i], [request], request, split)
+
+    def on_packed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+        split: Split | None = task.args[4]
+        if not ok:
+            for i in task.args[1]:
+                if run.state[i] < OPEN:
+                    self.brain.calls.fail(run, i, value)
+            self._part_ended(split, 0, bad=True)
+            return
+        parts = [part for part in value if run.state[part[0][0]] == GROUPED]
+        if split is not None:
+            split.open = len(parts)
+        for members, requests, request in parts:
+            self.brain.calls.queue(run, members, requests, request, split)
+
+    # --- on the way back --------------------------------------------------------------------------
+
+    def answered(self, parcel: Parcel, response: Response) -> None:
+        """Have the answer to a list taken apart.
+
+        :param parcel: the request.
+        :param response: its answer.
+        """
+        run, first = parcel.run, parcel.members[0]
+        args = (parcel.call, parcel.request, response, parcel)
+        name = f"{parcel.call.name}.unpack"
+        task = PyTask(run, first, "unpack", _unpack, args, {}, [], name)
+        self.brain.dispatcher.push(run, QUICK, run.program.rank[first] + FINISHING, task)
+
+    def on_unpacked(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+        parcel: Parcel = task.args[3]
+        if run.ended is not None:
+            return
+        if ok:
+            self.settled(parcel, taken=True)
+            self.brain.calls.deliver(parcel, value)
+        elif isinstance(value.__cause__, CountMismatch) or isinstance(value, CountMismatch):
+            # nobody can tell which answer belongs to which call: this server takes no lists
+            self._learn(parcel, 1)
+            self.settled(parcel, taken=False)
+            self._send_singly(run, self._waiting(parcel))
+        else:
+            self.brain.calls.fail_members(parcel, value)
+
+    # --- refused lists ----------------------------------------------------------------------------
+
+    def refused(self, parcel: Parcel) -> None:
+        """Send a list that was refused again, in halves.
+
+        :param parcel: the request.
+        """
+        waiting = self._waiting(parcel)
+        half = (len(waiting) + 1) // 2
+        if waiting:
+            split = Split(parcel, waiting[half:])
+            self._send(parcel.run, waiting[:half], split)
+
+    def settled(self, parcel: Parcel, *, taken: bool) -> None:
+        """Note how a request ended that was part of a refused list.
+
+        :param parcel: the request.
+        :param taken: whether the server answered it.
+        """
+        self._part_ended(parcel.split, len(parcel.members) if taken else 0, bad=not taken)
+
+    def _part_ended(self, split: Split | None, size: int, *, bad: bool) -> None:
+        """A part of a refused list ended: go on with its rest, or conclude what was wrong."""
+        while split is not None:
+            split.open -= 1
+            split.longest = max(split.longest, size)
+            split.bad = split.bad or bad
+            if split.open > 0:
+                return
+            run = split.parcel.run
+            rest = [(i, r) for i, r in split.rest if run.state[i] == GROUPED]
+            split.rest = []
+            if rest and split.longest:
+                self._send(run, rest, split)
+                return
+            if rest:  # not one was taken so far: no list of the others would be, either
+                self._send_singly(run, rest, split)
+                return
+            if not split.bad:  # every call was fine by itself: the list was too long
+                self._learn(split.parcel, split.longest)
+            size, bad, split = split.longest, split.bad, split.parcel.split
+
+    def _learn(self, parcel: Parcel, limit: int) -> None:
+        server = _server(parcel.call, parcel.request)
+        self.limits[server] = min(limit, self.limits.get(server, limit))
+
+    def _waiting(self, parcel: Parcel) -> list[tuple[int, Request]]:
+        """The calls of a request that are to be sent again; a run that stops sends none."""
+        run = parcel.run
+        waiting = []
+        for i, request in zip(parcel.members, parcel.requests, strict=True):
+            if run.state[i] < OPEN and run.stopping:
+                self.brain.lifecycle.end(run, i, NOT_STARTED)
+            elif run.state[i] < OPEN:
+                run.state[i] = GROUPED
+                waiting.append((i, request))
+        return waiting
+
+
+def _call_of(run: Run, i: int) -> Call[Any]:
+    call: Any = run.program.nodes[i].op
+    return call  # type: ignore[no-any-return]
+
+
+def _server(call: Call[Any], request: Request) -> Server:
+    return (request.endpoint, request.model, call.name)
+
+
+# --- plugin code, so the executor runs it and not the brain's thread --------------------------------
+
+
+def _pack(
+    call: Call[Any], members: list[int], requests: list[Request], limit: int, split: Split | None
+) -> list[tuple[list[int], list[Request], Request]]:
+    return pack_requests(call, members, requests, limit)
+
+
+def _unpack(call: Call[Any], request: Request, response: Response, parcel: Parcel) -> list[Any]:
+    return unpack_response(call, request, response)
