@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -1019,3 +1019,36 @@ def test_a_node_replaced_by_a_pass_stands_for_the_same_call() -> None:
     assert (other.key, other.draw, other.where) == (node.key, node.draw, node.where)
     assert (other.args, node.args[1], len(node.deps)) == ((5, 6), 2, 1)
     assert isinstance(other, Node)
+
+
+def test_numpy_on_the_left_makes_a_node() -> None:
+    """An array leaves its operators to the node, instead of making an array of nodes."""
+    numpy = pytest.importorskip("numpy")
+    node = feste.task(float)("2")
+
+    product, equal = feste.compute(numpy.ones(2) * node, numpy.arange(3) == node)
+
+    assert product.tolist() == [2.0, 2.0]
+    assert equal.tolist() == [False, False, True]
+
+
+def test_nodes_stand_in_slices() -> None:
+    """Bounds of a slice may be lazy; equal slices are equal, others are not."""
+    bound = feste.task(int, pure=True)("1")
+    letters = feste.task(list, pure=True)("abcd")
+
+    values = feste.compute(letters[bound:3], letters[1:3], letters[:1], letters[2:])
+
+    assert values == (["b", "c"], ["b", "c"], ["a"], ["c", "d"])
+
+
+@pytest.mark.parametrize("kind", [deque, lambda items: dict(enumerate(items)).values()])
+def test_containers_that_cannot_be_made_again_hold_no_nodes(kind: Any) -> None:
+    """A lazy value inside of them would be handed over uncomputed: an error says to give a list."""
+    node = feste.task(abs)(-1)
+
+    with pytest.raises(GraphError, match="give a list"):
+        feste.compute(kind([node]))
+    with pytest.raises(GraphError, match="give a list"):
+        feste.task(len)(kind([node]))
+    assert feste.compute(feste.task(len)(kind([1]))) == (1,)

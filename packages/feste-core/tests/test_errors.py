@@ -14,7 +14,9 @@ from feste import errors
 from feste.errors import (
     CallError,
     FesteError,
+    InvalidRequest,
     NodeError,
+    RateLimited,
     RunFailed,
     RunInterrupted,
     UpstreamFailed,
@@ -126,8 +128,42 @@ def test_a_failed_run_shows_the_first_errors_and_counts_the_others() -> None:
 
     assert lines[0] == "9 of 9 failed"
     assert lines[1:4] == ["  NodeError: e0", "  NodeError: e1", "  NodeError: e2"]
-    assert lines[4:] == ["  ... and 6 more in .errors"]
+    assert lines[4:] == ["  ... and 6 more kinds in .errors"]
     assert len(failed.errors) == 9
+
+
+def test_a_failed_run_says_which_rows_failed() -> None:
+    """Equal errors are counted together, with the places in .partial where they stand."""
+    bad = [InvalidRequest("no", origin="job.py:9") for _ in range(5)]
+    rows = ["fine", *bad, {"a": UpstreamFailed("not run", roots=[bad[0]])}]
+    failed = RunFailed("6 of 7 results failed", partial=(rows,), errors=bad)
+
+    assert str(failed).splitlines()[1:] == [
+        "  6 x InvalidRequest: no (at job.py:9)",
+        "    at partial[0][1], partial[0][2], partial[0][3] and 3 more",
+    ]
+    assert failed.places()[-1] == ("[0][6]['a']", rows[-1]["a"])  # type: ignore[index]
+
+
+def test_a_copy_of_an_error_needs_no_constructor() -> None:
+    """A plugin's class may take what it likes; its copy is equal, and its own object."""
+
+    class Gone(InvalidRequest):
+        def __init__(self, message: str, code: int) -> None:
+            super().__init__(message, status=410)
+            self.number = code
+
+    one = Gone("gone", 7)
+    two = one.copy()
+
+    assert type(two) is Gone and two is not one
+    assert (str(two), two.status, two.number) == ("gone", 410, 7)
+
+
+@pytest.mark.parametrize("wait", [-1.0, 1e10, float("inf"), float("nan")])
+def test_no_provider_is_believed_every_wait(wait: float) -> None:
+    """A wait that is no number of seconds up to a day is none."""
+    assert RateLimited("slow", retry_after=wait).retry_after is None
 
 
 def test_a_skipped_node_names_its_roots() -> None:

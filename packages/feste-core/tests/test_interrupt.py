@@ -245,6 +245,32 @@ except RunInterrupted as stop:
     assert (one.process.returncode, one.errors) == (0, "")
 
 
+def test_stuck_threads_do_not_hold_up_later_runs(program: Any) -> None:
+    """Who gave up a run that filled all threads can go on: others take their places."""
+    one = program(
+        """
+feste._compute.steps.GRACE = 0.1
+
+@feste.task
+def stuck(i):
+    say("begun")
+    time.sleep(3600)
+
+try:
+    feste.compute([stuck(i) for i in range(40)])
+except RunInterrupted as stop:
+    say("stopped", stop.report.states)
+say("next", feste.compute(feste.task(abs)(-5)))
+"""
+    )
+    one.until("begun")
+    one.interrupt()
+    lines = one.end()
+
+    assert any("'interrupted'" in line for line in lines)
+    assert lines[-1] == "next (5,)"
+
+
 def test_an_eager_call_is_interrupted_likewise(program: Any) -> None:
     """Eager calls wait for their answers too."""
     one = program(

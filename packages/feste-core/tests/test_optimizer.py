@@ -12,7 +12,13 @@ import pytest
 import feste
 from feste import context
 from feste.context import settings
-from feste.errors import BlockingCallError, PluginError, RunFailed, UnknownName
+from feste.errors import (
+    BlockingCallError,
+    PluginError,
+    PluginWarning,
+    RunFailed,
+    UnknownName,
+)
 from feste.graph import FesteGraph
 from feste.optimization import (
     BatchOptimization,
@@ -370,12 +376,14 @@ def test_a_broken_pass_is_skipped_with_a_remark(name: str, install: Any) -> None
     fresh_draws()
     nodes = two_calls(llm)
     install(Pass("broken", apply))
-    explained = feste.explain(*nodes)
+    with pytest.warns(PluginWarning, match="'broken' was skipped"):
+        explained = feste.explain(*nodes)
     skipped = [
         r.text for p in explained.plan.passes for r in p.remarks if r.text.startswith("skipped")
     ]
     before = len(llm.requests)
-    values = feste.compute(*nodes)
+    with pytest.warns(PluginWarning, match="strict=True"):
+        values = feste.compute(*nodes)
 
     assert len(skipped) == 1
     assert said in skipped[0]
@@ -426,7 +434,8 @@ def test_an_account_of_a_refused_pass_counts_for_nothing() -> None:
         cx.applied("dropped it")
         return lose_calls(graph, cx)
 
-    made = plan([Pass("a", lose)], FakeBackend().chat("Hi"))
+    with pytest.warns(PluginWarning):
+        made = plan([Pass("a", lose)], FakeBackend().chat("Hi"))
 
     assert made.accounted == {}
     assert len(remarks(made)) == 1

@@ -493,3 +493,26 @@ def test_ctrl_c_is_the_parents_to_handle() -> None:
     pid = interrupts_itself().compute()
 
     assert alive(pid)
+
+
+def test_a_dead_worker_is_noticed_while_its_child_lives(tmp_path: Path) -> None:
+    """A process that a task forked holds the worker's socket open: the worker is looked at itself."""
+    pid_file = tmp_path / "pid"
+
+    @feste.task(executor="process")
+    def orphan(path: str) -> None:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(600)
+            os._exit(0)
+        with open(path, "a") as file:
+            file.write(f"{pid}\n")
+        os._exit(9)
+
+    try:
+        (error,) = feste.compute(orphan(str(pid_file)), on_error="return")
+    finally:
+        for pid in pid_file.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+    assert isinstance(error, WorkerLost)

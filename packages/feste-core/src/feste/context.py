@@ -275,8 +275,17 @@ def declarations() -> dict[str, Setting]:
     return {**SETTINGS, **_extra()}
 
 
+def declare(source: Callable[[], Mapping[str, Setting]]) -> None:
+    """Say who knows the settings that plugins declare.
+
+    :param source: returns them by name.
+    """
+    global _extra
+    _extra = source
+
+
 def _of_plugins() -> Mapping[str, Setting]:
-    import_module("feste.plugins")  # which puts its own look-up in the place of this one
+    import_module("feste.plugins")  # which declares its own source
     return _extra()
 
 

@@ -78,6 +78,7 @@ class FesteDelayed(Lazy, Generic[R]):
     """
 
     __slots__ = ()
+    __array_ufunc__ = None  # numpy leaves operators with an array on the left to the node
 
     @property
     def key(self) -> str:

@@ -14,14 +14,16 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from feste.node import Node
 
-__all__ = ["MAIN", "Determinism", "Draw", "assign", "forget"]
+__all__ = ["MAIN", "Determinism", "Draw", "assign", "forget", "inside", "scope"]
 
 MAIN = "main"
 
@@ -58,6 +60,28 @@ class Draw(NamedTuple):
     def inner(self) -> str:
         """The scope of the nodes that this draw's task emits: of one size, however deep."""
         return hashlib.blake2b(str(self).encode(), digest_size=12).hexdigest()
+
+
+_scope: ContextVar[str] = ContextVar("feste_scope", default=MAIN)
+
+
+def scope() -> str:
+    """Return the scope of calls that are made here: a task's that eager mode runs, else the main one."""
+    return _scope.get()
+
+
+@contextmanager
+def inside(drawn: Draw) -> Iterator[None]:
+    """Make calls in a block draws of a task, as if it had returned them.
+
+    :param drawn: the task's own draw.
+    """
+    token = _scope.set(drawn.inner)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+        forget(drawn.inner)
 
 
 _counters: dict[str, dict[str, int]] = {}
@@ -135,6 +159,8 @@ def _plain(value: object) -> Any:
     """JSON and bytes constants count by content; any other object by its type's name only."""
     if isinstance(value, bytes):
         return {"bytes": hashlib.blake2b(value, digest_size=12).hexdigest()}
+    if isinstance(value, slice):
+        return {"slice": [value.start, value.stop, value.step]}
     fingerprint = getattr(value, "__feste_fingerprint__", None)
     if fingerprint is not None and not isinstance(value, type):
         return fingerprint()

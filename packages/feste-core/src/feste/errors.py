@@ -38,8 +38,10 @@ carry the API key).
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal, Self
 
 __all__ = [
@@ -398,12 +400,53 @@ class RunFailed(FesteError):
         self.report = report
         self.errors = tuple(errors)
 
+    def places(self) -> list[tuple[str, FesteError]]:
+        """Return where in ``partial`` an error stands: the way there as Python, and the error.
+
+        >>> error = RunFailed(partial=([1, NodeError("bad")], {"a": 2}))
+        >>> [(where, str(error)) for where, error in error.places()]
+        [('[0][1]', 'bad')]
+        """
+        return list(_places(self.partial, "", 0))
+
     def __str__(self) -> str:
+        groups: dict[tuple[str, str], list[str]] = {}
+        for error in self.errors:
+            groups.setdefault((type(error).__name__, str(error)), [])
+        for where, error in self.places():
+            for root in (error.roots if isinstance(error, UpstreamFailed) else ()) or (error,):
+                groups.setdefault((type(root).__name__, str(root)), []).append(f"partial{where}")
         lines = [super().__str__()]
-        lines += [f"  {type(e).__name__}: {e}" for e in self.errors[: self.max_shown]]
-        if len(self.errors) > self.max_shown:
-            lines.append(f"  ... and {len(self.errors) - self.max_shown} more in .errors")
+        for (kind, text), places in itertools.islice(groups.items(), self.max_shown):
+            times = f"{len(places):,} x " if len(places) > 1 else ""
+            lines.append(f"  {times}{kind}: {text}")
+            if places:
+                shown = ", ".join(places[: self.max_shown])
+                more = len(places) - self.max_shown
+                lines.append(f"    at {shown}{f' and {more:,} more' if more > 0 else ''}")
+        if len(groups) > self.max_shown:
+            lines.append(f"  ... and {len(groups) - self.max_shown:,} more kinds in .errors")
         return "\n".join(lines)
+
+
+def _places(value: Any, where: str, depth: int) -> Iterator[tuple[str, FesteError]]:
+    """Each error inside a value that was handed back, with the way to it."""
+    if isinstance(value, FesteError):
+        yield where, value
+    elif depth < 100:
+        for step, part in _steps(value):
+            yield from _places(part, where + step, depth + 1)
+
+
+def _steps(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (list, tuple)):
+        return ((f"[{i}]", part) for i, part in enumerate(value))
+    if isinstance(value, dict):
+        return ((f"[{name!r}]", part) for name, part in value.items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
+        return ((f".{name}", getattr(value, name)) for name in names)
+    return iter(())
 
 
 class RunInterrupted(KeyboardInterrupt):

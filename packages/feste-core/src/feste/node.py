@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 
 from feste.draw import Determinism, Draw
 
-__all__ = ["PENDING", "Lazy", "Node", "Op", "here", "origin_of", "topological"]
+__all__ = ["PENDING", "Lazy", "Node", "Op", "here", "origin_of", "process_name", "topological"]
 
 Origin = tuple[CodeType, int]
 

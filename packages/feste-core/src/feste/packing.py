@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import is_
@@ -18,7 +19,17 @@ from feste.draw import Determinism
 from feste.errors import GraphError
 from feste.node import Lazy, Node
 
-__all__ = ["COLLECTION", "MAX_DEPTH", "Deps", "Nested", "Slot", "fill", "holds_nodes", "pack"]
+__all__ = [
+    "COLLECTION",
+    "MAX_DEPTH",
+    "Deps",
+    "Nested",
+    "Slot",
+    "fill",
+    "fresh",
+    "holds_nodes",
+    "pack",
+]
 
 
 class Slot:
@@ -61,6 +72,7 @@ class Nested:
         return [build.__qualname__, kind if isinstance(kind, type) else type(kind), self.parts]
 
 
+_ATOMS = frozenset((str, int, float, bool, bytes, type(None)))
 _slots: dict[int, Slot] = {}
 
 
@@ -125,6 +137,33 @@ def fill(packed: Any, values: Sequence[Any]) -> Any:
     if kind is Nested:
         return packed.build([fill(part, values) for part in packed.parts])
     return packed
+
+
+def fresh(packed: Any, values: Sequence[Any]) -> Any:
+    """Return the packed value as :func:`fill` does, with copies of the lists, dicts and sets in it.
+
+    What a task changes of its arguments must not change the node: it may run again.
+
+    :param packed: what :func:`pack` gave.
+    :param values: the values of the nodes.
+
+    >>> constant = [[1], 2]
+    >>> fresh(constant, []).append(3)
+    >>> constant
+    [[1], 2]
+    """
+    kind = type(packed)
+    if kind is Slot:
+        return values[packed.index]
+    if kind is Nested:
+        return packed.build([fresh(part, values) for part in packed.parts])
+    if kind is list:
+        return [part if type(part) in _ATOMS else fresh(part, values) for part in packed]
+    if kind is dict:
+        return {name: fresh(part, values) for name, part in packed.items()}
+    if kind is tuple:
+        return tuple([part if type(part) in _ATOMS else fresh(part, values) for part in packed])
+    return packed.copy() if kind is set else packed
 
 
 def _parts(values: Iterable[Any], deps: Deps, depth: int) -> tuple[list[Any], bool]:
@@ -226,6 +265,25 @@ def _build_dataclass(like: Any, names: tuple[str, ...], parts: list[Any]) -> Any
     return made
 
 
+def _pack_slice(value: slice, deps: Deps, depth: int) -> Any:
+    parts, lazy = _parts((value.start, value.stop, value.step), deps, depth)
+    return Nested(_build_slice, parts) if lazy else value
+
+
+def _build_slice(parts: list[Any]) -> slice:
+    return slice(*parts)
+
+
+def _pack_other(value: Iterable[Any], deps: Deps, depth: int) -> Any:
+    """A container that is kept as it is, since there is no telling how to make another."""
+    if any(isinstance(item, Lazy) for item in value):
+        raise GraphError(
+            f"a {type(value).__name__} holds lazy values, which nobody would compute there: give a "
+            "list of them"
+        )
+    return value
+
+
 def _pack_collection(value: Any, deps: Deps, depth: int) -> Any:
     """A Dask collection becomes a node of its own, computed by Dask before the run."""
     return deps.slot(Node(COLLECTION, (value,)))
@@ -270,6 +328,9 @@ _packers: dict[type, _Packer | None] = {
     set: _pack_mutable,
     frozenset: _pack_immutable,
     dict: _pack_dict,
+    slice: _pack_slice,
+    deque: _pack_other,
+    **dict.fromkeys((type({}.keys()), type({}.values()), type({}.items())), _pack_other),
 }
 
 
@@ -307,7 +368,7 @@ def _holds(value: Any, depth: int) -> bool:
         return False
     if packer is _pack_lazy:
         return True
-    if packer is _pack_collection or depth >= MAX_DEPTH:
+    if packer in (_pack_collection, _pack_slice, _pack_other) or depth >= MAX_DEPTH:
         return False  # a task may well return a Dask collection, or an object that holds itself
     parts: Iterable[Any]
     if isinstance(value, dict):

@@ -158,7 +158,9 @@ class Registry:
             for key, value in offered.items():
                 self._add(kind, key, value, info)
         hooks = [caller.name for caller in self.manager.get_hookcallers(plugin) or ()]
-        heard = sorted(h.removeprefix("feste_") for h in hooks if h[6:] not in _KINDS)
+        heard = sorted(
+            h.removeprefix("feste_") for h in hooks if h.removeprefix("feste_") not in _KINDS
+        )
         if heard:
             info.offers["observes"] = heard
 
@@ -302,4 +304,4 @@ def _declared() -> Mapping[str, Setting]:
     return registry().settings
 
 
-context._extra = _declared
+context.declare(_declared)

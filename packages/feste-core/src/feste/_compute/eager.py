@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from feste import blocking, context
+from feste import blocking, context, draw
 from feste._compute.front import compute
 from feste._compute.steps import reported, wait_for
 from feste.delayed import FesteDelayed
@@ -20,6 +20,7 @@ from feste.scheduler.choice import choose
 from feste.scheduler.executor import Executor
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
+from feste.scheduler.work import evaluate
 
 __all__ = ["alone", "run_eager"]
 
@@ -39,10 +40,15 @@ def run_eager(node: Node) -> Any:
         args = tuple(fill(a, values) for a in node.args)
         kwargs = {k: fill(v, values) for k, v in node.kwargs.items()}
         node = Node(op, args, kwargs, (), node.origin)
-    if op.kind == "call" or getattr(op, "is_async", False):
+    draw.assign([node], draw.scope())
+    assert node.draw is not None
+    if op.kind == "call":
         return alone(node)
-    result = op.fn(*node.args, **node.kwargs)
-    return values_of([result])[0] if holds_nodes(result) else result
+    with draw.inside(node.draw):  # what a task calls is drawn as what it returns
+        if op.is_async:
+            return alone(node)
+        result = evaluate(op.fn, node.args, node.kwargs, ())
+        return values_of([result])[0] if holds_nodes(result) else result
 
 
 def values_of(lazy: Sequence[Any]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from feste import blocking, context
-from feste._compute.steps import by_another, hand_back, made_run, planned, wait_for
+from feste._compute.steps import by_another, forget_report, hand_back, made_run, planned, wait_for
 from feste.delayed import FesteDelayed
 from feste.graph import FesteGraph
 from feste.optimization import Explanation, Optimizer
@@ -42,6 +42,7 @@ def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
     graph, _, repack = FesteGraph.collect(*args)
     if not graph.outputs:
         return repack([])
+    forget_report()
     with blocking.waiting():
         plan = planned(graph, chosen)
         hands = choose(chosen["scheduler"])
@@ -71,6 +72,7 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
     graph, _, repack = FesteGraph.collect(*args)
     if not graph.outputs:
         return repack([])
+    forget_report()
     with blocking.waiting(awaited=True):
         plan = await asyncio.to_thread(planned, graph, chosen)
         hands = await asyncio.to_thread(choose, chosen["scheduler"])  # may start a cluster

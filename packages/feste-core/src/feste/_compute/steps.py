@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -21,7 +22,7 @@ from feste.node import PENDING, Node
 from feste.optimization import Optimizer, Plan
 from feste.packing import COLLECTION
 from feste.report import RunReport
-from feste.report.progress import shown
+from feste.report.progress import in_terminal, shown
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor, Scheduler
 from feste.scheduler.processes import check_picklable
@@ -31,6 +32,7 @@ from feste.scheduler.run import Run
 __all__ = [
     "by_another",
     "for_dask",
+    "forget_report",
     "hand_back",
     "last_report",
     "made_run",
@@ -56,6 +58,11 @@ def last_report() -> RunReport | None:
     {'done': 1}
     """
     return _last_report.get()
+
+
+def forget_report() -> None:
+    """A run begins: until it has a report, ``last_report`` must not show an older one."""
+    _last_report.set(None)
 
 
 def planned(graph: FesteGraph, settings: Settings) -> Plan:
@@ -116,6 +123,11 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         return
     except KeyboardInterrupt:
         driver().stop(run, GRACE)
+        if settings["progress"] is not False and in_terminal():
+            sys.stderr.write(
+                f"\nstopping: nothing new is sent, what is under way has {GRACE:.0f} seconds; "
+                "Ctrl-C again stops at once\n"
+            )
     except BaseException:  # a signal handler of the user's raised: nobody waits any more
         driver().stop(run, 0.0)
         raise
@@ -125,7 +137,7 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         driver().stop(run, 0.0)
         run.finished.wait(0.5)
     report = reported(run)
-    partial = repack(run.results())
+    partial = _put_back(run, repack, report)
     done = sum(
         count for state, count in report.states.items() if state in ("done", "kept", "shared")
     )
@@ -146,18 +158,32 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
     if run.failure is not None:
         raise run.failure
     report = reported(run)
-    results = repack(run.results())
+    results = _put_back(run, repack, report)
     if not run.failed or run.on_error == "return":
         return results
     errors = [run.errors[i] for i in run.failed]
     wanted = len(run.outputs)
     bad = sum(i in run.errors for i in run.outputs)
-    raise RunFailed(
-        f"{bad:,} of {wanted:,} results failed; the others are in .partial, the errors in .errors",
-        partial=results,
-        report=report,
-        errors=errors,
-    ) from errors[0]
+    if bad == wanted:
+        told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
+    else:
+        told = f"{bad:,} of {wanted:,} results failed; the others are in .partial"
+    raise RunFailed(told, partial=results, report=report, errors=errors) from errors[0]
+
+
+def _put_back(run: Run, repack: Repack, report: RunReport) -> tuple[Any, ...]:
+    """Put the values into what the user gave; it may be that they do not fit, vectors into a set."""
+    results = run.results()
+    try:
+        return repack(results)
+    except Exception as error:
+        raise RunFailed(
+            f"the values do not fit into what was given to compute: {type(error).__name__}: {error}. "
+            "They are in .partial, one after the other; give a list instead of a set",
+            partial=tuple(results),
+            report=report,
+            errors=[run.errors[i] for i in run.failed],
+        ) from error
 
 
 def by_another(
@@ -170,7 +196,6 @@ def by_another(
             "a whole Scheduler ends at the first error"
         )
     keys = list(plan.graph.outputs)
-    _last_report.set(None)  # this run has none, and the one before would be taken for it
     try:
         if isinstance(hands, Scheduler):
             values = hands.run(plan.graph, keys, settings)

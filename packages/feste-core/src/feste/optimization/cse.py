@@ -100,6 +100,8 @@ def _exact(value: Any) -> Hashable:
         return (kind, tuple(_exact(v) for v in value))
     if kind is dict:
         return (kind, tuple((_exact(k), _exact(v)) for k, v in value.items()))
+    if kind is slice:
+        return (kind, _exact(value.start), _exact(value.stop), _exact(value.step))
     if isinstance(value, Params):
         return (kind, _exact(value.body()))
     return (kind, id(value))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["shown"]
+__all__ = ["in_terminal", "shown"]
 
 #: A run that is over sooner, in seconds, shows no bar unless it was asked for.
 _PATIENCE = 0.5
@@ -26,7 +26,7 @@ def shown(run: Run, progress: bool | str) -> Iterator[None]:
     :param progress: True, in a terminal or notebook; False; or ``"auto"``: only in a terminal, and
         only if it takes a while.
     """
-    if progress is False or (progress == "auto" and not _in_terminal()):
+    if progress is False or (progress == "auto" and not in_terminal()):
         yield
         return
     ended = threading.Event()
@@ -42,7 +42,7 @@ def shown(run: Run, progress: bool | str) -> Iterator[None]:
         watcher.join()
 
 
-def _in_terminal() -> bool:
+def in_terminal() -> bool:
     """Whether stderr is a terminal; a program may have none, a closed one, or one of its own."""
     try:
         return sys.stderr.isatty()

@@ -266,14 +266,13 @@ class Brain:
         for scope in run.scopes:
             draw.forget(scope)
         if run.observed:
-            usage = [(r.input_tokens or 0, r.output_tokens or 0) for r in run.requests]
             ended = RunFinished(
                 run.name,
                 self.now - run.started,
                 run.count_states(),
                 len(run.requests),
-                sum(u[0] for u in usage),
-                sum(u[1] for u in usage),
+                run.input_tokens,
+                run.output_tokens,
                 run.cancelled,
             )
             self.act("notify", ended)

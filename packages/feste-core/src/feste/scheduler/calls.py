@@ -180,6 +180,8 @@ class Calls:
             request_id=value.request_id,
         )
         run.requests.append(record)
+        run.input_tokens += record.input_tokens or 0
+        run.output_tokens += record.output_tokens or 0
         if run.observed:
             self.brain.act("notify", record)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Response
@@ -210,19 +211,9 @@ class Lifecycle:
         run.values[i] = None
 
     def _tell(self, run: Run, i: int, node: Node, state: int) -> None:
-        error = run.errors.get(i)
-        finished = NodeFinished(
-            run.name,
-            self.brain.now - run.started,
-            node.key,
-            node.op.name,
-            node.op.kind,
-            STATES[state],  # type: ignore[arg-type]
-            run.ready_at[i] - run.started if run.ready_at[i] else self.brain.now - run.started,
-            node.where,
-            str(error) if error is not None else "",
-        )
-        self.brain.act("notify", finished)
+        now = self.brain.now - run.started
+        ready = run.ready_at[i] - run.started if run.ready_at[i] else now
+        self.brain.act("notify", partial(_finished, run, i, node, state, now, ready))
 
     def _tell_joined(self, run: Run, i: int, node: Node, state: int) -> None:
         shared = self._shared_name(run, node)
@@ -258,3 +249,19 @@ class Lifecycle:
         """Whether no other run is at this node; it is this run's from now on."""
         others = self.joined.setdefault(self._shared_name(run, node), [(run, i)])
         return others[0] == (run, i)
+
+
+def _finished(run: Run, i: int, node: Node, state: int, now: float, ready: float) -> NodeFinished:
+    """The event of a node; made on the observers' thread, since finding a line takes its time."""
+    error = run.errors.get(i)
+    return NodeFinished(
+        run.name,
+        now,
+        node.key,
+        node.op.name,
+        node.op.kind,
+        STATES[state],  # type: ignore[arg-type]
+        ready,
+        node.where,
+        str(error) if error is not None else "",
+    )

@@ -19,12 +19,11 @@ from feste.errors import (
     MissingKey,
     Rejected,
 )
-from feste.packing import fill
 from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter
 from feste.scheduler.loops import LoopThread
 from feste.scheduler.processes import ProcessPool
 from feste.scheduler.threads import Begun, ThreadPool, run_chunk
-from feste.scheduler.work import context_of, describe, result_of
+from feste.scheduler.work import arguments, context_of, describe, result_of
 
 __all__ = ["LocalExecutor"]
 
@@ -202,8 +201,7 @@ class LocalExecutor(Executor):
 async def _outcome(task: PyTask) -> tuple[bool, Any]:
     """Await a user's coroutine; whatever it raises is told, not raised into the loop."""
     try:
-        args = [fill(a, task.values) for a in task.args]
-        kwargs = {k: fill(v, task.values) for k, v in task.kwargs.items()}
+        args, kwargs = arguments(task.args, task.kwargs, task.values)
         return True, result_of(await task.fn(*args, **kwargs))
     except BaseException as error:  # see run_chunk; a cancelled task ends here too
         return False, describe(error)

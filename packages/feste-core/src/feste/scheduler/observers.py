@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -81,12 +82,12 @@ class Observers:
         names = ("run_started", "node_finished", "request_finished", "run_finished")
         return any(getattr(hook, f"feste_{name}").get_hookimpls() for name in names)
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Event | Callable[[], Event]) -> None:
         """Tell an event.
 
-        :param event: the event.
+        :param event: the event, or what makes it: on the observers' thread.
         """
-        self._lane.put(lambda: self._tell(event))
+        self._lane.put(lambda: self._tell(event() if callable(event) else event))
 
     def _tell(self, event: Event) -> None:
         for impl in getattr(registry().manager.hook, f"feste_{event.name}").get_hookimpls():
@@ -97,8 +98,8 @@ class Observers:
             except BaseException as error:  # an observer never stops a run
                 self._ignored.add(impl.plugin)
                 warnings.warn(
-                    f"the observer {impl.plugin_name} raised {type(error).__name__}: {error}; it "
-                    "will hear no more",
+                    f"the observer {impl.plugin_name} raised {type(error).__name__}: {error} (at "
+                    f"{_last_line(error)}); it is told no more",
                     FesteWarning,
                     stacklevel=2,
                 )
@@ -116,3 +117,9 @@ class Observers:
     def close(self) -> None:
         """End the thread when everything has been heard."""
         self._lane.close()
+
+
+def _last_line(error: BaseException) -> str:
+    """``file:line`` where it was raised."""
+    step = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{step.filename}:{step.lineno}"

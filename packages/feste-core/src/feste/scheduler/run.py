@@ -112,6 +112,9 @@ class Run:
         self.cancelled = False
         self.flying = 0
         self.requests: list[RequestFinished] = []
+        #: Tokens of the requests so far, as far as providers said.
+        self.input_tokens = 0
+        self.output_tokens = 0
         self.spans: list[tuple[str, str, float, float, float, bool]] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls = sum(n.op.kind == "call" for n in program.nodes)

@@ -12,7 +12,7 @@ from typing import Any
 from feste import blocking
 from feste.scheduler.executor import PyTask, Reporter
 from feste.scheduler.growth import Emission
-from feste.scheduler.work import context_of, describe, evaluate, result_of
+from feste.scheduler.work import context_of, describe, result_of, run_task
 
 __all__ = ["Begun", "ThreadPool", "run_chunk"]
 
@@ -185,7 +185,7 @@ def run_chunk(begun: Begun, report: Reporter) -> None:
             continue
         start = perf_counter()
         try:
-            result = context_of(task).run(evaluate, task.fn, task.args, task.kwargs, task.values)
+            result = context_of(task).run(run_task, task)
             if task.stage == "run":
                 result = result_of(result)
             task.ok = type(result) is not Emission

@@ -9,12 +9,14 @@ from types import TracebackType
 from typing import Any
 
 from feste.errors import FesteError, NodeError
-from feste.packing import Deps, fill, holds_nodes, pack
+from feste.packing import Deps, fresh, holds_nodes, pack
 from feste.scheduler.executor import PyTask
 from feste.scheduler.growth import Emission
 from feste.scheduler.run import around
 
-__all__ = ["context_of", "describe", "evaluate", "result_of"]
+__all__ = ["arguments", "context_of", "describe", "evaluate", "result_of", "run_task"]
+
+_ATOMS = frozenset((str, int, float, bool, type(None)))
 
 
 def context_of(task: PyTask) -> Context:
@@ -28,6 +30,19 @@ def context_of(task: PyTask) -> Context:
     return copied
 
 
+def arguments(
+    args: Sequence[Any], kwargs: Mapping[str, Any], values: Sequence[Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return what a user's function is called with, which is its own to change.
+
+    :param args: packed positional arguments.
+    :param kwargs: packed keyword arguments.
+    :param values: what goes into the slots.
+    """
+    given = [a if type(a) in _ATOMS else fresh(a, values) for a in args]
+    return given, {k: fresh(v, values) for k, v in kwargs.items()} if kwargs else {}
+
+
 def evaluate(
     fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], values: Sequence[Any]
 ) -> Any:
@@ -38,12 +53,18 @@ def evaluate(
     :param kwargs: packed keyword arguments.
     :param values: what goes into the slots.
     """
-    if not values:
-        return fn(*args, **kwargs)
-    filled = [fill(a, values) for a in args]
-    if not kwargs:
-        return fn(*filled)
-    return fn(*filled, **{k: fill(v, values) for k, v in kwargs.items()})
+    given, named = arguments(args, kwargs, values)
+    return fn(*given, **named)
+
+
+def run_task(task: PyTask) -> Any:
+    """Run a task: a user's function, or a half of an operation, which changes no argument.
+
+    :param task: the task.
+    """
+    if task.stage == "run":
+        return evaluate(task.fn, task.args, task.kwargs, task.values)
+    return task.fn(*task.args)
 
 
 def result_of(value: Any) -> Any:

@@ -23,7 +23,7 @@ from feste.scheduler.executor import Executor, PyTask, Reporter
 from feste.scheduler.growth import Emission, compiled
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
-from feste.scheduler.work import describe, evaluate, result_of
+from feste.scheduler.work import describe, result_of, run_task
 
 __all__ = ["VirtualClock", "VirtualHands"]
 
@@ -81,7 +81,7 @@ class VirtualHands(Executor):
         task.values = [v.result if type(v) is PyTask else v for v in task.values]
         seconds = self.clock.task_seconds(task)
         try:
-            value = evaluate(task.fn, task.args, task.kwargs, task.values)
+            value = run_task(task)
             value = result_of(value) if task.stage == "run" else value
             task.ok, task.result = type(value) is not Emission, value
             done = ("done", self, task, True, value, seconds)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from feste import FesteDelayed
     from feste.backend import Request, Response
-    from feste.delayed import FesteDelayed
 
 __all__ = ["OpenAI"]
 
