@@ -539,3 +539,20 @@ with context.set(eager=True):
 print(json.dumps("feste_traces" in sys.modules))
 """
     assert fresh(code, PYTHONPATH=plugin(tmp_path, "feste_traces", PLUGIN)) is False
+
+
+def test_a_default_is_seen_while_others_leave_their_blocks() -> None:
+    """Another thread may take its own layers out in the middle of a look-up."""
+
+    class Leaving(dict[str, Any]):
+        def __contains__(self, name: object) -> bool:
+            context._layers[:] = [at for at in context._layers if at.values is not self]
+            context._layers[1:] = []
+            return False
+
+    context.set(on_error="return")
+    for _ in range(3):
+        leaving = context.set(keep="all")
+        object.__setattr__(leaving, "values", Leaving())
+
+    assert context.get("on_error") == "return"

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 import feste
-from feste import draw
+from feste import draw, lowering
+from feste._compute import through_dask
 from feste.backend import Backend, Limits, operation
 from feste.scheduler.driver import driver
 from feste.testing import FakeBackend, FakeParams
@@ -244,7 +246,7 @@ def test_locks_held_by_other_threads_do_not_stop_the_child() -> None:
     held, release = threading.Event(), threading.Event()
 
     def holds() -> None:
-        with draw._lock, feste.context._lock:
+        with draw._lock, feste.context._lock, lowering._lock, through_dask._locking:
             held.set()
             release.wait(LONG)
 
@@ -253,6 +255,8 @@ def test_locks_held_by_other_threads_do_not_stop_the_child() -> None:
     assert held.wait(LONG)
     try:
         assert in_a_child(lambda: increment(1).compute() == 2) == 0
+        by_dask = lambda: dask.compute(increment(1), scheduler="sync") == (2,)  # type: ignore[attr-defined] # noqa: E731
+        assert in_a_child(by_dask) == 0
     finally:
         release.set()
         thread.join(LONG)

@@ -12,7 +12,14 @@ import pytest
 import feste
 from feste import context
 from feste.backend import Backend, Limits, Operation, Request, Response, operation
-from feste.errors import CallTimeout, FesteError, InvalidRequest, RateLimited, RunFailed
+from feste.errors import (
+    CallTimeout,
+    FesteError,
+    InvalidRequest,
+    RateLimited,
+    RunFailed,
+    ServerError,
+)
 from feste.testing import FakeBackend, FakeParams, VirtualClock
 
 GREEDY = FakeParams(temperature=0)
@@ -190,10 +197,12 @@ def test_calls_do_not_wait_for_users_tools() -> None:
     """Tools may fill their threads: prompts are rendered and requests sent all the same."""
     llm = FakeBackend()
     hold = threading.Event()
+    ended: list[int] = []
 
     @feste.task
     def tool(i: int) -> int:
         hold.wait(LONG)
+        ended.append(i)
         return i
 
     tools = [tool(i) for i in range(100)]
@@ -202,6 +211,7 @@ def test_calls_do_not_wait_for_users_tools() -> None:
     try:
         prompt = feste.Prompt("{{ x }}?")
         values = feste.compute([llm.chat(prompt(x=llm.chat(str(i)))) for i in range(5)])
+        assert not ended
     finally:
         hold.set()
         waiting.join(LONG)
@@ -298,3 +308,25 @@ def test_the_report_of_an_older_run_is_not_shown_for_a_new_one() -> None:
         assert feste.last_report() is None
 
     asyncio.run(main())
+
+
+def test_a_shared_request_that_fails_in_a_run_that_stops_is_asked_again() -> None:
+    """The run that stops does not try again; the one that waits for the same node does."""
+    llm = FakeBackend()
+    node = llm.chat("hello")
+    faults = [ServerError("oops")]
+
+    def answer(request: Request) -> Response:
+        if faults:
+            raise faults.pop()
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    first, second = clock.run(node), clock.run(node)
+    clock.tell(0.0, ("submit", first))
+    clock.tell(0.1, ("submit", second))
+    clock.tell(0.2, ("stop", first, 0.0))
+    clock.drive()
+
+    assert isinstance(second.results()[0], str)
+    assert len(clock.sent) == 2
