@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from feste.report.layers import depths
 from feste.report.summary import EDGES_PER_BOX, MAX_TEXT, Box, kind_of, picture_of
@@ -33,7 +34,12 @@ class Mermaid(str):
     __slots__ = ()
 
     def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
-        return {"text/vnd.mermaid": str(self), "text/plain": str(self)}
+        return {"text/vnd.mermaid": str(self)}
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(
+            str(self)
+        )  # where Mermaid is not known: the chart's lines, not a quoted string
 
 
 def draw_mermaid(
