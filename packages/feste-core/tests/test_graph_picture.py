@@ -470,6 +470,16 @@ def test_prompts_say_how_they_begin_and_every_box_where_it_was_written(tmp_path:
     assert all(re.search(r"test_graph_picture\.py:\d+$", title or "") for title in titles(root))
 
 
+def test_paths_below_the_working_directory_are_told_from_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A picture that is shown to others does not tell where one's home is."""
+    monkeypatch.chdir(Path(__file__).parent)
+    result, _ = program(FakeBackend("pictures"))
+
+    assert all("\ntest_graph_picture.py:" in (t or "") for t in titles(parsed(result.visualize())))
+
+
 def test_a_picture_is_shown_by_a_notebook_and_short_in_a_prompt(tmp_path: Path) -> None:
     """It is a str; its representations are the picture itself, and in a prompt one line."""
     result, _ = program(FakeBackend("pictures"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,16 @@ def _detail(node: Node) -> str:
 
 
 def _places() -> Callable[[Node], str]:
-    """What gives the line of a node, looked up once for all that were written there."""
+    """What gives the line of a node, looked up once for all that were written there.
+
+    Below the working directory it is a path from there: pictures are shown to others.
+    """
     known: dict[Any, str] = {}
+    here = f"{os.getcwd()}{os.sep}"
 
     def place(node: Node) -> str:
         if node.origin not in known:
-            known[node.origin] = node.where
+            known[node.origin] = node.where.removeprefix(here)
         return known[node.origin]
 
     return place
