@@ -74,10 +74,18 @@ def test_no_line_is_wider_than_a_terminal() -> None:
             cx.advice("much could be " + "said here, " * 20, list(graph.nodes.values()))
             return graph
 
+    class Idle:
+        name = "another-pass-with-a-long-name"
+
+        def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+            return graph
+
     llm = FakeBackend("an-organisation/a-model-with-a-name-of-many-parts-and-a-date-2025-08-07")
     nodes = [llm.chat(ask(x=i)) for i in range(3000)]
     graph, _, _ = FesteGraph.collect(llm.chat(told(nodes)), [llm.complete(n) for n in nodes])
-    explained = Explanation(Optimizer([*Optimizer().passes, Wordy()]).run(graph), "a note " * 30)
+    explained = Explanation(
+        Optimizer([*Optimizer().passes, Wordy(), Idle()]).run(graph), "a note " * 30
+    )
     lines = str(explained).splitlines()
     passes = lines[lines.index("PASSES") + 1 :]
     headings = [line for line in passes if line.endswith("nothing to do")]
