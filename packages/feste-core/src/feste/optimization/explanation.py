@@ -135,7 +135,7 @@ class Explanation:
             lines.append(f"  {report.name:<{width}}  {idle}".rstrip())
             for remark in report.remarks:
                 lines += wrapped(f"{remark.kind}: {remark.text}", 4)
-                lines += wrapped(", ".join(remark.origins[:2]), 6)
+                lines += (f"      {origin}" for origin in remark.origins[:2])
         return "\n".join(lines)
 
     __repr__ = __str__
