@@ -161,6 +161,14 @@ def test_a_layer_becomes_a_block_by_entering_it() -> None:
     assert (inside, elsewhere, context.get("keep")) == ("all", ["paid"], "paid")
 
 
+def test_a_layer_is_shown_as_it_was_written() -> None:
+    """The last line of a notebook's cell shows the settings, not an address."""
+    with context.set(on_error="return", eager=True) as layer:
+        shown = repr(layer)
+
+    assert shown == "context.set(on_error='return', eager=True)"
+
+
 def test_entering_removes_the_layer_itself_not_an_equal_one() -> None:
     """Of two equal ``set(...)`` the one that is entered goes, the other stays."""
     context.set(keep="all")

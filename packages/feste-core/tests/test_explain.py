@@ -13,8 +13,9 @@ import feste
 from feste import context
 from feste.backend import Limits
 from feste.errors import MissingKey, RunFailed
+from feste.graph import FesteGraph
 from feste.node import PENDING
-from feste.optimization import Explanation
+from feste.optimization import Explanation, Optimizer, PassContext
 from feste.prompt import Prompt
 from feste.testing import FakeBackend, FakeParams
 
@@ -45,22 +46,77 @@ def test_nothing_is_sent_and_nothing_is_kept() -> None:
 
 
 def test_the_text_of_a_plan() -> None:
-    """The first lines: nodes, calls, requests beside their lower bound; an unknown price as such."""
+    """The first lines: nodes, calls, requests beside their lower bound, tokens; nouns in their number."""
     llm = FakeBackend("m-1")
     params = FakeParams(max_tokens=10)
     answers = [llm.complete(ask(x="a" * 14), params) for _ in range(40)]
     report = llm.chat(told(answers))
     lines = str(feste.explain(report)).splitlines()
 
-    assert lines[0] == "PLAN  82 nodes -> 82   41 calls -> 4 requests (at least 4)   cost unknown"
-    assert lines[1] == (
-        "  fake.complete m-1: 40 calls in 3 requests (at least 3), ~200 tokens in, "
-        "<= 400 tokens out"
-    )
-    assert lines[2].startswith("  fake.chat m-1: 1 calls in 1 requests (at least 1), ~0 tokens in")
-    assert "(+ 1 prompts made while it runs), no bound" in lines[2]
-    assert lines[3] == "PASSES"
+    assert lines[:6] == [
+        "PLAN  82 nodes -> 82   41 calls -> 4 requests (at least 4)",
+        "  fake.complete m-1: 40 calls in 3 requests (at least 3)",
+        "    ~640 tokens in, <= 400 tokens out",
+        "  fake.chat m-1: 1 call in 1 request (at least 1)",
+        "    ~0 tokens in (+ 1 prompt made while it runs), no bound on tokens out",
+        "PASSES",
+    ]
     assert any("40 calls of complete share requests, up to 16 in each" in line for line in lines)
+
+
+def test_no_line_is_wider_than_a_terminal() -> None:
+    """Eighty columns hold every line, with long names and remarks and large numbers too."""
+
+    class Wordy:
+        name = "a-pass-with-a-long-name"
+
+        def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+            cx.advice("much could be " + "said here, " * 20, list(graph.nodes.values()))
+            return graph
+
+    class Idle:
+        name = "another-pass-with-a-long-name"
+
+        def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+            return graph
+
+    llm = FakeBackend("an-organisation/a-model-with-a-name-of-many-parts-and-a-date-2025-08-07")
+    nodes = [llm.chat(ask(x=i)) for i in range(3000)]
+    graph, _, _ = FesteGraph.collect(llm.chat(told(nodes)), [llm.complete(n) for n in nodes])
+    explained = Explanation(
+        Optimizer([*Optimizer().passes, Wordy(), Idle()]).run(graph), "a note " * 30
+    )
+    lines = str(explained).splitlines()
+    passes = lines[lines.index("PASSES") + 1 :]
+    headings = [line for line in passes if line.endswith("nothing to do")]
+
+    assert max(map(len, lines)) <= 80
+    assert len({line.index("nothing") for line in headings}) == 1
+    assert any("test_explain.py:" in line for line in passes)
+
+
+def test_tokens_are_those_that_the_requests_count() -> None:
+    """The plan of calls whose prompts are known says what their requests say of themselves."""
+    llm = FakeBackend()
+    long = llm.chat("a question")
+    long.compute()
+    nodes = [llm.chat(ask(x="some words " * i)) for i in range(50)] + [llm.chat(long)]
+    (before,) = feste.explain(nodes).rows
+    feste.compute(nodes)
+    report = feste.last_report()
+
+    assert report is not None
+    assert before.unknown == 0
+    assert before.input_tokens == report.operations[0].input_tokens
+
+
+def test_a_call_that_cannot_be_prepared_is_explained_too() -> None:
+    """A plan can be looked at where a call is wrong: the run will say so, in its place."""
+    wrong: Any = [{"role": "user", "content": float("nan")}]
+    explained = feste.explain(FakeBackend().chat(wrong))
+
+    assert explained.calls == 1
+    assert explained.rows[0].input_tokens == -(-len(str(wrong)) // 4)
 
 
 def test_numbers_and_text_agree() -> None:

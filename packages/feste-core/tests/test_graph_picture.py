@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import feste
+from feste.errors import ConfigError
+from feste.prompt import ChatPrompt, Prompt
 from feste.report import Box, draw_mermaid, draw_svg
 from feste.report.layers import depths
 from feste.report.layout import arrange
 from feste.report.svg import Rect, fit, width_of
+from feste.testing import FakeBackend
 
 SVG = "{http://www.w3.org/2000/svg}"
 KINDS = ("prompt", "call", "task", "data")
@@ -388,3 +394,148 @@ def test_depths_are_longest_paths() -> None:
 def test_a_layout_of_a_cycle_does_not_hang() -> None:
     with pytest.raises(ValueError, match="the edges have a cycle"):
         arrange([50.0, 50.0], 40, [(0, 1), (1, 0)], ["g", ""])
+
+
+# --- pictures of nodes ------------------------------------------------------------------------------
+
+
+def program(llm: FakeBackend) -> tuple[Any, list[Any]]:
+    """A small program of every kind of node: its result and its first calls."""
+    ask = Prompt("Summarize in one sentence:\n{{ text }}")
+    merge = ChatPrompt(system="Be brief.", user="Merge:\n{{ parts }}")
+    clean = feste.task(lambda text: text.strip())
+    chats = [llm.chat(ask(text=text)) for text in ("one", "two")]
+    words = [llm.complete(f"word {i}") for i in range(3)]
+    return llm.chat(merge(parts=[*map(clean, chats), *words])), [*chats, *words]
+
+
+def drawn_states(root: ElementTree.Element) -> dict[str, bool]:
+    """For each box whether it is marked as done."""
+    boxes = (box for box in with_class(root, "box") if box.get("data-key"))
+    return {box.get("data-key", ""): "done" in box.get("class", "").split() for box in boxes}
+
+
+def test_after_a_run_the_picture_is_the_same_with_marks() -> None:
+    """What was computed is drawn as before: calls as calls, batches as batches; answers are marked."""
+    result, calls = program(FakeBackend("pictures"))
+    before = parsed(result.visualize())
+    result.compute()
+    after = parsed(result.visualize())
+    answered = {node.key for node in (result, *calls)}
+
+    assert cards(after).keys() == cards(before).keys()
+    assert len(cards(before)) == 11
+    assert len(with_class(after, "edge")) == len(with_class(before, "edge"))
+    assert frames_of(after) == frames_of(before) != []
+    assert not any(drawn_states(before).values())
+    assert {key for key, done in drawn_states(after).items() if done} == answered
+    assert not [box for box in with_class(after, "data") if box.get("data-key")]
+
+
+def test_drawing_changes_no_plan() -> None:
+    """A picture forgets no answer and draws nothing new from the model."""
+    llm = FakeBackend("pictures")
+    result, calls = program(llm)
+    calls[0].compute()
+    result.visualize()
+    explained = feste.explain(result)
+    result.compute()
+
+    assert explained.calls == 5
+    assert sum(request.items for request in llm.requests) == 6
+
+
+def test_a_graph_with_an_answer_draws_it_as_what_it_is() -> None:
+    """In a graph as it is run, an answered call stands for all behind it, and is still a call."""
+    result, _ = program(FakeBackend("pictures"))
+    result.compute()
+    graph, (key,), _ = feste.graph.FesteGraph.collect(result)
+    root = parsed(graph.visualize())
+
+    assert drawn_states(root) == {key: True}
+    assert with_class(root, "call")
+
+
+def test_prompts_say_how_they_begin_and_every_box_where_it_was_written(tmp_path: Path) -> None:
+    """The small line is the template's first words, or its file; the hover title ends in file:line."""
+    file = tmp_path / "ask.md"
+    file.write_text("About {{ x }}", encoding="utf-8")
+    result, _ = program(FakeBackend("pictures"))
+    root = parsed(result.visualize())
+    from_file = parsed(Prompt.from_file(file)(x=1).visualize())
+
+    assert texts(root).count("'Summarize in one sentence:\u2026'") == 2
+    assert "'Merge:\u2026'" in texts(root)
+    assert "ask.md" in " ".join(texts(from_file))
+    assert all(re.search(r"test_graph_picture\.py:\d+$", title or "") for title in titles(root))
+
+
+def test_paths_below_the_working_directory_are_told_from_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A picture that is shown to others does not tell where one's home is."""
+    monkeypatch.chdir(Path(__file__).parent)
+    result, _ = program(FakeBackend("pictures"))
+
+    assert all("\ntest_graph_picture.py:" in (t or "") for t in titles(parsed(result.visualize())))
+
+
+def test_a_picture_is_shown_by_a_notebook_and_short_in_a_prompt(tmp_path: Path) -> None:
+    """It is a str; its representations are the picture itself, and in a prompt one line."""
+    result, _ = program(FakeBackend("pictures"))
+    svg: Any = result.visualize()
+    mermaid: Any = result.visualize(tmp_path / "graph.mmd")
+
+    assert isinstance(svg, str) and svg._repr_svg_() == svg
+    assert repr(svg) == f"<SVG picture of {len(svg):,} characters>"
+    assert mermaid._repr_mimebundle_()["text/vnd.mermaid"] == mermaid
+    assert (tmp_path / "graph.mmd").read_text(encoding="utf-8") == mermaid
+
+
+def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
+    """Nothing is written under a name that promises something else."""
+    result, _ = program(FakeBackend("pictures"))
+    with pytest.raises(ConfigError, match=r"use \.svg, \.mmd or \.html"):
+        result.visualize(tmp_path / "graph.png")
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_state_is_told_in_words() -> None:
+    """States that have no mark of their own are told in the title, and in a summary by their number."""
+    boxes = [Box(f"k{n}", "chat", "call", state="not_started" if n else "done") for n in range(300)]
+    summary = texts(parsed(draw_svg(boxes, [])))
+
+    assert titles(parsed(draw_svg(boxes[:2], []))) == ["chat\ndone", "chat\nnot started"]
+    assert "299 not started" in summary
+    assert "2 done" in texts(parsed(draw_svg([*boxes[:1], Box("a", "chat", "call"),
+                                              Box("b", "chat", "call", state="done")], [], max_boxes=1)))  # fmt: skip
+
+
+def test_weights_and_captions_need_no_painting_order() -> None:
+    """Renderers that do not know `paint-order` would paint a halo over the letters."""
+    boxes, edges = map_reduce(1000)
+    batch = [Box(f"e{n}", "embed", "call", group="g") for n in range(3)]
+    weighted, captioned = draw_svg(boxes, edges), draw_svg(batch, [])
+
+    assert "paint-order" not in weighted + captioned
+    for svg, words, name in (
+        (weighted, "× 1,000", "plate"),
+        (captioned, "1 request · 3 calls", "caption"),
+    ):
+        root = parsed(svg)
+        (plate,) = with_class(root, name)
+        (text,) = (text for text in root.iter(f"{SVG}text") if text.text == words)
+        middle = rect_of(plate).y + rect_of(plate).height / 2
+        assert abs(float(text.get("y", "nan")) - 4 - middle) < 2
+        assert rect_of(plate).width > width_of(words, 11)
+
+
+def test_a_mermaid_comment_reads_as_it_is_and_starts_no_directive() -> None:
+    """Escapes are not read in comments; a label cannot begin a directive there."""
+    boxes, edges = chain(300)
+    plain = draw_mermaid(boxes, edges)
+    hostile = [Box(box.key, "%%{init: {}}%%", "task") for box in boxes]
+
+    assert "  %% 300 nodes and 299 edges, drawn as 1 box." in plain.splitlines()
+    assert "{init" not in draw_mermaid(hostile, edges)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ class Notebook:
 
     def finish(self, name: str) -> dict[str, Any]:
         """Wait for a cell: its text, its results by media type, the name of its error."""
-        told: dict[str, Any] = {"stdout": "", "stderr": "", "data": {}, "error": ""}
+        told: dict[str, Any] = {"stdout": "", "stderr": "", "data": {}, "error": "", "shown": []}
         while True:
             message = self.client.get_iopub_msg(timeout=LONG)
             if message["parent_header"].get("msg_id") != name:
@@ -51,6 +52,8 @@ class Notebook:
             kind, content = message["msg_type"], message["content"]
             if kind == "stream":
                 told[content["name"]] += content["text"]
+            elif kind in ("display_data", "update_display_data") and content.get("transient"):
+                told["shown"].append((content["transient"]["display_id"], content["data"]))
             elif kind in ("execute_result", "display_data"):
                 told["data"] |= content["data"]
             elif kind == "error":
@@ -127,6 +130,36 @@ def test_progress_does_not_break_the_notebook(notebook: Notebook) -> None:
     assert told["error"] == "" and told["data"]["text/plain"] == "5"
     assert "Traceback" not in told["stderr"]
     assert notebook.cell("feste.compute(increment(1))")["stderr"] == ""
+
+
+def test_progress_is_a_line_that_moves_and_ends(notebook: Notebook) -> None:
+    """One line of the cell is updated until all is done; it needs no widgets and warns of nothing."""
+    told = notebook.cell(
+        "slow = FakeBackend(model='jupyter', latency=0.3)\n"
+        "one = slow.chat('first')\n"
+        "_ = feste.compute(slow.chat(one), [slow.complete('x')], progress=True)"
+    )
+    lines = [data["text/plain"] for _, data in told["shown"]]
+
+    assert (told["error"], told["stderr"], told["stdout"]) == ("", "", "")
+    assert len({name for name, _ in told["shown"]}) == 1
+    assert "0/3 calls, 0 requests" in lines[0]
+    assert any("2/3 calls" in line for line in lines)
+    assert "3/3 calls, 3 requests, 12 tokens out" in lines[-1]
+    assert '<progress value="3" max="3">' in told["shown"][-1][1]["text/html"]
+
+
+def test_pictures_are_shown(notebook: Notebook, tmp_path: Path) -> None:
+    """``visualize`` and the timeline as the last line of a cell are pictures, not their source."""
+    graph = notebook.cell("llm.chat('hello').visualize()")["data"]
+    mermaid = notebook.cell(f"llm.chat('hello').visualize({str(tmp_path / 'a.mmd')!r})")["data"]
+
+    assert graph["image/svg+xml"].startswith("<svg")
+    assert graph["text/plain"].startswith("<SVG picture of ")
+    assert mermaid["text/vnd.mermaid"] == mermaid["text/plain"]
+    assert mermaid["text/plain"].startswith("flowchart")
+    assert "image/svg+xml" in notebook.cell("feste.last_report().timeline()")["data"]
+    assert notebook.value("feste.context.set(on_error='raise')") == "context.set(on_error='raise')"
 
 
 def test_plans_and_reports_are_html(notebook: Notebook) -> None:

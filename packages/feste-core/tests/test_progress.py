@@ -17,8 +17,10 @@ import pytest
 
 import feste
 from feste.context import settings
+from feste.events import RequestFinished
 from feste.report import progress
 from feste.report.progress import shown
+from feste.scheduler.run import DONE, QUEUED, SENT
 
 LONG = 60.0
 
@@ -95,6 +97,7 @@ def test_it_shows_calls_and_goes(tmp_path: Path) -> None:
     one.read("0/4 calls")
     seen = one.end()
 
+    assert "0/1" not in seen  # not even the first time
     assert "run-1" in seen and "values ['0', '1', '2', '3']" in seen
     assert seen.count("\x1b[?25l") == seen.count("\x1b[?25h") == 1
     last = seen[: seen.index("values")].rpartition("\x1b[?25h")[2]
@@ -207,6 +210,59 @@ class Never:
     failed: tuple[()] = ()
     calls = calls_done = open = 0
     state = bytearray()
+
+
+def paused(*states: int, error: str = "") -> Any:
+    """A run with calls in some states, whose last request ended so."""
+    run: Any = Never()
+    run.state = bytearray(states)
+    run.calls = len(states)
+    run.requests = [RequestFinished("run-0", 1.0, "fake", "chat", "m", 1, 1, 0.0, 0.0, error=error)]
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        (paused(QUEUED, DONE, error="RateLimited"), "0/2 calls, 1 request, waiting (rate limit)"),
+        (
+            paused(QUEUED, error="ServerError"),
+            "0/1 call, 1 request, waiting to retry (ServerError)",
+        ),
+        (paused(QUEUED, SENT, error="RateLimited"), "0/2 calls, 1 request"),
+        (paused(DONE, error="RateLimited"), "0/1 call, 1 request"),
+        (paused(QUEUED), "0/1 call, 1 request"),
+        (Never(), "0/0 nodes, 0 requests"),
+    ],
+)
+def test_it_says_why_nothing_moves(run: Any, told: str) -> None:
+    """Where calls are queued and none is in flight, the last request tells what is waited for."""
+    assert progress._progress(run).words == told
+
+
+def test_a_bar_that_waits_says_so(tmp_path: Path) -> None:
+    """A provider that asks to wait: the bar tells it until the calls go on."""
+    one = Terminal(
+        tmp_path,
+        """
+from feste.errors import RateLimited
+
+class Limited(Backend):
+    refused = False
+
+    @operation
+    def ask(self, prompt: str) -> str:
+        if not self.refused:
+            self.refused = True
+            raise RateLimited("slow down", retry_after=0.7)
+        return prompt
+
+print("value", feste.compute(Limited().ask("hello"), progress=True)[0])
+""",
+    )
+    one.read("waiting (rate limit)")
+
+    assert "value hello" in one.end()
 
 
 def test_the_watcher_ends_with_the_block_also_when_it_raises(

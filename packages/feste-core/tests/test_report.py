@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -15,8 +16,8 @@ import pytest
 import feste
 from feste import context
 from feste.backend import Backend, Limits, Response, Usage, operation
-from feste.errors import InvalidRequest, RateLimited, RunFailed, ServerError
-from feste.report import RunReport
+from feste.errors import ConfigError, InvalidRequest, RateLimited, RunFailed, ServerError
+from feste.report import OperationRow, RunReport
 from feste.testing import FakeBackend, FakeParams
 
 
@@ -81,7 +82,7 @@ def test_requests_are_counted_and_named() -> None:
     assert {(r.backend, r.model, r.attempt, r.error) for r in report.requests} == {
         ("fake", "report-requests", 1, "")
     }
-    rows = {row.operation: (row.calls, row.requests, row.refused) for row in report.operations}
+    rows = {row.operation: (row.calls, row.requests, row.failed) for row in report.operations}
     assert rows == {"fake.complete": (40, 3, 0), "fake.chat": (1, 1, 0), "fake.embed": (1, 1, 0)}
 
 
@@ -113,11 +114,17 @@ class Quiet(Backend):
 
 
 def test_what_a_provider_does_not_tell_is_unknown_and_not_zero() -> None:
-    """No usage is no number: None in the data, "unknown" in the text."""
-    report = report_of(Quiet().say("hello"))
+    """No usage is no number: None in the data, "unknown" beside others in the text, else no column."""
+    llm = FakeBackend(model="report-known")
+    report = report_of(Quiet().say("hello"), llm.chat("hello"))
+    silent = report_of(Quiet().say("hello"))
+    (heading, *rows) = report.table()
+    unknown = next(row for row in rows if "unknown" in row)
 
-    assert (report.operations[0].input_tokens, report.requests[0].output_tokens) == (None, None)
-    assert report.table()[1][5:8] == ["unknown"] * 3
+    assert (silent.operations[0].input_tokens, silent.requests[0].output_tokens) == (None, None)
+    assert unknown[heading.index("tokens in") :][:2] == ["unknown"] * 2
+    assert silent.table()[0] == ["operation", "calls", "requests", "mean s", "max s"]
+    assert "cost" not in heading and "failed" not in heading
 
 
 def test_every_attempt_is_a_request() -> None:
@@ -131,7 +138,7 @@ def test_every_attempt_is_a_request() -> None:
     ]
     assert report.requests[0].request_id == "req-1"
     (row,) = report.operations
-    assert (row.calls, row.requests, row.refused) == (1, 3, 2)
+    assert (row.calls, row.requests, row.failed) == (1, 3, 2)
     assert report.states == {"done": 1}
 
 
@@ -232,8 +239,45 @@ def test_the_text_says_what_happened_in_a_few_lines() -> None:
 
     assert lines[0].startswith(f"{report.run}: 9 nodes, 2 calls answered by 3 requests in ")
     assert lines[1].strip() == "4 done, 1 kept, 1 failed, 3 skipped"
+    assert str(RunReport("run-0", 0.0, 1, {"not_started": 1})).splitlines() == [
+        "run-0: 1 node, 0 calls answered by 0 requests in 0.00 s",
+        "  1 not started",
+    ]
     assert any(line.split()[:2] == ["fake.chat", "report-states"] for line in lines)
-    assert "errors:" in lines and "it is bad" in lines[-1]
+    assert "it is bad" in " ".join(lines[lines.index("errors:") :])
+
+
+def test_no_line_is_wider_than_a_terminal() -> None:
+    """Eighty columns hold the text, with long names and large numbers too; the columns stay aligned."""
+    rows = [
+        OperationRow("custom.operation", f"an-organisation/a-model-of-many-parts-{i}" * (i % 3),
+                     10**i, 10**i, 7 * i, 10 ** (i + 5), 10 ** (i + 4), 10.0**i, 10.0**i)
+        for i in range(7)
+    ]  # fmt: skip
+    states = {"done": 10**9, "not_started": 10**9, "a_state_that_comes_later": 10**9}
+    errors = ["ServerError: " + "it was busy, " * 40]
+    report = RunReport("run-1000", 1e6, 10**9, states, rows, errors=errors, cancelled=True)
+    lines = str(report).splitlines()
+    blocks = "\n".join(lines).split("\n\n")[1:-1]
+
+    assert max(map(len, lines)) <= 80
+    assert "a state that comes later" in " ".join(str(report).split())
+    assert len(blocks) > 1
+    for block in blocks:
+        heading, *others = block.splitlines()
+        assert len(others) == len(rows)
+        assert {len(line) for line in others} == {len(heading)}
+    assert f"{10**11:,}" in str(report)
+
+
+def test_its_repr_is_one_line() -> None:
+    """A prompt shows a line, not every request; a run of Python only counts nodes."""
+    llm = FakeBackend(model="report-repr")
+    many = repr(report_of([llm.chat(f"{i}") for i in range(2000)]))
+    none = repr(report_of(increment(1)))
+
+    assert re.fullmatch(r"<RunReport run-\d+: 2,000 calls in \d+\.\d\d s>", many)
+    assert re.fullmatch(r"<RunReport run-\d+: 1 node in \d+\.\d\d s>", none)
 
 
 def test_html_is_for_notebooks_and_escapes_what_others_wrote() -> None:
@@ -256,9 +300,9 @@ def test_the_timeline_is_a_picture_of_every_request() -> None:
     assert ET.fromstring(report_of(increment(1)).timeline()).tag.endswith("svg")
 
 
-@pytest.mark.parametrize("ending", [".json", ".svg", ".txt"])
+@pytest.mark.parametrize("ending", [".json", ".svg", ".txt", ".html", ".SVG"])
 def test_it_is_saved_by_its_ending(tmp_path: Path, ending: str) -> None:
-    """JSON, the timeline, or the text."""
+    """JSON, the timeline, the text, or a page with all that a notebook shows."""
     report = failing_run()
     path = tmp_path / f"report{ending}"
     report.save(path)
@@ -266,13 +310,38 @@ def test_it_is_saved_by_its_ending(tmp_path: Path, ending: str) -> None:
 
     if ending == ".json":
         assert json.loads(text) == report.to_json()
-    elif ending == ".svg":
+    elif ending.lower() == ".svg":
         assert ET.fromstring(text).tag.endswith("svg")
+    elif ending == ".html":
+        assert text.startswith("<!doctype html>") and report._repr_html_() in text
     else:
         assert text == str(report)
 
 
-@pytest.mark.parametrize("ending", [".json", ".svg", ".txt"])
+@pytest.mark.parametrize("name", ["x.png", "x.csv", "x", "x.svg.gz"])
+def test_an_unknown_ending_is_refused(tmp_path: Path, name: str) -> None:
+    """What cannot be written is not written as something else: the error names what can be."""
+    report = failing_run()
+    path = tmp_path / name
+    with pytest.raises(ConfigError, match=r"use \.json, \.txt, \.html or \.svg"):
+        report.save(path)
+    with pytest.raises(ConfigError, match=r"use \.svg or \.html"):
+        report.timeline(path)
+
+    assert not path.exists()
+
+
+def test_the_timeline_is_written_as_a_picture_or_a_page(tmp_path: Path) -> None:
+    """Either by its ending."""
+    report = failing_run()
+    svg = report.timeline(tmp_path / "a.svg")
+    report.timeline(tmp_path / "a.html")
+
+    assert (tmp_path / "a.svg").read_text(encoding="utf-8") == svg
+    assert svg in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("ending", [".json", ".svg", ".txt", ".html"])
 def test_errors_may_quote_anything(tmp_path: Path, ending: str) -> None:
     """Lone surrogates, control characters and markup of a model's answer do not break the report."""
 

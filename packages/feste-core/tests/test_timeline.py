@@ -183,7 +183,42 @@ def test_the_idlest_of_very_many_lanes_are_one() -> None:
     root = parsed(draw_timeline(run))
     assert len(with_class(root, "band")) == MAX_LANES
     assert "961 other lanes" in texts(root)
-    assert len(with_class(root, "bar")) == 1000
+    assert len(with_class(root, "bar")) == MAX_LANES - 1
+    assert with_class(root, "heat")
+
+
+def test_a_lane_with_very_many_at_once_is_a_strip_and_the_others_keep_their_bars() -> None:
+    """The picture stays on one screen, says what was folded, and shows what ran at once on top."""
+    wide = [Span("chat m", f"{n}", 0, 1 + n / 512, ok=n != 3, wait=0.1) for n in range(512)]
+    narrow = [Span("embed m", f"{n}", 0, 1) for n in range(5)]
+    svg = draw_timeline(wide + narrow)
+    root = parsed(svg)
+    (curve,) = with_class(root, "curve")
+    (panel,) = with_class(root, "panel")
+    elements = list(root.iter())
+
+    assert float(panel.get("height", "nan")) < 600
+    assert len(with_class(root, "bar")) == 5
+    assert len(with_class(root, "fault")) == 1
+    assert elements.index(curve) < elements.index(with_class(root, "lane")[0])
+    assert (
+        "Too many at once for single bars in 1 lane (up to 512): the darker, the more ran at once."
+        in texts(root)
+    )
+    assert "waiting" not in texts(root)
+
+
+@pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B-Instruct", "gpt-5-mini-2025-08-07"])
+def test_a_long_model_has_a_line_of_its_own(model: str) -> None:
+    """The names of models are not cut; nothing of a lane's words stands outside of it."""
+    root = parsed(draw_timeline([Span(f"complete {model}", "x", 0, 1), Span("chat m", "x", 0, 1)]))
+    tall, flat = (box_of(band) for band in with_class(root, "band"))
+    words = [text for text in root.iter(f"{SVG}text") if text.get("x") == "12.0"]
+    heights = [float(text.get("y", "nan")) for text in words if text.text != "at once"]
+
+    assert {"complete", model, "chat m", "1 span, mean 1 s"} <= set(texts(root))
+    assert tall[3] - tall[1] > flat[3] - flat[1]
+    assert all(flat[1] < y < flat[3] or tall[1] < y < tall[3] for y in heights[1:])
 
 
 def test_a_run_with_nothing_in_it() -> None:

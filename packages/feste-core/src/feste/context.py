@@ -228,6 +228,9 @@ class Layer:
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
 
+    def __repr__(self) -> str:
+        return f"context.set({', '.join(f'{k}={v!r}' for k, v in self.values.items())})"
+
     def __enter__(self) -> Layer:
         with _lock:
             _layers[:] = [layer for layer in _layers if layer is not self]

@@ -6,10 +6,12 @@ import html
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from feste.backend import Params
+from feste.backend import Params, Request
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.optimizer import Plan
+from feste.optimization.wording import counted, wrapped
+from feste.packing import fill
 
 __all__ = ["CallRow", "Explanation"]
 
@@ -25,7 +27,8 @@ class CallRow:
     :param calls: logical calls.
     :param requests: requests that the plan needs if none fails.
     :param at_least: the fewest requests that any order and grouping could need.
-    :param input_tokens: tokens of the prompts known now, at four characters each.
+    :param input_tokens: tokens of the requests known now, as they count themselves; of calls whose
+        prompt is not known, those of its known parts, at four characters each.
     :param unknown: calls whose prompt is not known before the run.
     :param output_tokens: the most that may be generated, or None if some call sets no bound.
     """
@@ -39,6 +42,18 @@ class CallRow:
     unknown: int = 0
     output_tokens: int | None = 0
 
+    def lines(self) -> list[str]:
+        """Return what :class:`Explanation` prints of it."""
+        name = f"{self.operation} {self.model}".rstrip()
+        known = f"~{counted(self.input_tokens, 'token')} in"
+        if self.unknown:
+            known += f" (+ {counted(self.unknown, 'prompt')} made while it runs)"
+        bound = self.output_tokens
+        out = "no bound on tokens out" if bound is None else f"<= {counted(bound, 'token')} out"
+        told = [known] if bound == 0 else [known, out]
+        bought = _bought(self.calls, self.requests, self.at_least, "in")
+        return [*wrapped(f"{name}: {bought}", 2), *wrapped(", ".join(told), 4)]
+
 
 @dataclass(slots=True)
 class Explanation:
@@ -46,6 +61,17 @@ class Explanation:
 
     :param plan: the plan.
     :param note: something that holds for the whole run, or an empty string.
+
+    >>> import feste
+    >>> from feste.testing import FakeBackend, FakeParams
+    >>> llm = FakeBackend("m-1")
+    >>> plan = feste.explain([llm.complete(f"word {i}", FakeParams(max_tokens=9)) for i in range(40)])
+    >>> plan.calls, plan.requests, plan.at_least
+    (40, 3, 3)
+    >>> print("\\n".join(str(plan).splitlines()[:3]))
+    PLAN  40 nodes -> 40   40 calls -> 3 requests (at least 3)
+      fake.complete m-1: 40 calls in 3 requests (at least 3)
+        ~520 tokens in, <= 360 tokens out
     """
 
     plan: Plan
@@ -95,36 +121,32 @@ class Explanation:
 
     def __str__(self) -> str:
         before, after = len(self.plan.before.nodes), len(self.plan.graph.nodes)
-        lines = [
-            f"PLAN  {before:,} nodes -> {after:,}   {self.calls:,} calls -> {self.requests:,} "
-            f"requests (at least {self.at_least:,})   cost unknown"
-        ]
-        if self.note:
-            lines.append(f"  {self.note}")
+        lines = wrapped(
+            f"PLAN  {counted(before, 'node')} -> {after:,}   "
+            f"{_bought(self.calls, self.requests, self.at_least, '->')}"
+        )
+        lines += wrapped(self.note, 2)
         for row in self.rows:
-            known = f"~{row.input_tokens:,} tokens in"
-            if row.unknown:
-                known += f" (+ {row.unknown:,} prompts made while it runs)"
-            bound = row.output_tokens
-            out = "no bound on tokens out" if bound is None else f"<= {bound:,} tokens out"
-            name = f"{row.operation} {row.model}".rstrip()
-            told = [known, out] if bound is None or bound else [known]
-            lines.append(
-                f"  {name}: {row.calls:,} calls in {row.requests:,} requests "
-                f"(at least {row.at_least:,}), {', '.join(told)}"
-            )
+            lines += row.lines()
         lines.append("PASSES" if self.plan.passes else "PASSES  none (optimize is off)")
+        width = max((len(report.name) for report in self.plan.passes), default=0)
         for report in self.plan.passes:
-            lines.append(f"  {report.name:<8} {'' if report.remarks else 'nothing to do'}".rstrip())
+            idle = "" if report.remarks else "nothing to do"
+            lines.append(f"  {report.name:<{width}}  {idle}".rstrip())
             for remark in report.remarks:
-                where = f"   {', '.join(remark.origins[:2])}" if remark.origins else ""
-                lines.append(f"    {remark.kind}: {remark.text}{where}")
+                lines += wrapped(f"{remark.kind}: {remark.text}", 4)
+                lines += (f"      {origin}" for origin in remark.origins[:2])
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _bought(calls: int, requests: int, at_least: int, how: str) -> str:
+    needed = f"{counted(requests, 'request')} (at least {at_least:,})"
+    return f"{counted(calls, 'call')} {how} {needed}"
 
 
 def _rows(graph: FesteGraph) -> list[CallRow]:
@@ -162,19 +184,30 @@ def _model(node: Node) -> str:
 
 
 def _count_tokens(row: CallRow, node: Node, graph: FesteGraph) -> None:
-    known = [a for a in node.args if isinstance(a, (str, list))]
-    for key in graph.dependencies(node.key):
-        value = graph.nodes[key].value
-        if value is PENDING:
-            row.unknown += 1
-            break
-        known.append(value)
-    row.input_tokens += -(-sum(len(str(k)) for k in known) // 4)
-    bound = next((a.max_output() for a in node.args if isinstance(a, Params)), None)
+    values = [graph.nodes[key].value for key in graph.dependencies(node.key)]
+    known = [value for value in values if value is not PENDING]
+    row.unknown += len(known) < len(values)
+    request = _request(node, values) if len(known) == len(values) else None
+    if request is not None:
+        row.input_tokens += request.tokens
+        bound = request.max_output
+    else:
+        known += [a for a in node.args if isinstance(a, (str, list))]
+        row.input_tokens += -(-sum(len(str(part)) for part in known) // 4)
+        bound = next((a.max_output() for a in node.args if isinstance(a, Params)), None)
     if bound is None or row.output_tokens is None:
         row.output_tokens = None
     else:
         row.output_tokens += bound
+
+
+def _request(node: Node, values: list[Any]) -> Request | None:
+    op: Any = node.op
+    try:
+        request: Request = op.prepare([fill(argument, values) for argument in node.args])
+    except Exception:  # the run will raise it again, where on_error decides
+        return None
+    return request
 
 
 def _levels(graph: FesteGraph, groups: dict[Any, list[Node]]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from feste.report.svg import Rect, svg_text
 
-GUTTER, CHART = 190.0, 830.0  # pixels for the names of the lanes, and for the time
+GUTTER, CHART = 212.0, 830.0  # pixels for the names of the lanes, and for the time
 ROUND_TIMES = (30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0, 43200.0)
 
 

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from feste import context
-from feste.errors import (
-    ConfigError,
-)
 from feste.graph import FesteGraph
-from feste.node import PENDING, Node
+from feste.node import PENDING, Node, topological
 from feste.optimization import Optimizer
+from feste.prompt.operation import PromptOp
 from feste.report import Box, draw_mermaid, draw_svg
+from feste.report.files import ending, page, write
 
 __all__ = ["draw", "visualize"]
 
 
 def visualize(value: Any, path: str | Path | None = None) -> str:
-    """Draw the optimized graph that a value needs.
+    """Draw the optimized graph that a value needs, or needed: what is answered is marked as done.
 
     :param value: the value.
     :param path: as for :func:`draw`.
     """
-    graph, _, _ = FesteGraph.collect(value)
-    return draw(Optimizer().run(graph, context.settings()).graph, path)
+    collected, _, _ = FesteGraph.collect(value)
+    needed = topological([collected.nodes[key] for key in collected.outputs])
+    order = sorted(needed, key=lambda node: node.seq)
+    answered = {node.key for node in order if _is_answered(node)}
+    # A run needs nothing behind an answer, a picture does: it is planned as if nothing was known.
+    nodes = [_unanswered(node) if node.key in answered else node for node in order]
+    whole = FesteGraph({node.key: node for node in nodes}, collected.outputs)
+    graph = Optimizer().run(whole, context.settings()).graph
+    return _drawn(graph, {graph.resolve(key) for key in answered}, path)
 
 
 def draw(graph: FesteGraph, path: str | Path | None = None) -> str:
@@ -32,25 +40,70 @@ def draw(graph: FesteGraph, path: str | Path | None = None) -> str:
 
     :param graph: the graph.
     :param path: where to write it: ``.svg``, ``.mmd`` (Mermaid) or ``.html``; None writes none.
-    :returns: the picture: Mermaid text for ``.mmd``, else SVG.
+    :returns: the picture: Mermaid text for ``.mmd``, else SVG; a notebook shows it.
     :raises ConfigError: for another ending.
     """
-    suffix = Path(path).suffix if path is not None else ".svg"
-    if suffix not in (".svg", ".mmd", ".html"):
-        raise ConfigError(f"cannot draw to {path}: use .svg, .mmd or .html")
+    # Passes render prompts: their values are part of the plan and no answers.
+    answered = {
+        key for key, node in graph.nodes.items() if _is_answered(node) and node.op.kind != "prompt"
+    }
+    return _drawn(graph, answered, path)
+
+
+def _is_answered(node: Node) -> bool:
+    return node.value is not PENDING and node.op.kind != "data"
+
+
+def _unanswered(node: Node) -> Node:
+    blank = node.replace()
+    blank.value = PENDING
+    return blank
+
+
+def _drawn(graph: FesteGraph, answered: Collection[str], path: str | Path | None) -> str:
+    kind = ".svg" if path is None else ending(path, ".svg", ".mmd", ".html")
     batch_of = {m: b.key for b in graph.batches for m in b.members}
     wanted = set(graph.wanted())
-    boxes = [_box(n, batch_of.get(key, ""), key in wanted) for key, n in graph.nodes.items()]
+    place = _places()
+    boxes = [
+        Box(
+            key,
+            node.op.name,
+            node.op.kind,
+            _detail(node),
+            batch_of.get(key, ""),
+            key in wanted,
+            "done" if key in answered else "",
+            place(node),
+        )
+        for key, node in graph.nodes.items()
+    ]
     edges = [(need, key) for key in graph.nodes for need in graph.dependencies(key)]
-    picture = draw_mermaid(boxes, edges) if suffix == ".mmd" else draw_svg(boxes, edges)
+    picture = draw_mermaid(boxes, edges) if kind == ".mmd" else draw_svg(boxes, edges)
     if path is not None:
-        page = f"<!doctype html><meta charset='utf-8'>{picture}" if suffix == ".html" else picture
-        Path(path).write_text(page, encoding="utf-8")
+        write(path, page("Graph", picture) if kind == ".html" else picture)
     return picture
 
 
-def _box(node: Node, group: str, output: bool) -> Box:
+def _detail(node: Node) -> str:
+    """A few words that tell a node from others of its name: the model, or how a template begins."""
     op: Any = node.op
-    detail = str(getattr(getattr(op, "client", None), "model", None) or "")
-    kind = op.kind if node.value is PENDING or op.kind == "prompt" else "data"
-    return Box(node.key, op.name, kind, detail, group, output)
+    if isinstance(op, PromptOp):
+        return op.templates[-1].short  # of a conversation its last message, which asks
+    return str(getattr(getattr(op, "client", None), "model", None) or "")
+
+
+def _places() -> Callable[[Node], str]:
+    """What gives the line of a node, looked up once for all that were written there.
+
+    Below the working directory it is a path from there: pictures are shown to others.
+    """
+    known: dict[Any, str] = {}
+    here = f"{os.getcwd()}{os.sep}"
+
+    def place(node: Node) -> str:
+        if node.origin not in known:
+            known[node.origin] = node.where.removeprefix(here)
+        return known[node.origin]
+
+    return place

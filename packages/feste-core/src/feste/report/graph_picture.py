@@ -6,10 +6,24 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from feste.optimization.wording import counted
 from feste.report.layers import Edge
 from feste.report.layout import Layout, Point, arrange
 from feste.report.summary import EDGES_PER_BOX, MAX_TEXT, Box, Picture, kind_of, picture_of
-from feste.report.svg import BOLD, KINDS, SMALL, Rect, fit, sheet, svg_rect, svg_text, width_of, xml
+from feste.report.svg import (
+    BOLD,
+    KINDS,
+    SMALL,
+    Rect,
+    Svg,
+    fit,
+    sheet,
+    svg_plate,
+    svg_rect,
+    svg_text,
+    width_of,
+    xml,
+)
 
 __all__ = ["Box", "draw_svg"]
 
@@ -34,7 +48,7 @@ def draw_svg(
     *,
     title: str = "",
     max_boxes: int = 200,
-) -> str:
+) -> Svg:
     """Draw the graph as one self-contained SVG file; above `max_boxes` its summary.
 
     :param boxes: the nodes; their order decides where the layout leaves a choice.
@@ -63,7 +77,7 @@ def draw_svg(
         *(svg_rect("frame", frame, 14) for frame in frames),
         *(_edge(picture, edge, layout) for edge in picture.edges),
         *(
-            svg_text("small caption", frame.x + 10, frame.y + 16, caption)
+            svg_plate("caption", frame.x + 10, frame.y + 16, caption)
             for frame, caption in zip(frames, captions)
         ),
         *map(_card, picture.boxes, picture.counts, layout.rects, lines),
@@ -73,7 +87,8 @@ def draw_svg(
             if weight > 1
         ),
     ]
-    summary = f"{title or 'Graph'}: {len(boxes):,} nodes, {len(set(edges)):,} edges"
+    size_told = f"{counted(len(boxes), 'node')}, {counted(len(set(edges)), 'edge')}"
+    summary = f"{title or 'Graph'}: {size_told}"
     legend = _legend(picture.boxes, bool(frames))
     notes = picture.remarks if boxes else ["Nothing to draw: the graph is empty."]
     size = (layout.width, layout.height)
@@ -84,7 +99,8 @@ def _card(box: Box, count: int, at: Rect, lines: tuple[str, str]) -> str:
     """A box: copies and ring below, then the card, its icon and texts, the mark of its state."""
     label, detail = lines
     kind = kind_of(box)
-    full = "\n".join(text for text in (box.label, box.detail, box.state) if text)
+    told = (box.label, box.detail, box.state.replace("_", " "), box.origin)
+    full = "\n".join(text for text in told if text)
     parts = [f"<title>{xml(full)}</title>"]
     if count > 1:
         parts += [svg_rect("card copy", at, _CORNERS[kind], shift) for shift in (7.0, 3.5)]
@@ -149,7 +165,7 @@ def _curve(one: Point, other: Point, rightwards: bool) -> str:
 def _weight(weight: int, points: Sequence[Point]) -> str:
     # Middle of the last curve: edges of one source share all the others.
     (x, y), (to_x, to_y) = points[-3], points[-2]
-    return svg_text("small weight", (x + to_x) / 2, (y + to_y) / 2 + 3.5, f"× {weight:,}", "middle")
+    return svg_plate("plate", (x + to_x) / 2, (y + to_y) / 2 + 3.5, f"× {weight:,}", "middle")
 
 
 def _legend(boxes: Sequence[Box], batches: bool) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from feste.report.layers import depths
 from feste.report.summary import EDGES_PER_BOX, MAX_TEXT, Box, kind_of, picture_of
@@ -27,9 +28,23 @@ _STYLES = {
 _SPECIAL = re.compile(r"(?<![A-Za-z0-9])-|-(?![A-Za-z0-9])|[^\w\s,\xb7\xd7-]|[_\ufb02]")
 
 
+class Mermaid(str):
+    """The text of a Mermaid chart; a notebook that knows Mermaid shows the picture."""
+
+    __slots__ = ()
+
+    def _repr_mimebundle_(self, **options: object) -> dict[str, str]:
+        return {"text/vnd.mermaid": str(self)}
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(
+            str(self)
+        )  # where Mermaid is not known: the chart's lines, not a quoted string
+
+
 def draw_mermaid(
     boxes: Sequence[Box], edges: Sequence[tuple[str, str]], *, max_boxes: int = 200
-) -> str:
+) -> Mermaid:
     """Write the graph as a Mermaid flowchart; above `max_boxes` its summary.
 
     :param boxes: the nodes.
@@ -61,12 +76,17 @@ def draw_mermaid(
             lines.append(f"  classDef {name}Box {style}")
         if names and name not in KINDS:
             lines.append(f"  class {','.join(names)} {name}Box")
-    return "\n".join([*lines, *(f"  %% {_escaped(note)}" for note in picture.remarks), ""])
+    return Mermaid("\n".join([*lines, *(f"  %% {_comment(note)}" for note in picture.remarks), ""]))
 
 
 def _escaped(text: str) -> str:
     line = fit(text, 2 * MAX_TEXT, BOLD)
     return _SPECIAL.sub(lambda match: f"#{ord(match[0])};", line)
+
+
+def _comment(text: str) -> str:
+    """Text for a comment, where escapes are not read and `%%{` would begin a directive."""
+    return re.sub(r"[{}%]", "", fit(text, 2 * MAX_TEXT, BOLD))
 
 
 def _node(number: int, box: Box) -> str:

@@ -1,12 +1,23 @@
-"""A progress bar for long runs: it looks at the run now and then, so it costs the run nothing."""
+"""Progress of long runs: it looks at the run now and then, so it costs the run nothing.
+
+A terminal gets a bar that goes when the run ends, a notebook a line that stays.
+"""
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from html import escape
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from feste.optimization.wording import counted
+from feste.scheduler.run import QUEUED, SENT
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
@@ -31,8 +42,10 @@ def shown(run: Run, progress: bool | str) -> Iterator[None]:
         return
     ended = threading.Event()
     patience = 0.0 if progress is True else _PATIENCE
+    # in the context of the block: a notebook finds in it the cell that it belongs to
+    inside = contextvars.copy_context()
     watcher = threading.Thread(
-        target=_watch, args=(run, ended, patience), name="feste-progress", daemon=True
+        target=inside.run, args=(_watch, run, ended, patience), name="feste-progress", daemon=True
     )
     watcher.start()
     try:
@@ -50,39 +63,106 @@ def in_terminal() -> bool:
         return False
 
 
+def _in_notebook() -> bool:
+    """Whether this is the kernel of a notebook."""
+    python = sys.modules.get("IPython")
+    return python is not None and hasattr(python.get_ipython(), "kernel")
+
+
 def _watch(run: Run, ended: threading.Event, patience: float) -> None:
     if ended.wait(patience):
         return
+    if _in_notebook():
+        _show_line(run, ended)
+    else:
+        _show_bar(run, ended)
+
+
+def _show_bar(run: Run, ended: threading.Event) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[what]}"),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[words]}"),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
-    if not console.is_terminal and not console.is_jupyter:
-        return
     with Progress(*columns, console=console, transient=True) as bar:
-        row = bar.add_task(run.name, total=1, what="", detail="")
+        at = _progress(run)
+        row = bar.add_task(run.name, total=at.total, completed=at.done, words=at.words)
         while True:
             over = ended.wait(_EVERY)
-            bar.update(row, **_state(run))
+            at = _progress(run)
+            bar.update(row, total=at.total, completed=at.done, words=at.words)
             if over:
                 return
 
 
-def _state(run: Run) -> dict[str, Any]:
-    tokens = sum(r.output_tokens or 0 for r in run.requests)
-    detail = f"{len(run.requests):,} requests"
-    if tokens:
-        detail += f", {tokens:,} tokens out"
-    if run.failed:
-        detail += f", {len(run.failed):,} failed"
+def _show_line(run: Run, ended: threading.Event) -> None:
+    """A line of HTML, or of text where the notebook shows no HTML; no widgets are needed."""
+    show = import_module("IPython.display").display
+    begun = time.monotonic()
+
+    def line() -> dict[str, str]:
+        at = _progress(run)
+        words = f"{run.name}: {at.words}, {time.monotonic() - begun:.1f} s"
+        bar = f'<progress value="{at.done}" max="{max(1, at.total)}"></progress>'
+        return {"text/plain": words, "text/html": f"<div>{bar} {escape(words)}</div>"}
+
+    handle = show(line(), raw=True, display_id=True)
+    while True:
+        over = ended.wait(_EVERY)
+        handle.update(line(), raw=True)
+        if over:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """How far a run is: so many of all, and the words beside the bar."""
+
+    done: int
+    total: int
+    words: str
+
+
+def _progress(run: Run) -> _Progress:
     if run.calls:
-        return {"total": run.calls, "completed": run.calls_done, "what": "calls", "detail": detail}
-    nodes = len(run.state)
-    return {"total": nodes, "completed": nodes - run.open, "what": "nodes", "detail": detail}
+        done, total, what = run.calls_done, run.calls, "call"
+    else:
+        done, total, what = len(run.state) - run.open, len(run.state), "node"
+    tokens = sum(r.output_tokens or 0 for r in run.requests)
+    words = [f"{done:,}/{counted(total, what)}", counted(len(run.requests), "request")]
+    if tokens:
+        words.append(f"{counted(tokens, 'token')} out")
+    if run.failed:
+        words.append(f"{len(run.failed):,} failed")
+    if pause := _pause(run):
+        words.append(pause)
+    return _Progress(done, total, ", ".join(words))
+
+
+def _pause(run: Run) -> str:
+    """Why nothing moves though calls are queued; empty while a request is in flight."""
+    if SENT in run.state or QUEUED not in run.state or not run.requests:
+        return ""
+    return _reason(run.requests[-1].error)
+
+
+def _reason(error: str, seconds: float | None = None) -> str:
+    """Why a run waits, as far as the last request tells.
+
+    :param error: the name of its error.
+    :param seconds: how long it still waits, or None where that is not known.
+
+    >>> _reason("RateLimited"), _reason("RateLimited", 1.44), _reason("ServerError"), _reason("")
+    ('waiting (rate limit)', 'waiting 1.4 s (rate limit)', 'waiting to retry (ServerError)', '')
+    """
+    waiting = "waiting" if seconds is None else f"waiting {seconds:.1f} s"
+    if error == "RateLimited":
+        return f"{waiting} (rate limit)"
+    return f"{waiting} to retry ({error})" if error else ""

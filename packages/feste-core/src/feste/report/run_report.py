@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feste.events import SCHEMA, RequestFinished
+from feste.optimization.wording import counted, wrapped
+from feste.report.files import ending, page, write
+from feste.report.table import aligned
 from feste.report.timeline import Span, draw_timeline
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
 __all__ = ["OperationRow", "RunReport"]
+
+#: Columns of the table that are left out where they would hold nothing else than this.
+_OPTIONAL = {"model", "failed", "tokens in", "tokens out"}
+_NOTHING = {"", "0", "unknown"}
 
 
 @dataclass(slots=True)
@@ -26,8 +33,8 @@ class OperationRow:
     :param operation: ``plugin.operation``.
     :param model: the model.
     :param calls: logical calls answered.
-    :param requests: requests sent, refused ones too.
-    :param refused: requests that ended in an error.
+    :param requests: requests sent, failed ones too.
+    :param failed: requests that ended in an error.
     :param input_tokens: tokens read, as far as the provider said; None if it never did.
     :param output_tokens: tokens generated, likewise.
     :param seconds: time in flight, summed over requests.
@@ -38,7 +45,7 @@ class OperationRow:
     model: str
     calls: int = 0
     requests: int = 0
-    refused: int = 0
+    failed: int = 0
     input_tokens: int | None = None
     output_tokens: int | None = None
     seconds: float = 0.0
@@ -58,6 +65,20 @@ class RunReport:
     :param requests: every request, in the order they ended.
     :param errors: the first errors, as text.
     :param cancelled: whether it was stopped.
+
+    >>> import feste
+    >>> from feste.testing import FakeBackend
+    >>> llm = FakeBackend("m-1")
+    >>> _ = feste.compute([llm.complete(f"word {i}") for i in range(40)])
+    >>> report = feste.last_report()
+    >>> report.nodes, report.states, len(report.requests)
+    (40, {'done': 40}, 3)
+    >>> print(report)  # doctest: +ELLIPSIS
+    run-...: 40 nodes, 40 calls answered by 3 requests in ... s
+      40 done
+    <BLANKLINE>
+      operation      model  calls  requests  tokens in  tokens out  mean s  max s
+      fake.complete  m-1       40         3        ...         160    ...   ...
     """
 
     run: str
@@ -69,7 +90,7 @@ class RunReport:
     requests: list[RequestFinished] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     cancelled: bool = False
-    spans: list[Span] = field(default_factory=list, repr=False)
+    spans: list[Span] = field(default_factory=list)
 
     @classmethod
     def of(cls, run: Run) -> RunReport:
@@ -105,82 +126,109 @@ class RunReport:
         return {"schema": SCHEMA, **data}
 
     def save(self, path: str | Path) -> None:
-        """Write the report: ``.json``, ``.txt``, or the timeline as ``.svg``.
+        """Write the report: as ``.json``, ``.txt`` or ``.html``, or its timeline as ``.svg``.
 
         :param path: where to.
+        :raises ConfigError: for another ending.
         """
-        path = Path(path)
-        if path.suffix == ".svg":
-            text = self.timeline()
-        elif path.suffix == ".json":
-            text = json.dumps(self.to_json(), indent=1)
-        else:
-            text = str(self)
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # errors quote anything
+        match ending(path, ".json", ".txt", ".html", ".svg"):
+            case ".json":
+                text = json.dumps(self.to_json(), indent=1)
+            case ".html":
+                text = page(self._headline(), self._repr_html_())
+            case ".svg":
+                text = self.timeline()
+            case _:
+                text = str(self)
+        write(path, text)
 
     def timeline(self, path: str | Path | None = None) -> str:
-        """Return when each request and each task was under way, as SVG.
+        """Return when each request and each task was under way, as SVG; a notebook shows it.
 
-        :param path: where to write it too, or None.
+        :param path: where to write it too, as ``.svg`` or ``.html``, or None.
+        :raises ConfigError: for another ending.
         """
         svg = draw_timeline(self.spans, title=self._headline())
         if path is not None:
-            Path(path).write_text(svg, encoding="utf-8")
+            html_page = ending(path, ".svg", ".html") == ".html"
+            write(path, page(self._headline(), svg) if html_page else svg)
         return svg
 
+    def _answered(self) -> int:
+        return sum(row.calls for row in self.operations)
+
     def _headline(self) -> str:
-        sent = len(self.requests)
-        calls = sum(row.calls for row in self.operations)
+        calls, sent = counted(self._answered(), "call"), counted(len(self.requests), "request")
         stopped = ", stopped" if self.cancelled else ""
         return (
-            f"{self.run}: {self.nodes:,} nodes, {calls:,} calls answered by {sent:,} requests "
-            f"in {self.seconds:.2f} s{stopped}"
+            f"{self.run}: {counted(self.nodes, 'node')}, {calls} answered by {sent} "
+            f"in {self.seconds:,.2f} s{stopped}"
         )
+
+    def _states(self) -> str:
+        return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in self.states.items())
 
     def table(self) -> list[list[str]]:
-        """Return the rows of the table of operations, the heading first."""
-        heading = "operation,model,calls,requests,refused,tokens in,tokens out,cost,mean s,max s"
-        rows = [heading.split(",")]
-        for row in self.operations:
-            mean = row.seconds / row.requests if row.requests else 0.0
-            rows.append(
-                [
-                    row.operation,
-                    row.model,
-                    f"{row.calls:,}",
-                    f"{row.requests:,}",
-                    f"{row.refused:,}",
-                    _count(row.input_tokens),
-                    _count(row.output_tokens),
-                    "unknown",
-                    f"{mean:.2f}",
-                    f"{row.longest:.2f}",
-                ]
-            )
-        return rows
+        """Return the rows of the table of operations, the heading first.
+
+        Models, failures and tokens have no column where there is nothing to tell of any row.
+        """
+        heading = "operation,model,calls,requests,failed,tokens in,tokens out,mean s,max s"
+        names = heading.split(",")
+        rows = [_cells(row) for row in self.operations]
+        shown = [
+            column
+            for column, name in enumerate(names)
+            if name not in _OPTIONAL or any(row[column] not in _NOTHING for row in rows)
+        ]
+        return [[row[column] for column in shown] for row in [names, *rows]]
 
     def __str__(self) -> str:
-        lines = [self._headline()]
-        lines.append("  " + ", ".join(f"{count:,} {name}" for name, count in self.states.items()))
+        lines = [*wrapped(self._headline()), *wrapped(self._states(), 2)]
         if self.operations:
-            lines += ["", *_aligned(self.table())]
+            rows = self.table()
+            lines += ["", *aligned(rows, 1 + ("model" in rows[0]))]
         if self.errors:
-            lines += ["", "errors:", *(f"  {e}" for e in self.errors[:5])]
+            lines += ["", "errors:", *(line for e in self.errors[:5] for line in wrapped(e, 2))]
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        answered = self._answered()
+        what = counted(answered, "call") if answered else counted(self.nodes, "node")
+        return f"<RunReport {self.run}: {what} in {self.seconds:,.2f} s>"
+
     def _repr_html_(self) -> str:
-        heading, *rows = self.table()
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heading)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in rows
-        )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f"<p>{html.escape(self._headline())}</p>{table}{self.timeline()}"
+        parts = [f"<p>{html.escape(line)}</p>" for line in (self._headline(), self._states())]
+        if self.operations:
+            heading, *rows = self.table()
+            body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
+            head = f"<thead><tr>{_html_cells('th', heading)}</tr></thead>"
+            parts.append(f"<table>{head}<tbody>{body}</tbody></table>")
+        parts += [f"<pre>{html.escape(error)}</pre>" for error in self.errors[:5]]
+        return "".join([*parts, self.timeline()])
+
+
+def _cells(row: OperationRow) -> list[str]:
+    mean = row.seconds / row.requests if row.requests else 0.0
+    return [
+        row.operation,
+        row.model,
+        f"{row.calls:,}",
+        f"{row.requests:,}",
+        f"{row.failed:,}",
+        _count(row.input_tokens),
+        _count(row.output_tokens),
+        f"{mean:,.2f}",
+        f"{row.longest:,.2f}",
+    ]
 
 
 def _count(number: int | None) -> str:
     return "unknown" if number is None else f"{number:,}"
+
+
+def _html_cells(tag: str, row: Sequence[str]) -> str:
+    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
 
 
 def _request_span(request: RequestFinished) -> Span:
@@ -201,7 +249,7 @@ def _rows(requests: Sequence[RequestFinished]) -> list[OperationRow]:
         name = (f"{request.backend}.{request.operation}", request.model)
         row = rows.setdefault(name, OperationRow(*name))
         row.requests += 1
-        row.refused += bool(request.error)
+        row.failed += bool(request.error)
         row.calls += 0 if request.error else request.items
         if request.input_tokens is not None:
             row.input_tokens = (row.input_tokens or 0) + request.input_tokens
@@ -210,16 +258,3 @@ def _rows(requests: Sequence[RequestFinished]) -> list[OperationRow]:
         row.seconds += request.at - request.sent
         row.longest = max(row.longest, request.at - request.sent)
     return list(rows.values())
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows as text: the first two columns to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return lines

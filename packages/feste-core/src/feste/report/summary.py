@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from feste.optimization.wording import counted
 from feste.report.layers import Edge, cycle, depths
 from feste.report.svg import BOLD, KINDS, fit
 
@@ -27,7 +28,8 @@ class Box:
     :param detail: the small second line, such as a model or `file.py:12`.
     :param group: the id of its batch; boxes of one group are one request.
     :param output: whether the user asked for its value.
-    :param state: "", "done", "failed" or "skipped".
+    :param state: how it ended, such as "done", "failed" or "skipped"; "" if it did not.
+    :param origin: `file.py:12`, where the user wrote it.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Box:
     group: str = ""
     output: bool = False
     state: str = ""
+    origin: str = ""
 
 
 def kind_of(box: Box) -> str:
@@ -67,7 +70,7 @@ class Picture:
 
     def caption(self, group: str) -> str:
         """What stands at the outline of a batch."""
-        return f"1 request · {self.sizes()[group]:,} calls"
+        return f"1 request · {counted(self.sizes()[group], 'call')}"
 
 
 def picture_of(
@@ -125,12 +128,12 @@ def _merged(
     weights = Counter((home[tail], home[head]) for tail, head in links)
     forward = {(tail, head): weight for (tail, head), weight in weights.items() if tail < head}
     loops = [(edge, weight) for edge, weight in weights.most_common() if edge not in forward]
-    size = f"{len(merged):,} {'box' if len(merged) == 1 else 'boxes'}"
-    remarks = [f"{len(boxes):,} nodes and {len(links):,} edges, drawn as {size}."]
+    size = f"{counted(len(boxes), 'node')} and {counted(len(links), 'edge')}"
+    remarks = [f"{size}, drawn as {counted(len(merged), 'box', 'boxes')}."]
     if loops:
         told = [
             f"{fit(merged[tail].label, MAX_TEXT, BOLD)} → {fit(merged[head].label, MAX_TEXT, BOLD)}"
-            f" ({weight:,} {'edges' if weight > 1 else 'edge'})"
+            f" ({counted(weight, 'edge')})"
             for (tail, head), weight in loops[:3]
         ]
         if len(loops) > 3:
@@ -147,13 +150,15 @@ def _one(members: Sequence[Box]) -> Box:
     labels, kinds = {box.label for box in members}, {box.kind for box in members}
     details, groups = {box.detail for box in members}, {box.group for box in members}
     states = Counter(box.state for box in members)
+    # that some are done needs no words beside others that failed, but beside others without a state
+    told = [name for name in sorted(states) if name and (name != "done" or "" in states)]
     label = (
         first.label if len(labels) == 1 else KINDS[kind_of(first)] if len(kinds) == 1 else "node"
     )
     facts = [
         first.detail if len(details) == 1 else "",
-        f"{len(groups):,} requests" if len(groups) > 1 and "" not in groups else "",
-        *(f"{states[name]:,} {name}" for name in ("failed", "skipped") if 0 < states[name] < count),
+        counted(len(groups), "request") if len(groups) > 1 and "" not in groups else "",
+        *(f"{states[name]:,} {name.replace('_', ' ')}" for name in told if states[name] < count),
     ]
     return replace(
         first,
@@ -162,4 +167,5 @@ def _one(members: Sequence[Box]) -> Box:
         group=first.group if len(groups) == 1 else "",
         output=any(box.output for box in members),
         state="failed" if states["failed"] else first.state if len(states) == 1 else "",
+        origin=first.origin if len({box.origin for box in members}) == 1 else "",
     )

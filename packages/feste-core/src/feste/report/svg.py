@@ -42,8 +42,6 @@ _SHAPES = [
     ".copy{opacity:.55}",
     ".frame{stroke-dasharray:5 3}",
     ".icon{fill:none;stroke-width:1.5px;stroke-linecap:round;stroke-linejoin:round}",
-    ".weight{paint-order:stroke;stroke-width:5px;stroke-linejoin:round}",
-    ".caption{paint-order:stroke;stroke-width:4px;stroke-linejoin:round}",
     ".mark path{fill:none;stroke-width:1.8px;stroke-linecap:round;stroke-linejoin:round}",
     ".mark circle{stroke-width:1.5px}",
     ".skipped .icon{opacity:.55}",
@@ -53,6 +51,18 @@ _SHAPES = [
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+class Svg(str):
+    """The text of an SVG file; a notebook shows the picture, a prompt one line."""
+
+    __slots__ = ()
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+    def __repr__(self) -> str:
+        return f"<SVG picture of {len(self):,} characters>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,17 @@ def svg_text(name: str, x: float, y: float, text: str, anchor: str = "start") ->
     return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}"{place}>{xml(text)}</text>'
 
 
+def svg_plate(name: str, x: float, y: float, text: str, anchor: str = "start") -> str:
+    """One line of small text on a plate of its own, to be read where lines pass below it.
+
+    A halo around the letters (`paint-order`) would hide them in renderers that do not know it.
+    """
+    width = width_of(text, SMALL) + 8
+    left = x - 4 if anchor == "start" else x - width / 2
+    plate = svg_rect(name, Rect(left, y - 11, width, 15), 4)
+    return plate + svg_text("small", x, y, text, anchor)
+
+
 def sheet(
     name: str,
     title: str,
@@ -138,7 +159,7 @@ def sheet(
     legend: Sequence[tuple[str, str]],
     notes: Sequence[str],
     style: str = "",
-) -> str:
+) -> Svg:
     """Put a drawing on a panel with its title, legend and notes, as one SVG file.
 
     :param name: the picture's kind; all its style rules are kept to the class `feste-{name}`, so
@@ -169,21 +190,23 @@ def sheet(
         texts.append(svg_text("small", MARGIN, below + 12 + 16 * number, fit(note, room, SMALL)))
     width, height = room + 2 * MARGIN, below + 16 * len(notes) + MARGIN - 6
     shift = f"{MARGIN + (room - size[0]) / 2:.1f} {top:.1f}"
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="feste-{name}" role="img" '
-            f'aria-label="{xml(summary)}" width="{width:.0f}" height="{height:.0f}" '
-            f'viewBox="0 0 {width:.0f} {height:.0f}">',
-            f"<title>{xml(summary)}</title>",
-            f"<style>{style_of(name, _SHAPES, _colours)}{style}</style>",
-            svg_rect("panel", Rect(0.5, 0.5, round(width) - 1, round(height) - 1), 14),
-            f'<g transform="translate({shift})">',
-            *body,
-            "</g>",
-            *texts,
-            "</svg>",
-            "",
-        ]
+    return Svg(
+        "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" class="feste-{name}" role="img" '
+                f'aria-label="{xml(summary)}" width="{width:.0f}" height="{height:.0f}" '
+                f'viewBox="0 0 {width:.0f} {height:.0f}">',
+                f"<title>{xml(summary)}</title>",
+                f"<style>{style_of(name, _SHAPES, _colours)}{style}</style>",
+                svg_rect("panel", Rect(0.5, 0.5, round(width) - 1, round(height) - 1), 14),
+                f'<g transform="translate({shift})">',
+                *body,
+                "</g>",
+                *texts,
+                "</svg>",
+                "",
+            ]
+        )
     )
 
 
@@ -230,8 +253,8 @@ def _colours(palette: Palette) -> list[str]:
         f".label{{fill:{ink}}}",
         f".heading{{fill:{ink}}}",
         f".small{{fill:{muted}}}",
-        f".weight{{stroke:{panel}}}",
-        f".caption{{stroke:{batch[0]}}}",
+        f".plate{{fill:{panel}}}",
+        f".caption{{fill:{batch[0]}}}",
         f".ring{{fill:{panel}}}",
         f".edge{{stroke:{edge}}}",
         f".frame{{fill:{batch[0]};stroke:{batch[1]}}}",

@@ -1,7 +1,7 @@
 """When what ran: the spans of a run as an SVG timeline with swim lanes.
 
-A pure function from spans to text. Each lane packs its spans into as few rows as they need; very
-many spans become a strip of density per lane, so that the picture stays small.
+A pure function from spans to text. Each lane packs its spans into as few rows as they need; lanes with very
+many spans become strips of density, so that the picture stays small.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate, groupby
 
+from feste.optimization.wording import counted
 from feste.report.axis import CHART, GUTTER, Axis, clock
 from feste.report.spans import Span, extent_of, lanes_of, packed
 from feste.report.svg import (
@@ -19,6 +20,7 @@ from feste.report.svg import (
     SMALL,
     Palette,
     Rect,
+    Svg,
     fit,
     sheet,
     style_of,
@@ -31,6 +33,7 @@ from feste.report.svg import (
 __all__ = ["Span", "draw_timeline"]
 
 CURVE = 58.0
+MAX_ROWS = 40  # of bars, all lanes together
 BINS, SHADES = 208, 8  # of a density strip
 SHAPES = [
     ".label{font-size:12px}",
@@ -42,7 +45,7 @@ SHAPES = [
 ]
 
 
-def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 2000) -> str:
+def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 2000) -> Svg:
     """Draw a run as one self-contained SVG file; above `max_spans` as density per lane.
 
     :param spans: what ran, in any order.
@@ -58,31 +61,69 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
     lanes = lanes_of(spans)
     dense = len(spans) > max_spans
     rows_of = [[members] if dense else packed(members) for _, members in lanes]
-    bars = sum(map(len, rows_of))
-    pitch = 19.0 if bars <= 60 else 10.0 if bars <= 200 else 5.0
-    y, body = 22.0, []
-    for (name, members), rows in zip(lanes, rows_of):
-        height = max(38.0, len(rows) * pitch + 10)
-        inside = Rect(0, y + 5 + (height - 10 - len(rows) * pitch) / 2, 0, pitch)
-        drawn = _strip(members, axis, y + 6, height - 12) if dense else _bars(rows, axis, inside)
-        body.append(_lane(name, members, drawn, Rect(0, y, GUTTER + CHART, height)))
+    folded = set(range(len(lanes))) if dense else _folded([len(rows) for rows in rows_of])
+    single = [span for i, (_, members) in enumerate(lanes) if i not in folded for span in members]
+    pitch = (
+        19.0 if sum(len(rows) for i, rows in enumerate(rows_of) if i not in folded) <= 20 else 12.0
+    )
+    peak, curve = _curve(spans, axis, 22.0)
+    y, body = 22.0 + CURVE + 10, [curve] if spans else []
+    for i, (name, members) in enumerate(lanes):
+        rows = 0 if i in folded else len(rows_of[i])
+        words = _name_lines(name)
+        height = max(24.0 + 14.0 * len(words), rows * pitch + 10)
+        inside = Rect(0, y + 5 + (height - 10 - rows * pitch) / 2, 0, pitch)
+        strip = _strip(members, axis, y + 6, height - 12) if i in folded else ""
+        drawn = strip or _bars(rows_of[i], axis, inside)
+        body.append(_lane(name, words, members, drawn, Rect(0, y, GUTTER + CHART, height)))
         y += height + 4
-    peak, curve = _curve(spans, axis, y + 8)
     if spans:
-        body = [axis.grid(y + 8 + CURVE), *body, curve]
+        body.insert(0, axis.grid(y))
     notes = [_totals(spans, peak)]
     if dense:
         notes.append("Too many spans for single bars: the darker, the more ran at once.")
+    elif folded:
+        most = max(len(rows_of[i]) for i in folded)
+        notes.append(
+            f"Too many at once for single bars in {counted(len(folded), 'lane')} (up to {most:,}): "
+            "the darker, the more ran at once."
+        )
     return sheet(
         "timeline",
         title,
         f"{title or 'Timeline'}: {notes[0]}",
         body=body,
-        size=(GUTTER + CHART, y + 8 + CURVE) if spans else (0, 0),
-        legend=_legend(spans),
+        size=(GUTTER + CHART, y) if spans else (0, 0),
+        legend=_legend(spans, single),
         notes=notes,
         style=style_of("timeline", SHAPES, _colours),
     )
+
+
+def _folded(rows: Sequence[int]) -> set[int]:
+    """The lanes that are drawn as strips, so that the others have few enough rows of bars.
+
+    :param rows: how many rows of bars each lane needs.
+
+    >>> sorted(_folded([3, 512, 30, 20]))
+    [1, 2]
+    """
+    folded, left = set[int](), sum(rows)
+    for lane in sorted(range(len(rows)), key=rows.__getitem__, reverse=True):
+        if left <= MAX_ROWS or rows[lane] <= 2:  # a strip needs the room of two rows
+            break
+        folded.add(lane)
+        left -= rows[lane]
+    return folded
+
+
+def _name_lines(name: str) -> list[str]:
+    """The name of a lane on one line, or on two: the operation and its model."""
+    room = GUTTER - 24
+    first, _, rest = name.partition(" ")
+    if width_of(name, BOLD) <= room or not rest:
+        return [fit(name, room, BOLD)]
+    return [fit(first, room, BOLD), fit(rest, room, SMALL)]
 
 
 def _bars(rows: Sequence[Sequence[Span]], axis: Axis, first: Rect) -> str:
@@ -106,7 +147,7 @@ def _bar(span: Span, at: Rect) -> str:
     if span.wait:
         facts.append(f"waited {clock(span.wait)}")
     if span.items != 1:
-        facts.append(f"{span.items:,} calls")
+        facts.append(counted(span.items, "call"))
     if not span.ok:
         facts.append("failed")
     state = "bar fill" if span.ok else "bar bad"
@@ -155,12 +196,15 @@ def _strip(spans: Sequence[Span], axis: Axis, y: float, height: float) -> str:
     return "".join(parts)
 
 
-def _lane(name: str, spans: Sequence[Span], drawn: str, at: Rect) -> str:
+def _lane(name: str, words: Sequence[str], spans: Sequence[Span], drawn: str, at: Rect) -> str:
     mean = sum(span.end - span.start for span in spans) / len(spans)
-    middle = at.y + min(at.height, 46.0) / 2
-    words = svg_text("label", 12, middle - 2, fit(name, GUTTER - 24, BOLD))
-    small = svg_text("small", 12, middle + 12, f"{_many(spans)}, mean {clock(mean)}")
-    parts = f"<title>{xml(name)}</title>{svg_rect('band', at, 8)}{words}{small}{drawn}"
+    lines = [*words, f"{counted(len(spans), 'span')}, mean {clock(mean)}"]
+    y = at.y + min(at.height, 52.0) / 2 + 5 - 7 * (len(lines) - 1)
+    texts = [
+        svg_text("small" if number else "label", 12, y + 14 * number, line)
+        for number, line in enumerate(lines)
+    ]
+    parts = f"<title>{xml(name)}</title>{svg_rect('band', at, 8)}{''.join(texts)}{drawn}"
     return f'<g class="lane {_kind(name)}">{parts}</g>'
 
 
@@ -197,25 +241,21 @@ def _curve(spans: Sequence[Span], axis: Axis, y: float) -> tuple[int, str]:
     return peak, f'<g class="curve">{words}{small}<path d="{"".join(path)}V{floor:.1f}Z"/></g>'
 
 
-def _many(spans: Sequence[Span]) -> str:
-    return f"{len(spans):,} {'span' if len(spans) == 1 else 'spans'}"
-
-
 def _totals(spans: Sequence[Span], peak: int) -> str:
     if not spans:
         return "Nothing to draw: nothing ran."
     calls, failed = sum(span.items for span in spans), sum(not span.ok for span in spans)
     took = max(span.end for span in spans) - min(span.start for span in spans)
-    facts = [f"{_many(spans)} in {clock(took)}, at most {peak:,} at once"]
+    facts = [f"{counted(len(spans), 'span')} in {clock(took)}, at most {peak:,} at once"]
     if calls != len(spans):
-        facts.append(f"{calls:,} calls")
+        facts.append(counted(calls, "call"))
     if failed:
         facts.append(f"{failed:,} failed")
     return "; ".join(facts) + "."
 
 
-def _legend(spans: Sequence[Span]) -> list[tuple[str, str]]:
-    """(swatch, words) of everything that the picture uses."""
+def _legend(spans: Sequence[Span], single: Sequence[Span]) -> list[tuple[str, str]]:
+    """(swatch, words) of everything that the picture uses; waits are drawn of single bars only."""
     at = Rect(0, -10, 26, 13)
     kinds = {_kind(span.lane) for span in spans}
     entries = [
@@ -223,7 +263,7 @@ def _legend(spans: Sequence[Span]) -> list[tuple[str, str]]:
         for kind, name in KINDS.items()
         if kind in kinds
     ]
-    if any(span.wait for span in spans):
+    if any(span.wait for span in single):
         thin = svg_rect("fill", Rect(0, -5, 26, 3), 1)
         entries.append((f'<g class="lane {min(kinds)}"><g class="waits">{thin}</g></g>', "waiting"))
     if not all(span.ok for span in spans):

@@ -1,0 +1,53 @@
+"""A table as text that fits a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from feste.optimization.wording import WIDTH
+
+__all__ = ["aligned"]
+
+_INDENT, _GAP = 2, 2
+_LONGEST = 24
+
+
+def aligned(rows: Sequence[Sequence[str]], names: int) -> list[str]:
+    """Return a table as lines: names to the left, numbers to the right.
+
+    Columns that do not fit beside the others follow below, beside the same names.
+
+    :param rows: the cells, the heading first.
+    :param names: how many columns hold names.
+
+    >>> aligned([["what", "count"], ["apples", "12"], ["pears", "7"]], 1)
+    ['  what    count', '  apples     12', '  pears       7']
+    """
+    rows = [[*map(_short, row[:names]), *row[names:]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    blocks: list[list[int]] = [[]]
+    room = first = WIDTH - _INDENT - sum(widths[:names]) - _GAP * (names - 1)
+    for column in range(names, len(widths)):
+        if _GAP + widths[column] > room and blocks[-1]:
+            blocks.append([])
+            room = first
+        blocks[-1].append(column)
+        room -= _GAP + widths[column]
+    lines: list[str] = []
+    for block in blocks:
+        lines += [""] * bool(lines)
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row[:names], widths)]
+            cells += [row[column].rjust(widths[column]) for column in block]
+            lines.append(" " * _INDENT + (" " * _GAP).join(cells).rstrip())
+    return lines
+
+
+def _short(name: str) -> str:
+    """A name of a length that leaves room for numbers.
+
+    >>> _short("a-model-with-a-name-of-very-many-parts")
+    'a-model-with…y-many-parts'
+    """
+    half = _LONGEST // 2
+    return name if len(name) <= _LONGEST + 1 else f"{name[:half]}…{name[-half:]}"
