@@ -17,7 +17,7 @@ from feste.errors import InvalidRequest
 from feste.graph import Batch, FesteGraph
 from feste.node import PENDING
 from feste.optimization import BatchOptimization, Optimizer, PassContext, Plan
-from feste.optimization.batch import batch_group, proven, ready_event
+from feste.optimization.batch import batch_group, keep_acyclic, ready_event
 from feste.prompt import ChatPrompt, Prompt
 from feste.testing import FakeBackend, FakeParams, fresh_draws
 
@@ -291,7 +291,7 @@ def test_a_deadly_set_of_batches_is_cut_down() -> None:
     b1, a2 = same(a1), same(b2)
     graph, cx = _graph(b1, a2), PassContext(settings())
     one, two = Batch((a1.key, a2.key)), Batch((b1.key, b2.key))
-    kept = proven(graph, [one, two], cx)
+    kept = keep_acyclic(graph, [one, two], cx)
     kept.check()
 
     assert kept.batches == (one,)

@@ -17,9 +17,12 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import CodeType, FrameType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from feste.draw import Determinism, Draw
+
+if TYPE_CHECKING:
+    from feste.backend import Call
 
 __all__ = ["PENDING", "Lazy", "Node", "Op", "here", "origin_of", "process_name", "topological"]
 
@@ -141,6 +144,12 @@ class Node:
     def determinism(self) -> Determinism:
         """The determinism class of this call."""
         return self.op.determinism(self.args, self.kwargs)
+
+    @property
+    def call(self) -> Call[Any] | None:
+        """The operation that it calls, if it is an LLM call; None for Python, prompts and data."""
+        op: Any = self.op
+        return op if op.kind == "call" else None
 
     @property
     def where(self) -> str:

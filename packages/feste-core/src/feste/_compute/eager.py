@@ -7,7 +7,7 @@ from typing import Any
 
 from feste import blocking, context, draw
 from feste._compute.front import compute
-from feste._compute.steps import reported, wait_for
+from feste._compute.steps import make_report, wait_for
 from feste.delayed import FesteDelayed
 from feste.errors import (
     NodeError,
@@ -68,12 +68,13 @@ def alone(node: Node) -> Any:
     assert isinstance(hands, Executor)
     with blocking.waiting():
         graph = FesteGraph.of([node])
-        node.op.client.preflight() if node.op.kind == "call" else None  # type: ignore[attr-defined]
+        if node.call is not None:
+            node.call.client.preflight()
         run = Run(Program(graph, graph.nodes), settings, hands, "eager")
         wait_for(run, tuple, context.settings(progress=False))
     if run.failure is not None:
         raise run.failure
-    reported(run)
+    make_report(run)
     (result,) = run.results()
     if run.failed:
         root = run.errors[run.failed[0]]  # of a node that a task emitted, perhaps

@@ -8,7 +8,14 @@ from contextlib import suppress
 from typing import Any
 
 from feste import blocking, context
-from feste._compute.steps import by_another, forget_report, hand_back, made_run, planned, wait_for
+from feste._compute.steps import (
+    forget_report,
+    hand_back,
+    make_plan,
+    make_run,
+    run_elsewhere,
+    wait_for,
+)
 from feste.delayed import FesteDelayed
 from feste.graph import FesteGraph
 from feste.optimization import Explanation, Optimizer
@@ -44,11 +51,11 @@ def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
         return repack([])
     forget_report()
     with blocking.waiting():
-        plan = planned(graph, chosen)
+        plan = make_plan(graph, chosen)
         hands = choose(chosen["scheduler"])
         if not isinstance(hands, Executor):
-            return by_another(hands, plan, repack, chosen)
-        run = made_run(plan, chosen, hands)
+            return run_elsewhere(hands, plan, repack, chosen)
+        run = make_run(plan, chosen, hands)
         wait_for(run, repack, chosen)
     return hand_back(run, repack)
 
@@ -74,11 +81,11 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
         return repack([])
     forget_report()
     with blocking.waiting(awaited=True):
-        plan = await asyncio.to_thread(planned, graph, chosen)
+        plan = await asyncio.to_thread(make_plan, graph, chosen)
         hands = await asyncio.to_thread(choose, chosen["scheduler"])  # may start a cluster
         if not isinstance(hands, Executor):
-            return await asyncio.to_thread(by_another, hands, plan, repack, chosen)
-        run = await asyncio.to_thread(made_run, plan, chosen, hands)
+            return await asyncio.to_thread(run_elsewhere, hands, plan, repack, chosen)
+        run = await asyncio.to_thread(make_run, plan, chosen, hands)
         await _ended(run)
     return hand_back(run, repack)
 

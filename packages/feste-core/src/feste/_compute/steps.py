@@ -30,19 +30,21 @@ from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 
 __all__ = [
-    "by_another",
     "for_dask",
     "forget_report",
     "hand_back",
     "last_report",
-    "made_run",
-    "planned",
-    "reported",
+    "make_plan",
+    "make_report",
+    "make_run",
+    "run_elsewhere",
     "wait_for",
 ]
 
 #: Seconds that requests in flight may still take after Ctrl-C.
 GRACE = 2.0
+#: Seconds after which a waiting thread looks for a signal at the latest.
+_LOOK = 0.25
 
 _last_report: ContextVar[RunReport | None] = ContextVar("feste_last_report", default=None)
 
@@ -65,19 +67,19 @@ def forget_report() -> None:
     _last_report.set(None)
 
 
-def planned(graph: FesteGraph, settings: Settings) -> Plan:
+def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
     """Optimize, and refuse what can be known to be wrong before anything is sent."""
-    plan = Optimizer().run(_with_collections(graph), settings)
+    plan = Optimizer().run(_compute_collections(graph), settings)
     checked = set()
     for node in plan.graph.nodes.values():
         if node.value is not PENDING:
             continue
-        op: Any = node.op
+        call = node.call
         try:
-            if op.kind == "call" and id(op.client) not in checked:  # a dataclass has no hash
-                checked.add(id(op.client))
-                op.client.preflight()
-            elif getattr(op, "executor", "") == "process":
+            if call is not None and id(call.client) not in checked:  # a dataclass has no hash
+                checked.add(id(call.client))
+                call.client.preflight()
+            elif getattr(node.op, "executor", "") == "process":
                 check_picklable(node)
         except FesteError as error:
             if not error.origin:
@@ -86,7 +88,7 @@ def planned(graph: FesteGraph, settings: Settings) -> Plan:
     return plan
 
 
-def _with_collections(graph: FesteGraph) -> FesteGraph:
+def _compute_collections(graph: FesteGraph) -> FesteGraph:
     """Compute the Dask collections among the inputs, all in one Dask call."""
     nodes = [n for n in graph.nodes.values() if n.op is COLLECTION and n.value is PENDING]
     if not nodes:
@@ -110,7 +112,7 @@ def _with_collections(graph: FesteGraph) -> FesteGraph:
     return graph.with_nodes(itertools.chain.from_iterable(calls))
 
 
-def made_run(plan: Plan, settings: Settings, hands: Executor) -> Run:
+def make_run(plan: Plan, settings: Settings, hands: Executor) -> Run:
     return Run(Program(plan.graph, plan.before.nodes), settings, hands)
 
 
@@ -119,7 +121,9 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
     try:
         driver().submit(run)
         with shown(run, settings["progress"]):
-            run.finished.wait()
+            # a signal that arrives just before a thread blocks does not wake it: look now and then
+            while not run.finished.wait(_LOOK):
+                pass
         return
     except KeyboardInterrupt:
         driver().stop(run, GRACE)
@@ -136,7 +140,7 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
     except KeyboardInterrupt:
         driver().stop(run, 0.0)
         run.finished.wait(0.5)
-    report = reported(run)
+    report = make_report(run)
     partial = _put_back(run, repack, report)
     done = sum(
         count for state, count in report.states.items() if state in ("done", "kept", "shared")
@@ -148,7 +152,7 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
     ) from None
 
 
-def reported(run: Run) -> RunReport:
+def make_report(run: Run) -> RunReport:
     report = RunReport.of(run)
     _last_report.set(report)
     return report
@@ -157,7 +161,7 @@ def reported(run: Run) -> RunReport:
 def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
     if run.failure is not None:
         raise run.failure
-    report = reported(run)
+    report = make_report(run)
     results = _put_back(run, repack, report)
     if not run.failed or run.on_error == "return":
         return results
@@ -186,7 +190,7 @@ def _put_back(run: Run, repack: Repack, report: RunReport) -> tuple[Any, ...]:
         ) from error
 
 
-def by_another(
+def run_elsewhere(
     hands: Scheduler | Callable[..., Any], plan: Plan, repack: Repack, settings: Settings
 ) -> tuple[Any, ...]:
     """Hand the graph to a whole scheduler or a plain ``get`` function."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from feste import blocking, context
 from feste._compute.front import compute
-from feste._compute.steps import for_dask, hand_back, planned, wait_for
+from feste._compute.steps import for_dask, hand_back, make_plan, wait_for
 from feste.delayed import FesteDelayed
 from feste.draw import forget
 from feste.errors import (
@@ -61,7 +61,7 @@ def optimize_lowered(dsk: Any, keys: Any) -> Any:
     if not roots or not all(low.is_whole for low in ours.values()):
         return dsk
     others = {key: task for key, task in tasks.items() if key not in ours}
-    return {**others, **for_dask(planned(lower(roots), context.settings()))}
+    return {**others, **for_dask(make_plan(lower(roots), context.settings()))}
 
 
 def lower(roots: Sequence[Node]) -> FesteGraph:
@@ -166,7 +166,7 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
     hands = choose("local")
     assert isinstance(hands, Executor)
     with blocking.waiting():
-        run = Run(Program(planned(graph, settings).graph, before), settings, hands)
+        run = Run(Program(make_plan(graph, settings).graph, before), settings, hands)
         wait_for(run, tuple, settings)
     return list(hand_back(run, tuple))
 

@@ -86,6 +86,13 @@ class PassContext:
     """What a pass is given besides the graph.
 
     :param settings: the settings of the run.
+
+    >>> from feste import context
+    >>> cx = PassContext(context.settings())
+    >>> cx.missed("2 calls could share a request if their seeds were equal")
+    >>> cx.account(["chat-1"], "dropped: its prompt is empty")
+    >>> cx.remarks[0].kind, cx.accounted
+    ('missed', {'chat-1': 'dropped: its prompt is empty'})
     """
 
     settings: Settings

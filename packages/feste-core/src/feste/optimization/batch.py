@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
 
 from feste.draw import Determinism
 from feste.errors import GraphError
@@ -45,10 +44,11 @@ class BatchOptimization:
             for nodes in by_event.values():
                 if len(nodes) > 1:
                     batches.append(Batch(tuple(n.key for n in nodes)))
-                    limit: int = nodes[0].op.max_items  # type: ignore[attr-defined]
+                    call = nodes[0].call
+                    assert call is not None, "only calls are batched"
                     cx.applied(
                         f"{len(nodes)} calls of {nodes[0].op.name} share requests, "
-                        f"up to {limit} in each",
+                        f"up to {call.max_items} in each",
                         nodes,
                     )
             if len(late) > 1:
@@ -59,7 +59,7 @@ class BatchOptimization:
                 )
         if not batches or tuple(batches) == graph.batches:
             return graph
-        return proven(graph, batches, cx)
+        return keep_acyclic(graph, batches, cx)
 
 
 def batch_group(node: Node) -> Hashable | None:
@@ -67,11 +67,11 @@ def batch_group(node: Node) -> Hashable | None:
 
     :param node: a call.
     """
-    op: Any = node.op
-    if op.rule is None or op.max_items < 2 or node.determinism is Determinism.EFFECT:
+    call = node.call
+    if call is None or call.max_items < 2 or node.determinism is Determinism.EFFECT:
         return None
-    group = op.group(node.args)
-    return None if group is None else (op.token, group)
+    group = call.group(node.args)
+    return None if group is None else (call.token, group)
 
 
 def ready_event(graph: FesteGraph, node: Node) -> Hashable:
@@ -83,7 +83,7 @@ def ready_event(graph: FesteGraph, node: Node) -> Hashable:
     return frozenset(d for d in graph.dependencies(node.key) if graph.nodes[d].value is PENDING)
 
 
-def proven(graph: FesteGraph, batches: list[Batch], cx: PassContext) -> FesteGraph:
+def keep_acyclic(graph: FesteGraph, batches: list[Batch], cx: PassContext) -> FesteGraph:
     """Return the graph with those batches that leave it acyclic, all contracted at once.
 
     :param graph: the graph.

@@ -49,6 +49,14 @@ class Plan:
     :param before: the graph as it was built.
     :param passes: what each pass did, in the order they ran; idle ones too.
     :param accounted: what became of logical calls that are no longer in the graph.
+
+    >>> from feste.graph import FesteGraph
+    >>> from feste.testing import FakeBackend
+    >>> llm = FakeBackend()
+    >>> graph, _, _ = FesteGraph.collect([llm.embed("same"), llm.embed("same")])
+    >>> plan = Optimizer().run(graph)
+    >>> len(plan.before.nodes), len(plan.graph.nodes), [p.name for p in plan.passes if p.changed]
+    (2, 1, ['cse'])
     """
 
     graph: FesteGraph

@@ -19,7 +19,7 @@ from feste.errors import FesteError
 from feste.events import Event
 from feste.scheduler.brain import Brain
 from feste.scheduler.executor import Executor, Reporter
-from feste.scheduler.growth import Emission, compiled
+from feste.scheduler.growth import Emission, compile_emission
 from feste.scheduler.observers import Lane, Observers
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe
@@ -164,7 +164,7 @@ class Driver:
 
         def grow() -> None:
             try:
-                program = compiled(run, i, emission)
+                program = compile_emission(run, i, emission)
             except BaseException as error:  # a pass may raise anything: the node fails
                 program = describe(error)
             self._events.put(("grown", run, i, program, emission))

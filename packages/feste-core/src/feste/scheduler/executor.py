@@ -276,9 +276,17 @@ class Executor:
 
 
 class Scheduler:
-    """A whole scheduler, for those who need more than other hands: it runs the graph itself.
+    """A whole scheduler, for those who need more than another executor: it runs the graph itself.
 
     :param target: what the setting ``scheduler`` was.
+
+    >>> import feste
+    >>> class InOrder(Scheduler):
+    ...     def run(self, graph, keys, settings):
+    ...         from dask.local import get_sync
+    ...         return get_sync(dict(graph), list(keys))
+    >>> feste.compute(feste.task(abs)(-1), scheduler=InOrder)
+    (1,)
     """
 
     def __init__(self, target: Any = None) -> None:

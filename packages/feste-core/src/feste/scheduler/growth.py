@@ -45,7 +45,7 @@ def _emission(records: Any, index: int) -> Emission:
     return Emission(root.args[0], list(root.deps))
 
 
-def compiled(run: Run, i: int, emission: Emission) -> Program | FesteError:
+def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteError:
     """Return the program of what a task returned, optimized like any other; not for the brain's thread.
 
     :param run: the run.

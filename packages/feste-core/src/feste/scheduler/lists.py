@@ -183,8 +183,9 @@ class Lists:
 
 
 def _call_of(run: Run, i: int) -> Call[Any]:
-    call: Any = run.program.nodes[i].op
-    return call  # type: ignore[no-any-return]
+    call = run.program.nodes[i].call
+    assert call is not None, "only calls are sent"
+    return call
 
 
 def _server(call: Call[Any], request: Request) -> Server:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Backend, Call
+from feste.backend import Backend
 from feste.context import Settings
 from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
@@ -170,8 +170,8 @@ class Run:
 
     def clients(self) -> list[Backend]:
         """Return the backends whose operations it calls; from any thread."""
-        found = {id(n.op.client): n.op.client for n in self.program.nodes if isinstance(n.op, Call)}
-        return list(found.values())
+        calls = [n.call for n in self.program.nodes]
+        return list({id(c.client): c.client for c in calls if c is not None}.values())
 
     def is_inside(self, run: Run, i: int) -> bool:
         """Whether a task waits for this run: it was begun there, or in a run begun there.

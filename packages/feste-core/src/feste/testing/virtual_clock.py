@@ -20,7 +20,7 @@ from feste.graph import FesteGraph
 from feste.optimization import Optimizer
 from feste.scheduler.brain import Brain
 from feste.scheduler.executor import Executor, PyTask, Reporter
-from feste.scheduler.growth import Emission, compiled
+from feste.scheduler.growth import Emission, compile_emission
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe, result_of, run_task
@@ -251,7 +251,7 @@ class VirtualClock:
         for name, *rest in actions:
             if name == "grow":
                 run, i, emission = rest
-                part = compiled(run, i, emission)
+                part = compile_emission(run, i, emission)
                 self.tell(0.0, ("grown", run, i, part, emission))
             elif name == "finish":
                 rest[0].finish()
