@@ -47,13 +47,13 @@ class BatchOptimization:
                     batches.append(Batch(tuple(n.key for n in nodes)))
                     limit: int = nodes[0].op.max_items  # type: ignore[attr-defined]
                     cx.applied(
-                        f"{len(nodes)} calls of {nodes[0].op.name} share requests, "
-                        f"up to {limit} in each",
+                        f"{len(nodes):,} calls of {nodes[0].op.name} share requests, "
+                        f"up to {limit:,} in each",
                         nodes,
                     )
             if len(late) > 1:
                 cx.missed(
-                    f"{len(late)} calls of {late[0].op.name} could share requests but become ready "
+                    f"{len(late):,} calls of {late[0].op.name} could share requests but become ready "
                     "at different times: they are sent as they come",
                     late,
                 )
