@@ -60,7 +60,7 @@ def test_calls_that_are_ready_at_once_share_requests() -> None:
     (batch,) = plan.graph.batches
 
     assert batch.members == tuple(n.key for n in nodes)
-    assert plan.passes[0].remarks[0].text == "1000 calls of embed share requests, up to 96 in each"
+    assert plan.passes[0].remarks[0].text == "1,000 calls of embed share requests, up to 96 in each"
 
 
 class Seeded(Params):

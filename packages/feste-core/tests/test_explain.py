@@ -293,3 +293,13 @@ def test_explain_after_a_failure() -> None:
         feste.compute(nodes)
 
     assert feste.explain(nodes).calls == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(1, "rendered 1 prompt of constants"), (2000, "rendered 2,000 prompts of")]
+)
+def test_remarks_of_passes_count_as_the_plan_does(count: int, told: str) -> None:
+    """A noun in its number, and large numbers with commas, in remarks too."""
+    llm = FakeBackend()
+
+    assert told in str(feste.explain([llm.chat(ask(x=i)) for i in range(count)]))

@@ -47,13 +47,13 @@ class BatchOptimization:
                     call = nodes[0].call
                     assert call is not None, "only calls are batched"
                     cx.applied(
-                        f"{len(nodes)} calls of {nodes[0].op.name} share requests, "
-                        f"up to {call.max_items} in each",
+                        f"{len(nodes):,} calls of {nodes[0].op.name} share requests, "
+                        f"up to {call.max_items:,} in each",
                         nodes,
                     )
             if len(late) > 1:
                 cx.missed(
-                    f"{len(late)} calls of {late[0].op.name} could share requests but become ready "
+                    f"{len(late):,} calls of {late[0].op.name} could share requests but become ready "
                     "at different times: they are sent as they come",
                     late,
                 )

@@ -10,6 +10,7 @@ from feste.draw import Determinism
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.base import Level, PassContext, Phase
+from feste.optimization.wording import counted
 from feste.packing import Nested, Slot
 
 __all__ = ["CommonSubexpressionOptimization"]
@@ -51,13 +52,13 @@ class CommonSubexpressionOptimization:
                 pairs[key] = kept
         for equal in sampled.values():
             if len(equal) > 1:
-                cx.missed(f"{len(equal)} equal calls are kept apart: each is a draw", equal)
+                cx.missed(f"{len(equal):,} equal calls are kept apart: each is a draw", equal)
         if not pairs:
             return graph
         merged = [graph.nodes[key] for key in pairs]
         for key, kept in pairs.items():
             cx.account([key], f"merged into {kept}")
-        cx.applied(f"{len(merged)} nodes equal to another were merged into it", merged)
+        cx.applied(f"merged {counted(len(merged), 'node')} into an equal one", merged)
         return graph.merged(pairs)
 
 

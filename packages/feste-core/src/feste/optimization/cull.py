@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from feste.graph import FesteGraph
 from feste.optimization.base import Level, PassContext, Phase
+from feste.optimization.wording import counted
 
 __all__ = ["CullOptimization"]
 
@@ -27,5 +28,5 @@ class CullOptimization:
             return graph
         dropped = [n for key, n in graph.nodes.items() if key not in culled.nodes]
         cx.account((n.key for n in dropped), "dropped: no output needs it")
-        cx.applied(f"{len(dropped)} nodes that no output needs were dropped", dropped)
+        cx.applied(f"dropped {counted(len(dropped), 'node')} that no output needs", dropped)
         return culled

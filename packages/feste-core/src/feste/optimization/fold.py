@@ -5,6 +5,7 @@ from __future__ import annotations
 from feste.graph import FesteGraph
 from feste.node import PENDING
 from feste.optimization.base import Level, PassContext, Phase
+from feste.optimization.wording import counted
 
 __all__ = ["FoldOptimization"]
 
@@ -39,8 +40,10 @@ class FoldOptimization:
             else:
                 folded.append(constant)
         if left:
-            cx.missed(f"{len(left)} prompts do not render; they will fail when they run", left)
+            cx.missed(
+                f"{counted(len(left), 'prompt')} cannot be rendered and will fail in the run", left
+            )
         if not folded:
             return graph
-        cx.applied(f"{len(folded)} prompts of constants were rendered", folded)
+        cx.applied(f"rendered {counted(len(folded), 'prompt')} of constants", folded)
         return graph.with_nodes(folded)
