@@ -548,3 +548,25 @@ def test_scopes_of_emitted_nodes_do_not_pile_up() -> None:
     assert ["<end>"] == run.results()
     assert 50 > max(len(scope) for scope in run.scopes)
     assert not set(run.scopes) & set(draw._counters)
+
+
+def test_a_run_counts_what_waits_for_its_time() -> None:
+    """Requests that wait to be tried again, and until when a gate is closed: for the progress bar."""
+    llm = FakeBackend()
+    faults: list[CallError] = [ServerError("a"), ServerError("b"), RateLimited("c", retry_after=50.0)]
+    seen: list[tuple[int, float]] = []
+
+    def answer(request: Request) -> Response:
+        seen.append((run.retrying, run.resumes_at))
+        if faults:
+            raise faults.pop(0)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    run = clock.run([llm.chat(str(i)) for i in range(3)])
+    clock.tell(0.0, ("submit", run))
+    clock.drive()
+
+    assert 0 < max(retrying for retrying, _ in seen) <= 3
+    assert seen[-1][1] == pytest.approx(51.0)
+    assert run.retrying == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import subprocess
 import sys
@@ -17,10 +18,9 @@ import pytest
 
 import feste
 from feste.context import settings
-from feste.events import RequestFinished
 from feste.report import progress
 from feste.report.progress import shown
-from feste.scheduler.run import DONE, QUEUED, SENT
+from feste.testing import FakeBackend, VirtualClock
 
 LONG = 60.0
 
@@ -202,42 +202,21 @@ def watchers() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name == "feste-progress"]
 
 
-class Never:
-    """A run that goes on."""
-
-    name = "run-0"
-    requests: tuple[()] = ()
-    failed: tuple[()] = ()
-    calls = calls_done = open = 0
-    state = bytearray()
+def a_run(*nodes: Any) -> Any:
+    """A run that was made and never begins."""
+    return VirtualClock(FakeBackend().answer).run(*nodes)
 
 
-def paused(*states: int, error: str = "") -> Any:
-    """A run with calls in some states, whose last request ended so."""
-    run: Any = Never()
-    run.state = bytearray(states)
-    run.calls = len(states)
-    run.requests = [RequestFinished("run-0", 1.0, "fake", "chat", "m", 1, 1, 0.0, 0.0, error=error)]
-    return run
-
-
-@pytest.mark.parametrize(
-    ("run", "told"),
-    [
-        (paused(QUEUED, DONE, error="RateLimited"), "0/2 calls, 1 request, waiting (rate limit)"),
-        (
-            paused(QUEUED, error="ServerError"),
-            "0/1 call, 1 request, waiting to retry (ServerError)",
-        ),
-        (paused(QUEUED, SENT, error="RateLimited"), "0/2 calls, 1 request"),
-        (paused(DONE, error="RateLimited"), "0/1 call, 1 request"),
-        (paused(QUEUED), "0/1 call, 1 request"),
-        (Never(), "0/0 nodes, 0 requests"),
-    ],
-)
-def test_it_says_why_nothing_moves(run: Any, told: str) -> None:
-    """Where calls are queued and none is in flight, the last request tells what is waited for."""
-    assert progress._progress(run).words == told
+def test_it_says_why_nothing_moves() -> None:
+    """While a gate is closed it tells for how long, else how many requests wait for their next try."""
+    llm = FakeBackend()
+    run = a_run(llm.chat("a"), llm.chat("b"))
+    assert progress._progress(run).words == "0/2 calls, 0 requests"
+    run.retrying = 2
+    assert progress._progress(run).words == "0/2 calls, 0 requests, 2 waiting to retry"
+    run.resumes_at = time.monotonic() + 99.9
+    assert re.fullmatch(r".*, waiting 99\.[789] s \(rate limit\)", progress._progress(run).words)
+    assert progress._progress(a_run(feste.task(abs)(-1))).words == "0/1 node, 0 requests"
 
 
 def test_a_bar_that_waits_says_so(tmp_path: Path) -> None:
@@ -260,7 +239,7 @@ class Limited(Backend):
 print("value", feste.compute(Limited().ask("hello"), progress=True)[0])
 """,
     )
-    one.read("waiting (rate limit)")
+    one.read("s (rate limit)")
 
     assert "value hello" in one.end()
 
@@ -276,7 +255,7 @@ def test_the_watcher_ends_with_the_block_also_when_it_raises(
 
     monkeypatch.setattr(sys, "stderr", Tty())
     monkeypatch.setattr(progress, "_PATIENCE", 0.0)
-    run: Any = Never()
+    run = a_run()
     with pytest.raises(KeyboardInterrupt), shown(run, "auto"):
         raise KeyboardInterrupt
 

@@ -17,7 +17,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from feste.optimization.wording import counted
-from feste.scheduler.run import QUEUED, SENT
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
@@ -135,7 +134,7 @@ def _progress(run: Run) -> _Progress:
         done, total, what = run.calls_done, run.calls, "call"
     else:
         done, total, what = len(run.state) - run.open, len(run.state), "node"
-    tokens = sum(r.output_tokens or 0 for r in run.requests)
+    tokens = run.output_tokens
     words = [f"{done:,}/{counted(total, what)}", counted(len(run.requests), "request")]
     if tokens:
         words.append(f"{counted(tokens, 'token')} out")
@@ -147,22 +146,8 @@ def _progress(run: Run) -> _Progress:
 
 
 def _pause(run: Run) -> str:
-    """Why nothing moves though calls are queued; empty while a request is in flight."""
-    if SENT in run.state or QUEUED not in run.state or not run.requests:
-        return ""
-    return _reason(run.requests[-1].error)
-
-
-def _reason(error: str, seconds: float | None = None) -> str:
-    """Why a run waits, as far as the last request tells.
-
-    :param error: the name of its error.
-    :param seconds: how long it still waits, or None where that is not known.
-
-    >>> _reason("RateLimited"), _reason("RateLimited", 1.44), _reason("ServerError"), _reason("")
-    ('waiting (rate limit)', 'waiting 1.4 s (rate limit)', 'waiting to retry (ServerError)', '')
-    """
-    waiting = "waiting" if seconds is None else f"waiting {seconds:.1f} s"
-    if error == "RateLimited":
-        return f"{waiting} (rate limit)"
-    return f"{waiting} to retry ({error})" if error else ""
+    """Why requests are not sent, if some wait for their time."""
+    left = run.resumes_at - time.monotonic()
+    if left > 0:
+        return f"waiting {left:.1f} s (rate limit)"
+    return f"{run.retrying:,} waiting to retry" if run.retrying else ""

@@ -85,7 +85,8 @@ class Calls:
         for gate in self.gates.values():
             waiting += gate.drop(lambda parcel: parcel.run is run)
         for parcel in waiting:
-            self.retrying.pop(id(parcel), None)
+            if self.retrying.pop(id(parcel), None) is not None:
+                run.retrying -= 1
             if parcel.error is not None:
                 self.fail_members(parcel, parcel.error)
 
@@ -113,6 +114,7 @@ class Calls:
         gate.heed(call.client, call.client.limits)
         for i in members:
             run.state[i] = QUEUED
+        run.resumes_at = max(run.resumes_at, gate.closed_until)
         parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
         gate.push(parcel, max(run.program.rank[i] for i in members))
 
@@ -143,6 +145,7 @@ class Calls:
             gate.left(parcel.sent, self.brain.now)
         elif isinstance(value, RateLimited):
             gate.throttled(parcel.sent, self.brain.now, value.retry_after)
+            run.resumes_at = max(run.resumes_at, gate.closed_until)
         else:
             gate.lost()
         if run.ended is not None:  # recorded when it was given up
@@ -267,11 +270,13 @@ class Calls:
         for i in parcel.members:
             run.state[i] = QUEUED
         self.retrying[id(parcel)] = parcel
+        run.retrying += 1
         self.brain.later(wait, lambda now: self._again(parcel))
 
     def _again(self, parcel: Parcel) -> None:
         if self.retrying.pop(id(parcel), None) is None:
             return  # withdrawn meanwhile
+        parcel.run.retrying -= 1
         alive = [i for i in parcel.members if parcel.run.state[i] < OPEN]
         if alive:
             parcel.ready = self.brain.now

@@ -112,6 +112,10 @@ class Run:
         self.cancelled = False
         self.flying = 0
         self.requests: list[RequestFinished] = []
+        #: Requests that wait for the time of their next try, and until when a gate that this run
+        #: queues at is closed, on the brain's clock.
+        self.retrying = 0
+        self.resumes_at = 0.0
         #: Tokens of the requests so far, as far as providers said.
         self.input_tokens = 0
         self.output_tokens = 0
