@@ -100,6 +100,7 @@ class Program:
                 left.pop(0)
 
     def interrupt(self) -> None:
+        time.sleep(0.2)  # it waits by now: one that is about to wait may miss a signal for a while
         self.process.send_signal(signal.SIGINT)
 
     def end(self) -> list[str]:
@@ -324,7 +325,7 @@ feste._compute.steps.GRACE = 0.1
 @feste.task(executor="process")
 def stuck():
     import os, time
-    print("worker", os.getpid(), flush=True)
+    os.write(1, f"worker {os.getpid()}\\n".encode())  # at once: the bar writes there too
     time.sleep(600)
 
 try:

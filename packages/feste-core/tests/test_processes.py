@@ -41,9 +41,10 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    status = Path(f"/proc/{pid}/stat")
+    here = Path(f"/proc/{pid}")
     try:
-        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+        running = (here / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return running or len(os.listdir(here / "task")) > 1  # its other threads are still ending
     except FileNotFoundError:
         return not Path("/proc").exists()
 

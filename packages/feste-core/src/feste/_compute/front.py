@@ -9,6 +9,7 @@ from typing import Any
 
 from feste import blocking, context
 from feste._compute.steps import (
+    LOOK,
     forget_report,
     hand_back,
     make_plan,
@@ -106,7 +107,8 @@ async def _ended(run: Run) -> None:
     run.on_finish(from_the_brain)
     try:
         driver().submit(run)
-        await ended
+        while not ended.done():  # as in wait_for: a loop that was about to sleep misses a signal
+            await asyncio.wait([ended], timeout=LOOK)
     except BaseException:  # cancelled, or the loop was closed under it
         driver().stop(run, 0.0)
         raise

@@ -30,6 +30,7 @@ from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 
 __all__ = [
+    "LOOK",
     "for_dask",
     "forget_report",
     "hand_back",
@@ -44,7 +45,7 @@ __all__ = [
 #: Seconds that requests in flight may still take after Ctrl-C.
 GRACE = 2.0
 #: Seconds after which a waiting thread looks for a signal at the latest.
-_LOOK = 0.25
+LOOK = 0.25
 
 _last_report: ContextVar[RunReport | None] = ContextVar("feste_last_report", default=None)
 
@@ -122,7 +123,7 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         driver().submit(run)
         with shown(run, settings["progress"]):
             # a signal that arrives just before a thread blocks does not wake it: look now and then
-            while not run.finished.wait(_LOOK):
+            while not run.finished.wait(LOOK):
                 pass
         return
     except KeyboardInterrupt:

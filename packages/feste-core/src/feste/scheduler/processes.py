@@ -97,7 +97,7 @@ class ProcessPool:
             return worker, False, error
         code = None
         for _ in range(_TRIES):
-            if worker is not None and worker.process.poll() is not None:  # it died while idle
+            if worker is not None and worker.is_gone():  # it died while idle
                 worker.close()
                 worker = None
             worker = worker or _Worker()
@@ -166,6 +166,10 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
             )
+
+    def is_gone(self) -> bool:
+        """Whether it died while it had nothing to do: an idle worker says nothing but its end."""
+        return self.connection.poll(0) or self.process.poll() is not None
 
     def ask(self, work: bytes) -> bytes:
         self.connection.send_bytes(work)
