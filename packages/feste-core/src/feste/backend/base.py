@@ -119,9 +119,10 @@ class Backend:
         """Raise what can be known to be wrong before anything is sent.
 
         :raises MissingKey: if the environment variable of a key is not set.
+        :raises ConfigError: if a key holds what cannot be sent.
         """
         for secret in self.secrets:
-            secret.reveal()
+            secret.check()
 
     def __copy__(self) -> Backend:
         return _rebuild(type(self), *self._given)

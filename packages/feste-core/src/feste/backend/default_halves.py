@@ -197,8 +197,8 @@ def _shows_a_key(error: Exception, backend: Backend) -> bool:
     """Whether a printed traceback of the error, with all that led to it, would show a key."""
     said = str(error)
     whole = "".join(traceback.format_exception(error))
-    keys = [secret.reveal() for secret in backend.secrets if secret.is_set]
-    return any(key in whole for key in keys) or redact(said, limit=len(said)) != said
+    shown = any(secret.blank(whole) != whole for secret in backend.secrets)
+    return shown or redact(said, limit=len(said)) != said
 
 
 _FACTS = ("billed", "status", "code", "request_id", "retry_after")
