@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import inspect
 import itertools
 import pickle
 import threading
@@ -877,6 +878,58 @@ def test_a_named_key_is_looked_for_before_the_run() -> None:
 
     assert caught.value.origin == node._node.where
     assert (client.sent, fake.requests) == ([], [])
+
+
+# --- what tools show of a backend -------------------------------------------------------------------
+
+
+def parameters(function: Any) -> str:
+    return str(inspect.signature(function, eval_str=False)).replace("'", "")
+
+
+def test_a_backend_shows_the_parameters_of_its_constructor() -> None:
+    """Documentation tools and editors show these, not ``(*args, **kwargs)``."""
+
+    @dataclasses.dataclass
+    class Record(Backend):
+        model: str = "m"
+
+    assert parameters(Backend) == "()"
+    assert parameters(Echo) == "(limits: Limits | None = None)"
+    assert parameters(Record) == "(model: str = m)"
+    assert parameters(FakeBackend).startswith(
+        "(model: str = fake-1, *, latency: float = 0.0, fail:"
+    )
+
+
+def test_an_operation_shows_its_parameters() -> None:
+    """Of a client as it is called, of the class as a method."""
+    assert parameters(Echo().complete) == "(prompt: str, params: EchoParams = EchoParams())"
+    assert parameters(Echo.complete) == "(self, prompt: str, params: EchoParams = EchoParams())"
+    assert parameters(FakeBackend().embed) == "(text: str, params: FakeParams = FakeParams())"
+    assert inspect.isroutine(FakeBackend.embed)
+    assert inspect.signature(Call).parameters.keys() == {"client", "operation"}
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"max_tokens": 3}, r"has no parameter 'max_tokens': give FakeParams\(max_tokens=3\)"),
+        ({"model": "m"}, r"has no parameter 'model': give FakeParams\(model=\.\.\.\)"),
+        ({"parms": 3}, r"has no parameter 'parms'\. Did you mean 'params'\?"),
+    ],
+)
+def test_an_unknown_parameter_names_its_place(given: dict[str, Any], why: str) -> None:
+    """A field of the operation's record belongs into the record; else the nearest name is said."""
+    with pytest.raises(ParameterError, match=why):
+        FakeBackend().chat("x", **given)
+
+
+def test_an_operation_of_the_class_takes_a_client() -> None:
+    """As any method does."""
+    llm = FakeBackend()
+
+    assert FakeBackend.embed(llm, "a").compute() == llm.embed("a").compute()
 
 
 # --- the fake backend -------------------------------------------------------------------------------

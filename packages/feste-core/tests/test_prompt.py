@@ -176,6 +176,21 @@ def test_wrong_language(tag: Any) -> None:
     assert HERE in caught.value.origin
 
 
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        (Prompt("{{ text }} {{ a|default(1) }}"), r"give them by name: \(a=\.\.\., text=\.\.\.\)"),
+        (ChatPrompt("x", "{{ text }}"), r"give them by name: \(text=\.\.\.\)"),
+        (Prompt("text"), "it has no variables"),
+    ],
+)
+def test_a_value_without_a_name(prompt: Any, why: str) -> None:
+    """Values are given by name; the error says by which, and where it was written."""
+    with pytest.raises(PromptError, match=why) as caught:
+        prompt("some text")
+    assert HERE in caught.value.origin
+
+
 def test_equality() -> None:
     """Prompts are equal by source, language and what their environments hold."""
     one, other = FesteEnvironment(), FesteEnvironment()

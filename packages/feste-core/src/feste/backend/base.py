@@ -18,6 +18,15 @@ __all__ = ["Backend", "create"]
 _NOT_IDENTITY = frozenset({"timeout", "limits"})
 
 
+class _Constructor:
+    """The signature of a backend's class: that of its constructor, which ``__new__`` would hide."""
+
+    def __get__(self, instance: object, owner: type[Backend]) -> inspect.Signature:
+        signature = inspect.signature(owner.__init__)
+        _, *parameters = signature.parameters.values()
+        return signature.replace(parameters=parameters, return_annotation=signature.empty)
+
+
 class Backend:
     """The base of all backends: a class whose operations are its attributes.
 
@@ -33,6 +42,7 @@ class Backend:
     """What the account or server can take."""
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
+    __signature__ = _Constructor()
 
     def __init__(self) -> None:
         """Make a client; a subclass takes what it needs as its own arguments."""

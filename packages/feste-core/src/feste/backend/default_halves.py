@@ -50,7 +50,6 @@ class _Simple(Operation[R]):
             determinism=determinism,
             signature=method,
         )
-        self.__wrapped__ = method
 
     def __set_name__(self, owner: type, name: str) -> None:
         if not self.name:  # the method of `@name.batch` is the same operation under another name

@@ -26,6 +26,8 @@ class Params:
     >>> class EchoParams(Params):
     ...     temperature: float | None = None
     ...     max_tokens: int | None = None
+    >>> EchoParams(max_tokens=5)
+    EchoParams(max_tokens=5)
     >>> EchoParams(max_tokens=5).body()
     {'max_tokens': 5}
     >>> EchoParams(max_token=5)
@@ -35,7 +37,7 @@ class Params:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
         init = cls.__init__
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         names = frozenset(f.name for f in fields)
@@ -62,6 +64,14 @@ class Params:
 
         checked.__wrapped__ = init  # type: ignore[attr-defined]
         cls.__init__ = checked  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{f.name}={value!r}"
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, f.name)) is not f.default
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def body(self) -> dict[str, Any]:
         """Return the parameters that were given, as the body of a request."""

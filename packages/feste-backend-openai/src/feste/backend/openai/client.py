@@ -190,7 +190,11 @@ class OpenAI(Backend):
     ) -> FesteDelayed[M]: ...
     @_operation(prepare=requests.chat_request, parse=answers.chat_value)
     def chat(
-        self, prompt: Any, params: Any = ChatParams(), *, output: Any = None
+        self,
+        prompt: str | Sequence[Message | FesteDelayed[Any]] | FesteDelayed[Any],
+        params: ChatParams | FesteDelayed[Any] = ChatParams(),
+        *,
+        output: type[BaseModel] | None = None,
     ) -> FesteDelayed[Any]:
         """Answer a conversation.
 
