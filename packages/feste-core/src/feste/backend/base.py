@@ -33,6 +33,18 @@ class Backend:
     The smallest backend is one method under :func:`~feste.backend.operation`. A backend is made
     of plain configuration, so that another process can make its own; SDK clients are built when
     the first request is sent.
+
+    >>> from feste.backend import operation
+    >>> class Greeter(Backend):
+    ...     def __init__(self, greeting: str = "Hello", *, api_key: str | Secret | None = None):
+    ...         self.greeting = greeting
+    ...     @operation
+    ...     async def greet(self, name: str) -> str:
+    ...         return f"{self.greeting}, {name}!"
+    >>> Greeter("Salut").greet("Ada").compute()
+    'Salut, Ada!'
+    >>> Greeter(api_key=Secret("GREETER_KEY")).config()
+    {'api_key': {'env': 'GREETER_KEY'}}
     """
 
     plugin: ClassVar[str] = ""

@@ -121,6 +121,18 @@ class Operation(Generic[R]):
     :param batch: how calls become one request, or None.
     :param signature: the method whose signature and docstring are the operation's, if it is not
         ``prepare``.
+
+    >>> from feste.backend import Backend
+    >>> class Shop(Backend):
+    ...     def _prepare(self, item: str) -> Request:
+    ...         return Request(self.plugin, "price", "plugin:shop", {"item": item})
+    ...     async def _send(self, request, on_chunk=None):
+    ...         return Response({"cents": 10 * len(request.body["item"])})
+    ...     def _parse(self, response, arguments):
+    ...         return f"{arguments['item']}: {response.payload['cents']} cents"
+    ...     price = Operation(prepare=_prepare, send=_send, parse=_parse)
+    >>> Shop().price("tea").compute()
+    'tea: 30 cents'
     """
 
     def __init__(
