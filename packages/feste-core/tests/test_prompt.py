@@ -1057,6 +1057,7 @@ BOMBS += [
     NEST % (turn + turn.replace("ns.a", "ns.b"), "{{ ns.a == ns.b }}")
     for turn in (NESTED[0], NESTED[-1])
 ]
+BOMBS += [NEST % (NESTED[-1] + NESTED[-1].replace("ns.a", "ns.b"), "{{ ns.a is eq(ns.b) }}")]
 BOMBS += """
 {% set ns = namespace(a='x' * 1000000) %}{% for i in range(99) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a|pprint|length }}
 {% set r = range(9999)|list %}{% for i in range(99999) %}{{ -1 in r }}{% endfor %}
@@ -1140,6 +1141,12 @@ MANY = ["x" * 10_000] * 300
         (
             "{% set ns = namespace(a=[]) %}{% for d in docs %}{% set ns.a = ns.a + [d] %}"
             "{% endfor %}{{ ns.a|length }}",
+            {"docs": MANY},
+        ),
+        (
+            "{% set a, b = docs, 1 %}{% for d in [docs, docs] recursive %}{{ loop([]) }}{% endfor %}"
+            "{% macro m(p=[docs]) %}{{ p|length }}{% endmacro %}{{ m() }}{{ {'k': a}.k|length }}"
+            "{% if a is eq(docs) and docs[0] not in (a, b) and 1 < b + 1 <= 2 %}{{ b }}{% endif %}",
             {"docs": MANY},
         ),
         ("{{ x|default('none') }}{% for a, b in [(1, 2)] %}{{ [a, b][0:1] }}{% endfor %}", {}),

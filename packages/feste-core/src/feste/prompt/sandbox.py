@@ -192,7 +192,7 @@ def sandbox_with(filters: Filters) -> Environment:
 def count_work(tree: nodes.Template) -> None:
     """Make a template count its turns of loops, what its filters are given, what ``~`` joins.
 
-    The containers that it makes, and those that it compares, are measured.
+    The containers that it makes, keeps or compares are measured.
 
     :param tree: the template; it is changed.
     """
@@ -210,7 +210,7 @@ def count_work(tree: nodes.Template) -> None:
 
 
 class _Measured(NodeTransformer):
-    """Measures the lists, tuples and dicts that are written with names in them, and what is compared."""
+    """Measures what a template keeps or compares, and the containers that it writes with names."""
 
     def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
@@ -220,6 +220,12 @@ class _Measured(NodeTransformer):
         return _hidden(node, "measure!")
 
     visit_Tuple = visit_Dict = visit_List
+
+    def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
+        self.generic_visit(node)
+        if getattr(node.node, "name", "") != "measure!":  # it is no such literal
+            node.node = _hidden(node.node, "measure!")  # type: ignore[arg-type]
+        return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
