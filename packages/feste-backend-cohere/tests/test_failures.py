@@ -172,13 +172,26 @@ class TestConnection:
         call = llm.generate("Hi", GenerateParams(num_generations=2))
         assert isinstance(feste.compute(call, on_error="return")[0], errors.CountMismatch)
 
-    @pytest.mark.parametrize("prompt", ["\ud800", "ok"])
-    def test_no_json(self, server: SimServer, llm: Cohere, prompt: str) -> None:
+    def test_no_json(self, server: SimServer, llm: Cohere) -> None:
         """What cannot be written as JSON is refused here, and nothing is sent."""
-        params = ChatParams(temperature=float("nan") if prompt == "ok" else None)
-        error = feste.compute(llm.chat(prompt, params), on_error="return")[0]
-        kind = errors.ConfigError if prompt == "ok" else errors.InvalidRequest
-        assert type(error) is kind and server.requests() == []
+        params = ChatParams(temperature=float("nan"))
+        error = feste.compute(llm.chat("Hi", params), on_error="return")[0]
+        assert type(error) is errors.ConfigError and server.requests() == []
+
+    def test_half_a_character_spoils_nothing(self, server: SimServer, llm: Cohere) -> None:
+        """A lone surrogate travels as JSON can say it, and the texts beside it get their vectors."""
+        texts = [f"text {i}" for i in range(49)] + ["half \ud83d"]
+        assert len(feste.compute([llm.embed(text) for text in texts])[0]) == 50
+        assert [r.body["texts"] for r in server.requests()] == [texts]
+
+    def test_an_id_with_the_key_is_blanked(self, server: SimServer, llm: Cohere) -> None:
+        """The name of a request goes into reports: it is cut and without the key, of an answer too."""
+        server.add(
+            Fault(kind="garbage", body={"id": f"{KEY}{'x' * 500}"}), Fault(status=400, body=ECHO)
+        )
+        name = send(llm).request_id
+        assert name and KEY not in name and len(name) == 100
+        assert failed(llm).request_id == "1"
 
 
 class TestStream:

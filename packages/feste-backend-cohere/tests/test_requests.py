@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import os
 import pickle
 import subprocess
 import sys
+import traceback
 from array import array
 from collections.abc import Callable
 from dataclasses import fields
@@ -29,6 +31,10 @@ CANARY = "canary-0123456789-abcdef"
 class City(pydantic.BaseModel):
     name: str
     size: int
+
+
+class OtherParams(Params):
+    temperature: float | None = None
 
 
 def chat_request(llm: Cohere, prompt: Any = "Hi", **given: Any) -> Request:
@@ -99,7 +105,13 @@ class TestRequest:
             ("embed", [["Hi"], EmbedParams()]),
             ("embed", ["Hi", EmbedParams(embedding_types="float")]),
             ("embed", ["Hi", EmbedParams(embedding_types=())]),
+            ("chat", [["hello"], ChatParams(), None]),
+            ("chat", [[{"content": "hello"}], ChatParams(), None]),
+            ("chat", ["Hi", OtherParams(), None]),
             ("generate", [None, GenerateParams()]),
+            ("generate", ["Hi", GenerateParams(num_generations="2")]),  # type: ignore[arg-type]
+            ("generate", ["Hi", GenerateParams(num_generations=True)]),
+            ("generate", ["Hi", GenerateParams(extra={"num_generations": 2.0})]),
             ("generate", ["Hi", ChatParams()]),
         ],
     )
@@ -107,6 +119,12 @@ class TestRequest:
         """What cannot become a request of the endpoint is refused before it is sent."""
         with pytest.raises(errors.ParameterError):
             getattr(Cohere("m"), operation).prepare(arguments)
+
+    def test_parameters_of_another_backend(self) -> None:
+        """Where two classes share a name, the error names their modules."""
+        wanted = r"feste\.backend\.cohere\.params\.ChatParams\(\.\.\.\), not as .*\.OtherParams"
+        with pytest.raises(errors.ParameterError, match=wanted):
+            Cohere("m").chat.prepare(["Hi", OtherParams(), None])
 
     def test_output(self) -> None:
         """`output=` asks for JSON of the model's schema, and makes the request another one."""
@@ -154,7 +172,9 @@ class TestClient:
             "api.cohere.com",
             "https://",
             "https://x.com:port",
-            "https://x.com/?key=1",
+            f"https://x.com/?api_key={CANARY}",
+            f"https://x.com:{CANARY}",
+            f"ftp://x.com/{CANARY}",
             f"https://me:{CANARY}@x.com",
         ],
     )
@@ -164,11 +184,19 @@ class TestClient:
             Cohere(base_url=url)
         assert CANARY not in str(caught.value)
 
-    @pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-    def test_timeout(self, timeout: float) -> None:
-        """A timeout is a positive number."""
-        with pytest.raises(errors.ConfigError, match="timeout"):
-            Cohere(timeout=timeout)
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("timeout", t) for t in (0, -1, float("nan"), float("inf"), None, True, "5")),
+            ("base_url", 5),
+            ("api_key", 5),
+            ("model", 5),
+        ],
+    )
+    def test_wrong_configuration(self, name: str, value: Any) -> None:
+        """A wrong argument is an error where the client is made, and names the argument."""
+        with pytest.raises(errors.ConfigError, match=name):
+            Cohere(**{name: value})
 
     def test_url_of_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """CO_API_URL is read when the client is made, the argument goes first, a copy keeps it."""
@@ -208,16 +236,27 @@ class TestClient:
         with pytest.raises(errors.MissingKey, match="CO_API_KEY"):
             Cohere("m").preflight()
         Cohere("m", base_url="http://localhost").preflight()
+        local = Cohere("m", base_url="http://localhost", api_key="")
+        local.preflight()
+        assert pickle.loads(pickle.dumps(local)).token == local.token
         Cohere("m", api_key="k").preflight()
         monkeypatch.setenv("CO_API_KEY", "k")
         Cohere("m").preflight()
 
     @pytest.mark.parametrize("key", [f"{CANARY}\n", f"Bearer {CANARY}", f"{CANARY}é"])
-    def test_a_key_that_is_none(self, key: str) -> None:
-        """A key that no header can carry is refused, and not shown."""
-        with pytest.raises(errors.ConfigError) as caught:
-            Cohere("m", api_key=key).preflight()
-        assert CANARY not in str(caught.value)
+    def test_a_key_that_is_none(self, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A key that no header can carry is refused, and not shown, by tools that print locals too."""
+        monkeypatch.setenv("MY_KEY", key)
+        for llm in (Cohere("m", api_key=key), Cohere("m", api_key=Secret("MY_KEY"))):
+            request = chat_request(llm)
+            for ask in (llm.preflight, lambda: asyncio.run(llm.chat.send(request))):  # noqa: B023
+                with pytest.raises(errors.ConfigError) as caught:
+                    ask()
+                assert caught.tb is not None
+                frames = traceback.TracebackException(
+                    type(caught.value), caught.value, caught.tb.tb_next, capture_locals=True
+                )
+                assert CANARY not in "".join(frames.format())
 
 
 def chat_payload(**changed: Any) -> dict[str, Any]:
@@ -242,12 +281,22 @@ class TestChatReply:
             ("TOOL_CALL", "tool_calls"),
             ("STOP_SEQUENCE", "stop_sequence"),
             ("ERROR", "error"),
+            ("TIMEOUT", "timeout"),
+            ("ERROR_TOXIC", "error_toxic"),
         ],
     )
     def test_finish_reason(self, said: str, meant: str) -> None:
         """Why the model stopped is said in the words that all backends use."""
         reply = parsed("chat", chat_payload(finish_reason=said))
-        assert reply.finish_reason == meant and reply.truncated == (said == "MAX_TOKENS")
+        assert reply == "Hello" and reply.finish_reason == meant
+        assert reply.truncated == (said in ("MAX_TOKENS", "ERROR", "TIMEOUT", "ERROR_TOXIC"))
+
+    @pytest.mark.parametrize("said", ["ERROR", "TIMEOUT"])
+    def test_nothing_came(self, said: str) -> None:
+        """A chat that broke off with no answer at all is an error; half an answer is kept."""
+        message = {"role": "assistant", "content": []}
+        with pytest.raises(errors.MalformedResponse, match=said):
+            parsed("chat", chat_payload(finish_reason=said, message=message))
 
     def test_what_is_kept(self) -> None:
         """A reply is the text, with message, billed tokens, log-probabilities and model."""
@@ -315,8 +364,9 @@ class TestChatReply:
             of('{"name": "Oslo", "size": "big"}')
         with pytest.raises(errors.MalformedResponse, match="no City"):
             of("Oslo")
-        with pytest.raises(errors.MalformedResponse, match="cut off"):
-            of('{"name": "Os', "MAX_TOKENS")
+        for reason in ("MAX_TOKENS", "TIMEOUT"):
+            with pytest.raises(errors.MalformedResponse, match="cut off"):
+                of('{"name": "Os', reason)
 
 
 class TestGenerations:

@@ -11,12 +11,15 @@ import pickle
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy
 import pytest
 
+import feste
 from feste.backend import Limits, Params, Secret, create
 from feste.backend.openai import ChatParams, CompleteParams, EmbedParams, OpenAI
 from feste.draw import Determinism
@@ -168,6 +171,20 @@ class TestKeys:
         assert OpenAI("m", api_key=Secret("MY_KEY")).key() == "sk-mine"
         assert OpenAI("m", api_key=LITERAL).key() == LITERAL
 
+    @pytest.mark.parametrize("key", [f"{LITERAL}\n", f"Bearer {LITERAL}", f"{LITERAL}é"])
+    def test_a_key_that_is_none(self, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A key that no header can carry is refused, and not shown, by tools that print locals too."""
+        monkeypatch.setenv("MY_KEY", key)
+        for llm in (OpenAI("m", api_key=key), OpenAI("m", api_key=Secret("MY_KEY"))):
+            for ask in (llm.preflight, llm.key):
+                with pytest.raises(ConfigError, match="holds a space") as caught:
+                    ask()
+                assert caught.tb is not None
+                frames = traceback.TracebackException(
+                    type(caught.value), caught.value, caught.tb.tb_next, capture_locals=True
+                )
+                assert LITERAL not in "".join(frames.format())
+
     def test_only_this_machine_needs_none(self) -> None:
         """A missing key is fine for a server on this machine, and for no other."""
         OpenAI("m", base_url="http://localhost:8080/v1").preflight()
@@ -215,6 +232,42 @@ class TestParams:
             CompleteParams(extra={"seed": 1})
         with pytest.raises(ParameterError, match="'stream'"):
             ChatParams(extra={"stream": True})
+
+        @feste.task
+        def given(value: Any) -> Any:
+            return value
+
+        for params in (ChatParams(extra=given({"seed": 1})), ChatParams(extra=given([1]))):
+            node = OpenAI("m", base_url="http://127.0.0.1:9/v1").chat("x", params)
+            (error,) = feste.compute(node, on_error="return")
+            assert isinstance(error, ParameterError) and "extra" in str(error)
+        with pytest.raises(ParameterError, match="extra must be a dict"):
+            ChatParams(extra=[("top_k", 1)])  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("n", ["2", 2.0, True, 0, -1])
+    def test_the_number_of_answers(self, n: Any) -> None:
+        """What is no whole number above 0 is refused before it is sent: its answers would be lost."""
+
+        @feste.task
+        def given() -> Any:
+            return n
+
+        for kind in (ChatParams, CompleteParams):
+            with pytest.raises(ParameterError, match=f"{kind.__name__}: n={n!r}"):
+                kind(n=n)
+        with pytest.raises(ParameterError, match="best_of"):
+            CompleteParams(best_of=n)
+        node = OpenAI("m", base_url="http://127.0.0.1:9/v1").chat("x", ChatParams(n=given()))
+        (error,) = feste.compute(node, on_error="return")
+        assert isinstance(error, ParameterError)
+        assert ChatParams(n=numpy.int64(2)).body() == {"n": 2}
+
+    def test_parameters_of_another_backend(self) -> None:
+        """Where two classes may share a name, the error names their modules."""
+        call: Any = OpenAI("m").chat
+        wanted = r"openai\.params\.ChatParams\(\.\.\.\), not as .*openai\.params\.EmbedParams"
+        with pytest.raises(ParameterError, match=wanted):
+            call.prepare(["hello", EmbedParams(), None])
 
     def test_determinism(self) -> None:
         """An explicit temperature of 0 or a seed is GREEDY; nothing said is SAMPLE."""

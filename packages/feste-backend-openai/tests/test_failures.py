@@ -270,6 +270,13 @@ class TestCanary:
             assert CANARY not in text
             assert CANARY.encode() not in pickle.dumps(caught.value)
 
+    def test_the_name_of_an_answer(self, server: SimServer) -> None:
+        """The name of a request goes into reports: it is cut and without the key, of an answer too."""
+        body = {"choices": [{"index": 0, "message": {"content": "hello"}}]}
+        server.add(Fault(kind="garbage", body=body, headers={"x-request-id": CANARY + "x" * 500}))
+        name = once(client(server)).request_id
+        assert CANARY not in name and len(name) == 100
+
     def test_an_answer_that_holds_the_key(self, server: SimServer) -> None:
         """A model that repeats the key is quoted in an error without it."""
         node = client(server).chat(f"REPLY: no JSON, but {CANARY}", output=Number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import inspect
 import itertools
 import pickle
 import threading
@@ -49,7 +50,7 @@ from feste.errors import (
     UnknownName,
 )
 from feste.scheduler.batcher import unpack_response
-from feste.testing import FakeBackend, FakeParams
+from feste.testing import FakeBackend, FakeParams, fresh_draws
 
 
 @feste.task(pure=True)
@@ -879,6 +880,58 @@ def test_a_named_key_is_looked_for_before_the_run() -> None:
     assert (client.sent, fake.requests) == ([], [])
 
 
+# --- what tools show of a backend -------------------------------------------------------------------
+
+
+def parameters(function: Any) -> str:
+    return str(inspect.signature(function, eval_str=False)).replace("'", "")
+
+
+def test_a_backend_shows_the_parameters_of_its_constructor() -> None:
+    """Documentation tools and editors show these, not ``(*args, **kwargs)``."""
+
+    @dataclasses.dataclass
+    class Record(Backend):
+        model: str = "m"
+
+    assert parameters(Backend) == "()"
+    assert parameters(Echo) == "(limits: Limits | None = None)"
+    assert parameters(Record) == "(model: str = m)"
+    assert parameters(FakeBackend).startswith(
+        "(model: str = fake-1, *, latency: float = 0.0, fail:"
+    )
+
+
+def test_an_operation_shows_its_parameters() -> None:
+    """Of a client as it is called, of the class as a method."""
+    assert parameters(Echo().complete) == "(prompt: str, params: EchoParams = EchoParams())"
+    assert parameters(Echo.complete) == "(self, prompt: str, params: EchoParams = EchoParams())"
+    assert parameters(FakeBackend().embed) == "(text: str, params: FakeParams = FakeParams())"
+    assert inspect.isroutine(FakeBackend.embed)
+    assert inspect.signature(Call).parameters.keys() == {"client", "operation"}
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"max_tokens": 3}, r"has no parameter 'max_tokens': give FakeParams\(max_tokens=3\)"),
+        ({"model": "m"}, r"has no parameter 'model': give FakeParams\(model=\.\.\.\)"),
+        ({"parms": 3}, r"has no parameter 'parms'\. Did you mean 'params'\?"),
+    ],
+)
+def test_an_unknown_parameter_names_its_place(given: dict[str, Any], why: str) -> None:
+    """A field of the operation's record belongs into the record; else the nearest name is said."""
+    with pytest.raises(ParameterError, match=why):
+        FakeBackend().chat("x", **given)
+
+
+def test_an_operation_of_the_class_takes_a_client() -> None:
+    """As any method does."""
+    llm = FakeBackend()
+
+    assert FakeBackend.embed(llm, "a").compute() == llm.embed("a").compute()
+
+
 # --- the fake backend -------------------------------------------------------------------------------
 
 
@@ -908,6 +961,72 @@ def test_the_fake_fails_where_it_is_told_to() -> None:
     assert values[1] is not told
     assert told.attempts == CallError.attempts
     assert told.origin == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["fake-1", "messages", "role", "user", "seed", "\\n", "'", "max_tokens"]
+)
+def test_the_fake_looks_for_that_in_what_is_said_only(text: str) -> None:
+    """Neither the model nor the names of a request's fields are what the user says."""
+    llm = FakeBackend(fail={text: InvalidRequest("no")})
+    params = FakeParams(seed=1, max_tokens=2)
+    calls = [llm.chat("a\nb", params), llm.complete("a\nb", params), llm.embed("a\nb")]
+
+    assert feste.compute(calls, on_error="return")[0] == feste.compute(calls)[0]
+
+
+@pytest.mark.parametrize("name", ["chat", "complete", "embed"])
+def test_the_fake_looks_into_every_text(name: str) -> None:
+    """Into messages and their parts, and into each text of a shared request."""
+    llm = FakeBackend(fail={"two\nlines 'bad'": InvalidRequest("no")})
+    bad: Any = "with two\nlines 'bad' in it"
+    if name == "chat":
+        parts = [{"type": "text", "text": bad}]
+        bad = [{"role": "system", "content": "fine"}, {"role": "user", "content": parts}]
+    fine, broken = feste.compute(
+        [getattr(llm, name)("fine"), getattr(llm, name)(bad)], on_error="return"
+    )[0]
+
+    assert isinstance(broken, InvalidRequest) and not isinstance(fine, InvalidRequest)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("complete", 5), ("complete", ["a"]), ("embed", None), ("embed", []), ("embed", ["a", "b"])]
+    + [("chat", 5), ("chat", []), ("chat", ["hello"]), ("chat", [{"content": "hello"}])],
+)
+def test_the_fake_refuses_what_real_ones_refuse(name: str, argument: Any) -> None:
+    """A wrong argument is an error before anything is sent."""
+    llm = FakeBackend()
+    (error,) = feste.compute(getattr(llm, name)(argument), on_error="return")
+
+    assert isinstance(error, ParameterError)
+    assert llm.requests == []
+
+
+@pytest.mark.parametrize("name", ["chat", "complete"])
+@pytest.mark.parametrize("temperature", [None, 0])
+def test_the_fake_gives_as_many_answers_as_are_asked_for(
+    name: str, temperature: float | None
+) -> None:
+    """With ``n`` above 1 the value is a list of answers, all different, and the same in any mode."""
+    params = FakeParams(n=3, temperature=temperature)
+    fresh_draws()
+    calls = [getattr(FakeBackend(), name)(text, params) for text in ("a", "b")]
+    made = feste.compute(calls)[0]
+    fresh_draws()
+    with context.set(eager=True):
+        again = [getattr(FakeBackend(), name)(text, params) for text in ("a", "b")]
+
+    assert made == again
+    assert [len(replies) for replies in made] == [3, 3]
+    assert len({*made[0], *made[1]}) == 6
+    assert all(isinstance(reply, Reply) for reply in made[0])
+    assert isinstance(getattr(FakeBackend(), name)("a", FakeParams(n=1)).compute(), Reply)
+    (error,) = feste.compute(
+        getattr(FakeBackend(), name)("a", FakeParams(n=True)), on_error="return"
+    )
+    assert isinstance(error, ParameterError)
 
 
 def test_fakes_that_fail_differently_are_different_clients() -> None:

@@ -85,7 +85,7 @@ def test_records_are_frozen_and_compare_by_content() -> None:
 
     assert one == Some(seed=1) != Some(seed=2)
     assert one != More(seed=1)
-    assert repr(one) == "Some(temperature=None, seed=1, stop=None, extra=None)"
+    assert repr(one) == "Some(seed=1)"
 
 
 @pytest.mark.parametrize(
@@ -148,3 +148,26 @@ def test_fields_may_be_lazy() -> None:
         return params
 
     assert look(Some(seed=five(), stop=[five()])).compute() == Some(seed=5, stop=[5])  # type: ignore[arg-type,list-item]
+
+
+def test_a_record_shows_what_is_not_its_default() -> None:
+    """Signatures, pictures and errors show a record: of many fields those that were given."""
+
+    class Shown(Params):
+        model: str | None = None
+        kinds: tuple[str, ...] = ("float",)
+        extra: dict[str, Any] | None = None
+
+    assert repr(Shown()) == "Shown()"
+    assert repr(Shown(model="m", extra={"k": 1})) == "Shown(model='m', extra={'k': 1})"
+
+
+@pytest.mark.parametrize("extra", [[("k", 1)], "text", 5])
+def test_extra_is_a_dict(extra: Any) -> None:
+    """Anything else is refused where it is written."""
+
+    class Loose(Params):
+        extra: dict[str, Any] | None = None
+
+    with pytest.raises(ParameterError, match="Loose: extra must be a dict of further parameters"):
+        Loose(extra=extra)

@@ -176,6 +176,21 @@ def test_wrong_language(tag: Any) -> None:
     assert HERE in caught.value.origin
 
 
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        (Prompt("{{ text }} {{ a|default(1) }}"), r"give them by name: \(a=\.\.\., text=\.\.\.\)"),
+        (ChatPrompt("x", "{{ text }}"), r"give them by name: \(text=\.\.\.\)"),
+        (Prompt("text"), "it has no variables"),
+    ],
+)
+def test_a_value_without_a_name(prompt: Any, why: str) -> None:
+    """Values are given by name; the error says by which, and where it was written."""
+    with pytest.raises(PromptError, match=why) as caught:
+        prompt("some text")
+    assert HERE in caught.value.origin
+
+
 def test_equality() -> None:
     """Prompts are equal by source, language and what their environments hold."""
     one, other = FesteEnvironment(), FesteEnvironment()
@@ -1021,6 +1036,39 @@ BOMBS = """
 
 BOMBS += ["{{ '\\\\'|" + "|".join([name] * 60) + " }}" for name in ("tojson", "pprint")]
 
+#: A list that holds itself twice, again and again, is short; its text is not.
+NESTED = """
+{% set ns.a = [ns.a, ns.a] %}
+{% set ns.a = (ns.a, ns.a) %}
+{% set ns.a = [ns.a] + [ns.a] %}
+{% set ns.a = {0: ns.a, 1: ns.a}.values() %}
+{% set ns.a = dict(a=ns.a, b=ns.a) %}
+{% set ns.a = namespace(a=ns.a, b=ns.a) %}
+{% set ns.a = ns.a|batch(2, ns.a)|list %}
+{% set ns.a = range(2)|map('attr', 'none')|map('default', ns.a)|list %}
+""".strip().splitlines()
+NEST = "{%% set ns = namespace(a=['x'], b=['x']) %%}{%% for i in range(40) %%}%s{%% endfor %%}%s"
+BOMBS += [NEST % (turn, "{{ ns.a|string|length }}") for turn in NESTED]
+BOMBS += [
+    NEST % (NESTED[0], "{{ ns.a|" + name + "|length }}")
+    for name in ("pprint", "upper", "tojson", "e", "urlencode")
+]
+BOMBS += [
+    NEST % (turn + turn.replace("ns.a", "ns.b"), "{{ ns.a == ns.b }}")
+    for turn in (NESTED[0], NESTED[-1])
+]
+BOMBS += [NEST % (NESTED[-1] + NESTED[-1].replace("ns.a", "ns.b"), "{{ ns.a is eq(ns.b) }}")]
+BOMBS += """
+{% set ns = namespace(a='x' * 1000000) %}{% for i in range(99) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a|pprint|length }}
+{% set r = range(9999)|list %}{% for i in range(99999) %}{{ -1 in r }}{% endfor %}
+{{ ('{0}' * 200000).format(2 ** 14000) }}
+{{ ('{0:f}' * 200000).format(1e308) }}
+{{ ('%()s' * 1000) % {'': 'x' * 100000} }}
+{{ '%(a(b)c)500000000d' % {'a(b)c': 1} }}
+{{ '%%%500000000d' % 1 }}
+{{ ([2 ** 14000] * 1000000)|string|length }}
+""".strip().splitlines()
+
 
 @pytest.mark.parametrize("source", BOMBS)
 def test_bombs_are_refused(source: str) -> None:
@@ -1068,6 +1116,45 @@ def test_big_and_busy_templates_work() -> None:
         rendered(Prompt("{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %}b{% endcall %}"))
         == "b"
     )
+
+
+TEXT = "word and " * 1600
+LARGE = "x" * 400_000
+MANY = ["x" * 10_000] * 300
+
+
+@pytest.mark.parametrize(
+    ("source", "variables"),
+    [
+        ("{{ t|wordwrap(80)|length }}", {"t": TEXT}),
+        ("{{ 'Revenue 12000000 EUR: %s'|format(x)|length }}", {"x": "y"}),
+        ("{{ '%s %s %s'|format(x, y, y)|length }}", {"x": LARGE, "y": "y"}),
+        ("{{ 'at 12000000: {0} {b:>5} {b}'.format(x, b=y)|length }}", {"x": LARGE, "y": "y"}),
+        ("{{ ('12000000 %(a)5s 100%%' % {'a': x})|length }}", {"x": LARGE}),
+        ("{{ t.find('a', 2000000) }}{{ t.replace('b', 'c', 2000000)|length }}", {"t": TEXT}),
+        (
+            "{% for n, ds in [('a', docs), ('b', docs)] %}{{ ds|length }}{% endfor %}",
+            {"docs": MANY},
+        ),
+        ("{{ docs|batch(7)|list|length }}{{ docs == [] }}{{ docs|first in docs }}", {"docs": MANY}),
+        ("{{ dict(docs=docs).items()|length }}", {"docs": MANY}),
+        (
+            "{% set ns = namespace(a=[]) %}{% for d in docs %}{% set ns.a = ns.a + [d] %}"
+            "{% endfor %}{{ ns.a|length }}",
+            {"docs": MANY},
+        ),
+        (
+            "{% set a, b = docs, 1 %}{% for d in [docs, docs] recursive %}{{ loop([]) }}{% endfor %}"
+            "{% macro m(p=[docs]) %}{{ p|length }}{% endmacro %}{{ m() }}{{ {'k': a}.k|length }}"
+            "{% if a is eq(docs) and docs[0] not in (a, b) and 1 < b + 1 <= 2 %}{{ b }}{% endif %}",
+            {"docs": MANY},
+        ),
+        ("{{ x|default('none') }}{% for a, b in [(1, 2)] %}{{ [a, b][0:1] }}{% endfor %}", {}),
+    ],
+)
+def test_large_values_and_numbers_are_no_bombs(source: str, variables: dict[str, Any]) -> None:
+    """Only what is really made counts: no number in a text, no list of what was given."""
+    assert len(rendered(Prompt(source), **variables)) < 30
 
 
 def test_output_limit_counts_bytes() -> None:

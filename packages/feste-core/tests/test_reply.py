@@ -63,7 +63,13 @@ def test_a_bare_reply() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "cut"),
-    [("length", True), ("max_tokens", True), ("MAX_TOKENS", True), ("stop", False), (None, False)],
+    [
+        *(
+            (r, True)
+            for r in ("length", "max_tokens", "MAX_TOKENS", "timeout", "error", "error_toxic")
+        ),
+        *((r, False) for r in ("stop", "tool_calls", None)),
+    ],
 )
 def test_a_cut_off_answer_is_flagged(reason: str | None, cut: bool) -> None:
     """Whatever the provider calls it."""

@@ -42,6 +42,39 @@ def test_a_missing_key_names_the_variable(
         Secret(NAME).reveal()
 
 
+BAD = ["sk-with space", "sk-line\n", "sk-zürich", "Bearer sk-0123456789\r\n"]
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_a_key_that_cannot_be_sent_shows_in_no_frame(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused as such, and a traceback that prints all variables does not print it."""
+    monkeypatch.setenv(NAME, key)
+    for secret, where in ((Secret(NAME), NAME), (Secret.of(key, "OTHER"), "api_key")):
+        for ask in (secret.check, secret.reveal):
+            with pytest.raises(ConfigError, match=f"key in {where} holds a space") as caught:
+                ask()
+
+            assert caught.tb is not None and caught.tb.tb_next is not None
+            frames = traceback.TracebackException(
+                type(caught.value), caught.value, caught.tb.tb_next, capture_locals=True
+            )
+            shown = "".join(frames.format())
+            assert "self = Secret" in shown
+            assert key not in shown and repr(key) not in shown
+        assert secret.blank(f"<{key}>") == "<***>"
+
+
+@pytest.mark.parametrize("key", [5, b"sk-0123", ["sk-0123"]])
+def test_a_key_is_a_text_or_a_secret(key: Any) -> None:
+    """Anything else is refused by type, without being shown."""
+    with pytest.raises(ConfigError, match="must be a str or a Secret, not") as caught:
+        Secret.of(key, NAME)
+
+    assert "0123" not in str(caught.value)
+
+
 def test_a_literal_key_is_held_but_never_shown() -> None:
     """A key given as text works, and shows in no form of the object."""
     secret = Secret.of(KEY, NAME)
@@ -90,7 +123,12 @@ def test_a_key_in_the_place_of_a_name_is_refused_unseen(key: str) -> None:
 
 @pytest.mark.parametrize(
     ("given", "literal", "name"),
-    [(KEY, True, "DEFAULT"), (None, False, "DEFAULT"), (Secret("OTHER"), False, "OTHER")],
+    [
+        (KEY, True, "DEFAULT"),
+        (None, False, "DEFAULT"),
+        ("", False, "DEFAULT"),
+        (Secret("OTHER"), False, "OTHER"),
+    ],
 )
 def test_what_constructors_are_given(given: Any, literal: bool, name: str) -> None:
     """Text is the key, a Secret its name, None the provider's usual name."""

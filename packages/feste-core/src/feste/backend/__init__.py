@@ -2,6 +2,7 @@
 
 from pkgutil import extend_path
 
+from feste.backend.arguments import as_count, as_messages, as_params, as_text
 from feste.backend.base import Backend, create
 from feste.backend.clients import PerLoop
 from feste.backend.default_halves import operation
@@ -34,6 +35,10 @@ __all__ = [
     "Response",
     "Secret",
     "Usage",
+    "as_count",
+    "as_messages",
+    "as_params",
+    "as_text",
     "canonical",
     "create",
     "error_for_status",

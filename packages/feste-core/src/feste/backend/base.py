@@ -18,12 +18,33 @@ __all__ = ["Backend", "create"]
 _NOT_IDENTITY = frozenset({"timeout", "limits"})
 
 
+class _Constructor:
+    """The signature of a backend's class: that of its constructor, which ``__new__`` would hide."""
+
+    def __get__(self, instance: object, owner: type[Backend]) -> inspect.Signature:
+        signature = inspect.signature(owner.__init__)
+        _, *parameters = signature.parameters.values()
+        return signature.replace(parameters=parameters, return_annotation=signature.empty)
+
+
 class Backend:
     """The base of all backends: a class whose operations are its attributes.
 
     The smallest backend is one method under :func:`~feste.backend.operation`. A backend is made
     of plain configuration, so that another process can make its own; SDK clients are built when
     the first request is sent.
+
+    >>> from feste.backend import operation
+    >>> class Greeter(Backend):
+    ...     def __init__(self, greeting: str = "Hello", *, api_key: str | Secret | None = None):
+    ...         self.greeting = greeting
+    ...     @operation
+    ...     async def greet(self, name: str) -> str:
+    ...         return f"{self.greeting}, {name}!"
+    >>> Greeter("Salut").greet("Ada").compute()
+    'Salut, Ada!'
+    >>> Greeter(api_key=Secret("GREETER_KEY")).config()
+    {'api_key': {'env': 'GREETER_KEY'}}
     """
 
     plugin: ClassVar[str] = ""
@@ -33,6 +54,7 @@ class Backend:
     """What the account or server can take."""
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
+    __signature__ = _Constructor()
 
     def __init__(self) -> None:
         """Make a client; a subclass takes what it needs as its own arguments."""
@@ -119,9 +141,10 @@ class Backend:
         """Raise what can be known to be wrong before anything is sent.
 
         :raises MissingKey: if the environment variable of a key is not set.
+        :raises ConfigError: if a key holds what cannot be sent.
         """
         for secret in self.secrets:
-            secret.reveal()
+            secret.check()
 
     def __copy__(self) -> Backend:
         return _rebuild(type(self), *self._given)

@@ -50,7 +50,6 @@ class _Simple(Operation[R]):
             determinism=determinism,
             signature=method,
         )
-        self.__wrapped__ = method
 
     def __set_name__(self, owner: type, name: str) -> None:
         if not self.name:  # the method of `@name.batch` is the same operation under another name
@@ -197,8 +196,8 @@ def _shows_a_key(error: Exception, backend: Backend) -> bool:
     """Whether a printed traceback of the error, with all that led to it, would show a key."""
     said = str(error)
     whole = "".join(traceback.format_exception(error))
-    keys = [secret.reveal() for secret in backend.secrets if secret.is_set]
-    return any(key in whole for key in keys) or redact(said, limit=len(said)) != said
+    shown = any(secret.blank(whole) != whole for secret in backend.secrets)
+    return shown or redact(said, limit=len(said)) != said
 
 
 _FACTS = ("billed", "status", "code", "request_id", "retry_after")

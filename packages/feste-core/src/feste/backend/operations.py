@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from feste.backend.params import Params
@@ -121,6 +121,18 @@ class Operation(Generic[R]):
     :param batch: how calls become one request, or None.
     :param signature: the method whose signature and docstring are the operation's, if it is not
         ``prepare``.
+
+    >>> from feste.backend import Backend
+    >>> class Shop(Backend):
+    ...     def _prepare(self, item: str) -> Request:
+    ...         return Request(self.plugin, "price", "plugin:shop", {"item": item})
+    ...     async def _send(self, request, on_chunk=None):
+    ...         return Response({"cents": 10 * len(request.body["item"])})
+    ...     def _parse(self, response, arguments):
+    ...         return f"{arguments['item']}: {response.payload['cents']} cents"
+    ...     price = Operation(prepare=_prepare, send=_send, parse=_parse)
+    >>> Shop().price("tea").compute()
+    'tea: 30 cents'
     """
 
     def __init__(
@@ -140,8 +152,10 @@ class Operation(Generic[R]):
         self._signature_from(signature or prepare)
 
     def _signature_from(self, function: Callable[..., Any]) -> None:
-        self.__doc__ = function.__doc__
-        parameters = list(inspect.signature(function).parameters.values())[1:]
+        self.__doc__, self.__wrapped__ = function.__doc__, function
+        signature = inspect.signature(function)
+        self.__signature__ = signature.replace(return_annotation=signature.empty)
+        parameters = list(signature.parameters.values())[1:]
         for p in parameters:
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
                 raise ConfigError(
@@ -171,6 +185,11 @@ class Operation(Generic[R]):
             calls[self.name] = weakref.ref(call)
         return call
 
+    def __call__(self, client: Backend, /, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
+        """Call the operation of a client, as ``Class.operation(client, ...)``."""
+        call: Call[R] = getattr(client, self.name)
+        return call(*args, **kwargs)
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return one argument for each parameter, defaults filled in.
 
@@ -186,7 +205,7 @@ class Operation(Generic[R]):
         for name, value in kwargs.items():
             if name not in self.names:
                 raise ParameterError(
-                    f"{self.name}() has no parameter {name!r}.{suggest(name, self.names)}"
+                    f"{self.name}() has no parameter {name!r}{self._where(name, value)}"
                 )
             position = self.names.index(name)
             if position < len(args):
@@ -201,6 +220,14 @@ class Operation(Generic[R]):
                     f"{self.name}() takes {name}={kind}(...), not a {type(value).__name__}"
                 )
         return tuple(bound)
+
+    def _where(self, name: str, value: Any) -> str:
+        """Where a parameter that the operation has not should go, or which ones it has."""
+        for default in self.defaults:
+            if isinstance(default, Params) and name in {f.name for f in fields(default)}:  # type: ignore[arg-type]
+                shown = repr(value) if isinstance(value, (int, float)) else "..."
+                return f": give {type(default).__name__}({name}={shown})"
+        return f".{suggest(name, self.names)}"
 
 
 class Call(Generic[R]):
@@ -218,6 +245,7 @@ class Call(Generic[R]):
         self.operation = operation
         self.name = operation.name
         self.__doc__ = operation.__doc__
+        self.__signature__ = inspect.Signature(operation.parameters)
 
     @property
     def identity(self) -> str:

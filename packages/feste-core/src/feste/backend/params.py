@@ -8,6 +8,7 @@ from typing import Any, dataclass_transform
 
 from feste.draw import Determinism
 from feste.errors import ParameterError, suggest
+from feste.node import Lazy
 
 __all__ = ["Params"]
 
@@ -25,6 +26,8 @@ class Params:
     >>> class EchoParams(Params):
     ...     temperature: float | None = None
     ...     max_tokens: int | None = None
+    >>> EchoParams(max_tokens=5)
+    EchoParams(max_tokens=5)
     >>> EchoParams(max_tokens=5).body()
     {'max_tokens': 5}
     >>> EchoParams(max_token=5)
@@ -34,7 +37,7 @@ class Params:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
         init = cls.__init__
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         names = frozenset(f.name for f in fields)
@@ -56,9 +59,19 @@ class Params:
                 if name not in given:
                     raise ParameterError(f"{cls.__name__} needs {name!r}")
             init(self, **given)
+            if not isinstance(given.get("extra"), Lazy):
+                self._extra()
 
         checked.__wrapped__ = init  # type: ignore[attr-defined]
         cls.__init__ = checked  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{f.name}={value!r}"
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, f.name)) is not f.default
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def body(self) -> dict[str, Any]:
         """Return the parameters that were given, as the body of a request."""
@@ -67,8 +80,18 @@ class Params:
             for f in dataclasses.fields(self)  # type: ignore[arg-type]
             if f.name != "extra" and (value := getattr(self, f.name)) is not None
         }
-        extra: Mapping[str, Any] = getattr(self, "extra", None) or {}
-        return {**given, **extra}
+        return {**given, **self._extra()}
+
+    def _extra(self) -> Mapping[str, Any]:
+        extra = getattr(self, "extra", None)
+        if extra is None:
+            return {}
+        if not isinstance(extra, Mapping):
+            name = type(self).__name__
+            raise ParameterError(
+                f"{name}: extra must be a dict of further parameters, not a {type(extra).__name__}"
+            )
+        return extra
 
     def determinism(self, default: Determinism) -> Determinism:
         """Return GREEDY if these parameters ask for determinism, else the operation's class.
@@ -105,5 +128,7 @@ class Params:
 
         :param name: its name in the body; ``extra`` goes before a field, as in :meth:`body`.
         """
-        extra: Mapping[str, Any] = getattr(self, "extra", None) or {}
+        extra = getattr(self, "extra", None)
+        if not isinstance(extra, Mapping):  # None, or lazy yet
+            extra = {}
         return extra[name] if name in extra else getattr(self, name, None)

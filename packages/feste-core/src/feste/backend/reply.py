@@ -9,6 +9,11 @@ from feste.backend.request import Usage
 
 __all__ = ["Message", "Reply"]
 
+_CUT_OFF = frozenset(
+    ("length", "max_tokens", "MAX_TOKENS")
+    + ("timeout", "error", "error_limit", "error_toxic", "user_cancel")
+)
+
 Message = Mapping[str, Any]
 """One message of a conversation: a dict with ``role`` and ``content``."""
 
@@ -59,8 +64,8 @@ class Reply(str):
 
     @property
     def truncated(self) -> bool:
-        """Whether the answer was cut off at the limit of tokens."""
-        return self.finish_reason in ("length", "max_tokens", "MAX_TOKENS")
+        """Whether the answer is not whole: it met the limit of tokens, or the provider gave up."""
+        return self.finish_reason in _CUT_OFF
 
     def __str__(self) -> str:
         return str.__str__(self)

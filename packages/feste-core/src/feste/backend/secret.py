@@ -44,15 +44,16 @@ class Secret:
     def of(cls, key: str | Secret | None, default: str) -> Secret:
         """Return the secret for a constructor's ``api_key``.
 
-        :param key: a literal key, a Secret, or None.
+        :param key: a literal key, a Secret, or None; an empty text is as good as None.
         :param default: the name of the variable to use for None.
+        :raises ConfigError: if it is anything else.
         """
         if isinstance(key, Secret):
             return key
+        if not isinstance(key, (str, type(None))):
+            raise ConfigError(f"api_key must be a str or a Secret, not {type(key).__name__}")
         secret = cls.__new__(cls)
-        secret.name, secret._literal = default, None
-        if key is not None:
-            secret._literal = key
+        secret.name, secret._literal = default, key or None
         return secret
 
     @property
@@ -77,18 +78,49 @@ class Secret:
         """Whether there is a key."""
         return self.is_literal or bool(os.environ.get(self.name))
 
-    def reveal(self) -> str:
-        """Return the key.
+    def check(self) -> None:
+        """Raise what is known to be wrong with the key.
+
+        No frame of the traceback has the key in it: some tools print the variables of all frames.
 
         :raises MissingKey: if its environment variable is not set.
+        :raises ConfigError: if it holds what no HTTP header can hold.
         """
-        value = self._literal or os.environ.get(self.name)
-        if not value:
+        if not self.is_set:
             raise MissingKey(
                 f"no API key: the environment variable {self.name} is not set. Set it, or give "
                 "api_key="
             )
-        return value
+        if not self._can_be_sent:
+            where = "api_key" if self.is_literal else self.name
+            raise ConfigError(
+                f"the API key in {where} holds a space, a line end or another character that no "
+                "key has; was it copied whole, and alone?"
+            )
+
+    @property
+    def _can_be_sent(self) -> bool:
+        key = self._read()
+        return key.isascii() and key.isprintable() and " " not in key
+
+    def reveal(self) -> str:
+        """Return the key.
+
+        :raises MissingKey: if its environment variable is not set.
+        :raises ConfigError: if it holds what no HTTP header can hold.
+        """
+        self.check()
+        return self._read()
+
+    def blank(self, text: str) -> str:
+        """Return a text with three asterisks in place of the key, whatever it looks like.
+
+        :param text: any text.
+        """
+        return text.replace(self._read(), "***") if self.is_set else text
+
+    def _read(self) -> str:
+        return self._literal or os.environ.get(self.name, "")
 
     def __repr__(self) -> str:
         return f"Secret({self.name!r})" if self._literal is None else "Secret(<literal>)"
@@ -131,7 +163,7 @@ def redact(text: str, *secrets: Secret | None, limit: int = 500) -> str:
     'Incorrect API key provided: ***'
     """
     for secret in secrets:
-        if secret is not None and secret.is_set:
-            text = text.replace(secret.reveal(), "***")
+        if secret is not None:
+            text = secret.blank(text)
     text = _KEYS.sub(lambda m: (m.group(1) or m.group(2) or "") + "***", text)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Never
 
 from feste.delayed import FesteDelayed
 from feste.errors import ConfigError, PromptError, suggest
@@ -80,15 +80,16 @@ class ChatPrompt(PromptBase):
         """The pairs of role and prompt."""
         return tuple(zip(self._op.roles, map(Prompt._of, self._op.templates)))
 
-    def __call__(self, /, **variables: Any) -> FesteDelayed[list[Message]]:
+    def __call__(self, /, *args: Never, **variables: Any) -> FesteDelayed[list[Message]]:
         """Return the messages: a lazy value, or in eager mode the list itself.
 
         :param variables: the values, as for a :class:`Prompt`; each message takes its own.
+        :raises PromptError: for a value without a name.
         :raises UndefinedVariable: if one is missing.
         :raises ExtraVariable: if no message has such a variable.
         :raises PlainDataError: for a value that is not plain data.
         """
-        return self._record(variables)  # type: ignore[no-any-return]
+        return self._record(args, variables)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
         return len(self._op.templates)

@@ -21,13 +21,15 @@ class Compiled(NamedTuple):
     required: frozenset[str]
     allowed: frozenset[str]
 
-    def render(self, names: dict[str, Any]) -> str:
+    def render(self, values: dict[str, Any], others: dict[str, Any]) -> str:
         """Return the text.
 
-        :param names: the variables and the globals.
+        :param values: the variables, as plain data.
+        :param others: the globals of the environment.
         :raises TooMuch: if the template goes over a limit; besides whatever else it raises.
         """
-        context = self.template.new_context({**names, BUDGET: Budget()})
+        names = {**others, **values, BUDGET: Budget(values)}
+        context = self.template.new_context(names)
         texts, total = [], 0
         for text in self.template.root_render_func(context):
             texts.append(text)

@@ -1,13 +1,13 @@
 """How much a template may make: its author is trusted, but accidents and borrowed templates happen.
 
 What an operator, a filter or a call has made is counted afterwards; what could fill the memory
-before that is refused here by its operands.
+before that is refused by its operands, in the module of that name.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from functools import cached_property
 from typing import Any, Final
 
 __all__ = [
@@ -16,9 +16,7 @@ __all__ = [
     "TEXT_LIMIT",
     "Budget",
     "TooMuch",
-    "check_call",
-    "check_format",
-    "check_operator",
+    "allow",
     "extent",
     "size",
 ]
@@ -38,10 +36,15 @@ class TooMuch(Exception):
 
 
 class Budget:
-    """What one rendering may still do."""
+    """What one rendering may still do.
 
-    def __init__(self) -> None:
+    :param given: the variables of the template. What the template makes of them may be larger than
+        a text, by four times what they hold: such values are lists of them, not copies.
+    """
+
+    def __init__(self, given: object = ()) -> None:
         self.steps = STEP_LIMIT
+        self._given = given
 
     def spend(self, count: int = 0) -> None:
         """Count one step.
@@ -49,10 +52,8 @@ class Budget:
         :param count: the characters or items that it handles.
         :raises TooMuch: if that is more than a template may do.
         """
-        _allow(count)
-        self.steps -= 1 + (count >> 10)
-        if self.steps < 0:
-            raise TooMuch(f"it takes more than {STEP_LIMIT:,} steps (turns of loops and calls)")
+        allow(count)
+        self._take(1 + (count >> 10))
 
     def weigh(self, value: Any) -> Any:
         """Count a value by its length, a number by its digits, and return it.
@@ -61,15 +62,44 @@ class Budget:
         :raises TooMuch: if that is more than a template may do.
         """
         if isinstance(value, int):
-            _allow(value.bit_length() << 6)  # numbers of up to 16,384 bits
+            allow(value.bit_length() << 6)  # numbers of up to 16,384 bits
         elif isinstance(value, (str, list, tuple, dict, range)):
             self.spend(len(value))
         return value
 
+    def measure(self, value: Any) -> Any:
+        """Check how much a container holds, and return it.
 
-def _allow(count: int) -> None:
-    if count > TEXT_LIMIT:
-        raise TooMuch(f"it makes a value of more than {TEXT_LIMIT:,} characters or items")
+        A list that holds the same list twice is short, but its text and its comparisons are not.
+
+        :param value: what may be a container that the template has made.
+        :raises TooMuch: if it holds more than a template may make.
+        """
+        if not isinstance(value, (str, int, float)):
+            total, parts = _walk(value, self._most)
+            allow(total, self._most)
+            self._take(parts >> 8)
+        return value
+
+    @cached_property
+    def _most(self) -> int:
+        return TEXT_LIMIT + 4 * _walk(self._given, sys.maxsize)[0]
+
+    def _take(self, steps: int) -> None:
+        self.steps -= steps
+        if self.steps < 0:
+            raise TooMuch(f"it takes more than {STEP_LIMIT:,} steps (turns of loops and calls)")
+
+
+def allow(count: int, most: int = TEXT_LIMIT) -> None:
+    """Refuse to make a value that is too large.
+
+    :param count: how many characters or items it would hold.
+    :param most: how many it may.
+    :raises TooMuch: if those are fewer.
+    """
+    if count > most:
+        raise TooMuch(f"it makes a value of more than {most:,} characters or items")
 
 
 def size(text: str) -> int:
@@ -88,70 +118,35 @@ def extent(value: Any) -> int:
     >>> extent(["ab", {"c": "d"}])
     7
     """
-    total, stack = 0, [value]
-    while stack and total <= TEXT_LIMIT:
-        part = stack.pop()
-        if isinstance(part, (str, list, tuple, set, frozenset, dict)):
-            total += len(part)
-        if isinstance(part, (list, tuple, set, frozenset, dict)):
-            stack.extend(part)
-        if isinstance(part, dict):
-            stack.extend(part.values())
-    return total
+    return _walk(value, TEXT_LIMIT)[0]
 
 
-def check_operator(operator: str, left: Any, right: Any) -> None:
-    """Refuse ``left operator right`` before it makes something huge.
-
-    :param operator: ``*``, ``**`` or ``%``; others at most add what is there.
-    :raises TooMuch: if the result would be over the limit.
-    """
-    if operator == "%" and isinstance(left, str):
-        check_format("%", left, right if isinstance(right, tuple) else (right,))
-    elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-        _allow(left.bit_length() * right << 6)
-    elif operator == "*":
-        for parts, times in ((left, right), (right, left)):
-            if isinstance(parts, (str, list, tuple)) and isinstance(times, int):
-                _allow(len(parts) * times)
+_EMPTY: Final[dict[str, str]] = {}
+_VIEWS: Final = tuple(map(type, (_EMPTY.keys(), _EMPTY.values(), _EMPTY.items())))
+_ITEMS: Final[Any] = (list, tuple, set, frozenset, *_VIEWS)
 
 
-def check_format(opener: str, text: str, given: Sequence[Any]) -> None:
-    """Refuse the formatting of a text before it makes something huge.
-
-    :param opener: what its fields begin with, ``%`` or ``{``.
-    :param text: the text with fields.
-    :param given: what goes into them.
-    :raises TooMuch: if the result would be over the limit, or a width is a field itself.
-    """
-    nested = r"%[-+ #0\d.]*\*" if opener == "%" else r"\{[^{}]*\{"
-    if re.search(nested, text.replace(2 * opener, "")):
-        raise TooMuch("a format takes a width from its arguments")
-    widths = [int(digits[:9]) for digits in re.findall(r"\d+", text)]
-    _allow(text.count(opener) * max((*widths, *map(extent, given)), default=0))
-
-
-#: How often a filter, or the method of a text, puts in what it is given; others do so once.
-_TIMES: Final[Mapping[str, Callable[[str, Any], int]]] = {
-    "expandtabs": lambda text, _: text.count("\t"),
-    "indent": lambda text, _: text.count("\n") + 1,
-    "replace": lambda text, old: text.count(str(old)),
-    "round": lambda *_: 1024,  # the digits of numbers, not of texts
-    "translate": lambda text, _: len(text),
-    "wordwrap": lambda text, _: len(text),
-}
-
-
-def check_call(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse a call of a built-in filter, or of a method of a text, before it makes something huge.
-
-    :param name: its name; where filter and method share one, they do the same.
-    :param value: what is filtered, or the text.
-    :param args: the positional arguments.
-    :param kwargs: the keyword arguments.
-    :raises TooMuch: if the result would be over the limit.
-    """
-    given = (*args, *kwargs.values())
-    largest = max((x if isinstance(x, int) else extent(x) for x in given), default=0)
-    old = kwargs.get("old", args[0] if args else "")
-    _allow(largest * (_TIMES[name](str(value), old) if name in _TIMES else 1))
+def _walk(value: Any, most: int) -> tuple[int, int]:
+    """The extent of a value, counted up to a limit, and how many parts were looked at for it."""
+    total, parts = 0, 0
+    stack: list[Any] = [(value,)]
+    while stack and total <= most:
+        items = stack.pop()
+        parts += len(items)
+        for part in items:
+            kind: Any = type(part)
+            if part is None or kind is bool or kind is float:
+                continue
+            if isinstance(part, str):
+                total += len(part)
+            elif isinstance(part, int):
+                total += part.bit_length() >> 6  # nothing for ordinary numbers
+            elif isinstance(part, _ITEMS):
+                total += len(part)
+                stack.append(part)
+            elif isinstance(part, dict):
+                total += len(part)
+                stack += (part, part.values())
+            elif kind.__module__ == "jinja2.utils":  # a namespace shows what it holds
+                stack.append((getattr(part, "_Namespace__attrs", None),))
+    return total, parts

@@ -7,7 +7,7 @@ from typing import Any
 
 from feste.delayed import record
 from feste.draw import Determinism
-from feste.errors import ExtraVariable, FesteError, UndefinedVariable, suggest
+from feste.errors import ExtraVariable, FesteError, PromptError, UndefinedVariable, suggest
 from feste.node import here
 from feste.plain import plain
 from feste.prompt.environment import digest
@@ -125,7 +125,14 @@ class PromptBase:
         """Return the names of the variables, less the globals of the environment."""
         return frozenset[str]().union(*(t.variables() for t in self._op.templates))
 
-    def _record(self, variables: dict[str, Any]) -> Any:
+    def _record(self, args: tuple[object, ...], variables: dict[str, Any]) -> Any:
+        if args:
+            names = sorted(self.variables())
+            how = f"give them by name: ({', '.join(f'{n}=...' for n in names)})"
+            raise PromptError(
+                f"{self!r} takes no values by position; {how if names else 'it has no variables'}",
+                origin=here(),
+            )
         return record(self._op, (), self._op.checked(variables))
 
     def __eq__(self, other: object) -> bool:

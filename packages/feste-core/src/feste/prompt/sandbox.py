@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pprint
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -15,16 +16,11 @@ from jinja2 import Environment, StrictUndefined, Undefined, nodes, pass_context
 from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
-from feste.prompt.limits import (
-    TEXT_LIMIT,
-    Budget,
-    TooMuch,
-    check_call,
-    check_format,
-    check_operator,
-    extent,
-)
+from feste.prompt.limits import TEXT_LIMIT, Budget, TooMuch, extent
+from feste.prompt.operands import check_call, check_format, check_operator
 
 __all__ = ["BUDGET", "JINJA_NAMES", "Filters", "count_work", "sandbox_with"]
 
@@ -41,6 +37,11 @@ JINJA_NAMES: Final = {
 }
 
 _LIMITED = ("batch", "center", "format", "indent", "replace", "round", "slice", "wordwrap")
+#: Filters that look at the items of what they are given; all others may make a text of the whole.
+_BY_ITEM = frozenset(
+    "attr batch count d default dictsort first groupby items join last length list map max min "
+    "reject rejectattr reverse select selectattr slice sort sum unique".split()
+)
 _plain_jinja: Final = Environment()
 
 
@@ -67,7 +68,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         check_operator(operator, left, right)
-        return _budget(context).weigh(super().call_binop(context, operator, left, right))
+        made = super().call_binop(context, operator, left, right)
+        return _budget(context).weigh(_budget(context).measure(made))
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         method = getattr(obj, "__wrapped__", obj)  # Jinja wraps the format of texts
@@ -76,10 +78,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             if name == "join":
                 return _join(context, args[0], text)
             if name.startswith("format"):
-                check_format("{", text, (*args, *kwargs.values()))
+                check_format("{", text, args, args[0] if name == "format_map" else kwargs)
             else:
                 check_call(name, text, args, kwargs)
-        return _budget(context).weigh(super().call(context, obj, *args, **kwargs))
+        made = super().call(context, obj, *args, **kwargs)
+        if obj is dict or obj is Namespace:
+            _budget(context).measure(made)
+        return _budget(context).weigh(made)
 
 
 @pass_context
@@ -91,6 +96,11 @@ def _tick(context: Context, _: None) -> bool:
 @pass_context
 def _weigh(context: Context, value: Any) -> Any:
     return _budget(context).weigh(value)
+
+
+@pass_context
+def _measure(context: Context, value: Any) -> Any:
+    return _budget(context).measure(value)
 
 
 @pass_context
@@ -124,13 +134,28 @@ def _tojson(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if indent else indent)
 
 
+def _pprint(value: Any) -> str:
+    level = [value]
+    for _ in range(33):
+        level = [part for holder in level for part in _held(holder)]
+    if level:  # it keeps the text of each level until the whole is done
+        raise TooMuch("it gives pprint more than 32 levels of lists and dicts")
+    return pprint.pformat(value)
+
+
+def _held(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
+
+
 def _limited(name: str) -> Callable[..., Any]:
     """Jinja's filter of that name, within the limits."""
 
     @pass_context
     def limited(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         if name == "format":
-            check_format("%", str(value), (*args, *kwargs.values()))
+            check_format("%", str(value), args, kwargs)
         else:
             check_call(name, value, args, kwargs)
         made = _plain_jinja.call_filter(name, value, args, kwargs, context)
@@ -156,27 +181,60 @@ def sandbox_with(filters: Filters) -> Environment:
     )
     made.globals.clear()
     del made.filters["random"], made.filters["urlize"]
-    made.filters.update({name: _limited(name) for name in _LIMITED}, join=_join, tojson=_tojson)
+    made.filters.update({name: _limited(name) for name in _LIMITED}, join=_join)
+    made.filters.update(pprint=_pprint, tojson=_tojson)
     made.filters.update(filters)
-    made.filters.update({"tick!": _tick, "weigh!": _weigh, "join!": _join})  # see count_work
+    counting = {"tick!": _tick, "weigh!": _weigh, "measure!": _measure, "join!": _join}
+    made.filters.update(counting)  # see count_work
     return made
 
 
 def count_work(tree: nodes.Template) -> None:
     """Make a template count its turns of loops, what its filters are given, what ``~`` joins.
 
+    The containers that it makes, keeps or compares are measured.
+
     :param tree: the template; it is changed.
     """
-
-    def hidden(node: nodes.Expr, name: str) -> nodes.Filter:
-        return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
-
+    _Measured().visit(tree)
     for node in list(tree.find_all((nodes.For, nodes.Filter, nodes.Concat))):
-        if isinstance(node, nodes.Filter):
-            node.node = node.node and hidden(node.node, "weigh!")
+        if isinstance(node, nodes.Filter) and node.node and not node.name.endswith("!"):
+            whole = node.node if node.name in _BY_ITEM else _hidden(node.node, "measure!")
+            node.node = _hidden(whole, "weigh!")
         elif isinstance(node, nodes.Concat):
-            node.nodes = [hidden(nodes.List(node.nodes, lineno=node.lineno), "join!")]
+            node.nodes = [_hidden(nodes.List(node.nodes, lineno=node.lineno), "join!")]
         elif isinstance(node, nodes.For):
-            turn = hidden(nodes.Const(None, lineno=node.lineno), "tick!")
+            turn = _hidden(nodes.Const(None, lineno=node.lineno), "tick!")
             node.body.insert(0, nodes.ExprStmt(turn, lineno=node.lineno))
             node.test = node.test and nodes.And(turn, node.test, lineno=node.lineno)
+
+
+class _Measured(NodeTransformer):
+    """Measures what a template keeps or compares, and the containers that it writes with names."""
+
+    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        stored = isinstance(node, nodes.Tuple) and node.ctx != "load"
+        if stored or node.find(nodes.Slice) or not node.find(nodes.Name):
+            return node
+        return _hidden(node, "measure!")
+
+    visit_Tuple = visit_Dict = visit_List
+
+    def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
+        self.generic_visit(node)
+        if getattr(node.node, "name", "") != "measure!":  # it is no such literal
+            node.node = _hidden(node.node, "measure!")  # type: ignore[arg-type]
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        sides: list[Any] = [node, *node.ops]
+        for side in sides:
+            if not isinstance(side.expr, nodes.Const):
+                side.expr = _hidden(side.expr, "measure!")
+        return node
+
+
+def _hidden(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)

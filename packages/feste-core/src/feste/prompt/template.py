@@ -127,6 +127,6 @@ class Template:
 
         made = self.compiled()
         try:
-            return made.render({**self.environment.globals, **values})
+            return made.render(values, self.environment.globals)
         except Exception as error:
             raise PromptError(f"{self.label}{explain(error, made.template)}") from error

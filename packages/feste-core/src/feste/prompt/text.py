@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from feste.delayed import FesteDelayed, refuse_node_text
 from feste.errors import LanguageMismatch, LazyValueError, PromptError
@@ -97,18 +97,19 @@ class Prompt(PromptBase):
         """The globals and filters of the template."""
         return self._template.environment
 
-    def __call__(self, /, **variables: Any) -> FesteDelayed[str]:
+    def __call__(self, /, *args: Never, **variables: Any) -> FesteDelayed[str]:
         """Return the rendered text: a lazy value, or in eager mode the text itself.
 
         Variables that the template gives a ``default``, or asks whether they are ``defined``, may
         be left out.
 
         :param variables: the values: plain data, dataclasses, pydantic models, lazy values.
+        :raises PromptError: for a value without a name.
         :raises UndefinedVariable: if one is missing.
         :raises ExtraVariable: if the template has no such variable.
         :raises PlainDataError: for a value that is not plain data.
         """
-        return self._record(variables)  # type: ignore[no-any-return]
+        return self._record(args, variables)  # type: ignore[no-any-return]
 
     def __add__(self, other: Prompt | str) -> Prompt:
         if isinstance(other, str):

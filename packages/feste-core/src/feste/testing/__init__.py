@@ -1,11 +1,13 @@
-"""The test kit: a fake backend, a simulated provider, helpers for plugin authors."""
+"""The test kit: a fake backend, a simulated provider, contracts for plugin authors."""
 
 from feste.draw import forget as fresh_draws
+from feste.testing.backend_contract import BackendContract
 from feste.testing.fake_backend import FakeBackend, FakeParams
 from feste.testing.sim_server import Fault, LedgerEntry, LoggedRequest, SimServer
 from feste.testing.virtual_clock import VirtualClock
 
 __all__ = [
+    "BackendContract",
     "FakeBackend",
     "FakeParams",
     "Fault",

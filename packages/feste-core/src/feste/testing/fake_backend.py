@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,10 @@ from feste.backend import (
     Request,
     Response,
     Usage,
+    as_count,
+    as_messages,
+    as_params,
+    as_text,
 )
 from feste.errors import CallError, MalformedResponse
 
@@ -35,6 +39,7 @@ class FakeParams(Params):
     temperature: float | None = None
     seed: int | None = None
     max_tokens: int | None = None
+    n: int | None = None
     model: str | None = None
 
 
@@ -47,8 +52,8 @@ class FakeBackend(Backend):
 
     :param model: the model's name; it goes into the answers.
     :param latency: seconds that each request takes.
-    :param fail: answer with this error wherever the prompt holds the text, for example
-        ``{"poison": InvalidRequest("no")}``.
+    :param fail: answer with this error wherever the prompt, the text or a message holds the key,
+        for example ``{"poison": InvalidRequest("no")}``.
     :param limits: as for any backend.
 
     >>> llm = FakeBackend()
@@ -83,11 +88,13 @@ class FakeBackend(Backend):
         return {"model": self.model, "latency": self.latency}
 
     def _request(self, operation: str, body: dict[str, Any], params: FakeParams) -> Request:
+        given = as_params(params, FakeParams, operation).body()
+        as_count(given.get("n"), "n")
         return Request(
             plugin=self.plugin,
             operation=operation,
             endpoint=self.endpoint,
-            body={"model": self.model, **body, **params.body()},
+            body={"model": self.model, **body, **given},
             client=self.config(),
         )
 
@@ -95,16 +102,15 @@ class FakeBackend(Backend):
         self, prompt: str | list[Message], params: FakeParams = FakeParams()
     ) -> Request:
         """Answer a conversation."""
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return self._request("chat", {"messages": messages}, params)
+        return self._request("chat", {"messages": as_messages(prompt)}, params)
 
     def _prepare_complete(self, prompt: str, params: FakeParams = FakeParams()) -> Request:
         """Continue a text."""
-        return self._request("complete", {"prompt": prompt}, params)
+        return self._request("complete", {"prompt": as_text(prompt, "complete", "prompt")}, params)
 
     def _prepare_embed(self, text: str, params: FakeParams = FakeParams()) -> Request:
         """Return the vector of a text."""
-        return self._request("embed", {"input": text}, params)
+        return self._request("embed", {"input": as_text(text, "embed", "text")}, params)
 
     async def _send(self, request: Request, on_chunk: Any = None) -> Response:
         with self._lock:
@@ -114,8 +120,9 @@ class FakeBackend(Backend):
         try:
             if self.latency:
                 await asyncio.sleep(self.latency)
+            said = "\n".join(_texts(request.body)) if self.fail else ""
             for text, error in self.fail.items():
-                if text in str(dict(request.body)):
+                if text in said:
                     own = type(error)(*error.args)  # each call gets one of its own
                     vars(own).update(vars(error))
                     raise own
@@ -132,19 +139,27 @@ class FakeBackend(Backend):
         field = "input" if request.operation == "embed" else "prompt"
         given = request.body.get(field)
         items = given if isinstance(given, list) else [given]
+        wanted = as_count(request.body.get("n"), "n")
         answers = []
         for i, item in enumerate(items):
             body = {**request.body, field: item} if given is not None else dict(request.body)
-            alone = replace(request, body=body)
-            answers.append(_digest(alone, request.draws[i].n if request.draws else 0))
+            seed = _digest(replace(request, body=body), request.draws[i].n if request.draws else 0)
+            answers.append(seed if wanted == 1 else [_hash(f"{seed}.{j}") for j in range(wanted)])
         tokens = request.tokens
-        return Response({"answers": answers}, Usage(tokens, 4 * len(answers)))
+        return Response({"answers": answers}, Usage(tokens, 4 * len(answers) * wanted))
 
     def _parse_text(self, response: Response, arguments: Mapping[str, Any]) -> Reply:
-        return Reply(f"{self.model}:{_only(response)[:16]}", finish_reason="stop")
+        wanted = as_count(arguments["params"].n, "n")
+        seeds = _only(response) if wanted > 1 else [_only(response)]
+        if not isinstance(seeds, list) or len(seeds) != wanted:
+            raise MalformedResponse(f"a fake answer must hold {wanted} texts")
+        made: Any = [
+            Reply(f"{self.model}:{str(seed)[:16]}", finish_reason="stop") for seed in seeds
+        ]
+        return made if wanted > 1 else made[0]  # type: ignore[no-any-return]
 
     def _parse_vector(self, response: Response, arguments: Mapping[str, Any]) -> array.array[float]:
-        rng = random.Random(_only(response))
+        rng = random.Random(str(_only(response)))
         return array.array("f", (rng.uniform(-1, 1) for _ in range(8)))
 
     @staticmethod
@@ -177,12 +192,28 @@ def _digest(request: Request, n: int) -> str:
     """The answer's seed: of a sampled call its request and ordinal, else its request alone."""
     greedy = request.body.get("temperature") == 0 or request.body.get("seed") is not None
     draw = "" if greedy or request.operation == "embed" else f".{n}"
-    return hashlib.sha256(f"{request.key}{draw}".encode()).hexdigest()
+    return _hash(f"{request.key}{draw}")
 
 
-def _only(response: Response) -> str:
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _texts(body: Mapping[str, Any]) -> Iterator[str]:
+    """What the user says in a request: its prompts, or the contents of its messages."""
+    stack = [body.get("prompt"), body.get("input")]
+    stack += [message.get("content") for message in body.get("messages") or ()]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, (list, Mapping)):
+            stack += part.values() if isinstance(part, Mapping) else part
+
+
+def _only(response: Response) -> Any:
     try:
         (answer,) = response.payload["answers"]
     except (KeyError, TypeError, ValueError):
         raise MalformedResponse("a fake answer must hold one text") from None
-    return str(answer)
+    return answer

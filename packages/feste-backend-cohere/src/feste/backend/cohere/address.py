@@ -13,19 +13,30 @@ __all__ = ["is_local", "normal"]
 def normal(url: str) -> str:
     """Return a base URL in its one form: no slash at the end, names in lower case.
 
+    No error shows the URL: what is wrong with it may be the password or the key inside.
+
     :param url: the URL.
     :raises ConfigError: if it is none, holds a password, or would send the key in the clear.
 
     >>> normal("https://API.cohere.com/v1/"), normal("http://localhost:8000/cohere/")
     ('https://api.cohere.com', 'http://localhost:8000/cohere')
     """
+    if not isinstance(url, str):
+        raise ConfigError(f"base_url must be a str, not {type(url).__name__}")
     if "@" in url:
         raise ConfigError("base_url must not hold a name or password; give api_key=")
     parts = _split(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(f"base_url is no URL of an API: {url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError("base_url is no URL of an API; it looks like https://api.cohere.com")
+    if parts.query or parts.fragment:
+        raise ConfigError(
+            "base_url must end with its path: a query or fragment is not sent; give api_key="
+        )
     if parts.scheme == "http" and not is_local(url):
-        raise ConfigError(f"base_url must be https except on this machine, not {url}")
+        raise ConfigError(
+            f"base_url must be https except on this machine: http:// would send key and prompts to "
+            f"{parts.hostname} in the clear"
+        )
     path = parts.path.rstrip("/")
     if parts.hostname.endswith((".cohere.com", ".cohere.ai")) and path in ("/v1", "/v2"):
         path = ""  # older versions of the SDK wanted it there
@@ -52,5 +63,5 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - raises if it is no number
         return parts
-    except ValueError as error:
-        raise ConfigError(f"base_url is no URL: {error}") from None
+    except ValueError:
+        raise ConfigError("base_url is no URL; it looks like https://api.cohere.com") from None

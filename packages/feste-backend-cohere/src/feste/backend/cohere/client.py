@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,10 @@ from feste.backend import (
     Request,
     Response,
     Secret,
+    as_count,
+    as_messages,
+    as_params,
+    as_text,
     plain,
 )
 from feste.backend.cohere import address, replies, transport
@@ -44,11 +49,11 @@ class Cohere(Backend):
         It must be https, but for a server on this machine.
     :param timeout: seconds that one attempt may take.
     :param limits: what the account or server can take.
-    :raises ConfigError: if the URL or the timeout is wrong.
+    :raises ConfigError: if an argument is wrong.
 
     >>> Cohere(base_url="http://api.example.com")
     Traceback (most recent call last):
-    feste.errors.ConfigError: base_url must be https except on this machine, not http://api.example.com
+    feste.errors.ConfigError: base_url must be https except on this machine: http:// would send key and prompts to api.example.com in the clear
     """
 
     plugin = "cohere"
@@ -62,8 +67,10 @@ class Cohere(Backend):
         timeout: float = 300.0,
         limits: Limits | None = None,
     ) -> None:
-        if not timeout > 0:
-            raise ConfigError(f"timeout is a positive number of seconds, not {timeout!r}")
+        if not isinstance(model, (str, type(None))):
+            raise ConfigError(f"model must be a str, not {type(model).__name__}")
+        if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
+            raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
         self.model = model
         self.base_url = address.normal(base_url or os.environ.get("CO_API_URL") or _URL)
         self._local = address.is_local(self.base_url)
@@ -71,7 +78,7 @@ class Cohere(Backend):
         self.limits = limits or Limits()
         self._secret = Secret.of(api_key, "CO_API_KEY")
         # another process may have another CO_API_URL: what is pickled is the effective one
-        named = {"model": model, "api_key": api_key, "base_url": self.base_url}
+        named = {"model": model, "api_key": api_key or None, "base_url": self.base_url}
         self._given = ((), {**named, "timeout": timeout, "limits": limits})
 
     @property
@@ -89,24 +96,10 @@ class Cohere(Backend):
         """The API key; none for a server on this machine, unless there is one."""
         return () if self._local and not self._secret.is_set else (self._secret,)
 
-    def preflight(self) -> None:
-        """Raise what can be known to be wrong before anything is sent.
-
-        :raises MissingKey: if the environment variable of the key is not set.
-        :raises ConfigError: if the key cannot be one.
-        """
-        self._token()
-
     def _token(self) -> str:
         if not self.secrets:
             return "none"  # the SDK wants one; nobody reads it
-        key = self._secret.reveal()
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise ConfigError(
-                f"the API key of {self._secret!r} holds spaces, line ends or characters that no "
-                "HTTP header can carry; copy it again"
-            )
-        return key
+        return self._secret.reveal()
 
     # --- prepare --------------------------------------------------------------------------------
 
@@ -114,11 +107,8 @@ class Cohere(Backend):
         self, path: str, params: Params, kind: type[Params], own: Mapping[str, Any], parser: str
     ) -> Request:
         operation = path.rpartition("/")[2]
-        if not isinstance(params, kind):
-            raise ParameterError(
-                f"{operation}() takes {kind.__name__}, not {type(params).__name__}"
-            )
-        body = {"model": self.model, **params.body(), **own}
+        given = as_params(params, kind, operation).body()
+        body = {"model": self.model, **given, **own}
         if body["model"] is None:
             del body["model"]
             if operation != "generate":
@@ -151,10 +141,7 @@ class Cohere(Backend):
             prompt too, as Cohere advises.
         :returns: a :class:`~feste.backend.Reply`, or an instance of ``output``.
         """
-        messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if not isinstance(messages, (list, tuple)) or not messages:
-            raise ParameterError(f"chat() takes a text or messages, not {prompt!r:.80}")
-        own: dict[str, Any] = {"messages": messages, "stream": False}
+        own: dict[str, Any] = {"messages": as_messages(prompt), "stream": False}
         if output is None:
             return self._request("/v2/chat", params, ChatParams, own, "reply")
         if getattr(params, "response_format", None) is not None:
@@ -173,9 +160,8 @@ class Cohere(Backend):
         :param params: parameters of the API.
         :returns: an ``array.array`` of 32-bit floats, or what ``embedding_types`` says.
         """
-        if not isinstance(text, str):
-            raise ParameterError(f"embed() takes a text, not {type(text).__name__}")
-        request = self._request("/v2/embed", params, EmbedParams, {"texts": [text]}, "vector")
+        own = {"texts": [as_text(text, "embed", "text")]}
+        request = self._request("/v2/embed", params, EmbedParams, own, "vector")
         kinds = request.body.get("embedding_types")
         if not isinstance(kinds, list) or not kinds:
             raise ParameterError(f"embedding_types is a list like ['float'], not {kinds!r}")
@@ -189,10 +175,10 @@ class Cohere(Backend):
         :returns: a :class:`~feste.backend.Reply`; a list of them if ``num_generations`` is more
             than 1.
         """
-        if not isinstance(prompt, str):
-            raise ParameterError(f"generate() takes a text, not {type(prompt).__name__}")
-        own = {"prompt": prompt, "stream": False}
-        return self._request("/v1/generate", params, GenerateParams, own, "generations")
+        own = {"prompt": as_text(prompt, "generate", "prompt"), "stream": False}
+        request = self._request("/v1/generate", params, GenerateParams, own, "generations")
+        as_count(request.body.get("num_generations"), "num_generations")
+        return request
 
     # --- send -----------------------------------------------------------------------------------
 
@@ -221,7 +207,7 @@ class Cohere(Backend):
 
     def _parse_generate(self, response: Response, arguments: Mapping[str, Any]) -> Any:
         body = self._body(arguments)
-        count = body.get("num_generations", 1)
+        count = as_count(body.get("num_generations"), "num_generations")
         made = replies.generations(response.payload, count, body["model"])
         return made[0] if count == 1 else made
 

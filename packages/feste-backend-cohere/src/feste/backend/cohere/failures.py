@@ -17,7 +17,7 @@ from feste.errors import (
     Unreachable,
 )
 
-__all__ = ["failure", "refusal"]
+__all__ = ["failure", "refusal", "short"]
 
 
 def refusal(status: int, content: bytes, headers: Mapping[str, str], secret: Secret) -> CallError:
@@ -39,7 +39,7 @@ def refusal(status: int, content: bytes, headers: Mapping[str, str], secret: Sec
         status,
         message if isinstance(message, str) else content.decode(errors="replace"),
         headers=headers,
-        request_id=name if isinstance(name, str) else None,
+        request_id=short(name, secret),
         secret=secret,
     )
     if status == 499:  # "request cancelled", on Cohere's side: it asks to try again
@@ -47,6 +47,15 @@ def refusal(status: int, content: bytes, headers: Mapping[str, str], secret: Sec
     if status == 429 and "/ month" in str(error):  # a trial key has used up its month
         return _as(QuotaExhausted, error)
     return error
+
+
+def short(name: object, secret: Secret) -> str | None:
+    """Return the name of a request, cut and without the key; None for what is no text.
+
+    :param name: what the server gave.
+    :param secret: the key that was used.
+    """
+    return redact(name, secret, limit=100) if isinstance(name, str) else None
 
 
 def _as(kind: type[CallError], error: CallError) -> CallError:

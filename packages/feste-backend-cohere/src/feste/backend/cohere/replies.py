@@ -46,15 +46,19 @@ def chat_reply(payload: Any, model: str) -> Reply:
 
     :param payload: the reply.
     :param model: the model that was asked.
-    :raises MalformedResponse: if it is not what the endpoint promises.
+    :raises MalformedResponse: if it is not what the endpoint promises, or broke off before there
+        was any answer; what came before an ``ERROR`` or ``TIMEOUT`` is ``truncated``.
     """
     payload = _checked(payload, dict, "the reply")
     message = _checked(payload.get("message"), dict, "message")
     reason = _checked(payload.get("finish_reason"), str, "finish_reason")
     for call in _checked(message.get("tool_calls") or [], list, "message.tool_calls"):
         _checked(call, dict, "a tool call")
+    text = _text(message.get("content"))
+    if reason in ("ERROR", "TIMEOUT") and not text and not message.get("tool_calls"):
+        raise MalformedResponse(f"Cohere broke off before there was an answer: {reason}")
     return Reply(
-        _text(message.get("content")),
+        text,
         message={"role": "assistant", **message},
         finish_reason=_FINISH.get(reason, reason.lower()),
         usage=usage(payload),
@@ -80,7 +84,8 @@ def instance(reply: Reply, model: Any) -> Any:
     """
     if reply.truncated:
         raise MalformedResponse(
-            f"the answer was cut off before it was a whole {model.__name__}; allow more max_tokens"
+            f"the answer was cut off ({reply.finish_reason}) before it was a whole "
+            f"{model.__name__}; allow more max_tokens or a shorter answer"
         )
     try:
         return model.model_validate_json(str(reply))

@@ -17,7 +17,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import PerLoop, Request, Response, Secret, redact
-from feste.backend.cohere.failures import failure, refusal
+from feste.backend.cohere.failures import failure, refusal, short
 from feste.backend.cohere.replies import usage
 from feste.backend.cohere.streaming import Assembly
 from feste.errors import (
@@ -122,7 +122,8 @@ async def _attempt(
     stream = on_chunk is not None and "messages" in request.body
     body = {**request.body, "stream": True} if stream else request.body
     try:
-        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        # in ASCII: a text may hold half of a character, which would spoil all that share a request
+        text = json.dumps(body, allow_nan=False, separators=(",", ":"))
         sent: dict[str, Any] = {
             "method": "POST",
             "content": text.encode(),
@@ -164,7 +165,7 @@ async def _streamed(
                 on_chunk(piece)
     if not assembly.complete:
         return ConnectionLost("the stream ended before the answer did")
-    return _response(assembly.payload, headers)
+    return _response(assembly.payload, headers, secret)
 
 
 def _answer(
@@ -180,9 +181,8 @@ def _answer(
     if not isinstance(payload, dict):
         start = redact(content[:80].decode(errors="replace"), secret)
         return MalformedResponse(f"the reply is no JSON object: {start!r}", status=status)
-    return _response(payload, headers)
+    return _response(payload, headers, secret)
 
 
-def _response(payload: Mapping[str, Any], headers: Mapping[str, str]) -> Response:
-    name = payload.get("id")
-    return Response(payload, usage(payload), headers, name if isinstance(name, str) else None)
+def _response(payload: Mapping[str, Any], headers: Mapping[str, str], secret: Secret) -> Response:
+    return Response(payload, usage(payload), headers, short(payload.get("id"), secret))

@@ -28,7 +28,7 @@ from feste.errors import (
     Unreachable,
 )
 
-__all__ = ["failure", "no_answer", "told"]
+__all__ = ["failure", "no_answer", "short", "told"]
 
 #: Nothing was sent: asking again cannot buy twice.
 _UNSENT = (
@@ -113,7 +113,7 @@ def told(status: int, text: str, headers: Mapping[str, str], secret: Secret) -> 
     :param headers: the headers, names in lower case.
     :param secret: the key that must not show.
     """
-    request_id = _short(headers.get("x-request-id"), secret)
+    request_id = short(headers.get("x-request-id"), secret)
     if 300 <= status < 400:  # following it would carry prompts and key to wherever it points
         return InvalidRequest(
             f"the server answered {status}, a redirect, which is not followed; is base_url right?",
@@ -124,7 +124,7 @@ def told(status: int, text: str, headers: Mapping[str, str], secret: Secret) -> 
     return error_for_status(
         status,
         message[:2000],
-        code=_short(code, secret),
+        code=short(code, secret),
         headers=headers,
         request_id=request_id,
         secret=secret,
@@ -148,7 +148,12 @@ def _message(text: str) -> tuple[str, str | None]:
     return (error, None) if isinstance(error, str) else (text, None)
 
 
-def _short(text: str | None, secret: Secret) -> str | None:
+def short(text: str | None, secret: Secret) -> str | None:
+    """Return a name that a server gave, cut and without the key; None stays None.
+
+    :param text: the name.
+    :param secret: the key that must not show.
+    """
     return None if text is None else redact(text, secret, limit=100)
 
 

@@ -11,10 +11,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from feste.backend import Params
+from feste.backend import Params, as_count
+from feste.delayed import FesteDelayed
 from feste.errors import ParameterError
 
-__all__ = ["ChatParams", "CompleteParams", "EmbedParams"]
+__all__ = ["ChatParams", "Common", "CompleteParams", "EmbedParams"]
 
 #: Fields of a body that Feste fills in.
 _OURS: Final = frozenset({"messages", "prompt", "input", "stream"})
@@ -22,7 +23,7 @@ _OURS: Final = frozenset({"messages", "prompt", "input", "stream"})
 Json = Mapping[str, Any]
 
 
-class _Common(Params):
+class Common(Params):
     """What all endpoints take."""
 
     model: str | None = None
@@ -30,11 +31,20 @@ class _Common(Params):
     extra: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names in ``extra`` that have a place of their own.
+        self.check()
+
+    def check(self) -> None:
+        """Refuse numbers of answers that are none, and what must not be in ``extra``.
 
         Determinism, batching and the shape of the answer are read from the fields: a ``seed`` that
-        came in by ``extra`` would be sent but not seen.
+        came in by ``extra`` would be sent but not seen. What is lazy yet is passed over.
+
+        :raises ParameterError: with the name of the parameter.
         """
+        for name in ("n", "best_of"):
+            value = getattr(self, name, None)
+            if not isinstance(value, FesteDelayed):
+                as_count(value, f"{type(self).__name__}: {name}")
         if not isinstance(self.extra, Mapping):
             return
         known = {f.name for f in dataclasses.fields(self)}
@@ -49,7 +59,7 @@ class _Common(Params):
                 )
 
 
-class ChatParams(_Common):
+class ChatParams(Common):
     """Parameters of :meth:`OpenAI.chat`; what is None is not sent, so the provider's default holds.
 
     ``model`` goes before the client's. ``extra`` is merged into the body: parameters that only some
@@ -102,7 +112,7 @@ class ChatParams(_Common):
     web_search_options: Json | None = None
 
 
-class CompleteParams(_Common):
+class CompleteParams(Common):
     """Parameters of :meth:`OpenAI.complete`; what is None is not sent.
 
     Calls with equal parameters share requests, but for those with a ``seed``: a server applies one
@@ -138,7 +148,7 @@ class CompleteParams(_Common):
     top_p: float | None = None
 
 
-class EmbedParams(_Common):
+class EmbedParams(Common):
     """Parameters of :meth:`OpenAI.embed`; what is None is not sent, but for ``encoding_format``.
 
     Vectors are asked for as base64, which is twenty times cheaper to read than numbers; give

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Params, Request, canonical, plain
-from feste.backend.openai.params import ChatParams, CompleteParams, EmbedParams
+from feste.backend import Request, as_messages, as_params, as_text, canonical, plain
+from feste.backend.openai.params import ChatParams, Common, CompleteParams, EmbedParams
 from feste.backend.openai.schema import check_model, response_format
 from feste.errors import ConfigError, ParameterError, PlainDataError
 
@@ -26,13 +26,13 @@ def chat_request(llm: OpenAI, prompt: Any, params: ChatParams, output: Any = Non
     :param output: the pydantic model that the answer shall be, or None.
     :raises ConfigError: if an argument is wrong, or there is no model.
     """
-    given = _given(params, ChatParams)
+    given = _given(params, ChatParams, "chat")
     if output is not None:
         check_model(output)
         if "response_format" in given:
             raise ParameterError("give output= or response_format=, not both")
         given["response_format"] = response_format(output)
-    body = {"messages": _messages(prompt), **given}
+    body = {"messages": as_messages(prompt), **given}
     parser = "reply" if output is None else "output"
     return _request(llm, "chat", "/chat/completions", body, parser)
 
@@ -45,7 +45,10 @@ def complete_request(llm: OpenAI, prompt: Any, params: CompleteParams) -> Reques
     :param params: the parameters.
     :raises ConfigError: if an argument is wrong, or there is no model.
     """
-    body = {"prompt": _text(prompt, "complete", "prompt"), **_given(params, CompleteParams)}
+    body = {
+        "prompt": as_text(prompt, "complete", "prompt"),
+        **_given(params, CompleteParams, "complete"),
+    }
     return _request(llm, "complete", "/completions", body, "reply")
 
 
@@ -57,14 +60,14 @@ def embed_request(llm: OpenAI, text: Any, params: EmbedParams) -> Request:
     :param params: the parameters.
     :raises ConfigError: if an argument is wrong, there is no model, or the text is empty.
     """
-    given = _text(text, "embed", "text")
+    given = as_text(text, "embed", "text")
     if not given:
         # one empty text would make the provider refuse all that share its request
         raise ConfigError(
             "embed() was given an empty text, which has no vector: leave empty texts out, for "
             "example [llm.embed(t) for t in texts if t]"
         )
-    body = {"input": given, "encoding_format": "base64", **_given(params, EmbedParams)}
+    body = {"input": given, "encoding_format": "base64", **_given(params, EmbedParams, "embed")}
     return _request(llm, "embed", "/embeddings", body, "vector")
 
 
@@ -99,61 +102,14 @@ def _request(llm: OpenAI, operation: str, path: str, body: dict[str, Any], parse
     )
 
 
-def _given(params: Any, kind: type[Params]) -> dict[str, Any]:
+def _given(params: Any, kind: type[Common], operation: str) -> dict[str, Any]:
     """The parameters as JSON of their own: what the caller changes later changes no request."""
-    if not isinstance(params, kind):
-        raise ParameterError(
-            f"parameters are given as {kind.__name__}(...), not as {_a(params)}, for example "
-            f"{kind.__name__}(model=...)"
-        )
-    given = params.body()
-    if given:
-        given = {name: _plain(v, f"{kind.__name__}.{name}") for name, v in given.items()}
-        canonical(given)  # refuses NaN and infinity, which JSON has not
-    return given
-
-
-def _messages(prompt: Any) -> list[Any]:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": str.__str__(prompt)}]
-    if not isinstance(prompt, (list, tuple)) or not prompt:
-        raise ParameterError(
-            "chat() needs a text, or a list of messages like [{'role': 'user', 'content': '...'}], "
-            f"not {_a(prompt)}{_call_it(prompt)}"
-        )
-    made: list[Any] = _plain(prompt, "messages")
-    canonical(made)
-    for i, message in enumerate(made):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ParameterError(
-                f"messages[{i}] must be a dict with a role, like {{'role': 'user', 'content': "
-                "'...'}; a Reply goes back into a conversation as reply.message"
-            )
-    return made
-
-
-def _text(value: Any, operation: str, name: str) -> str:
-    if isinstance(value, str):
-        return str.__str__(value)  # a Reply is text too
-    hint = _call_it(value)
-    if isinstance(value, (list, tuple)):
-        hint = f"; write a call for each, [llm.{operation}(t) for t in texts]: they are batched"
-    raise ParameterError(f"{operation}() needs {name} as a text, not {_a(value)}{hint}")
-
-
-def _call_it(value: Any) -> str:
-    return ": call it with its variables first" if callable(value) else ""
-
-
-def _plain(value: Any, path: str) -> Any:
+    params = as_params(params, kind, operation)
+    params.check()  # again: what was lazy when the record was made is known now
+    given: dict[str, Any] = params.body()
     try:
-        return plain(value, path)
+        given = {name: plain(v, f"{kind.__name__}.{name}") for name, v in given.items()}
     except PlainDataError as error:
         raise ParameterError(str(error)) from None
-
-
-def _a(value: Any) -> str:
-    if isinstance(value, (list, tuple)) and not value:
-        return f"an empty {type(value).__name__}"
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    canonical(given)  # refuses NaN and infinity, which JSON has not
+    return given

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 import openai
 
-from feste.backend import PerLoop, Request, Response
+from feste.backend import PerLoop, Request, Response, Secret
 from feste.backend.openai.answers import usage_of
-from feste.backend.openai.errors import failure, no_answer
+from feste.backend.openai.errors import failure, no_answer, short
 from feste.backend.openai.streams import Whole
 from feste.errors import CallError, ConfigError
 
@@ -127,7 +127,7 @@ async def _whole(llm: OpenAI, client: openai.AsyncOpenAI, path: str, request: Re
     wrong = no_answer(payload, answer.content, kind=kind, url=request.endpoint, secret=llm._secret)
     if wrong is not None:
         raise wrong
-    return _response(payload, answer)
+    return _response(payload, answer, llm._secret)
 
 
 async def _streamed(
@@ -147,7 +147,7 @@ async def _streamed(
             piece = whole.add(event)
             if piece:
                 on_chunk(piece)
-    return _response(whole.payload(), stream.response)
+    return _response(whole.payload(), stream.response, llm._secret)
 
 
 def _body(request: Request, **more: Any) -> dict[str, Any]:
@@ -166,7 +166,8 @@ async def _pieces(content: bytes) -> AsyncIterator[bytes]:
         yield content[start : start + _PIECE]
 
 
-def _response(payload: dict[str, Any], answer: httpx2.Response) -> Response:
+def _response(payload: dict[str, Any], answer: httpx2.Response, secret: Secret) -> Response:
     headers = dict(answer.headers)  # names are in lower case
     headers.pop("set-cookie", None)
-    return Response(payload, usage_of(payload), headers, headers.get("x-request-id"))
+    name = short(headers.get("x-request-id"), secret)
+    return Response(payload, usage_of(payload), headers, name)

@@ -1,0 +1,118 @@
+"""What every backend checks of a call's arguments, before anything is sent and paid."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, TypeVar
+
+from feste.backend.params import Params
+from feste.backend.request import canonical
+from feste.errors import ParameterError, PlainDataError
+from feste.plain import plain
+
+__all__ = ["as_count", "as_messages", "as_params", "as_text"]
+
+P = TypeVar("P", bound=Params)
+
+
+def as_text(value: Any, operation: str, name: str) -> str:
+    """Return an argument that must be a text, as a plain one.
+
+    :param value: the argument; a :class:`~feste.backend.Reply` is a text too.
+    :param operation: the operation's name, for the error.
+    :param name: the parameter's name, for the error.
+    :raises ParameterError: if it is none.
+
+    >>> as_text(5, "embed", "text")
+    Traceback (most recent call last):
+    feste.errors.ParameterError: embed() needs text as a text, not an int
+    """
+    if isinstance(value, str):
+        return str.__str__(value)
+    hint = _call_it(value)
+    if isinstance(value, (list, tuple)):
+        hint = f"; write a call for each, [llm.{operation}(t) for t in texts]: they are batched"
+    raise ParameterError(f"{operation}() needs {name} as a text, not {_a(value)}{hint}")
+
+
+def as_messages(prompt: Any, operation: str = "chat") -> list[dict[str, Any]]:
+    """Return the messages of a conversation as JSON of their own.
+
+    :param prompt: what the user says, or a list of messages: dicts with a role.
+    :param operation: the operation's name, for the error.
+    :raises ParameterError: if it is neither.
+
+    >>> as_messages("Hi")
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": str.__str__(prompt)}]
+    if not isinstance(prompt, (list, tuple)) or not prompt:
+        raise ParameterError(
+            f"{operation}() needs a text, or a list of messages like [{{'role': 'user', "
+            f"'content': '...'}}], not {_a(prompt)}{_call_it(prompt)}"
+        )
+    try:
+        made: list[Any] = plain(prompt, "messages")
+    except PlainDataError as error:
+        raise ParameterError(str(error)) from None
+    canonical(made)  # refuses NaN and infinity, which JSON has not
+    for i, message in enumerate(made):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ParameterError(
+                f"messages[{i}] must be a dict with a role, like {{'role': 'user', 'content': "
+                "'...'}; a Reply goes back into a conversation as reply.message"
+            )
+    return made
+
+
+def as_params(params: Any, kind: type[P], operation: str) -> P:
+    """Return the parameters of a call, which must be of the operation's own class.
+
+    :param params: the argument.
+    :param kind: the class; those of two backends may share its name.
+    :param operation: the operation's name, for the error.
+    :raises ParameterError: if they are of another one.
+
+    >>> class SpeakParams(Params):
+    ...     volume: int | None = None
+    >>> as_params({"volume": 3}, SpeakParams, "speak")
+    Traceback (most recent call last):
+    feste.errors.ParameterError: speak() takes its parameters as SpeakParams(...), not as a dict
+    """
+    if isinstance(params, kind):
+        return params
+    wanted, given = kind.__name__, _a(params)
+    if isinstance(params, Params):
+        wanted, given = (f"{k.__module__}.{k.__qualname__}" for k in (kind, type(params)))
+    raise ParameterError(f"{operation}() takes its parameters as {wanted}(...), not as {given}")
+
+
+def as_count(value: Any, name: str) -> int:
+    """Return how many answers are asked for; 1 for None.
+
+    :param value: the parameter.
+    :param name: its name, for the error.
+    :raises ParameterError: if it is no whole number above 0: the answers would be paid and then not
+        be understood.
+
+    >>> as_count("2", "n")
+    Traceback (most recent call last):
+    feste.errors.ParameterError: n='2': it must be a whole number above 0
+    """
+    if value is None:
+        return 1
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ParameterError(f"{name}={value!r}: it must be a whole number above 0")
+    return int(value)
+
+
+def _call_it(value: Any) -> str:
+    return ": call it with its variables first" if callable(value) else ""
+
+
+def _a(value: Any) -> str:
+    if isinstance(value, (list, tuple)) and not value:
+        return f"an empty {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

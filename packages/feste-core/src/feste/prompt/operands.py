@@ -1,0 +1,133 @@
+"""Refuses an operator, a call or a filter that would make something huge, by what it is given."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from string import Formatter
+from typing import Any, Final
+
+from feste.prompt.limits import TooMuch, allow, extent
+
+__all__ = ["check_call", "check_format", "check_operator"]
+
+
+def check_operator(operator: str, left: Any, right: Any) -> None:
+    """Refuse ``left operator right`` before it makes something huge.
+
+    :param operator: ``*``, ``**`` or ``%``; others at most add what is there.
+    :raises TooMuch: if the result would be over the limit.
+    """
+    if operator == "%" and isinstance(left, str):
+        args = right if isinstance(right, tuple) else (right,)
+        check_format("%", left, args, right if isinstance(right, dict) else {})
+    elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+        allow(left.bit_length() * right << 6)
+    elif operator == "*":
+        for parts, times in ((left, right), (right, left)):
+            if isinstance(parts, (str, list, tuple)) and isinstance(times, int):
+                allow(len(parts) * times)
+
+
+def check_format(opener: str, text: str, args: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Refuse the formatting of a text before it makes something huge.
+
+    :param opener: what its fields begin with, ``%`` or ``{``.
+    :param text: the text with fields.
+    :param args: what goes into its fields in order, or by number.
+    :param named: what goes into them by name.
+    :raises TooMuch: if the result would be over the limit, or a width is a field itself.
+    """
+    total, used = 0, Counter[str | None]()
+    for name, width in _percent_fields(text) if opener == "%" else _brace_fields(text):
+        total += width
+        used[name] += 1
+    for name, times in used.items():
+        if name is None:
+            total += sum(map(_printed, args))
+        elif name in named:
+            total += times * _printed(named[name])
+        elif name.isdecimal() and int(name[:9]) < len(args):
+            total += times * _printed(args[int(name)])
+    allow(total)
+
+
+def _percent_fields(text: str) -> Iterator[tuple[str | None, int]]:
+    """Name, or None, and width of each field."""
+    field = r"%(?:\(([^()]*)\))?[-+ #0]*(\d*)(?:\.(\d*))?[hlL]?(.?)"
+    for name, width, precision, kind in re.findall(field, text, re.DOTALL):
+        if kind in ("*", "("):
+            raise TooMuch("a format takes a width from its arguments, or has a name with brackets")
+        yield name, _number(width) + _number(precision)
+
+
+def _brace_fields(text: str) -> Iterator[tuple[str | None, int]]:
+    for _, field, spec, _ in Formatter().parse(text):
+        if field is None:
+            continue
+        if "{" in (spec or ""):
+            raise TooMuch("a format takes a width from its arguments")
+        yield (
+            re.split(r"[.\[]", field)[0] or None,
+            sum(map(_number, re.findall(r"\d+", spec or ""))),
+        )
+
+
+def _number(digits: str) -> int:
+    return int(digits[:9] or 0)
+
+
+def _printed(value: Any) -> int:
+    """How many characters a field may make of a value."""
+    if isinstance(value, int):
+        return value.bit_length()  # as many as its binary digits
+    return 309 if isinstance(value, float) else extent(value)  # the largest one has 309 digits
+
+
+def _lines(text: str, width: int | None) -> int:
+    """How many lines wrapping makes, at most: two of them hold more than one width."""
+    return len(text.splitlines()) + 2 * len(text) // max(1, width or 79)
+
+
+#: The filters, and methods of texts, that can make much of little: their parameters, and how many
+#: characters or items they make for what is given.
+_MAKES: Final[Mapping[str, tuple[tuple[str, ...], Callable[..., int]]]] = {
+    "batch": (("linecount", "fill_with"), lambda _, items, fill: items * max(1, extent(fill))),
+    "center": (("width",), lambda _, width: width),
+    "expandtabs": (("tabsize",), lambda text, width: text.count("\t") * (width or 8)),
+    "indent": (
+        ("width",),
+        lambda text, by: (text.count("\n") + 1) * (by if isinstance(by, int) else extent(by)),
+    ),
+    "ljust": (("width",), lambda _, width: width),
+    "replace": (("old", "new"), lambda text, old, new: text.count(str(old)) * extent(new)),
+    "rjust": (("width",), lambda _, width: width),
+    "round": (("precision",), lambda _, digits: digits * 1024),  # of numbers, not of texts
+    "slice": (("slices", "fill_with"), lambda _, items, fill: items * max(1, extent(fill))),
+    "translate": (("table",), lambda text, table: len(text) * _longest(table)),
+    "wordwrap": (
+        ("width", "", "wrapstring"),
+        lambda text, width, _, between: _lines(text, width) * extent(between),
+    ),
+    "zfill": (("width",), lambda _, width: width),
+}
+
+
+def _longest(table: Any) -> int:
+    return max(map(extent, table.values() if isinstance(table, dict) else table), default=0)
+
+
+def check_call(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a call of a built-in filter, or of a method of a text, before it makes something huge.
+
+    :param name: its name; where filter and method share one, they do the same.
+    :param value: what is filtered, or the text.
+    :param args: the positional arguments.
+    :param kwargs: the keyword arguments.
+    :raises TooMuch: if the result would be over the limit.
+    """
+    if name in _MAKES:
+        names, makes = _MAKES[name]
+        given = {**dict(zip(names, args)), **kwargs}
+        allow(makes(str(value), *(given.get(name, 0) for name in names)))

@@ -1,0 +1,179 @@
+"""The rules that every backend keeps, as tests that the author of one derives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from feste import context
+from feste.backend import Backend, Call, Outcome, Request, Response
+from feste.backend.clients import close_clients
+from feste.delayed import FesteDelayed
+from feste.draw import Determinism, Draw
+from feste.errors import CallError
+from feste.scheduler.batcher import pack_requests, unpack_response
+
+__all__ = ["BackendContract"]
+
+Made = tuple[Call[Any], Sequence[Any], Request]
+
+
+class BackendContract:
+    """The rules that every backend keeps, as tests for pytest.
+
+    Derive a class whose name begins with ``Test`` and say how a client is made and what it can do.
+    The client sends real requests: to a :class:`~feste.testing.SimServer`, not to a provider.
+
+    >>> from feste.testing import FakeBackend
+    >>> class TestFake(BackendContract):
+    ...     def make(self):
+    ...         return FakeBackend()
+    ...     def calls(self, llm):
+    ...         return [llm.chat("Hi"), llm.embed("a"), llm.embed("b")]
+    >>> TestFake().test_parse_is_repeatable()
+    """
+
+    key_name: str = ""
+    """The environment variable in which the client looks for its key, if it has one."""
+
+    key: str = "canary-key-0123456789"
+    """What stands there during each test, and must show nowhere."""
+
+    def make(self) -> Backend:
+        """Return a new client, equal to the one before, that knows its key by name."""
+        raise NotImplementedError(f"{type(self).__name__}.make() must return a client")
+
+    def calls(self, llm: Backend) -> Sequence[FesteDelayed[Any]]:
+        """Return a few calls of each operation, of a batched one two that may share a request.
+
+        :param llm: a client.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.calls() must return a few calls")
+
+    def broken(self) -> Sequence[Backend]:
+        """Return clients whose calls fail: no server, a wrong one, a wrong key. None by default."""
+        return ()
+
+    # --- the rules --------------------------------------------------------------------------------
+
+    def test_a_client_travels_as_configuration(self) -> None:
+        """A pickled client arrives as an equal one, without the key."""
+        llm = self.make()
+        data = pickle.dumps(llm)
+        again = pickle.loads(data)
+
+        assert self.key.encode() not in data, "the key is in the pickled client"
+        assert type(again) is type(llm), "another class arrives"
+        for other in (again, self.make()):
+            assert (other.identity, other.secrets) == (llm.identity, llm.secrets), f"{other!r}"
+            keys = [[r.key for *_, r in self._made(client)] for client in (other, llm)]
+            assert keys[0] == keys[1], f"{other!r} makes other requests"
+
+    def test_the_key_shows_nowhere(self) -> None:
+        """A client may be printed and recorded, its requests too."""
+        llm = self.make()
+        llm.preflight()
+        shown = [repr(llm), json.dumps(dict(llm.config())), llm.identity, llm.account, llm.endpoint]
+        for call, _, request in self._made(llm):
+            shown += [repr(call), repr(request), str(pickle.dumps(request)), request.account]
+
+        for text in shown:
+            assert self.key not in text, f"the key shows: {text}"
+
+    def test_prepare_is_pure(self) -> None:
+        """Equal calls make equal requests of plain JSON, with equal keys."""
+        for (_, _, one), (_, _, two) in zip(self._made(self.make()), self._made(self.make())):
+            one.check()
+            assert (one, one.key) == (two, two.key), f"{one} is not {two}"
+            stored = json.loads(json.dumps([dict(one.body), dict(one.client)]))
+            assert stored == [one.body, one.client], f"{one} is not plain JSON"
+
+    def test_a_shared_request_has_one_outcome_for_each_call(self) -> None:
+        """What is packed is unpacked in the same order; where answers are no draws, it shows."""
+        llm = self.make()
+        batched: dict[str, list[Made]] = {}
+        for made in self._made(llm):
+            if made[0].rule is not None:
+                batched.setdefault(made[0].name, []).append(made)
+        for name, group in batched.items():
+            call, requests = group[0][0], [request for *_, request in group]
+            parts = pack_requests(call, range(len(group)), requests, call.max_items)
+            shared = [part for part in parts if part[2].packed]
+            assert shared, f"calls() must return two calls of {name} that may share a request"
+            for members, _, request in shared:
+                request.check()
+                outcomes = unpack_response(call, request, self._sent(call, request))
+                for i, outcome in zip(members, outcomes, strict=True):
+                    value, alone = self._value(group[i], outcome), self._sent(*group[i][::2])
+                    if call.determinism(group[i][1], {}) is not Determinism.SAMPLE:
+                        assert value == self._value(group[i], alone), f"{value} for {group[i][2]}"
+
+    def test_parse_is_repeatable(self) -> None:
+        """An answer can be read again, also after it was stored as JSON."""
+        for made in self._made(self.make()):
+            response = self._sent(*made[::2])
+            stored = replace(response, payload=json.loads(json.dumps(response.payload)))
+
+            first, second, third = (self._value(made, r) for r in (response, response, stored))
+            assert first == second, f"first {first}, then {second}"
+            assert first == third, f"stored as JSON, {first} becomes {third}"
+
+    def test_send_raises_call_errors_only(self) -> None:
+        """No exception of an SDK gets out: a scheduler knows the errors of calls, which pickle."""
+        late = [(call, replace(r, timeout=1e-6)) for call, _, r in self._made(self.make())]
+        wrong = [(call, r) for llm in self.broken() for call, _, r in self._made(llm)]
+        for n, (call, request) in enumerate(wrong + late):
+            try:
+                self._sent(call, request)
+                assert n >= len(wrong), f"{call!r} is of a client that broken() gave, but answered"
+            except CallError as error:
+                told = "".join(traceback.format_exception(error)) + repr(vars(error))
+                assert self.key not in told, "an error shows the key"
+                assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+    # --- how they are tested ----------------------------------------------------------------------
+
+    def setup_method(self) -> None:
+        """Put the key where the client looks for it."""
+        self._before = os.environ.get(self.key_name)
+        if self.key_name:
+            os.environ[self.key_name] = self.key
+
+    def teardown_method(self) -> None:
+        """Take it away again."""
+        if self.key_name:
+            os.environ.pop(self.key_name)
+            if self._before is not None:
+                os.environ[self.key_name] = self._before
+
+    def _made(self, llm: Backend) -> list[Made]:
+        """The calls, their arguments, and their requests, each a draw of its own."""
+        with context.set(eager=False):
+            nodes = [handle._node for handle in self.calls(llm)]
+        made: list[Made] = []
+        for n, node in enumerate(nodes):
+            assert isinstance(node.op, Call), f"{node.key} is no call of an operation"
+            assert not node.deps, f"{node.key}: calls() must return calls without lazy arguments"
+            draws = (Draw("contract", "0", n),)
+            made.append((node.op, node.args, replace(node.op.prepare(node.args), draws=draws)))
+        return made
+
+    def _sent(self, call: Call[Any], request: Request) -> Response:
+        async def once() -> Response:
+            try:
+                return await call.send(request)
+            finally:
+                await close_clients(asyncio.get_running_loop())
+
+        return asyncio.run(once())
+
+    def _value(self, made: Made, outcome: Outcome) -> str:
+        """The value of an outcome as text: arrays have no one answer to ``==``."""
+        call, arguments, _ = made
+        return repr(outcome if isinstance(outcome, CallError) else call.parse(outcome, arguments))
