@@ -20,7 +20,8 @@ from feste.errors import (
     RunFailed,
     ServerError,
 )
-from feste.testing import FakeBackend, FakeParams, VirtualClock
+from feste.scheduler import driver
+from feste.testing import FakeBackend, FakeParams, VirtualClock, fresh_draws
 
 GREEDY = FakeParams(temperature=0)
 LONG = 30.0
@@ -89,6 +90,26 @@ def test_what_a_task_emitted_is_gone_on_from() -> None:
 
     assert (sent, len(llm.requests), len(ran)) == (10, 11, 1)
     assert len(values) == 10 and all(isinstance(v, str) for v in values)
+
+
+def test_what_a_task_emitted_joins_its_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the emitted calls are answered, the task's value is made of them, not emitted anew."""
+    llm = FakeBackend()
+    grown = []
+    compile_emission = driver.compile_emission
+
+    def counted(*args: Any) -> Any:
+        grown.append(1)
+        return compile_emission(*args)
+
+    monkeypatch.setattr(driver, "compile_emission", counted)
+
+    @feste.task(emits=True)
+    def ask() -> Any:
+        return [llm.chat("a"), llm.chat("b")]
+
+    assert len(ask().compute()) == 2
+    assert len(grown) == 1
 
 
 def test_merged_nodes_in_flight_are_one_request() -> None:
@@ -250,8 +271,6 @@ def test_equal_expressions_are_equal_in_eager_mode() -> None:
             llm.chat("hi"),
             *[ask(i) for i in range(2)],
         ]
-
-    from feste.testing import fresh_draws
 
     fresh_draws()
     lazy = feste.compute(program())[0]

@@ -76,7 +76,7 @@ class Lifecycle:
             if not others:
                 others.append((run, i))
         paid = run.program.keepers[i][0].paid
-        if paid is not None:
+        if paid is not None and i not in run.emitters:
             self._go_on(run, i, paid)
             return
         run.state[i] = READY

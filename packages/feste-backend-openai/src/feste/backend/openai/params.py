@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from feste import FesteDelayed
 from feste.backend import Params, as_count
-from feste.delayed import FesteDelayed
 from feste.errors import ParameterError
 
 __all__ = ["ChatParams", "Common", "CompleteParams", "EmbedParams"]
