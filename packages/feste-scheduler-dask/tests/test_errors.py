@@ -292,14 +292,37 @@ def test_who_waits_beside_a_killer_is_not_lost_with_it() -> None:
         assert fine == [1, 2, 3, 4]
 
 
+def test_a_result_that_died_beside_a_killer_is_made_again(tmp_path: Path) -> None:
+    """A result on a worker that died is made anew, and blamed if that one dies too: it is tried alone."""
+    mark = tmp_path / "made"
+
+    @feste.task
+    def make(x: int) -> int:
+        if mark.exists():
+            time.sleep(1.0)  # so that the next death meets it
+        mark.touch()
+        return x
+
+    @feste.task
+    def deadly(x: int) -> int:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    with one_worker(threads=2) as client:
+        made, lost = errors(client, make(7), deadly(1))
+        assert isinstance(lost, WorkerLost)
+        assert made == 7
+
+
 @contextmanager
-def one_worker() -> Iterator[Any]:
-    """A client of a cluster with one worker process of one thread, which may not die twice."""
+def one_worker(threads: int = 1) -> Iterator[Any]:
+    """A client of a cluster with one worker process, which may not die twice."""
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         distributed.LocalCluster(
             n_workers=1,
-            threads_per_worker=1,
+            threads_per_worker=threads,
             processes=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",

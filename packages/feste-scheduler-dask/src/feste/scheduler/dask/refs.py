@@ -8,11 +8,16 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import distributed
+from distributed.scheduler import KilledWorker
 
 from feste.errors import FesteError, WorkerLost
 from feste.scheduler.dask.remote import Emitted, Failed, Held
 
 __all__ = ["Fetcher", "Promises", "Ref", "lost"]
+
+
+#: How often a task that Dask blames for the death of workers is tried with no other suspect beside it.
+_TRIES_ALONE = 3
 
 
 class Ref:
@@ -88,6 +93,7 @@ class Fetcher:
     def __init__(self, client: Any, promises: Promises) -> None:
         self._client = client
         self._promises = promises
+        self._alone = asyncio.Lock()
 
     def bring(self, refs: Sequence[Ref], then: Callable[[], None]) -> None:
         """Bring results here; their outcomes are set then.
@@ -132,11 +138,48 @@ class Fetcher:
     async def _load(self, ref: Ref) -> None:
         outcome: Held | Emitted | Failed
         try:
-            (outcome,) = await self._client.gather([ref.future], asynchronous=True)
+            outcome = await self._gather(ref)
         except Exception as error:  # whatever it is, there will be no value
             outcome = Failed(lost(error))
         ref.outcome = ref.outcome or outcome
         ref.loading = None
+
+    async def _gather(self, ref: Ref) -> Any:
+        try:
+            (outcome,) = await self._client.gather([ref.future], asynchronous=True)
+        except KilledWorker:  # the worker that held it died, then those that made it again
+            if await self.run_alone(ref.future) is not None:
+                raise
+            (outcome,) = await self._client.gather([ref.future], asynchronous=True)
+        return outcome
+
+    async def run_alone(
+        self, future: Any, is_wanted: Callable[[], bool] = lambda: True
+    ) -> BaseException | None:
+        """Run a suspect again, one suspect at a time; return its last error, or None.
+
+        Dask blames the death of a worker on every task that was assigned to it. One that only
+        waited there, beside the guilty one, ends well when it is tried without it.
+
+        :param future: a future that ended with KilledWorker.
+        :param is_wanted: asked before each try.
+        """
+        async with self._alone:
+            error: BaseException | None = await future.exception(asynchronous=True)
+            for _ in range(_TRIES_ALONE):
+                if not isinstance(error, KilledWorker) or not is_wanted():
+                    break
+                try:
+                    keys = await self._client.scheduler.retry(
+                        keys=[future.key], client=self._client.id
+                    )
+                except Exception as lost_scheduler:  # the cluster goes away just now
+                    return lost_scheduler
+                for key in keys:  # what it needs may have been lost with it
+                    if key in self._client.futures:
+                        self._client.futures[key].retry()
+                error = await future.exception(asynchronous=True)
+            return error
 
 
 def lost(error: BaseException | None) -> WorkerLost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -51,7 +50,6 @@ class Workers:
         self.fetcher = Fetcher(self._client, self._promises)
         self._backends: WeakKeyDictionary[Any, dict[Hashable, Backend]] = WeakKeyDictionary()
         self._futures: dict[int, Any] = {}
-        self._alone = asyncio.Lock()
         self._queue: SimpleQueue[Chunk | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="feste-dask", daemon=True)
         self._thread.start()
@@ -151,7 +149,7 @@ class Workers:
         (task,) = chunk
         error: BaseException | None = await future.exception(asynchronous=True)
         if isinstance(error, KilledWorker):
-            future, error = await self._run_alone(chunk, future, error)
+            error = await self.fetcher.run_alone(future, lambda: id(chunk) in self._futures)
         if not self._promises.keep(number):
             return
         ref = Ref(future)
@@ -161,23 +159,6 @@ class Workers:
             end(True, ref)
         else:  # nodes or an error: small, and needed here
             self.fetcher.bring([ref], lambda: self._sort(task, ref, end))
-
-    async def _run_alone(self, chunk: Chunk, future: Any, error: KilledWorker) -> tuple[Any, Any]:
-        """Run a suspect once more, one suspect at a time; return its last future and error.
-
-        Dask blames the death of a worker on every task that was assigned to it. One that only
-        waited there beside the guilty one ends well when it is tried without it.
-        """
-        (task,) = chunk
-        async with self._alone:
-            if id(chunk) not in self._futures:  # abandoned meanwhile
-                return future, error
-            try:
-                future = context_of(task).run(self._submit, task)
-            except Exception:  # the client is closing
-                return future, error
-            self._futures[id(chunk)] = future
-            return future, await future.exception(asynchronous=True)
 
     def _sort(self, task: PyTask, ref: Ref, end: End) -> None:
         if type(ref.outcome) is not Emitted:  # a value, where Dask did not tell its class
