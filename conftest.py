@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sybil import Sybil
+from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 LOCAL = {"127.0.0.1", "::1", "localhost", "0.0.0.0"}
@@ -52,6 +53,19 @@ def leave_document(namespace: dict[str, Any]) -> None:
     for name in ("OPENAI_BASE_URL", "CO_API_URL"):
         os.environ.pop(name, None)
 
+
+_from_the_example = SybilItem._traceback_filter
+
+
+def _traceback(self: SybilItem, excinfo: Any) -> Any:
+    """Show any failure: Sybil expects all of them to come from the example's own code."""
+    try:
+        return _from_the_example(self, excinfo)
+    except IndexError:  # a warning that was turned into an error after the example, for one
+        return excinfo.traceback
+
+
+SybilItem._traceback_filter = _traceback
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
