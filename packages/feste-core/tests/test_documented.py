@@ -16,6 +16,7 @@ import pytest
 
 import feste
 from feste import context, errors, events, hookspecs
+from feste.backend import error_for_status
 from feste.hookspecs import hookspec
 
 
@@ -236,6 +237,21 @@ def test_each_state_of_a_node_is_explained() -> None:
 
     assert [row for row in table if row in states] == list(states)
     assert sorted(re.findall(r'`"(\w+)"`', entry)) == sorted(states)
+
+
+def test_the_table_of_statuses_is_that_of_the_code() -> None:
+    """Each status of the table becomes the error that stands beside it."""
+    page = document("howto/handle-failures")
+    found = re.findall(r"^\| ([^|]*\d{3}[^|]*) \| `(\w+)`", page, re.MULTILINE)
+    for statuses, name in found:
+        for status in map(int, re.findall(r"\d{3}", statuses)):
+            said = "billing details" if name == "QuotaExhausted" else ""
+            headers = {"retry-after": "1"} if name == "RateLimited" else {}
+            error = error_for_status(status, said, headers=headers)
+
+            assert type(error).__name__ == name, status
+
+    assert len(found) > 5
 
 
 def test_no_page_bounds_a_reasoning_model_by_max_tokens() -> None:
