@@ -1,4 +1,4 @@
-"""The main job, for real: read fables, summarize each, pick words, compare, and merge into one text.
+"""The main job, for real: summarize fables, find their morals, compare titles, merge it all.
 
 Everything runs on this machine: a small language model behind a llama.cpp server on loopback, asked
 through the official OpenAI SDK. `nox -s demo` installs what is needed and runs this.

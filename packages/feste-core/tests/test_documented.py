@@ -10,11 +10,13 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any, get_args
 
 import pytest
 
 import feste
-from feste import context, errors, hookspecs
+from feste import context, errors, events, hookspecs
+from feste.backend import error_for_status
 from feste.hookspecs import hookspec
 
 
@@ -200,3 +202,63 @@ def test_each_block_of_a_how_to_is_a_file_or_runs_by_itself(page: str) -> None:
     text = document(f"howto/{page}")
 
     assert text.count("\n```py\n") == sum(path.endswith(".py") for path in files_of(text))
+
+
+# --- the picture of the read-me ---------------------------------------------------------------------
+
+
+def texts(svg: str) -> list[str]:
+    return sorted(re.findall(r"<text[^>]*>([^<]+)</text>", svg))
+
+
+def test_the_picture_of_the_read_me_is_that_of_its_program() -> None:
+    """Whoever changes the program draws its graph anew: report.visualize("docs/_static/graph.svg")."""
+    pytest.importorskip("feste.backend.openai")
+    document("index")  # skips outside of the repository
+    assert ROOT is not None
+    read_me = (ROOT / "README.md").read_text(encoding="utf-8")
+    picture = (ROOT / "docs" / "_static" / "graph.svg").read_text(encoding="utf-8")
+    program = read_me.split("```python\n")[1].split("print(")[0]
+    names: dict[str, Any] = {}
+
+    exec(compile(program, "README.md", "exec"), names)
+
+    assert texts(picture) == texts(names["report"].visualize()) != []
+
+
+# --- names that change ------------------------------------------------------------------------------
+
+
+def test_each_state_of_a_node_is_explained() -> None:
+    """The page of reports and the hook's entry name every state, and none that there is not."""
+    states = get_args(events.State)
+    table = re.findall(r"^\| `(\w+)` \|", document("howto/observe-runs"), re.MULTILINE)
+    entry = document("reference/hooks").split("### `feste_node_finished(event)`")[1].split("###")[0]
+
+    assert [row for row in table if row in states] == list(states)
+    assert sorted(re.findall(r'`"(\w+)"`', entry)) == sorted(states)
+
+
+def test_the_table_of_statuses_is_that_of_the_code() -> None:
+    """Each status of the table becomes the error that stands beside it."""
+    page = document("howto/handle-failures")
+    found = re.findall(r"^\| ([^|]*\d{3}[^|]*) \| `(\w+)`", page, re.MULTILINE)
+    for statuses, name in found:
+        for status in map(int, re.findall(r"\d{3}", statuses)):
+            said = "billing details" if name == "QuotaExhausted" else ""
+            headers = {"retry-after": "1"} if name == "RateLimited" else {}
+            error = error_for_status(status, said, headers=headers)
+
+            assert type(error).__name__ == name, status
+
+    assert len(found) > 5
+
+
+def test_no_page_bounds_a_reasoning_model_by_max_tokens() -> None:
+    """Reasoning models refuse ``max_tokens``: a page that asks one has ``max_completion_tokens``."""
+    document("index")
+    assert ROOT is not None
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/README.md")]
+    for page in pages:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            assert "gpt-5" not in block or "max_tokens" not in block, page
