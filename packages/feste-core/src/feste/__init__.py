@@ -40,7 +40,7 @@ __all__ = [
     "task",
 ]
 
-# Looked up on first use, so that `import feste` costs next to nothing.
+# Imported on first use, so that `import feste` stays fast.
 _HOMES = {
     "ChatPrompt": "feste.prompt",
     "FesteDelayed": "feste.delayed",

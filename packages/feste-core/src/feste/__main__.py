@@ -1,4 +1,4 @@
-"""``python -m feste``: the command line."""
+"""Run the command line as ``python -m feste``."""
 
 from feste.cli import main
 

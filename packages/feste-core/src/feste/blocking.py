@@ -1,9 +1,9 @@
-"""Which threads may wait for a run.
+"""Decide which threads may block while they wait for a run.
 
-A blocking call (``compute``, an eager call) parks its thread until the run is done. That is fine for
-a user's own thread, inside a foreign event loop too, and for a thread of Feste's pool (the pool then
-grows by one). It would stop Feste itself on one of its loops, in a backend's method, on the brain's
-thread, in a hook or in a pass; and in a worker process there is no gate to go through.
+A blocking call (``compute``, an eager call) is allowed on a user's own thread, even inside a
+foreign event loop, and on a pool thread, which one extra thread then replaces. It would stop Feste
+itself on Feste's loops, in a backend's method, on the brain's thread, in a hook or in an
+optimization; and a worker process has no gate.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _NAMES = {
 
 
 class Waits(Protocol):
-    """A pool that is told when one of its threads or coroutines begins or ends to wait."""
+    """A pool that is notified when one of its threads or coroutines starts or stops waiting."""
 
     def waiting(self, more: int) -> None:
-        """Hear of one more, or one less.
+        """Adjust the pool's size by the number of waiting threads or coroutines.
 
         :param more: +1 or -1.
         """
@@ -48,7 +48,7 @@ _here = _Here()
 
 
 def belong(pool: Waits) -> None:
-    """Say that the calling thread is one of a pool.
+    """Register the calling thread as a member of a pool.
 
     :param pool: the pool.
     """
@@ -56,19 +56,19 @@ def belong(pool: Waits) -> None:
 
 
 def become(role: Role) -> None:
-    """Give every thread of this process a role: all of a worker process is a worker.
+    """Give all threads of this process a role; used in worker processes.
 
-    :param role: the role of threads that are not ``inside`` another.
+    :param role: the role of threads that :func:`inside` gives no other.
     """
     _Here.role = role
 
 
 @contextmanager
 def waiting(*, awaited: bool = False) -> Iterator[None]:
-    """Wait for a run for the block; the thread's pool grows by one as long.
+    """Mark the calling thread as waiting for a run; its pool grows by one during the block.
 
-    :param awaited: the loop that runs on this thread goes on meanwhile.
-    :raises BlockingCallError: where nobody may wait; NestedRunError in a worker process.
+    :param awaited: True if the thread's event loop keeps running meanwhile.
+    :raises BlockingCallError: where waiting is not allowed; NestedRunError in a worker process.
     """
     check(awaited=awaited)
     pool = _here.pool
@@ -100,10 +100,10 @@ def inside(role: Role) -> Iterator[None]:
 
 
 def check(*, awaited: bool = False) -> None:
-    """Refuse a blocking call where nobody may wait.
+    """Refuse a blocking call where waiting is not allowed.
 
-    :param awaited: as for :func:`waiting`; on Feste's own loops that is the way to wait.
-    :raises BlockingCallError: on Feste's loops, on the brain, in a hook or a pass.
+    :param awaited: as for :func:`waiting`; Feste's own loops allow only this way of waiting.
+    :raises BlockingCallError: on Feste's loops or the brain, in a hook or an optimization.
     :raises NestedRunError: in a worker process.
     """
     role = _here.role
@@ -120,7 +120,7 @@ def check(*, awaited: bool = False) -> None:
 
 
 def _forget() -> None:
-    """A forked child has one thread, its main one, whatever that was to the parent."""
+    """Reset the main thread of a forked child, whatever role it had in the parent."""
     _here.pool = None
     if _here.role != "worker":
         _here.role = ""

@@ -1,8 +1,8 @@
-"""Settings: process defaults, overlays for a block, and the snapshot that a run takes of both.
+"""Settings: process defaults, ``with`` blocks, and the snapshot that a run takes of both.
 
-The value of a setting is the first of: the keyword given to ``compute``; the innermost ``with
-context.set(...)`` block around the call; the newest ``context.set(...)`` of the process; the
-environment variable ``FESTE_<NAME>``; the default.
+A setting's value is the first one found in: the keyword given to ``compute``; the innermost ``with
+context.set(...)`` block; the newest ``context.set(...)`` of the process; the environment variable
+``FESTE_<NAME>``; the default.
 
 >>> from feste import context
 >>> context.get("on_error")
@@ -33,12 +33,11 @@ __all__ = ["SETTINGS", "Layer", "Setting", "Settings", "get", "set", "settings"]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The declaration of one setting.
+    """The declaration of a setting.
 
-    :param default: its value when nobody sets it.
-    :param type: what a value must be: a class, a union of classes, a ``Literal`` of allowed
-        values, or a callable that takes the given value, returns the value to keep, and raises
-        ValueError for a wrong one.
+    :param default: the value when nothing else sets it.
+    :param type: the check of a value: a class, a union of classes, a ``Literal`` of allowed values,
+        or a callable that returns the value to store and raises ValueError for a wrong one.
     :param help: one line for the reference.
     """
 
@@ -47,11 +46,11 @@ class Setting:
     help: str
 
     def check(self, name: str, value: Any) -> Any:
-        """Return the value to keep.
+        """Check a value and return the value to store.
 
         :param name: the setting's name, for the error.
-        :param value: what the user gave.
-        :raises ConfigError: if the value is not of the setting's type.
+        :param value: the user's value.
+        :raises ConfigError: if the value does not fit the setting's type.
         """
         return self._checked(f"setting {name}={value!r}", value)
 
@@ -75,7 +74,7 @@ class Setting:
             raise ConfigError(f"{what}: {error}") from None
 
     def parse(self, name: str, text: str) -> Any:
-        """Return the value that an environment variable's text means.
+        """Convert the text of an environment variable to the setting's value.
 
         :param name: the setting's name, for the error.
         :param text: the variable's text.
@@ -100,7 +99,7 @@ def _title(kind: Any) -> str:
     return str(getattr(kind, "__name__", kind))
 
 
-#: What a switch may be in an environment variable.
+#: The values that an environment variable may have for a boolean setting.
 _SWITCH: Mapping[str, bool] = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("", "0", "false", "no", "off"), False),
@@ -108,7 +107,7 @@ _SWITCH: Mapping[str, bool] = {
 
 
 class _Switches(Mapping[str, bool]):
-    """Passes switched by name; immutable, and it pickles, which a proxy of a dict does not."""
+    """An immutable mapping of pass names to on or off; unlike ``MappingProxyType`` it pickles."""
 
     __slots__ = ("_pairs",)
 
@@ -129,7 +128,7 @@ class _Switches(Mapping[str, bool]):
 
 
 def _optimize(value: Any) -> Any:
-    """The form of ``optimize``: on, off, or passes switched by name."""
+    """Check a value of ``optimize``: on, off, or a mapping of pass names to on or off."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -149,7 +148,7 @@ def _scheduler(value: Any) -> Any:
     return value
 
 
-#: The settings of feste-core. Plugins add theirs by the hook ``feste_settings``.
+#: The settings of feste-core. Plugins declare more with the hook ``feste_settings``.
 SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
         "eager": Setting(False, bool, "run every call at once, where it is written, for debugging"),
@@ -170,7 +169,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
 
 
 class Settings(Mapping[str, Any]):
-    """An immutable snapshot of all settings; what a run is given.
+    """An immutable snapshot of all settings, taken for a run.
 
     >>> settings(keep="all").keep
     'all'
@@ -212,15 +211,15 @@ class Settings(Mapping[str, Any]):
 _layers: list[Layer] = []
 _overlays: ContextVar[tuple[Layer, ...]] = ContextVar("feste_settings", default=())
 _lock = threading.RLock()
-if hasattr(os, "register_at_fork"):  # whoever held it is not in the child
+if hasattr(os, "register_at_fork"):  # in a forked child, nothing would release the lock
     os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
 _base: dict[str, Any] = {}
 
 
 class Layer:
-    """Settings that hold for the process, or, once entered as a ``with`` block, for the block.
+    """Settings for the process or, once entered as a ``with`` block, for that block only.
 
-    :param values: settings by name, already checked.
+    :param values: checked settings by name.
     """
 
     __slots__ = ("values",)
@@ -238,7 +237,7 @@ class Layer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        # no token: several threads and tasks may be in the block of one layer at once
+        # no token: several threads and tasks may be inside the block of the same layer
         overlays = _overlays.get()
         for i in reversed(range(len(overlays))):
             if overlays[i] is self:
@@ -247,10 +246,10 @@ class Layer:
 
 
 def set(**values: Any) -> Layer:
-    """Set settings for the process, or, used as a ``with`` block, for the block only.
+    """Change settings for the process or, used as a ``with`` block, for that block only.
 
     :param values: settings by name.
-    :raises UnknownName: for a name that neither Feste nor a plugin declares, with the nearest one.
+    :raises UnknownName: for a name that is not declared; the message suggests the nearest one.
     :raises ConfigError: for a value of the wrong type.
 
     >>> with set(eager=True):
@@ -274,21 +273,21 @@ def _declared(name: str) -> Setting:
 
 
 def declarations() -> dict[str, Setting]:
-    """Return every declared setting, those of plugins included (this loads the plugins)."""
+    """Return all declared settings, including those of plugins (this loads the plugins)."""
     return {**SETTINGS, **_extra()}
 
 
 def declare(source: Callable[[], Mapping[str, Setting]]) -> None:
-    """Say who knows the settings that plugins declare.
+    """Register the source of the settings that plugins declare.
 
-    :param source: returns them by name.
+    :param source: returns the settings by name.
     """
     global _extra
     _extra = source
 
 
 def _of_plugins() -> Mapping[str, Setting]:
-    import_module("feste.plugins")  # which declares its own source
+    import_module("feste.plugins")  # calls declare() with its own source
     return _extra()
 
 
@@ -296,7 +295,7 @@ _extra: Callable[[], Mapping[str, Setting]] = _of_plugins
 
 
 def _default(name: str) -> Any:
-    """The value below all layers: the environment's, else the default; read once, on first use."""
+    """Return the value from the environment, or the default; read once, on first use."""
     try:
         return _base[name]
     except KeyError:
@@ -307,10 +306,10 @@ def _default(name: str) -> Any:
 
 
 def get(name: str) -> Any:
-    """Return the value of one setting, as it is here and now.
+    """Return the current value of a setting.
 
     :param name: the setting's name.
-    :raises UnknownName: for a name that nobody declares.
+    :raises UnknownName: for a name that is not declared.
 
     >>> get("keep")
     'paid'
@@ -318,17 +317,17 @@ def get(name: str) -> Any:
     for overlay in reversed(_overlays.get()):
         if name in overlay.values:
             return overlay.values[name]
-    for layer in _layers[::-1]:  # a copy: another thread may take its own layer out meanwhile
+    for layer in _layers[::-1]:  # a copy, because another thread may remove its layer
         if name in layer.values:
             return layer.values[name]
     return _default(name)
 
 
 def settings(**given: Any) -> Settings:
-    """Return a snapshot of all settings, as they are here and now.
+    """Return a snapshot of the current values of all settings.
 
-    :param given: values that go before all others: the keywords of a ``compute``.
-    :raises UnknownName: for a name that nobody declares.
+    :param given: values that override all others: the keywords of ``compute``.
+    :raises UnknownName: for a name that is not declared.
     :raises ConfigError: for a value of the wrong type.
 
     >>> settings(on_error="stop")["on_error"]

@@ -1,7 +1,7 @@
-"""How a call becomes a node: the lazy value a user holds, and ``@feste.task``.
+"""Lazy values and ``@feste.task``: how calls become nodes.
 
-In lazy mode :func:`record` turns every call into a :class:`~feste.node.Node` and hands back a
-:class:`FesteDelayed`; in eager mode it runs the call at once and hands back its value.
+In lazy mode :func:`record` makes a :class:`~feste.node.Node` of every call and returns a
+:class:`FesteDelayed`; in eager mode it runs the call at once and returns its value.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Record a call as a node, or run it at once in eager mode.
 
     :param op: the op.
-    :param args: positional arguments; nodes may stand anywhere in them.
+    :param args: positional arguments; they may contain nodes at any depth.
     :param kwargs: keyword arguments.
-    :returns: a :class:`FesteDelayed`, or in eager mode the value.
+    :returns: a :class:`FesteDelayed`; in eager mode the value.
     """
     deps = Deps()
     try:
@@ -52,7 +52,7 @@ def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 class _Threads:
-    """The scheduler that Dask runs nodes with: the very function that its own collections name."""
+    """The Dask scheduler of nodes: the same function that Dask's own collections use."""
 
     def __get__(self, instance: object, owner: type) -> Callable[..., Any]:
         import dask.threaded
@@ -64,10 +64,10 @@ class _Threads:
 class FesteDelayed(Lazy, Generic[R]):
     """A value that is not computed yet: the handle of one node.
 
-    Operators, indexing, attributes and method calls make further nodes; whatever needs the value
-    now (``bool``, ``len``, ``in``, a loop, an f-string) raises
-    :class:`~feste.errors.LazyValueError` and names the fix. ``key``, ``compute`` and ``visualize``
-    are its own.
+    Operators, indexing, attributes and method calls make further nodes. Anything that needs the
+    value now (``bool``, ``len``, ``in``, a loop, an f-string) raises
+    :class:`~feste.errors.LazyValueError`, whose message names the fix. ``key``, ``compute`` and
+    ``visualize`` are reserved names.
 
     >>> import feste
     >>> @feste.task
@@ -78,18 +78,18 @@ class FesteDelayed(Lazy, Generic[R]):
     """
 
     __slots__ = ()
-    __array_ufunc__ = None  # numpy leaves operators with an array on the left to the node
+    __array_ufunc__ = None  # so that numpy leaves `array + node` to the node
 
     @property
     def key(self) -> str:
-        """The node's name, unique across processes."""
+        """The node's name, unique across all processes."""
         return self._node.key
 
     def compute(self, **settings: Any) -> R:
-        """Run what this value needs and return it.
+        """Run the nodes that this value needs and return it.
 
         :param settings: settings for this run, as for :func:`feste.compute`.
-        :raises feste.errors.RunFailed: if it could not be computed.
+        :raises feste.errors.RunFailed: if this node or one that it needs failed.
         """
         from feste import _compute
 
@@ -99,8 +99,8 @@ class FesteDelayed(Lazy, Generic[R]):
     def visualize(self, path: str | Path | None = None) -> str:
         """Draw the graph that this value needs.
 
-        :param path: where to write it: ``.svg``, ``.mmd`` (Mermaid) or ``.html``; None writes none.
-        :returns: the picture: Mermaid text for ``.mmd``, else SVG.
+        :param path: the file to write: ``.svg``, ``.mmd`` (Mermaid) or ``.html``; None writes none.
+        :returns: the picture: Mermaid text for ``.mmd``, otherwise SVG.
         """
         from feste import _compute
 
@@ -111,7 +111,7 @@ class FesteDelayed(Lazy, Generic[R]):
 
         return _compute.acompute_one(self).__await__()
 
-    # --- a node is one object: copies are the same node -------------------------------------------
+    # --- identity: copies of a node are the same node ---------------------------------------------
 
     def __copy__(self) -> FesteDelayed[R]:
         return self
@@ -130,16 +130,16 @@ class FesteDelayed(Lazy, Generic[R]):
 
     __str__ = __repr__
 
-    # --- what makes further nodes -----------------------------------------------------------------
+    # --- operations that make further nodes -------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "dask":  # Dask would take a node for its own graph
+        if name.startswith("_") or name == "dask":  # or Dask would take a node for a graph
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return record(_GETATTR, (self, name), {})
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         node = self._node
-        if node.op is _GETATTR:  # node.method(...): one node, not two
+        if node.op is _GETATTR:  # make `node.method(...)` one node instead of two
             return record(_METHOD, (_handle_of_first(node), node.args[1], *args), kwargs)
         return record(_CALL, (self, *args), kwargs)
 
@@ -152,7 +152,7 @@ class FesteDelayed(Lazy, Generic[R]):
     def __ne__(self, other: object) -> Any:
         return record(_OPERATORS["ne"], (self, other), {})
 
-    if TYPE_CHECKING:  # all others are installed at the end of this module
+    if TYPE_CHECKING:  # the remaining operators are installed at the end of this module
 
         def _of_one(self) -> FesteDelayed[Any]: ...
         def _of_two(self, other: Any, /) -> FesteDelayed[Any]: ...
@@ -166,7 +166,7 @@ class FesteDelayed(Lazy, Generic[R]):
         __rmod__ = __rdivmod__ = __rlshift__ = __rrshift__ = __rand__ = __ror__ = _of_two
         __rxor__ = __rpow__ = __lt__ = __le__ = __gt__ = __ge__ = _of_two
 
-    # --- what would need the value now ------------------------------------------------------------
+    # --- operations that would need the value now -------------------------------------------------
 
     def __bool__(self) -> bool:
         _refuse(self, "used as a condition", "Compute it first, or branch inside a @feste.task")
@@ -238,11 +238,11 @@ def _refuse(value: FesteDelayed[Any], what: str, fix: str) -> NoReturn:
 
 
 def refuse_node_text(value: Any, depth: int = 0) -> None:
-    """Refuse text that holds the repr of a node: a lazy value was turned into a string.
+    """Raise if a text contains the repr of a node, because a lazy value was turned into a string.
 
-    :param value: an argument; strings are searched, in lists and dicts too.
-    :param depth: how deep the value lies; leave it out.
-    :raises LazyValueError: if one holds such a repr.
+    :param value: an argument; strings are searched, also inside lists and dicts.
+    :param depth: the current depth of the recursion; leave it out.
+    :raises LazyValueError: if a string contains such a repr.
 
     >>> refuse_node_text("plain text")
     """
@@ -265,7 +265,7 @@ def refuse_node_text(value: Any, depth: int = 0) -> None:
 class Task(Generic[R]):
     """A Python function whose calls become nodes; made by :func:`task`.
 
-    Its attributes say how its calls are run: ``pure``, ``emits``, ``executor``.
+    The attributes ``pure``, ``emits`` and ``executor`` hold the options of :func:`task`.
     """
 
     kind = "task"
@@ -293,7 +293,7 @@ class Task(Generic[R]):
         self._arity = _arity(fn)
 
     def determinism(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Determinism:
-        """PURE for ``pure=True``, else EFFECT."""
+        """Return PURE for ``pure=True``, otherwise EFFECT."""
         return self._class
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
@@ -301,7 +301,7 @@ class Task(Generic[R]):
         if kwargs or not low <= len(args) <= high:
             try:
                 inspect.signature(self.fn).bind(*args, **kwargs)
-            except ValueError:  # a builtin that tells nothing of its parameters
+            except ValueError:  # a builtin without a readable signature
                 pass
             except TypeError as error:
                 raise ParameterError(f"{self.name}(): {error}", origin=here()) from None
@@ -320,7 +320,7 @@ class Task(Generic[R]):
         return self.by_value()
 
     def by_value(self) -> tuple[Any, ...]:
-        """Return what makes an equal task where its module cannot be imported; for picklers."""
+        """Return the reduced form that carries the function itself; for picklers."""
         return (_rebuild_task, (self.fn, self._options()))
 
     def _options(self) -> dict[str, Any]:
@@ -333,9 +333,9 @@ class Task(Generic[R]):
 
 @functools.cache
 def importable(module: str | None) -> bool:
-    """Tell whether another process, with this one's path, can import a module by its name.
+    """Return True if another process with the same ``sys.path`` can import a module by its name.
 
-    The main script cannot be, nor a module that was loaded from a file under a made-up name.
+    False for the main script and for modules loaded from a file under an invented name.
 
     :param module: the module's name.
 
@@ -353,7 +353,7 @@ def _rebuild_task(fn: Callable[..., Any], options: dict[str, Any]) -> Task[Any]:
 
 
 def _lookup(module: str, qualname: str) -> Any:
-    """The object of that name, or None; how a worker finds a task that it can import."""
+    """Return the object with this name, or None; used to unpickle importable tasks."""
     found: Any = sys.modules.get(module) or importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part, None)
@@ -361,7 +361,7 @@ def _lookup(module: str, qualname: str) -> Any:
 
 
 def _arity(fn: Callable[..., Any]) -> tuple[float, float]:
-    """How few and how many positional arguments always fit; (1, 0) where only binding can tell."""
+    """Return how many positional arguments always fit; (1, 0) if only binding can tell."""
     try:
         parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):
@@ -379,9 +379,9 @@ def _arity(fn: Callable[..., Any]) -> tuple[float, float]:
 
 
 class _TaskMaker(Protocol):
-    """What ``task(...)`` with options is: a decorator, of async functions too.
+    """The type of ``task(...)`` with options: a decorator for sync and async functions.
 
-    A lazy value that the function returns stands for its value.
+    A lazy value that the function returns is typed as its value.
     """
 
     @overload
@@ -413,18 +413,19 @@ def task(
     emits: bool = False,
     executor: Where = "thread",
 ) -> Any:
-    """Make the calls of a function nodes of the graph.
+    """Turn a function into one whose calls are nodes of the graph.
 
-    The function may be ``async def``. Its arguments may be lazy values, anywhere inside lists,
-    dicts, sets and dataclasses; it sees their values.
+    The function may be ``async def``. Its arguments may contain lazy values, at any depth in lists,
+    dicts, sets and dataclasses; the function receives their values.
 
     :param fn: the function, when used without parentheses.
     :param pure: equal calls give equal results and have no effects, so they may be merged.
-    :param emits: it may return nodes: the graph grows while it runs.
-    :param executor: where it runs: ``"thread"`` in the pool, ``"process"`` in a process of its own
-        (arguments and result are pickled), ``"inline"`` on Feste's own thread (microseconds only).
-    :raises ConfigError: for an unknown executor, or an ``async def`` function that shall not run on
-        the loop for tasks.
+    :param emits: it may return nodes, so that the graph grows while it runs.
+    :param executor: where it runs: ``"thread"`` in the thread pool, ``"process"`` in a worker
+        process (arguments and result are pickled), ``"inline"`` on the scheduler's own thread (only
+        for tasks of microseconds).
+    :raises ConfigError: for an unknown executor, or an ``async def`` function with another executor
+        than ``"thread"``.
 
     >>> import feste
     >>> @feste.task(pure=True)
@@ -450,13 +451,13 @@ def task(
                 f"{made.name} is async def and runs on Feste's loop for tasks; drop "
                 f"executor={executor!r}"
             )
-        functools.update_wrapper(made, function, updated=())  # its own attributes stay its own
+        functools.update_wrapper(made, function, updated=())  # do not overwrite Task's attributes
         return made
 
     return wrap if fn is None else wrap(fn)
 
 
-# --- the ops of operators, as pure tasks ----------------------------------------------------------
+# --- the operators of nodes, as pure tasks --------------------------------------------------------
 
 
 _OPS: dict[str, Task[Any]] = {}

@@ -1,10 +1,10 @@
-"""Which draw a node is: determinism classes, fingerprints, ordinals.
+"""The identity of a node's draw: determinism classes, fingerprints, ordinals.
 
-Two calls that look alike are two draws from a model unless the user wrote one node and used it
-twice. The identity of a draw is (scope, fingerprint, n): *scope* is the main program or the task
-that emitted the node; the *fingerprint* hashes the operation, its client, its parameters and the
-draws of its inputs, so it is known before anything has run; *n* counts equals in creation order.
-The same program therefore gives its nodes the same identities every time it runs.
+Two calls that look alike are two draws from a model, unless the user wrote one node and used it
+twice. A draw is identified by (scope, fingerprint, n): *scope* is the main program or the emitting
+task; *fingerprint* hashes the operation, its client, its parameters and the draws of its inputs, so
+it is known before anything runs; *n* counts equal ones in creation order. So the same program gives
+its nodes the same identities in every run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAIN = "main"
 
 
 class Determinism(Enum):
-    """What a second run of the same call may be taken to give."""
+    """How the results of repeated equal calls relate."""
 
     PURE = "pure"
     """Same inputs, same output, no effects: prompts, embeddings."""
@@ -45,7 +45,7 @@ class Draw(NamedTuple):
     """The identity of one draw.
 
     :param scope: ``"main"``, or the :attr:`inner` scope of the draw whose task emitted the node.
-    :param fingerprint: hex digest of what is asked.
+    :param fingerprint: a hex digest of the call's content.
     :param n: the ordinal among equal draws of the scope, from 0; always 0 for PURE nodes.
     """
 
@@ -58,7 +58,7 @@ class Draw(NamedTuple):
 
     @property
     def inner(self) -> str:
-        """The scope of the nodes that this draw's task emits: of one size, however deep."""
+        """The scope of the nodes that this draw's task emits; of constant length at any depth."""
         return hashlib.blake2b(str(self).encode(), digest_size=12).hexdigest()
 
 
@@ -66,13 +66,13 @@ _scope: ContextVar[str] = ContextVar("feste_scope", default=MAIN)
 
 
 def scope() -> str:
-    """Return the scope of calls that are made here: a task's that eager mode runs, else the main one."""
+    """Return the scope of calls made here: of the task that eager mode runs, or the main one."""
     return _scope.get()
 
 
 @contextmanager
 def inside(drawn: Draw) -> Iterator[None]:
-    """Make calls in a block draws of a task, as if it had returned them.
+    """Give calls in a ``with`` block the draws they would have if a task had returned them.
 
     :param drawn: the task's own draw.
     """
@@ -86,15 +86,15 @@ def inside(drawn: Draw) -> Iterator[None]:
 
 _counters: dict[str, dict[str, int]] = {}
 _lock = threading.Lock()
-if hasattr(os, "register_at_fork"):  # whoever held it is not in the child
+if hasattr(os, "register_at_fork"):  # in a forked child, nothing would release the lock
     os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
 
 
 def assign(nodes: Iterable[Node], scope: str = MAIN) -> None:
-    """Give every node that has none its draw, in creation order.
+    """Assign draws to nodes that have none, in creation order.
 
-    :param nodes: nodes newly collected; a node's inputs have their draws or are among them.
-    :param scope: the scope they belong to.
+    :param nodes: newly collected nodes; their inputs must have draws or be among them.
+    :param scope: the scope of the draws.
     """
     with _lock:
         counters = _counters.setdefault(scope, {})
@@ -108,7 +108,7 @@ def assign(nodes: Iterable[Node], scope: str = MAIN) -> None:
 
 
 def forget(scope: str | None = None) -> None:
-    """Count from 0 again: in one scope when its task runs again, or in all (for tests).
+    """Restart the counting from 0: in one scope when its task runs again, or in all for tests.
 
     :param scope: the scope, or None for all.
     """
@@ -127,20 +127,20 @@ _BASES: Any = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 def _fingerprint(node: Node) -> str:
     try:
         text = _encode([node.op.identity, _content(node.args), _content(node.kwargs)])
-    except (ValueError, RecursionError):  # numbers of thousands of digits and the like
+    except (ValueError, RecursionError):  # for example numbers with thousands of digits
         text = node.op.identity
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12)
     for dep in node.deps:
         draw = dep.draw
         assert draw is not None, "inputs are collected before their consumers"
-        # only equal samples are expected to differ; other equal inputs are one expression, as in eager
+        # only equal SAMPLE inputs may differ; other equal inputs count as one, as in eager mode
         n = draw.n if dep.determinism is Determinism.SAMPLE else 0
         digest.update(f"{draw.fingerprint}.{n}".encode())
     return digest.hexdigest()
 
 
 def _content(value: Any) -> Any:
-    """JSON that tells apart what Python does: lists and tuples, the key 1 and the key "1"."""
+    """Convert to JSON that keeps Python's distinctions: list or tuple, key 1 or key "1"."""
     kind = type(value)
     if kind in _ATOMS:
         return value
@@ -156,7 +156,7 @@ def _content(value: Any) -> Any:
 
 
 def _plain(value: object) -> Any:
-    """JSON and bytes constants count by content; any other object by its type's name only."""
+    """Reduce constants of JSON and bytes to their content, any other object to its type's name."""
     if isinstance(value, bytes):
         return {"bytes": hashlib.blake2b(value, digest_size=12).hexdigest()}
     if isinstance(value, slice):

@@ -4,18 +4,18 @@
 
     FesteError
     ├── ConfigError            a setting, a name or a parameter is wrong; nothing was sent
-    │   ├── UnknownName        no setting, backend, scheduler, ... of that name (also a LookupError)
+    │   ├── UnknownName        no setting, backend, ... has that name (also a LookupError)
     │   ├── ParameterError     a call got a parameter that its operation does not have (also a TypeError)
     │   └── MissingKey         the environment variable of an API key is not set
-    ├── PluginError            a plugin could not be loaded or broke the rules
+    ├── PluginError            a plugin could not be loaded or broke a rule
     ├── PromptError            a template or its variables are wrong
     │   ├── UndefinedVariable  a variable of the template was not given
     │   ├── ExtraVariable      a variable was given that the template does not use
-    │   └── PlainDataError     a value is not plain data, so no template may see it
-    ├── GraphError             the graph is not one: a cycle, a missing node, a broken rewrite
+    │   └── PlainDataError     a value is not plain data, so templates may not use it
+    ├── GraphError             the graph is invalid: a cycle, a missing node, a broken rewrite
     ├── LazyValueError         a lazy value was used as if it were computed (also a TypeError)
-    ├── BlockingCallError      a blocking call where waiting would stop Feste itself
-    ├── NestedRunError         a run inside a worker process: a second gate would double the quota
+    ├── BlockingCallError      a blocking call in a place where it would stop Feste itself
+    ├── NestedRunError         a run inside a worker process: its second gate would double the quota
     ├── UngatedCall            a paid call outside the process that holds its gate
     ├── CallError              one LLM call failed
     │   ├── Rejected           the provider refused it: InvalidRequest, ContextTooLong, ContentFiltered,
@@ -23,17 +23,17 @@
     │   ├── Transient          it may work later: RateLimited, ServerError, Unreachable
     │   ├── Ambiguous          it may have been billed: CallTimeout, ConnectionLost, WorkerLost,
     │   │                      Interrupted
-    │   └── Unusable           an answer came that cannot be used: MalformedResponse, CountMismatch
+    │   └── Unusable           a paid answer that cannot be used: MalformedResponse, CountMismatch
     ├── NodeError              a user's function raised
     ├── UpstreamFailed         a node was not run because one that it needs failed
-    ├── NotStarted             a node was not begun because the run was stopped
+    ├── NotStarted             a node was not started because the run was stopped
     └── RunFailed              some nodes failed: .partial, .report (`__cause__` is the first error)
 
     KeyboardInterrupt
-    └── RunInterrupted         Ctrl-C while a run was waited for: .partial, .report
+    └── RunInterrupted         Ctrl-C while waiting for a run: .partial, .report
 
-All of them are plain data: they pickle, and they hold text, never a provider's SDK objects (those
-carry the API key).
+All of them are plain data: they can be pickled, and they hold text, never a provider's SDK objects,
+which carry the API key.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ __all__ = [
 ]
 
 Billed = Literal["no", "yes", "unknown"]
-#: The longest wait, in seconds, that a provider is believed to ask for.
+#: A provider's request to wait this many seconds or longer is ignored.
 _DAY = 86_400.0
 
 
 class FesteError(Exception):
     """The base of all errors of Feste.
 
-    :param message: what happened and what to do.
+    :param message: what happened and how to fix it.
     :param origin: ``file:line`` of the user's call, or an empty string.
 
     >>> print(FesteError("it broke", origin="app.py:3"))
@@ -115,13 +115,13 @@ class FesteError(Exception):
 
     @property
     def message(self) -> str:
-        """What happened, without the place."""
+        """The message, without the place."""
         return str(self.args[0] if self.args else "") or type(self).__name__
 
     def copy(self) -> Self:
-        """Return an equal error, so that each place that failed can have one of its own.
+        """Return an equal error, so that each failed place can have its own object.
 
-        The constructor is not called: a plugin's class may take whatever it likes.
+        The constructor is not called, because a plugin's class may have other parameters.
         """
         made = type(self).__new__(type(self), *self.args)
         made.__dict__.update(self.__dict__)
@@ -162,7 +162,7 @@ class MissingKey(ConfigError):
 
 
 class PluginError(FesteError):
-    """A plugin could not be loaded or broke the rules."""
+    """A plugin could not be loaded or broke a rule."""
 
 
 class PromptError(FesteError):
@@ -178,11 +178,11 @@ class ExtraVariable(PromptError):
 
 
 class PlainDataError(PromptError, TypeError):
-    """A value is not plain data, so no template may see it."""
+    """A value is not plain data, so templates may not use it."""
 
 
 class GraphError(FesteError):
-    """The graph is not one: a cycle, a missing node, a broken rewrite."""
+    """The graph is invalid: a cycle, a missing node, a broken rewrite."""
 
 
 class LazyValueError(FesteError, TypeError):
@@ -190,11 +190,11 @@ class LazyValueError(FesteError, TypeError):
 
 
 class BlockingCallError(FesteError, RuntimeError):
-    """A blocking call where waiting would stop Feste itself."""
+    """A blocking call in a place where it would stop Feste itself."""
 
 
 class NestedRunError(FesteError, RuntimeError):
-    """A run inside a worker process: a second gate would double the quota."""
+    """A run inside a worker process: its second gate would double the quota."""
 
 
 class UngatedCall(FesteError, RuntimeError):
@@ -204,16 +204,16 @@ class UngatedCall(FesteError, RuntimeError):
 class CallError(FesteError):
     """One LLM call failed.
 
-    :param message: what happened; text of the provider is cut and redacted before it comes here.
-    :param billed: whether the provider charged for it, as far as can be known.
+    :param message: what happened; the provider's text must be shortened and redacted before.
+    :param billed: whether the provider charged for the call: ``"no"``, ``"yes"`` or ``"unknown"``.
     :param status: the HTTP status, or None.
     :param code: the provider's own error code, or None.
-    :param request_id: the provider's name for the request, or None.
-    :param retry_after: seconds the provider asked to wait; what is no number from 0 to a day is
-        taken as None.
+    :param request_id: the provider's ID of the request, or None.
+    :param retry_after: seconds that the provider asks to wait; a value that is negative, or a day
+        or longer, counts as None.
 
-    Feste adds ``node``, ``backend``, ``model``, ``attempts`` and ``origin`` when it hands the error
-    over.
+    Feste sets ``node``, ``backend``, ``model``, ``attempts`` and ``origin`` before the user gets
+    the error.
     """
 
     billed: Billed = "no"
@@ -248,15 +248,15 @@ class CallError(FesteError):
 
 
 class Rejected(CallError):
-    """The provider refused the call; asking again would not help."""
+    """The provider refused the call; sending it again would not help."""
 
 
 class InvalidRequest(Rejected):
-    """The provider says that the request is wrong (400, 413, 422)."""
+    """The provider reports that the request is wrong (400, 413, 422)."""
 
 
 class ContextTooLong(InvalidRequest):
-    """The prompt does not fit the model."""
+    """The prompt does not fit the model's context."""
 
 
 class ContentFiltered(Rejected):
@@ -264,7 +264,7 @@ class ContentFiltered(Rejected):
 
 
 class AuthFailed(Rejected):
-    """The API key is wrong or may not do this (401, 403)."""
+    """The API key is wrong or lacks a permission (401, 403)."""
 
 
 class QuotaExhausted(Rejected):
@@ -276,7 +276,7 @@ class ModelNotFound(Rejected):
 
 
 class Transient(CallError):
-    """The call may work later; Feste tried again as often as allowed."""
+    """The call may work later; Feste has retried it as often as allowed."""
 
 
 class RateLimited(Transient):
@@ -292,13 +292,13 @@ class Unreachable(Transient):
 
 
 class Ambiguous(CallError):
-    """The request left, no answer came: it may have been billed."""
+    """The request was sent but no answer came: it may have been billed."""
 
     billed: Billed = "unknown"
 
 
 class CallTimeout(Ambiguous):
-    """The time for one attempt, or for the whole call, ran out."""
+    """The time limit of one attempt, or of the whole call, was reached."""
 
 
 class ConnectionLost(Ambiguous):
@@ -306,7 +306,7 @@ class ConnectionLost(Ambiguous):
 
 
 class WorkerLost(Ambiguous):
-    """The worker process that ran the work died."""
+    """The worker process that ran the task died."""
 
 
 class Interrupted(Ambiguous):
@@ -314,23 +314,23 @@ class Interrupted(Ambiguous):
 
 
 class Unusable(CallError):
-    """An answer came, and was paid, but it cannot be used."""
+    """An answer came and was paid for, but it cannot be used."""
 
     billed: Billed = "yes"
 
 
 class MalformedResponse(Unusable):
-    """The answer is not what the endpoint promises."""
+    """The answer does not have the form that the endpoint promises."""
 
 
 class CountMismatch(Unusable):
-    """A batched reply holds more or fewer answers than were asked for."""
+    """A batched response holds more or fewer answers than were asked for."""
 
 
 class NodeError(FesteError):
-    """A user's function raised; ``__cause__`` is the exception itself where it could be kept.
+    """A user's function raised; ``__cause__`` is the original exception if it could be kept.
 
-    :param message: what was raised, as text.
+    :param message: the exception as text.
     :param node: the key of the node.
     :param cause_type: the qualified name of the exception's class.
     :param traceback: the formatted traceback, as text.
@@ -354,7 +354,7 @@ class NodeError(FesteError):
 class UpstreamFailed(FesteError):
     """A node was not run because one that it needs failed.
 
-    :param roots: the errors that are the reason, nearest first.
+    :param roots: the errors that caused it, nearest first.
     """
 
     def __init__(
@@ -371,18 +371,18 @@ class UpstreamFailed(FesteError):
 
 
 class NotStarted(FesteError):
-    """A node was not begun, because its run was stopped before: by Ctrl-C or ``on_error="stop"``."""
+    """A node was not started because its run was stopped, by Ctrl-C or ``on_error="stop"``."""
 
     node: str = ""
 
 
 class RunFailed(FesteError):
-    """Some nodes failed; everything else was delivered into ``partial``.
+    """Some nodes failed; all other values are in ``partial``.
 
-    :param partial: what ``on_error="return"`` would have given: every value that was computed, and
-        an error in each place that failed.
+    :param partial: the result as ``on_error="return"`` gives it: every computed value, and an error
+        in each failed place.
     :param report: the :class:`~feste.report.RunReport` of the run.
-    :param errors: the errors of the nodes that failed by themselves, in the order they failed.
+    :param errors: the errors of the nodes that failed themselves, in the order of failing.
     """
 
     max_shown: ClassVar[int] = 3
@@ -401,7 +401,7 @@ class RunFailed(FesteError):
         self.errors = tuple(errors)
 
     def places(self) -> list[tuple[str, FesteError]]:
-        """Return where in ``partial`` an error stands: the way there as Python, and the error.
+        """Return each error in ``partial`` with its position, written as a Python expression.
 
         >>> error = RunFailed(partial=([1, NodeError("bad")], {"a": 2}))
         >>> [(where, str(error)) for where, error in error.places()]
@@ -430,7 +430,7 @@ class RunFailed(FesteError):
 
 
 def _places(value: Any, where: str, depth: int) -> Iterator[tuple[str, FesteError]]:
-    """Each error inside a value that was handed back, with the way to it."""
+    """Yield each error inside a returned value, with its position."""
     if isinstance(value, FesteError):
         yield where, value
     elif depth < 100:
@@ -450,9 +450,9 @@ def _steps(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C while a run was waited for; no :class:`FesteError`, so ``except Exception`` lets it by.
+    """Ctrl-C while waiting for a run; not caught by ``except Exception``.
 
-    :param partial: what was finished before, and an error in each place that was not.
+    :param partial: the finished values, and an error in each unfinished place.
     :param report: the :class:`~feste.report.RunReport` of the run.
     """
 
@@ -465,7 +465,7 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest known name, or a list of the known ones.
+    """Return " Did you mean 'x'?" for the nearest known name, or a list of all known names.
 
     >>> suggest("egaer", ["eager", "keep"])
     " Did you mean 'eager'?"

@@ -1,7 +1,7 @@
-"""What a run tells its observers: frozen records of plain data.
+"""The events that a run sends to observers: frozen records of plain data.
 
-Observers get them in order through the hooks ``feste_run_started``, ``feste_node_finished``,
-``feste_request_finished`` and ``feste_run_finished``. Times are seconds since the run began.
+Observers receive them in order through the hooks ``feste_run_started``, ``feste_node_finished``,
+``feste_request_finished`` and ``feste_run_finished``. Times are seconds since the run started.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 __all__ = ["SCHEMA", "Event", "NodeFinished", "RequestFinished", "RunFinished", "RunStarted"]
 
-#: Raised by one whenever a field changes its meaning; new fields do not raise it.
+#: Incremented when a field changes its meaning; new fields do not change it.
 SCHEMA = 1
 
 State = Literal["done", "kept", "shared", "failed", "skipped", "interrupted", "not_started"]
@@ -23,7 +23,7 @@ class Event:
     """The base of all events.
 
     :param run: the run's name.
-    :param at: when it happened.
+    :param at: the time of the event.
     """
 
     name: ClassVar[str] = ""
@@ -32,16 +32,16 @@ class Event:
     at: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the event as JSON, with its name and the schema's version."""
+        """Return the event as JSON, with its name and the schema version."""
         return {"schema": SCHEMA, "event": self.name, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class RunStarted(Event):
-    """A run begins.
+    """A run started.
 
-    :param nodes: how many nodes it has.
-    :param calls: how many of them are LLM calls to be answered.
+    :param nodes: the number of nodes.
+    :param calls: the number of LLM calls among them.
     :param started: the wall-clock time, in seconds since 1970.
     """
 
@@ -54,15 +54,15 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class NodeFinished(Event):
-    """A node ended.
+    """A node reached its final state.
 
     :param key: the node's key.
-    :param op: the name of what it does.
+    :param op: the name of its op.
     :param kind: ``"call"``, ``"prompt"``, ``"task"`` or ``"data"``.
-    :param state: how it ended.
-    :param ready: when all it needs was there.
+    :param state: the final state.
+    :param ready: when all its inputs were available.
     :param origin: ``file:line`` of the user's call.
-    :param error: the error's text, or an empty string.
+    :param error: the text of the error, or an empty string.
     """
 
     name: ClassVar[str] = "node_finished"
@@ -78,20 +78,20 @@ class NodeFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished(Event):
-    """One request to a provider ended; a call that is tried again ends several.
+    """One request to a provider ended; a retried call has several.
 
     :param backend: the backend's plugin name.
     :param operation: the operation's name.
-    :param model: the model asked for.
-    :param items: logical calls in the request.
-    :param attempt: 1 for the first try.
-    :param ready: when it could have been sent, but for limits.
+    :param model: the requested model.
+    :param items: the number of calls in the request.
+    :param attempt: the number of the attempt, from 1.
+    :param ready: when it could have been sent without limits.
     :param sent: when it was sent.
-    :param input_tokens: tokens read, as the provider counts, or None if it does not say.
+    :param input_tokens: tokens read, as counted by the provider, or None if it reports none.
     :param output_tokens: tokens generated, or None.
     :param status: the HTTP status of a refusal, or None.
-    :param error: the error's class name, or an empty string.
-    :param request_id: the provider's name for the request.
+    :param error: the name of the error's class, or an empty string.
+    :param request_id: the provider's ID of the request.
     """
 
     name: ClassVar[str] = "request_finished"
@@ -114,11 +114,11 @@ class RequestFinished(Event):
 class RunFinished(Event):
     """A run ended.
 
-    :param states: how many nodes ended in which state.
-    :param requests: how many requests were sent.
-    :param input_tokens: tokens read in all, as far as providers said.
-    :param output_tokens: tokens generated in all.
-    :param cancelled: whether it was stopped before its end.
+    :param states: the number of nodes in each final state.
+    :param requests: the number of requests sent.
+    :param input_tokens: the total of tokens read, where providers reported them.
+    :param output_tokens: the total of tokens generated.
+    :param cancelled: whether the run was stopped early.
     """
 
     name: ClassVar[str] = "run_finished"

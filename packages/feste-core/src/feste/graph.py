@@ -1,8 +1,8 @@
-"""The graph: what will be computed, as passes rewrite it and the brain runs it.
+"""The graph of nodes that optimizations rewrite and the scheduler runs.
 
-A :class:`FesteGraph` binds keys to nodes. A node's inputs are *names*: what an input stands for is
-looked up in the graph, so a pass replaces or merges nodes without touching their consumers.
-Towards Dask the graph is a mapping from key to a public ``dask.task_spec`` node, lowered on demand.
+A :class:`FesteGraph` maps keys to nodes. The inputs of a node are keys, resolved through the graph,
+so an optimization can replace or merge nodes without touching their consumers. For Dask, the graph
+is a mapping from key to a public ``dask.task_spec`` node, lowered on demand.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
 class Batch:
     """Calls that will share requests.
 
-    :param members: their keys, in order. A request holds as many as its limits allow, so a batch
-        may become several.
+    :param members: their keys, in order. If they exceed the limits of one request, several are
+        sent.
     """
 
     members: tuple[str, ...]
     key: str = field(init=False)
-    """The batch's own key in a lowered graph: Dask may merge graphs that were batched apart."""
+    """The batch's own key in a lowered graph; unique, because Dask may merge separate graphs."""
 
     def __post_init__(self) -> None:
         digest = hashlib.blake2b(" ".join(self.members).encode(), digest_size=4).hexdigest()
@@ -43,20 +43,20 @@ class Batch:
         object.__setattr__(self, "key", f"batch-{first}-{digest}")
 
     def within(self, keys: Container[str]) -> Batch:
-        """Return the batch without members that are gone; itself if all are there.
+        """Return the batch without removed members; the same object if none was removed.
 
-        :param keys: the keys that are there.
+        :param keys: the keys that still exist.
         """
         left = tuple(m for m in self.members if m in keys)
         return self if len(left) == len(self.members) else Batch(left)
 
 
 class FesteGraph(Mapping[str, Any]):
-    """Nodes by key, which of them are wanted, and what passes have decided.
+    """Nodes by key, the requested outputs, and the merges and batches made by optimizations.
 
     :param nodes: the nodes by key.
-    :param outputs: the keys of the wanted nodes.
-    :param aliases: keys that stand for another key: merged nodes.
+    :param outputs: the keys of the requested nodes.
+    :param aliases: maps the key of each merged node to the key that replaces it.
     :param batches: calls that will share requests.
 
     >>> import feste
@@ -82,19 +82,19 @@ class FesteGraph(Mapping[str, Any]):
         self.outputs = tuple(outputs)
         self.aliases = dict(aliases or {})
         self.batches = tuple(batches)
-        #: By key, a batch (with -1) and each of its members (with its position in it).
+        #: Maps a batch's key to (batch, -1), and each member's key to (batch, position).
         self._batched = {b.key: (b, -1) for b in self.batches}
         for batch in self.batches:
             self._batched.update((m, (batch, i)) for i, m in enumerate(batch.members))
 
-    # --- making one -------------------------------------------------------------------------------
+    # --- construction -----------------------------------------------------------------------------
 
     @classmethod
     def collect(cls, *objs: Any, scope: str = draw.MAIN) -> tuple[FesteGraph, list[str], Repack]:
-        """Return the graph that some objects need, as it was built.
+        """Collect the nodes inside some objects and all their inputs into a graph.
 
-        :param objs: nodes, and lists, dicts, sets and dataclasses with nodes inside.
-        :param scope: whose draws the new nodes are: the main program's or an emitting task's.
+        :param objs: nodes, and lists, dicts, sets and dataclasses that contain nodes.
+        :param scope: the scope of the new nodes' draws: the main program or an emitting task.
         :returns: the graph; the keys of the nodes found in the objects; and ``repack``, which takes
             the values of these keys and returns the objects with the values in place.
         :raises GraphError: if a container contains itself.
@@ -110,10 +110,10 @@ class FesteGraph(Mapping[str, Any]):
 
     @classmethod
     def of(cls, roots: Sequence[Node], *, scope: str | None = draw.MAIN) -> FesteGraph:
-        """Return the graph that some nodes need, and give the new ones their draws.
+        """Return the graph of some nodes and all their inputs, and assign draws to new nodes.
 
-        :param roots: the wanted nodes.
-        :param scope: as for :meth:`collect`; None leaves them without.
+        :param roots: the requested nodes.
+        :param scope: as for :meth:`collect`; None assigns no draws.
         """
         found: dict[int, Node] = {}
         stack = list(roots)
@@ -129,10 +129,10 @@ class FesteGraph(Mapping[str, Any]):
             draw.assign(new, scope)
         return cls({n.key: n for n in order}, [n.key for n in roots])
 
-    # --- asking it --------------------------------------------------------------------------------
+    # --- queries ----------------------------------------------------------------------------------
 
     def resolve(self, key: str) -> str:
-        """Return the key that a key stands for, after merges.
+        """Return the key that replaces a key after merges; an unmerged key gives itself.
 
         :param key: a key.
         """
@@ -142,7 +142,7 @@ class FesteGraph(Mapping[str, Any]):
         return key
 
     def dependencies(self, key: str) -> list[str]:
-        """Return the keys that a node needs; none if its value is known.
+        """Return the keys of a node's inputs; none if its value is known.
 
         :param key: the node's key.
         """
@@ -154,14 +154,14 @@ class FesteGraph(Mapping[str, Any]):
         return [self.resolve(dep.key) for dep in node.deps]
 
     def wanted(self) -> list[str]:
-        """Return the outputs' keys after merges."""
+        """Return the keys of the outputs after merges."""
         return [self.resolve(key) for key in self.outputs]
 
     def order(self, *, contract: Iterable[Batch] = ()) -> list[str]:
-        """Return all keys, inputs before consumers.
+        """Return all keys in topological order: inputs before consumers.
 
-        :param contract: batches that count as one node each.
-        :raises GraphError: if there is a cycle, with the keys in it; if an input is missing.
+        :param contract: batches to treat as one node each.
+        :raises GraphError: if there is a cycle (the message names its keys) or an input is missing.
         """
         stands_for = {m: b.key for b in contract for m in b.members}
         sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
@@ -180,10 +180,10 @@ class FesteGraph(Mapping[str, Any]):
             raise GraphError(f"the graph has a cycle: {cycle}") from None
 
     def check(self) -> None:
-        """Raise what is wrong with the graph.
+        """Check the graph's invariants.
 
-        :raises GraphError: for a cycle (batches contracted, all at once), a missing input or output,
-            or a call in two batches.
+        :raises GraphError: for a cycle (with all batches contracted at once), a missing input or
+            output, or a call in two batches.
         """
         for key in self.outputs:
             if self.resolve(key) not in self.nodes:
@@ -197,10 +197,10 @@ class FesteGraph(Mapping[str, Any]):
         self.order(contract=self.batches)
 
     def calls(self) -> list[Node]:
-        """Return the nodes that will cost a request: calls whose value is not known."""
+        """Return the calls that will be sent: those whose value is not known."""
         return [n for n in self.nodes.values() if n.op.kind == "call" and n.value is PENDING]
 
-    # --- rewriting it: each returns a new graph ---------------------------------------------------
+    # --- rewriting: each method returns a new graph -----------------------------------------------
 
     def replace(
         self,
@@ -209,11 +209,11 @@ class FesteGraph(Mapping[str, Any]):
         aliases: Mapping[str, str] | None = None,
         batches: Iterable[Batch] | None = None,
     ) -> FesteGraph:
-        """Return the graph with some of its parts replaced; a batch loses members that are gone.
+        """Return the graph with some parts replaced; removed nodes are dropped from their batches.
 
         :param nodes: all nodes by key, or None to keep them; likewise the others.
-        :param aliases: all keys that stand for another key.
-        :param batches: all calls that will share requests.
+        :param aliases: all aliases.
+        :param batches: all batches.
         """
         nodes = self.nodes if nodes is None else nodes
         kept = self.batches if batches is None else tuple(batches)
@@ -222,7 +222,7 @@ class FesteGraph(Mapping[str, Any]):
         return FesteGraph(nodes, self.outputs, self.aliases if aliases is None else aliases, kept)
 
     def cull(self) -> FesteGraph:
-        """Return the graph without nodes that no output needs."""
+        """Return the graph without the nodes that no output needs."""
         needed: set[str] = set()
         stack = self.wanted()
         while stack:
@@ -237,10 +237,10 @@ class FesteGraph(Mapping[str, Any]):
         return self.replace(nodes=nodes, aliases=aliases)
 
     def merged(self, pairs: Mapping[str, str]) -> FesteGraph:
-        """Return the graph with nodes replaced by others.
+        """Return the graph with some nodes merged into others.
 
-        :param pairs: for each key to drop the key that stands for it from now on.
-        :raises GraphError: if a key would stand for itself, or for one that is not in the graph.
+        :param pairs: maps each key to remove to the key that replaces it.
+        :raises GraphError: if a key would replace itself, or its replacement is not in the graph.
         """
         nodes = {key: node for key, node in self.nodes.items() if key not in pairs}
         aliases = {**self.aliases, **pairs}
@@ -254,20 +254,20 @@ class FesteGraph(Mapping[str, Any]):
         return self.replace(nodes=nodes, aliases=aliases)
 
     def with_nodes(self, nodes: Iterable[Node]) -> FesteGraph:
-        """Return the graph with nodes added, or replaced where the key is there already.
+        """Return the graph with nodes added; existing nodes with the same key are replaced.
 
         :param nodes: the nodes.
         """
         return self.replace(nodes={**self.nodes, **{n.key: n for n in nodes}})
 
     def with_batches(self, batches: Iterable[Batch]) -> FesteGraph:
-        """Return the graph with calls that will share requests.
+        """Return the graph with new batches instead of its current ones.
 
-        :param batches: all batches; those of before are dropped unless they are among them.
+        :param batches: all batches.
         """
         return self.replace(batches=batches)
 
-    # --- towards Dask -----------------------------------------------------------------------------
+    # --- Dask -------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[str]:
         yield from self.nodes
@@ -300,14 +300,14 @@ class FesteGraph(Mapping[str, Any]):
         return Task(key, Lowered(node), *[TaskRef(k) for k in self.dependencies(key)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # as Dask's own data: each task on its way has its arguments and no other node
+        # as plain Dask data, so that each task travels with its arguments only
         return (dict, (dict(self),))
 
     def visualize(self, path: str | Path | None = None) -> str:
         """Draw the graph.
 
-        :param path: where to write it: ``.svg``, ``.mmd`` (Mermaid) or ``.html``; None writes none.
-        :returns: the picture: Mermaid text for ``.mmd``, else SVG.
+        :param path: the file to write: ``.svg``, ``.mmd`` (Mermaid) or ``.html``; None writes none.
+        :returns: the picture: Mermaid text for ``.mmd``, otherwise SVG.
         """
         from feste import _compute
 

@@ -1,7 +1,7 @@
-"""What the Dask tasks of a lowered graph call: a node's op, or a whole batch of calls.
+"""The callables inside the Dask tasks of a lowered graph: a node's op, or a whole batch of calls.
 
-Dask runs one task at a time and knows nothing of draws or gates, so these objects carry both: the
-draw of the user's node, and the process whose gate a paid call must go through.
+Dask runs one task at a time and knows neither draws nor gates, so these objects carry both: the
+draw of the user's node, and the process whose gate a paid call must pass.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from feste.node import Node, process_name, travelled, travels
 __all__ = ["Lowered", "LoweredBatch", "draw_lowered", "note_lowered", "unwrap"]
 
 _lock = threading.Lock()
-if hasattr(os, "register_at_fork"):  # whoever held it is not in the child
+if hasattr(os, "register_at_fork"):  # in a forked child, nothing would release the lock
     os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
 _without_draws: weakref.WeakSet[Node] = weakref.WeakSet()
 _merged: weakref.WeakKeyDictionary[Node, weakref.WeakSet[Node]] = weakref.WeakKeyDictionary()
 
 
 def note_lowered(nodes: Iterable[Node]) -> None:
-    """Remember nodes that go to Dask without a draw; :func:`draw_lowered` gives them theirs.
+    """Remember nodes that are given to Dask without a draw, for :func:`draw_lowered`.
 
     :param nodes: the nodes.
     """
@@ -34,7 +34,7 @@ def note_lowered(nodes: Iterable[Node]) -> None:
 
 
 def draw_lowered() -> None:
-    """Give all nodes that were lowered and have no draws yet their draws."""
+    """Assign draws to all lowered nodes that have none yet."""
     if _without_draws:
         with _lock:
             nodes = list(_without_draws)
@@ -43,9 +43,9 @@ def draw_lowered() -> None:
 
 
 class Lowered:
-    """What a Dask task of the graph calls: the node's op on the values of its inputs.
+    """The callable of one node's Dask task: applies the node's op to the values of its inputs.
 
-    A paid call runs through the gate, retry and journal of the process that made the graph; in any
+    A paid call goes through the gate, retry and journal of the process that made the graph; in any
     other process it raises :class:`~feste.errors.UngatedCall`.
 
     :param node: the node.
@@ -59,7 +59,7 @@ class Lowered:
         self.node = node
         self.process = process or process_name()
         self.is_whole = is_whole
-        #: The user's node, where a pass has put another in its place.
+        #: The user's node; differs from `node` if an optimization replaced it.
         self.own = node
 
     @property
@@ -68,14 +68,14 @@ class Lowered:
 
     @property
     def keepers(self) -> tuple[Node, ...]:
-        """The user's nodes that learn the value of a paid call: its own first, those merged into it."""
+        """The user's nodes that receive the value of a paid call: its own, then merged ones."""
         return (self.own, *_merged.get(self.own, ()))
 
     def belongs_to(self, own: Node, *merged: Node) -> None:
-        """Say for which of the user's nodes this stands; also wherever else they are lowered.
+        """Set the user's nodes that this stands for; remembered for other lowered copies too.
 
-        :param own: the user's node of the same key.
-        :param merged: those that an optimization has merged into it.
+        :param own: the user's node with the same key.
+        :param merged: the user's nodes that an optimization merged into it.
         """
         self.own = own
         if merged:
@@ -96,7 +96,7 @@ class Lowered:
         n, drawn = self.node, self.own.draw
         if self.is_here:
             travels(self.own)
-        # without its inputs: Dask hands their values over
+        # without its inputs: Dask passes their values
         return (_lowered, (n.op, n.args, dict(n.kwargs), n.where, n.key, drawn, self.process))
 
     def __repr__(self) -> str:
@@ -121,10 +121,10 @@ def _lowered(
 
 
 class LoweredBatch:
-    """What the Dask task of a batch calls: one outcome for each member.
+    """The callable of a batch's Dask task: returns one outcome for each member.
 
     :param members: the members, lowered.
-    :param counts: how many of the values belong to each.
+    :param counts: how many of the input values belong to each member.
     """
 
     __slots__ = ("counts", "members")
@@ -147,10 +147,10 @@ class LoweredBatch:
 
 
 def unwrap(outcomes: list[Any], index: int) -> Any:
-    """Return one call's value of a batch's outcomes, or raise its error; a Dask task calls it.
+    """Return one call's value from a batch's outcomes, or raise its error.
 
-    :param outcomes: an outcome for each member.
-    :param index: the member.
+    :param outcomes: the outcomes of all members.
+    :param index: the position of the member.
     """
     outcome = outcomes[index]
     if isinstance(outcome, BaseException):

@@ -1,9 +1,9 @@
-"""The node: one call that was written down instead of run.
+"""The node: one recorded call.
 
-``args`` and ``kwargs`` are plain data in which a :class:`Slot` stands wherever the value of another
-node will go; ``deps`` names these nodes, so ``fill(node.args, values)`` with the values of ``deps``
-gives the arguments. Nodes are immutable but for the three things a run learns of them: their key,
-their draw, their value.
+In ``args`` and ``kwargs`` a :class:`Slot` stands for the value of another node; ``deps`` lists
+these nodes, so ``fill(node.args, values)`` with the values of ``deps`` gives the arguments. Nodes
+are immutable, except that a run sets their key, their draw, their value and what was paid towards
+it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Origin = tuple[CodeType, int]
 
 
 class Op(Protocol):
-    """What a node does; a Python task or a call of a backend's operation."""
+    """The interface of what a node does: a Python task or a call of a backend's operation."""
 
     @property
     def name(self) -> str:
@@ -42,18 +42,18 @@ class Op(Protocol):
 
     @property
     def identity(self) -> str:
-        """What the op is, as text: equal for equal ops in every run of the program."""
+        """A text that identifies the op: equal for equal ops in every run of the program."""
 
     @property
     def emits(self) -> bool:
-        """Whether its result may hold nodes."""
+        """Whether its result may contain nodes."""
 
     def determinism(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Determinism:
-        """Return the class of a call with these packed arguments."""
+        """Return the determinism class of a call with these packed arguments."""
 
 
 class _Pending:
-    """The value of a node that has none yet."""
+    """The placeholder for a value that is not known yet."""
 
     def __repr__(self) -> str:
         return "PENDING"
@@ -70,7 +70,7 @@ _lock = threading.RLock()
 
 
 def process_name() -> str:
-    """A name for this process that no other one has; made anew in a forked child."""
+    """Return a unique name of this process; a forked child gets a new one."""
     global _process
     with _lock:
         if not _process:
@@ -90,12 +90,12 @@ if hasattr(os, "register_at_fork"):
 class Node:
     """One recorded call.
 
-    :param op: what to do.
-    :param args: packed positional arguments; for a call of an operation, in the order of its
-        parameters.
+    :param op: the operation to perform.
+    :param args: packed positional arguments; for a call of a backend, in the order of the
+        operation's parameters.
     :param kwargs: packed keyword arguments.
-    :param deps: the nodes whose values go into the slots of the arguments.
-    :param origin: the user's code object and instruction offset.
+    :param deps: the nodes whose values fill the slots in the arguments.
+    :param origin: the user's code object and instruction offset, or ``file:line`` as text.
     """
 
     __slots__ = (
@@ -128,14 +128,14 @@ class Node:
         self.seq = next(_sequence)
         self.draw: Draw | None = None
         self.value: Any = PENDING
-        #: What was paid for on the way to the value: a call's response that is not parsed yet, or the
-        #: nodes that a task returned. A later run goes on from there. None if there is nothing.
+        #: A paid result on the way to the value, or None: a call's unparsed response, or the nodes
+        #: that a task returned. A later run continues from it.
         self.paid: Any = None
         self._key: str | None = None
 
     @property
     def key(self) -> str:
-        """The node's name, unique across processes."""
+        """The node's name, unique across all processes."""
         if self._key is None:
             self._key = f"{self.op.name}-{process_name()}-{self.seq}"
         return self._key
@@ -147,13 +147,13 @@ class Node:
 
     @property
     def call(self) -> Call[Any] | None:
-        """The operation that it calls, if it is an LLM call; None for Python, prompts and data."""
+        """The op of a call of a backend; None for Python tasks, prompts and data."""
         op: Any = self.op
         return op if op.kind == "call" else None
 
     @property
     def where(self) -> str:
-        """``file:line`` of the user's call, or an empty string where it is not known."""
+        """``file:line`` of the user's call, or an empty string if unknown."""
         origin = self.origin
         return origin if isinstance(origin, str) else _line_of(origin)
 
@@ -165,7 +165,7 @@ class Node:
         kwargs: Mapping[str, Any] | None = None,
         deps: tuple[Node, ...] | None = None,
     ) -> Node:
-        """Return a node that stands for this one (same key, draw, origin) but does something else.
+        """Return a node with the same key, draw and origin, but other parts.
 
         :param op: the new op, or None to keep it; likewise the others.
         """
@@ -200,11 +200,11 @@ class Lazy:
         self._node = node
 
 
-# --- nodes travel as flat records: a long chain of linked objects would not pickle ---------------
+# --- pickling: as flat records, since pickle would recurse too deeply into a long chain -----------
 
 
 def topological(roots: Iterable[Node]) -> list[Node]:
-    """Return the nodes that the roots need, themselves included, inputs before consumers.
+    """Return the roots and all nodes that they need, inputs before consumers.
 
     :param roots: nodes.
     """
@@ -223,7 +223,7 @@ def topological(roots: Iterable[Node]) -> list[Node]:
 
 
 def _records(root: Node) -> tuple[list[tuple[Any, ...]], int]:
-    """Flat data of a node and all that it needs, in creation order, and where the node is in it."""
+    """Return a node and all its inputs as flat data in creation order, and its position there."""
     order = sorted(topological([root]), key=lambda n: n.seq)
     position = {id(n): i for i, n in enumerate(order)}
     records = [
@@ -247,7 +247,7 @@ def _revive(records: list[tuple[Any, ...]], index: int) -> Node:
 
 
 def _revived(records: list[tuple[Any, ...]], known: Mapping[str, Node]) -> list[Node]:
-    """The nodes of some records; those that are known by their keys are not made again."""
+    """Rebuild nodes from records; a node already known by its key is reused."""
     nodes: list[Node] = []
     for op, args, kwargs, _, where, key, draw, value in records:
         node = known.get(key)
@@ -263,13 +263,13 @@ def _revived(records: list[tuple[Any, ...]], known: Mapping[str, Node]) -> list[
     return nodes
 
 
-#: The nodes whose handles were pickled or unpickled here. One that comes back, alone or together
-#: with others that need it, is the same object: one draw.
+#: Nodes whose handles were pickled or unpickled here. When one comes back, alone or as an input of
+#: others, the same object is used, so that it stays one draw.
 _travelled: weakref.WeakValueDictionary[str, Node] = weakref.WeakValueDictionary()
 
 
 def records_of_handle(node: Node) -> tuple[list[tuple[Any, ...]], int]:
-    """Return what the handle of a node is pickled as.
+    """Return the pickled form of a node's handle.
 
     :param node: the node.
     """
@@ -279,7 +279,7 @@ def records_of_handle(node: Node) -> tuple[list[tuple[Any, ...]], int]:
 
 
 def travels(node: Node) -> None:
-    """Remember a node whose key, not its handle, goes to where it may come back from.
+    """Remember a node that is sent away by key only, so that :func:`travelled` finds it.
 
     :param node: the node.
     """
@@ -288,18 +288,18 @@ def travels(node: Node) -> None:
 
 
 def travelled(key: str) -> Node | None:
-    """Return the node of a key that came back, or None if it is not known here.
+    """Return the remembered node with this key, or None if it is not known here.
 
-    :param key: its key.
+    :param key: the node's key.
     """
     with _lock:
         return _travelled.get(key)
 
 
 def node_of_handle(records: list[tuple[Any, ...]], index: int) -> Node:
-    """Return the node of a handle that was unpickled; the same object for the same node.
+    """Return the node of an unpickled handle; equal handles give the same object.
 
-    :param records: what :func:`records_of_handle` gave; likewise ``index``.
+    :param records: the result of :func:`records_of_handle`; likewise ``index``.
     """
     with _lock:
         nodes = _revived(records, _travelled)
@@ -307,16 +307,16 @@ def node_of_handle(records: list[tuple[Any, ...]], index: int) -> Node:
     return nodes[index]
 
 
-# --- where the user wrote it ----------------------------------------------------------------------
+# --- the user's source line -----------------------------------------------------------------------
 
 
 def origin_of(frame: FrameType | None) -> Origin | None:
-    """Return the place of the nearest frame that is not Feste's own: code and offset.
+    """Return the code object and offset of the nearest frame outside Feste.
 
-    Reading ``f_lineno`` would cost 159 µs inside a function of 5,000 lines, this pair 0.15 µs; it
-    is resolved to a line only for display.
+    This pair takes 0.15 µs, while reading ``f_lineno`` takes 159 µs inside a function of 5,000
+    lines. It is resolved to a line only for display.
 
-    :param frame: where to begin.
+    :param frame: the frame to start from.
     """
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
@@ -327,7 +327,7 @@ def origin_of(frame: FrameType | None) -> Origin | None:
 
 
 def here() -> str:
-    """Return ``file:line`` of the user's call that is under way, or an empty string."""
+    """Return ``file:line`` of the user's current call, or an empty string."""
     return _line_of(origin_of(sys._getframe(1)))
 
 

@@ -1,7 +1,7 @@
-"""Packing: containers with nodes inside become plain data with slots, and are filled again.
+"""Pack containers that contain nodes into plain data with slots, and fill the slots again.
 
-Lists, tuples, dicts, sets and dataclasses are searched for nodes, however deep; a :class:`Slot` stands
-for the value of each. What is packed is a snapshot: changing the container afterwards changes nothing.
+Lists, tuples, dicts, sets and dataclasses are searched for nodes at any depth; a :class:`Slot`
+replaces each. Packed data is a snapshot: changing the original container afterwards has no effect.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Slot:
-    """The place of the value of ``deps[index]``."""
+    """A placeholder for the value of ``deps[index]``."""
 
     __slots__ = ("index",)
 
@@ -51,7 +51,7 @@ class Slot:
 
 
 class Nested:
-    """A container that holds slots: ``build(parts)`` makes it once the parts are filled."""
+    """A container with slots: ``build(parts)`` makes it from the filled parts."""
 
     __slots__ = ("build", "parts")
 
@@ -82,7 +82,7 @@ def _slot(index: int) -> Slot:
 
 
 class Deps:
-    """Collects the nodes met while packing; each gets one slot, however often it occurs."""
+    """Collects the nodes found while packing; each gets one slot, however often it occurs."""
 
     __slots__ = ("index", "nodes")
 
@@ -98,21 +98,21 @@ class Deps:
         return slot
 
 
-#: Deeper nesting than this is taken for a container that contains itself.
+#: Deeper nesting than this is treated as a container that contains itself.
 MAX_DEPTH = 200
 
 _Packer = Callable[[Any, Deps, int], Any]
 
 
 def pack(value: Any, deps: Deps, depth: int = 0) -> Any:
-    """Return a copy of a value in which slots stand for nodes.
+    """Return a copy of a value in which slots replace nodes.
 
-    Lists, tuples, dicts, sets, their subclasses and dataclasses are searched. What can be changed
-    of them is copied, so that the call keeps what it was given; any other object is kept as it is.
+    Lists, tuples, dicts, sets, their subclasses and dataclasses are searched. Mutable ones are
+    copied, so that later changes do not affect the call; any other object is kept by reference.
 
-    :param value: what the user gave.
-    :param deps: where the nodes go.
-    :param depth: how deep the value lies; leave it out.
+    :param value: the value to pack.
+    :param deps: collects the nodes.
+    :param depth: the current depth of the recursion; leave it out.
     :raises GraphError: if a container contains itself.
 
     >>> pack([1, {"a": 2}], Deps())
@@ -126,9 +126,9 @@ def pack(value: Any, deps: Deps, depth: int = 0) -> Any:
 
 
 def fill(packed: Any, values: Sequence[Any]) -> Any:
-    """Return the packed value with the values of the nodes in their slots.
+    """Return a packed value with the slots filled.
 
-    :param packed: what :func:`pack` gave.
+    :param packed: the result of :func:`pack`.
     :param values: the values of the nodes, in the order of the collected deps.
     """
     kind = type(packed)
@@ -140,11 +140,11 @@ def fill(packed: Any, values: Sequence[Any]) -> Any:
 
 
 def fresh(packed: Any, values: Sequence[Any]) -> Any:
-    """Return the packed value as :func:`fill` does, with copies of the lists, dicts and sets in it.
+    """Fill a packed value like :func:`fill`, but copy the lists, dicts and sets in it.
 
-    What a task changes of its arguments must not change the node: it may run again.
+    A task may change its arguments; the node must keep them, because it may run again.
 
-    :param packed: what :func:`pack` gave.
+    :param packed: the result of :func:`pack`.
     :param values: the values of the nodes.
 
     >>> constant = [[1], 2]
@@ -220,7 +220,7 @@ def _build_dict(parts: list[Any]) -> dict[Any, Any]:
 
 
 def _pack_subclass(value: Any, deps: Deps, depth: int) -> Any:
-    """A list, dict, set of the user's own class."""
+    """Pack a user's subclass of list, dict or set."""
     if isinstance(value, dict):
         parts, lazy = _parts(itertools.chain.from_iterable(value.items()), deps, depth)
     else:
@@ -230,7 +230,7 @@ def _pack_subclass(value: Any, deps: Deps, depth: int) -> Any:
         empty.clear()
         build = partial(_build_subclass, empty)
         return Nested(build, parts) if lazy else build(parts)
-    except Exception:  # one that cannot be changed need not be copied, either
+    except Exception:  # it cannot be modified, so it need not be copied
         if lazy:
             raise
         return value
@@ -275,7 +275,7 @@ def _build_slice(parts: list[Any]) -> slice:
 
 
 def _pack_other(value: Iterable[Any], deps: Deps, depth: int) -> Any:
-    """A container that is kept as it is, since there is no telling how to make another."""
+    """Keep a container that cannot be rebuilt; raise if it contains nodes."""
     if any(isinstance(item, Lazy) for item in value):
         raise GraphError(
             f"a {type(value).__name__} holds lazy values, which nobody would compute there: give a "
@@ -285,12 +285,12 @@ def _pack_other(value: Iterable[Any], deps: Deps, depth: int) -> Any:
 
 
 def _pack_collection(value: Any, deps: Deps, depth: int) -> Any:
-    """A Dask collection becomes a node of its own, computed by Dask before the run."""
+    """Make a Dask collection a node of its own, which Dask computes before the run."""
     return deps.slot(Node(COLLECTION, (value,)))
 
 
 class _Collection:
-    """The op of a Dask collection given to a call."""
+    """The op of a node that stands for a Dask collection."""
 
     name = "dask"
     kind = "data"
@@ -301,7 +301,7 @@ class _Collection:
 
     @staticmethod
     def fn(collection: Any) -> Any:
-        """Return the value of a collection that was not known when its run began."""
+        """Return the value of a collection that was not computed before the run."""
         import dask
 
         return dask.compute(collection)[0]  # type: ignore[attr-defined, no-untyped-call]
@@ -349,9 +349,9 @@ def _packer_for(kind: type) -> _Packer | None:
 
 
 def holds_nodes(value: Any) -> bool:
-    """Tell whether a result holds nodes, so that it is not a value yet.
+    """Return True if a task's result contains nodes, and so is not a value yet.
 
-    :param value: what a task returned.
+    :param value: the task's result.
 
     >>> holds_nodes([1, "two", {"three": 3}])
     False
@@ -369,7 +369,7 @@ def _holds(value: Any, depth: int) -> bool:
     if packer is _pack_lazy:
         return True
     if packer in (_pack_collection, _pack_slice, _pack_other) or depth >= MAX_DEPTH:
-        return False  # a task may well return a Dask collection, or an object that holds itself
+        return False  # a task may return a Dask collection, or an object that contains itself
     parts: Iterable[Any]
     if isinstance(value, dict):
         parts = itertools.chain.from_iterable(value.items())

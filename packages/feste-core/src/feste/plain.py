@@ -1,7 +1,7 @@
-"""What a template may be given: plain data.
+"""Restrict template variables to plain data.
 
-A sandbox keeps a template from private names, not from ``{{ client.api_key }}``: so no live object
-ever gets in. :func:`plain` copies a value to text, numbers, None, lists and dicts, or refuses it.
+A sandbox protects private names but not ``{{ client.api_key }}``, so no live object may enter a
+template. :func:`plain` copies a value to text, numbers, None, lists and dicts, or refuses it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from feste.node import Lazy
 
 __all__ = ["plain"]
 
-#: Deeper nesting than this is refused; real data is flatter, and rendering it is recursive.
+#: Deeper nesting than this is refused: real data is flatter, and rendering recurses.
 MAX_DEPTH: Final = 100
 
 _ATOMS: Final = frozenset((int, float, bool, type(None)))
@@ -24,18 +24,18 @@ _UNDER_WAY: Final = object()
 
 
 def plain(value: Any, path: str = "value", *, lazy: bool = False) -> Any:
-    """Return a deep copy of a value as plain data: what JSON can say.
+    """Return a deep copy of a value as plain data that JSON can represent.
 
-    Subclasses of ``str``, ``int`` and ``float`` become these; tuples become lists; dataclasses and
-    pydantic models become dicts. Parts that occur twice are copied once.
+    Subclasses of ``str``, ``int`` and ``float`` become the base type, tuples become lists,
+    dataclasses and pydantic models become dicts. Parts that occur twice are copied once.
 
     :param value: any value.
-    :param path: how an error names the value; parts are named from there, ``docs[2].title``.
-    :param lazy: keep lazy values as they are, and refuse text that holds the name of one.
+    :param path: the name of the value in errors; parts are named from it, ``docs[2].title``.
+    :param lazy: keep lazy values, and refuse text that contains the repr of one.
     :returns: text, a number, None, or lists and dicts of them.
-    :raises PlainDataError: for anything else, and for data that contains itself or is nested more
+    :raises PlainDataError: for any other type, and for data that contains itself or is nested more
         than 100 levels deep.
-    :raises LazyValueError: for a lazy value, or with ``lazy`` for the text of one.
+    :raises LazyValueError: for a lazy value; with ``lazy``, for text that contains the repr of one.
 
     >>> plain({"ids": (1, 2)})
     {'ids': [1, 2]}
@@ -50,7 +50,7 @@ def plain(value: Any, path: str = "value", *, lazy: bool = False) -> Any:
 
 
 class _Copier:
-    """One deep copy; ``done`` keeps the originals too, so that no id is used twice meanwhile."""
+    """One deep copy; ``done`` holds the originals too, so that no id is reused during the copy."""
 
     __slots__ = ("done", "lazy")
 
@@ -90,7 +90,7 @@ class _Copier:
                 refuse_node_text(value)
             except LazyValueError as error:
                 raise LazyValueError(f"{path}: {error}") from None
-        return str.__str__(value)  # the characters, also of a subclass that prints itself otherwise
+        return str.__str__(value)  # the characters, even if a subclass overrides __str__
 
     def _container(self, value: Any, kind: type, path: str, depth: int) -> Any:
         if isinstance(value, (list, tuple)):
@@ -103,7 +103,7 @@ class _Copier:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
             return {n: self.copy(getattr(value, n), f"{path}.{n}", depth) for n in fields}
-        if callable(getattr(kind, "model_dump", None)):  # pydantic, without importing it
+        if callable(getattr(kind, "model_dump", None)):  # a pydantic model, without the import
             dumped = value.model_dump()
             if isinstance(dumped, dict):
                 return self._pairs(dumped.items(), path, depth)

@@ -1,10 +1,10 @@
-"""Finds, checks, lists and switches off plugins.
+"""Find, check, list and disable plugins.
 
-Installed distributions name their plugin modules in the entry-point group ``feste``. Nothing is
-loaded at ``import feste``; the first look-up loads all of them, each guarded: one that fails is
-named in a :class:`~feste.errors.PluginWarning` and skipped, the others work. Two environment
-variables, read at that moment, take entry-point names separated by commas:
-``FESTE_DISABLED_PLUGINS`` blocks those named, ``FESTE_LOAD_PLUGINS`` loads no others (empty: none).
+Installed distributions name their plugin modules in the entry-point group ``feste``. Importing
+Feste loads none of them; the first lookup loads all. One that fails is named in a
+:class:`~feste.errors.PluginWarning` and skipped. Two environment variables, read at that time, take
+comma-separated entry-point names: ``FESTE_DISABLED_PLUGINS`` blocks the named plugins, and
+``FESTE_LOAD_PLUGINS`` loads only the named ones (empty: none).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _BUILTINS = ("feste.optimization._hooks", "feste.scheduler._hooks", "feste.testi
 
 @dataclass(slots=True)
 class PluginInfo:
-    """What is known of one plugin; one row of ``feste plugins``.
+    """One plugin; a row of ``feste plugins``.
 
     :param name: the entry point's name.
     :param module: the module that the entry point names.
     :param distribution: the distribution that ships it.
     :param version: the distribution's version.
     :param state: ``"loaded"``, ``"disabled"`` or ``"broken"``.
-    :param offers: what it registers, by hook: the names.
-    :param error: why it is broken.
+    :param offers: the names that it registers, by hook.
+    :param error: why it is broken, or an empty string.
     """
 
     name: str
@@ -66,12 +66,12 @@ class PluginInfo:
 
 
 def _installed() -> list[PluginInfo]:
-    """The entry points of the group, sorted so that nothing depends on the order of installation."""
+    """Return the entry points of the group, sorted to be independent of installation order."""
     found: dict[tuple[str, str], PluginInfo] = {}
     for dist in distributions():
         try:
             points = [p for p in dist.entry_points if p.group == GROUP]
-        except Exception:  # damaged metadata; whose it is, cannot be told
+        except Exception:  # damaged metadata: the distribution cannot even be named
             continue
         for point in points:
             name, version = _title(dist)
@@ -81,7 +81,7 @@ def _installed() -> list[PluginInfo]:
 
 
 def _title(dist: Distribution) -> tuple[str, str]:
-    """The name and version of a distribution, whose metadata may be damaged."""
+    """Return a distribution's name and version, or placeholders if its metadata is damaged."""
     try:
         name, version = dist.metadata["Name"], dist.version
     except Exception:
@@ -90,7 +90,7 @@ def _title(dist: Distribution) -> tuple[str, str]:
 
 
 def _tell_of_namesake() -> None:
-    """Tell of the distribution ``feste`` of 2023: its files lie in the same folder as ours."""
+    """Warn if the distribution ``feste`` of 2023 is installed, which uses the same folder."""
     with suppress(PackageNotFoundError):
         version = distribution("feste").version
         warnings.warn(
@@ -107,9 +107,9 @@ def _names(variable: str) -> set[str] | None:
 
 
 class Registry:
-    """The loaded plugins and what they offer.
+    """The loaded plugins and everything they register.
 
-    :param discover: look for installed distributions; False gives Feste's own parts only.
+    :param discover: load installed distributions; False loads Feste's own parts only.
 
     >>> "local" in Registry(discover=False).schedulers
     True
@@ -166,7 +166,7 @@ class Registry:
 
     def _broken(self, info: PluginInfo, error: BaseException) -> None:
         info.state = "broken"
-        info.error = " ".join(f"{type(error).__name__}: {error}".split())  # one line
+        info.error = " ".join(f"{type(error).__name__}: {error}".split())  # on one line
         self.plugins.append(info)
         warnings.warn(
             f"plugin {info.name!r} of {info.origin} ({info.module}) is skipped: {info.error}. "
@@ -176,7 +176,7 @@ class Registry:
         )
 
     def _offers(self, plugin: Any) -> dict[str, dict[str, Any]]:
-        """Ask one plugin what it offers, and check it, before anything of it is kept."""
+        """Collect and check everything a plugin registers, before any of it is stored."""
         found: dict[str, dict[str, Any]] = {}
         for kind, check in _KINDS.items():
             caller = getattr(self.manager.hook, f"feste_{kind}")
@@ -209,11 +209,11 @@ class Registry:
         info.offers.setdefault(kind, []).append(name)
 
     def find(self, kind: str, name: str) -> Any:
-        """Return what a plugin offers under a name; a ``"module:attribute"`` is imported.
+        """Return what is registered under a name; a ``"module:attribute"`` string is imported.
 
         :param kind: ``"backends"`` or ``"schedulers"``.
         :param name: the name.
-        :raises UnknownName: if no loaded plugin offers it, with the nearest name.
+        :raises UnknownName: if no loaded plugin registers it; the message suggests the nearest one.
         """
         table: dict[str, Any] = getattr(self, kind)
         if name not in table:
@@ -225,7 +225,7 @@ class Registry:
 
 
 def _names_something(value: Any) -> bool:
-    """Whether it is a ``"module:attribute"``, or something that can be called."""
+    """Return True for a ``"module:attribute"`` string or a callable."""
     return callable(value) or (isinstance(value, str) and all(value.partition(":")))
 
 
@@ -233,7 +233,7 @@ def _is_pass(value: Any) -> bool:
     return not inspect.isclass(value) and callable(getattr(value, "apply", None))
 
 
-#: What plugins offer, with the check of each offered value.
+#: The kinds of objects that plugins register, each with the check of its values.
 _KINDS: dict[str, Any] = {
     "backends": _names_something,
     "optimizations": _is_pass,
@@ -249,7 +249,7 @@ _FORMS = {
 
 
 def _by_name(optimizations: Any) -> dict[Any, Any]:
-    """Passes by their names, each of which may be there once."""
+    """Return optimizations by name; raise if a name occurs twice."""
     if not isinstance(optimizations, Iterable):
         raise TypeError(
             f"feste_optimizations() must return a list of passes, not {optimizations!r}"
@@ -264,10 +264,10 @@ def _by_name(optimizations: Any) -> dict[Any, Any]:
 
 
 def resolve(target: Any) -> Any:
-    """Return the object that ``"module:attribute"`` names; anything else is returned as it is.
+    """Return the object named by a ``"module:attribute"`` string; return other objects unchanged.
 
     :param target: a string of that form, or an object.
-    :raises PluginError: if the string names nothing.
+    :raises PluginError: if the string names nothing that exists.
 
     >>> resolve("feste.errors:FesteError").__name__
     'FesteError'
@@ -282,12 +282,12 @@ def resolve(target: Any) -> Any:
     except ModuleNotFoundError as error:
         if error.name and module.startswith(error.name):
             raise PluginError(f"a plugin names {target!r}, but there is no {module}") from None
-        raise  # the module is there; something that it imports is not
+        raise  # the module exists, but an import inside it fails
 
 
 _registry: Registry | None = None
 _lock = threading.RLock()
-if hasattr(os, "register_at_fork"):  # whoever held it is not in the child
+if hasattr(os, "register_at_fork"):  # in a forked child, nothing would release the lock
     os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.RLock()))
 
 

@@ -1,8 +1,8 @@
-"""From what the user holds to what the user gets: collect, optimize, schedule, hand back.
+"""Run a computation in four steps: collect, optimize, schedule, hand back.
 
-:mod:`~feste._compute.front` names the four steps in order, :mod:`~feste._compute.steps` takes them;
-an eager call and a node that Dask runs go the same way. Whatever below starts a run, a node's own
-methods or an eager call, calls back into this package and no other.
+:mod:`~feste._compute.front` names the steps in order and :mod:`~feste._compute.steps` implements
+them; eager calls and nodes run by Dask use the same ones. All other code that starts a run calls
+this package.
 """
 
 from feste._compute.eager import run_eager

@@ -1,4 +1,4 @@
-"""Eager calls: one call, run where it is written."""
+"""Eager mode: run one call at once, where it is written."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = ["alone", "run_eager"]
 
 
 def run_eager(node: Node) -> Any:
-    """Run one call here and now, and return its value; what eager mode does instead of recording.
+    """Run one call immediately and return its value, instead of recording it.
 
-    Python runs on the caller's own thread, so a debugger stops in it and its exception is raised as
-    it is. A call of a backend goes through the same gate, retry and code as in a graph.
+    Python runs on the caller's own thread, so a debugger stops in it and its exception is raised
+    unchanged. A backend's call uses the same gate, retries and code as in a graph.
 
     :param node: the call.
     :raises CallError: if the call failed.
     """
     op: Any = node.op
-    if node.deps:  # nodes recorded before eager mode began
+    if node.deps:  # nodes recorded before eager mode was set
         values = values_of([FesteDelayed(d) for d in node.deps])
         args = tuple(fill(a, values) for a in node.args)
         kwargs = {k: fill(v, values) for k, v in node.kwargs.items()}
@@ -44,7 +44,7 @@ def run_eager(node: Node) -> Any:
     assert node.draw is not None
     if op.kind == "call":
         return alone(node)
-    with draw.inside(node.draw):  # what a task calls is drawn as what it returns
+    with draw.inside(node.draw):  # calls inside a task get the same draws as calls it returns
         if op.is_async:
             return alone(node)
         result = evaluate(op.fn, node.args, node.kwargs, ())
@@ -52,7 +52,7 @@ def run_eager(node: Node) -> Any:
 
 
 def values_of(lazy: Sequence[Any]) -> tuple[Any, ...]:
-    """Compute what an eager call needs; it raises the error of the call that failed, as itself."""
+    """Compute the inputs of an eager call; raise the failed call's own error."""
     try:
         return compute(*lazy, on_error="raise", progress=False)
     except RunFailed as failed:
@@ -77,7 +77,7 @@ def alone(node: Node) -> Any:
     make_report(run)
     (result,) = run.results()
     if run.failed:
-        root = run.errors[run.failed[0]]  # of a node that a task emitted, perhaps
+        root = run.errors[run.failed[0]]  # may belong to a node that a task emitted
         cause = root.__cause__ if isinstance(root, NodeError) else None
         raise cause or root
     return result

@@ -1,4 +1,4 @@
-"""What users call: collect, then the steps in order."""
+"""The functions that users call; each collects the graph and then runs the steps in order."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ["acompute", "acompute_one", "compute", "explain"]
 
 
 def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
-    """Run what the arguments need, and return them with values in place of nodes.
+    """Run the nodes in the arguments, and return the arguments with values in place of nodes.
 
-    :param args: lazy values, and lists, dicts, sets and dataclasses with lazy values inside; plain
-        values are returned as they are.
-    :param settings: settings for this run, before all others; see :mod:`feste.context`.
+    :param args: lazy values, and lists, dicts, sets and dataclasses that contain them; plain values
+        are returned unchanged.
+    :param settings: settings for this run, which override all others; see :mod:`feste.context`.
     :returns: one value for each argument, in its shape.
-    :raises RunFailed: if a node failed; what was computed is in its ``partial``.
+    :raises RunFailed: if a node failed; the computed values are in its ``partial``.
     :raises ConfigError: if a setting, key or argument is wrong; nothing was sent then.
-    :raises BlockingCallError: where waiting would stop Feste itself.
+    :raises BlockingCallError: if blocking here would stop Feste itself.
 
     >>> import feste
     >>> @feste.task
@@ -64,7 +64,7 @@ def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
 async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
     """Do what :func:`compute` does, without blocking the running event loop.
 
-    Cancelling it starts nothing new and gives up what is under way.
+    Cancelling it starts nothing new and gives up work under way.
 
     :param args: as for :func:`compute`.
     :param settings: as for :func:`compute`.
@@ -92,7 +92,7 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
 
 
 async def _ended(run: Run) -> None:
-    """Submit a run and wait until it has ended; it is stopped if nobody waits any more."""
+    """Submit a run and wait until it has ended; stop it if the waiting is cancelled."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
 
@@ -101,21 +101,21 @@ async def _ended(run: Run) -> None:
             ended.set_result(None)
 
     def from_the_brain() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, so nothing waits any more
             loop.call_soon_threadsafe(wake)
 
     run.on_finish(from_the_brain)
     try:
         driver().submit(run)
-        while not ended.done():  # as in wait_for: a loop that was about to sleep misses a signal
+        while not ended.done():  # poll as in wait_for: a loop about to sleep can miss a signal
             await asyncio.wait([ended], timeout=LOOK)
-    except BaseException:  # cancelled, or the loop was closed under it
+    except BaseException:  # cancelled, or the loop was closed in the meantime
         driver().stop(run, 0.0)
         raise
 
 
 async def acompute_one(node: FesteDelayed[Any]) -> Any:
-    """Return the value of one node: what ``await node`` does.
+    """Return the value of one node; implements ``await node``.
 
     :param node: the node.
     """
@@ -123,11 +123,11 @@ async def acompute_one(node: FesteDelayed[Any]) -> Any:
 
 
 def explain(*args: Any, **settings: Any) -> Explanation:
-    """Say what :func:`compute` would do, without sending anything.
+    """Describe what :func:`compute` would do, without sending anything.
 
     :param args: as for :func:`compute`.
     :param settings: as for :func:`compute`.
-    :returns: the plan in words and numbers; print it.
+    :returns: the plan with its figures; print it.
 
     >>> from feste.testing import FakeBackend
     >>> llm = FakeBackend()

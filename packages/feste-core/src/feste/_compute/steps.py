@@ -1,4 +1,4 @@
-"""The steps of a run, one after the other: optimize, compile, wait, hand back."""
+"""The steps of a run: optimize, compile, wait, hand back."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 
 #: Seconds that requests in flight may still take after Ctrl-C.
 GRACE = 2.0
-#: Seconds after which a waiting thread looks for a signal at the latest.
+#: Seconds between checks for a signal in a waiting thread.
 LOOK = 0.25
 
 _last_report: ContextVar[RunReport | None] = ContextVar("feste_last_report", default=None)
@@ -64,12 +64,12 @@ def last_report() -> RunReport | None:
 
 
 def forget_report() -> None:
-    """A run begins: until it has a report, ``last_report`` must not show an older one."""
+    """Clear the last report when a run starts, so that ``last_report`` never shows an older one."""
     _last_report.set(None)
 
 
 def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
-    """Optimize, and refuse what can be known to be wrong before anything is sent."""
+    """Optimize the graph, and raise the errors that can be known before anything is sent."""
     plan = Optimizer().run(_compute_collections(graph), settings)
     checked = set()
     for node in plan.graph.nodes.values():
@@ -77,7 +77,7 @@ def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
             continue
         call = node.call
         try:
-            if call is not None and id(call.client) not in checked:  # a dataclass has no hash
+            if call is not None and id(call.client) not in checked:  # clients may be unhashable
                 checked.add(id(call.client))
                 call.client.preflight()
             elif getattr(node.op, "executor", "") == "process":
@@ -90,7 +90,7 @@ def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
 
 
 def _compute_collections(graph: FesteGraph) -> FesteGraph:
-    """Compute the Dask collections among the inputs, all in one Dask call."""
+    """Compute the Dask collections among the inputs, those with the same scheduler in one call."""
     nodes = [n for n in graph.nodes.values() if n.op is COLLECTION and n.value is PENDING]
     if not nodes:
         return graph
@@ -100,9 +100,9 @@ def _compute_collections(graph: FesteGraph) -> FesteGraph:
     one = get_scheduler()  # type: ignore[no-untyped-call]
     groups: dict[Any, dict[Any, list[Node]]] = {}
     for node in nodes:
-        # without a scheduler for all, those of bags and arrays differ, and Dask refuses them together
+        # without a global scheduler, bags and arrays use different ones, which one call cannot mix
         own = None if one else getattr(node.args[0], "__dask_scheduler__", None)
-        # Dask returns the results of collections of one kind together, wherever they were given
+        # Dask returns results grouped by kind of collection, so group the nodes in the same way
         kind = getattr(node.args[0], "__dask_optimize__", None)
         groups.setdefault(own, {}).setdefault(kind, []).append(node.replace())
     calls = [[n for kind in kinds.values() for n in kind] for kinds in groups.values()]
@@ -118,11 +118,11 @@ def make_run(plan: Plan, settings: Settings, hands: Executor) -> Run:
 
 
 def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
-    """Submit a run and park this thread until it has ended; Ctrl-C ends it sooner."""
+    """Submit a run and block this thread until it has ended; Ctrl-C stops it."""
     try:
         driver().submit(run)
         with shown(run, settings["progress"]):
-            # a signal that arrives just before a thread blocks does not wake it: look now and then
+            # a signal that arrives just before a thread blocks does not wake it, so poll
             while not run.finished.wait(LOOK):
                 pass
         return
@@ -133,7 +133,7 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
                 f"\nstopping: nothing new is sent, what is under way has {GRACE:.0f} seconds; "
                 "Ctrl-C again stops at once\n"
             )
-    except BaseException:  # a signal handler of the user's raised: nobody waits any more
+    except BaseException:  # a user's signal handler raised, so nothing waits any more
         driver().stop(run, 0.0)
         raise
     try:
@@ -177,7 +177,7 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
 
 
 def _put_back(run: Run, repack: Repack, report: RunReport) -> tuple[Any, ...]:
-    """Put the values into what the user gave; it may be that they do not fit, vectors into a set."""
+    """Put the values into the user's containers; raise if they do not fit, as vectors in a set."""
     results = run.results()
     try:
         return repack(results)
@@ -194,7 +194,7 @@ def _put_back(run: Run, repack: Repack, report: RunReport) -> tuple[Any, ...]:
 def run_elsewhere(
     hands: Scheduler | Callable[..., Any], plan: Plan, repack: Repack, settings: Settings
 ) -> tuple[Any, ...]:
-    """Hand the graph to a whole scheduler or a plain ``get`` function."""
+    """Run the graph with a whole scheduler or a plain ``get`` function."""
     if settings["on_error"] != "raise":
         raise ConfigError(
             f"on_error={settings['on_error']!r} needs Feste's own scheduling: a plain get function or "
@@ -218,7 +218,7 @@ def _failed_elsewhere(error: FesteError) -> RunFailed:
 
 
 def for_dask(plan: Plan) -> dict[str, Any]:
-    """The tasks of a plan; they know the user's own nodes, which keep what is paid for."""
+    """Return a plan's Dask tasks; paid values are stored in the user's own nodes."""
     dsk = dict(plan.graph)
     keepers = Program(plan.graph, plan.before.nodes).keepers
     own = dict(zip(plan.graph.nodes, keepers, strict=True))

@@ -1,4 +1,4 @@
-"""Nodes as Dask runs them: in its threads, in its processes, one by one or as a batch."""
+"""Run nodes inside Dask, in its threads or processes, one by one or as a batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["lowered", "optimize_lowered", "persisted", "run_lowered", "run_lower
 
 
 def lowered(node: FesteDelayed[Any]) -> FesteGraph:
-    """Return the graph of a node as Dask wants it.
+    """Return the Dask graph of a node.
 
     :param node: the node.
     """
@@ -41,10 +41,10 @@ def lowered(node: FesteDelayed[Any]) -> FesteGraph:
 
 
 def optimize_lowered(dsk: Any, keys: Any) -> Any:
-    """Run Feste's optimizer on the lowered nodes of a graph; what Dask calls before it runs one.
+    """Optimize the Feste nodes of a Dask graph; Dask calls this before it runs the graph.
 
-    :param dsk: the graph; what is not ours in it stays as it is.
-    :param keys: the wanted keys, nested as Dask likes.
+    :param dsk: the graph; tasks that are not Feste's stay unchanged.
+    :param keys: the requested keys, nested as in Dask.
     """
     from dask.core import flatten
 
@@ -65,12 +65,12 @@ def optimize_lowered(dsk: Any, keys: Any) -> Any:
 
 
 def lower(roots: Sequence[Node]) -> FesteGraph:
-    """Return the graph of some nodes for Dask, which asks for one collection after the other.
+    """Return the graph of some nodes for Dask, which asks for one collection at a time.
 
-    Their draws are counted when the first of them is optimized or run: together, in the order in
-    which the nodes were made, as if all had been collected at once.
+    Their draws are counted when the first of them is optimized or run: all together, in creation
+    order, as if they had been collected at once.
 
-    :param roots: the wanted nodes.
+    :param roots: the requested nodes.
     """
     graph = FesteGraph.of(roots, scope=None)
     note_lowered(graph.nodes.values())
@@ -78,12 +78,12 @@ def lower(roots: Sequence[Node]) -> FesteGraph:
 
 
 def persisted(dsk: Any, node: Node, *, rename: Any = None) -> FesteDelayed[Any]:
-    """Return a collection again after ``dask.persist`` and the like.
+    """Rebuild a lazy value from its graph, after ``dask.persist`` and similar functions.
 
-    :param dsk: what Dask computed, or a graph that it rewrote.
-    :param node: the node of the collection.
+    :param dsk: the computed results, or a graph that Dask rewrote.
+    :param node: the node of the lazy value.
     :param rename: new names of keys, from ``dask.graph_manipulation``.
-    :raises NotImplementedError: for new names: a node has one name.
+    :raises NotImplementedError: if there are new names: a node cannot be renamed.
     """
     from dask.task_spec import DataNode, GraphNode
 
@@ -94,7 +94,7 @@ def persisted(dsk: Any, node: Node, *, rename: Any = None) -> FesteDelayed[Any]:
     value = dsk[node.key]
     if isinstance(value, DataNode):
         node.value = value.value
-    elif type(value).__module__.startswith("distributed."):  # of client.persist()
+    elif type(value).__module__.startswith("distributed."):  # a future from client.persist()
         node.value = value.result()
     elif not isinstance(value, GraphNode):
         node.value = value
@@ -102,7 +102,7 @@ def persisted(dsk: Any, node: Node, *, rename: Any = None) -> FesteDelayed[Any]:
 
 
 def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
-    """Run one node for Dask, in whatever process it is.
+    """Run one node for Dask, in any process.
 
     :param low: the lowered node.
     :param values: the values of its inputs.
@@ -123,7 +123,7 @@ def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
             return kept
         if op.kind == "call" or getattr(op, "is_async", False):
             (outcome,) = _outcomes([low], [values])
-            if isinstance(outcome, UpstreamFailed):  # of a node that it emitted
+            if isinstance(outcome, UpstreamFailed):  # from a node that it emitted
                 outcome = outcome.roots[0]
             if isinstance(outcome, FesteError):
                 raise (outcome.__cause__ if isinstance(outcome, NodeError) else None) or outcome
@@ -134,11 +134,11 @@ def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
 
 
 def run_lowered_batch(low: LoweredBatch, values: Sequence[Any]) -> list[Any]:
-    """Run the calls of a batch for Dask, in one request as far as limits allow.
+    """Run the calls of a batch for Dask, in one request if the limits allow.
 
     :param low: the lowered batch.
-    :param values: the values of the members' inputs, one member's after the other.
-    :returns: for each member its value, or the error that Dask shall raise.
+    :param values: the values of all members' inputs, concatenated.
+    :returns: for each member its value, or the error that Dask must raise.
     """
     if not low.members[0].is_here:
         return [run_lowered(low.members[0], values)]  # raises UngatedCall
@@ -147,7 +147,7 @@ def run_lowered_batch(low: LoweredBatch, values: Sequence[Any]) -> list[Any]:
 
 
 def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> list[Any]:
-    """Run nodes whose inputs Dask has computed; they stay the nodes that they are, for other runs."""
+    """Run nodes whose inputs Dask has computed; other runs can still join the same nodes."""
     draw_lowered()
     filled: list[Node] = []
     aliases: dict[str, str] = {}
@@ -156,7 +156,7 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
         args = tuple(fill(a, given) for a in low.node.args)
         kwargs = {k: fill(v, given) for k, v in low.node.kwargs.items()}
         single = low.node.replace(args=args, kwargs=kwargs, deps=())
-        single.draw = low.own.draw  # of a node that a pass has copied
+        single.draw = low.own.draw  # an optimization may have copied the node
         filled.append(single)
         before.update({n.key: n for n in low.keepers})
         aliases.update({n.key: low.node.key for n in low.keepers[1:]})
@@ -172,11 +172,11 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
 
 
 def _emitted(low: Lowered, result: Any) -> Any:
-    """Compute what a task returned with nodes inside, as the brain would."""
+    """Compute the nodes that a task returned, as the brain would."""
     draw = low.own.draw
-    assert draw is not None  # whoever runs a lowered node has seen to it
+    assert draw is not None  # draw_lowered was called before
     scope = draw.inner
-    forget(scope)  # the task ran from its start, so its draws count from 0
+    forget(scope)  # the task ran from its start, so its draws are counted from 0 again
     graph, keys, repack = FesteGraph.collect(result, scope=scope)
     if low.is_here:
         value = compute(result, scheduler="local", progress=False)[0]
@@ -186,7 +186,7 @@ def _emitted(low: Lowered, result: Any) -> Any:
         return value
     import dask
 
-    dsk = dict(graph)  # a paid call in it is as far from its gate as this task
+    dsk = dict(graph)  # its paid calls must also be refused: they have no gate in this process
     for task in dsk.values():
         if isinstance(getattr(task, "func", None), Lowered):
             task.func.process = low.process
@@ -198,7 +198,7 @@ _locking = threading.Lock()
 
 
 def _forget() -> None:
-    """A forked child has none of the threads that hold these."""
+    """Replace the locks in a forked child, where the threads that hold them do not exist."""
     global _locks, _locking
     _locks, _locking = weakref.WeakValueDictionary(), threading.Lock()
 
@@ -209,7 +209,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def _one_at_a_time(key: str) -> Iterator[None]:
-    """Have a node run by one thread at a time: Dask may copy its task, each under another key."""
+    """Let only one thread at a time run a node, since Dask may copy its task under another key."""
     with _locking:
         lock = _locks.setdefault(key, threading.RLock())
     with lock:

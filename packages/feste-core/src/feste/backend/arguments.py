@@ -1,4 +1,4 @@
-"""What every backend checks of a call's arguments, before anything is sent and paid."""
+"""Checks of a call's arguments that all backends share, made before anything is sent and paid."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ P = TypeVar("P", bound=Params)
 
 
 def as_text(value: Any, operation: str, name: str) -> str:
-    """Return an argument that must be a text, as a plain one.
+    """Check an argument that must be a text, and return it as a plain str.
 
     :param value: the argument; a :class:`~feste.backend.Reply` is a text too.
     :param operation: the operation's name, for the error.
     :param name: the parameter's name, for the error.
-    :raises ParameterError: if it is none.
+    :raises ParameterError: if it is not a text.
 
     >>> as_text(5, "embed", "text")
     Traceback (most recent call last):
@@ -36,9 +36,9 @@ def as_text(value: Any, operation: str, name: str) -> str:
 
 
 def as_messages(prompt: Any, operation: str = "chat") -> list[dict[str, Any]]:
-    """Return the messages of a conversation as JSON of their own.
+    """Return a conversation as a new list of JSON messages.
 
-    :param prompt: what the user says, or a list of messages: dicts with a role.
+    :param prompt: the user's message as text, or a list of messages: dicts with a role.
     :param operation: the operation's name, for the error.
     :raises ParameterError: if it is neither.
 
@@ -56,7 +56,7 @@ def as_messages(prompt: Any, operation: str = "chat") -> list[dict[str, Any]]:
         made: list[Any] = plain(prompt, "messages")
     except PlainDataError as error:
         raise ParameterError(str(error)) from None
-    canonical(made)  # refuses NaN and infinity, which JSON has not
+    canonical(made)  # raises for NaN and infinity, which JSON does not have
     for i, message in enumerate(made):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ParameterError(
@@ -67,12 +67,12 @@ def as_messages(prompt: Any, operation: str = "chat") -> list[dict[str, Any]]:
 
 
 def as_params(params: Any, kind: type[P], operation: str) -> P:
-    """Return the parameters of a call, which must be of the operation's own class.
+    """Check that a call's parameters are of the operation's own class, and return them.
 
     :param params: the argument.
-    :param kind: the class; those of two backends may share its name.
+    :param kind: the class; classes of two backends may have the same name.
     :param operation: the operation's name, for the error.
-    :raises ParameterError: if they are of another one.
+    :raises ParameterError: if they are of another class.
 
     >>> class SpeakParams(Params):
     ...     volume: int | None = None
@@ -89,12 +89,12 @@ def as_params(params: Any, kind: type[P], operation: str) -> P:
 
 
 def as_count(value: Any, name: str) -> int:
-    """Return how many answers are asked for; 1 for None.
+    """Return the number of answers to ask for; 1 for None.
 
     :param value: the parameter.
     :param name: its name, for the error.
-    :raises ParameterError: if it is no whole number above 0: the answers would be paid and then not
-        be understood.
+    :raises ParameterError: if it is not an integer above 0; the answers would be paid for but could
+        not be read.
 
     >>> as_count("2", "n")
     Traceback (most recent call last):

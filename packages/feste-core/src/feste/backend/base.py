@@ -1,4 +1,4 @@
-"""What a backend is: a client of one provider, and the configuration that makes another like it."""
+"""The base class of backends: a client of one provider, made from plain configuration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from feste.errors import ConfigError
 
 __all__ = ["Backend", "create"]
 
-#: Configuration that decides how calls are made, not what they answer.
+#: Configuration that affects how calls are made but not their answers.
 _NOT_IDENTITY = frozenset({"timeout", "limits"})
 
 
 class _Constructor:
-    """The signature of a backend's class: that of its constructor, which ``__new__`` would hide."""
+    """Gives a backend's class the signature of its constructor, which ``__new__`` would hide."""
 
     def __get__(self, instance: object, owner: type[Backend]) -> inspect.Signature:
         signature = inspect.signature(owner.__init__)
@@ -28,11 +28,11 @@ class _Constructor:
 
 
 class Backend:
-    """The base of all backends: a class whose operations are its attributes.
+    """The base class of all backends; its operations are class attributes.
 
-    The smallest backend is one method under :func:`~feste.backend.operation`. A backend is made
-    of plain configuration, so that another process can make its own; SDK clients are built when
-    the first request is sent.
+    The smallest backend is one method decorated with :func:`~feste.backend.operation`. A backend is
+    made from plain configuration, so that another process can make an equal one; SDK clients are
+    built when the first request is sent.
 
     >>> from feste.backend import operation
     >>> class Greeter(Backend):
@@ -48,16 +48,16 @@ class Backend:
     """
 
     plugin: ClassVar[str] = ""
-    """The name under which plugins offer it; the class's own name in lower case if not set."""
+    """The backend's name among plugins; by default the class's name in lower case."""
 
     limits: Limits = Limits()
-    """What the account or server can take."""
+    """The limits of the account or server."""
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
     __signature__ = _Constructor()
 
     def __init__(self) -> None:
-        """Make a client; a subclass takes what it needs as its own arguments."""
+        """Make a backend; a subclass defines its own arguments."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -65,41 +65,41 @@ class Backend:
             cls.plugin = cls.__name__.lower()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        if cls.__hash__ is None:  # a dataclass; clients are told apart by identity
+        if cls.__hash__ is None:  # a dataclass; backends are compared by identity
             cls.__hash__ = object.__hash__
         self = super().__new__(cls)
-        self.__dict__["_given"] = (args, kwargs)  # also of a frozen dataclass
+        self.__dict__["_given"] = (args, kwargs)  # works for a frozen dataclass too
         return self
 
     @property
     def endpoint(self) -> str:
-        """The URL that calls really go to, or ``plugin:<name>``."""
+        """The effective URL of calls, or ``plugin:<name>``."""
         return f"plugin:{self.plugin}"
 
     @property
     def account(self) -> str:
-        """Who pays, as far as limits are concerned: organization, project; never a key."""
+        """The account that limits apply to: organization or project; never a key."""
         return ""
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """The API keys that a call needs: those that the constructor was given."""
+        """The API keys that a call needs: by default those given to the constructor."""
         given = [v for v in self._named().values() if isinstance(v, Secret)]
         return (*given, *(h for h in self._hidden if isinstance(h, Secret)))
 
     def config(self) -> Mapping[str, Any]:
-        """Return the client's configuration as plain JSON, for records; API keys by name.
+        """Return the configuration as plain JSON for records, with API keys by name only.
 
-        The default is what the constructor was given, less what is None.
+        The default is the constructor's arguments that are not None.
         """
         return {name: _shown(name, value) for name, value in self._named().items()}
 
     @property
     def identity(self) -> str:
-        """What decides the answers of this client, as text: endpoint, account, configuration."""
+        """A text of everything that affects the answers: endpoint, account, configuration."""
         cached: str | None = self.__dict__.get("_identity")
         if cached is None:
-            # neither a new optional argument nor a key's new name makes another client
+            # a new optional argument or a key's new name must not change the identity
             config = {
                 name: value
                 for name, value in self.config().items()
@@ -112,12 +112,12 @@ class Backend:
 
     @property
     def token(self) -> Hashable:
-        """Equal for clients that may stand for each other: same class, identity, keys."""
+        """Equal for backends that may replace each other: same class, identity and keys."""
         return (type(self), self.identity, self.secrets, self._hidden)
 
     @property
     def _hidden(self) -> tuple[Hashable, ...]:
-        """What :meth:`config` hides but makes clients different: literal keys, objects."""
+        """What differs between backends but is not in :meth:`config`: literal keys, objects."""
         cached: tuple[Hashable, ...] | None = self.__dict__.get("_hides")
         if cached is None:
             hidden: list[Hashable] = []
@@ -128,20 +128,20 @@ class Backend:
         return cached
 
     def _named(self) -> dict[str, Any]:
-        """What the constructor was given, by name."""
+        """Return the constructor's arguments by name."""
         args, kwargs = self._given
         if not args:
             return kwargs
         try:
             return inspect.signature(self.__init__).bind(*args, **kwargs).arguments  # type: ignore[misc]
-        except (TypeError, ValueError):  # the constructor has said so, or hides its parameters
+        except (TypeError, ValueError):  # wrong arguments, or the signature is not readable
             return {**{str(i): value for i, value in enumerate(args)}, **kwargs}
 
     def preflight(self) -> None:
-        """Raise what can be known to be wrong before anything is sent.
+        """Raise errors that can be known before anything is sent.
 
         :raises MissingKey: if the environment variable of a key is not set.
-        :raises ConfigError: if a key holds what cannot be sent.
+        :raises ConfigError: if a key contains characters that cannot be sent.
         """
         for secret in self.secrets:
             secret.check()
@@ -179,12 +179,12 @@ _SECRET = re.compile(r"(?i)(^|[_-])(key|token|secret|passw(or)?d|authorization|c
 
 
 def _shown(name: str, value: Any, hidden: list[Hashable] | None = None) -> Any:
-    """Configuration as JSON: a literal key shows as no more than that it is there.
+    """Return configuration as JSON; a literal key is replaced by a placeholder.
 
-    :param name: the parameter, or the key of the dict, that holds the value.
+    :param name: the name of the parameter, or the dict key, that holds the value.
     :param value: the value.
-    :param hidden: gets what does not show but tells clients apart: literal keys as Secrets, other
-        objects by identity.
+    :param hidden: collects what the JSON omits but distinguishes backends: literal keys as Secrets,
+        other objects by identity.
     """
     hidden = [] if hidden is None else hidden
     if isinstance(value, Mapping):
@@ -197,7 +197,7 @@ def _shown(name: str, value: Any, hidden: list[Hashable] | None = None) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if not isinstance(value, (Secret, Limits)):
-        hidden.append(id(value))  # it lives as long as the client that was given it
+        hidden.append(id(value))  # safe: the object lives as long as the backend
     if isinstance(value, Secret):
         return value.to_json()
     shown = repr(value)
@@ -205,11 +205,11 @@ def _shown(name: str, value: Any, hidden: list[Hashable] | None = None) -> Any:
 
 
 def create(name: str, /, **config: Any) -> Backend:
-    """Return a client of the backend that a plugin offers under a name.
+    """Make a backend from its registered name.
 
-    :param name: the backend's name, as ``feste plugins`` lists it.
-    :param config: what its class takes.
-    :raises UnknownName: if no plugin offers that name, with the nearest one.
+    :param name: the backend's name, as listed by ``feste plugins``.
+    :param config: the arguments of its class.
+    :raises UnknownName: if no plugin registers that name; the message suggests the nearest one.
 
     >>> create("fake").plugin
     'fake'

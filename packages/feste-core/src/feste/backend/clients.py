@@ -1,7 +1,8 @@
-"""SDK clients: built on first use, one for each event loop, closed with their loop.
+"""SDK clients: built on first use, one per event loop, closed with their loop.
 
-An async SDK client is bound to the loop it was first used on; it cannot be pickled, and after a fork
-it belongs to the parent. So a backend holds configuration, and a :class:`PerLoop` holds its clients.
+An async SDK client is bound to the loop where it was first used, cannot be pickled, and after a
+fork belongs to the parent. So a backend holds configuration, and a :class:`PerLoop` holds its SDK
+clients.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _all: weakref.WeakSet[PerLoop[Any]] = weakref.WeakSet()
 
 
 class PerLoop(Generic[C]):
-    """One client for each running event loop.
+    """One SDK client for each running event loop.
 
     :param make: builds a client; called on the loop.
-    :param close: closes one.
+    :param close: closes a client.
     """
 
     def __init__(self, make: Callable[[], C], close: Callable[[C], Awaitable[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""One method is an operation: the default halves, and a batched form made of a second method."""
+"""Make an operation of one method, with default halves, and its batched form of a second method."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ R = TypeVar("R", covariant=True)
 
 
 class _Simple(Operation[R]):
-    """An operation whose one method is given the call's arguments and returns plain JSON."""
+    """An operation made of one method that takes the call's arguments and returns plain JSON."""
 
     def __init__(self, method: Callable[..., Any], determinism: Determinism) -> None:
         self.method = method
@@ -52,7 +52,7 @@ class _Simple(Operation[R]):
         )
 
     def __set_name__(self, owner: type, name: str) -> None:
-        if not self.name:  # the method of `@name.batch` is the same operation under another name
+        if not self.name:  # the method under `@name.batch` is the same operation, so keep its name
             self.name = name
 
     def batch(
@@ -62,14 +62,14 @@ class _Simple(Operation[R]):
         max_tokens: int | None = None,
         max_bytes: int | None = None,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Make a method that answers many calls at once the batched form of this operation.
+        """Use a method that answers many calls at once as the batched form of this operation.
 
-        The method takes the first parameter as a sequence and the others as they are, and returns
-        one value or exception a call, in order.
+        The method takes a sequence of the first parameter and single values of the others. It
+        returns one value or exception for each call, in order.
 
-        :param max_items: calls in one request, at most.
-        :param max_tokens: tokens in one request, at most, or None.
-        :param max_bytes: bytes of the request, at most, or None.
+        :param max_items: the maximum number of calls in one request.
+        :param max_tokens: the maximum number of tokens in one request, or None.
+        :param max_bytes: the maximum size of the request in bytes, or None.
         """
 
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,7 +116,7 @@ class _Simple(Operation[R]):
         method = self.many if request.packed else self.method
         assert method is not None
         named = {name: self._revived(name, request.body[name]) for name in self.names}
-        # the batched form has a name of its own for the first one
+        # passed by position, because the batched form names its first parameter differently
         first = [named.pop(name) for name in self.names[:1]]
         broken = None
         try:
@@ -128,7 +128,7 @@ class _Simple(Operation[R]):
             raise
         except Exception as error:
             broken = error
-        if broken is not None:  # raised out here: what shows a key must not be its context either
+        if broken is not None:  # raised outside `except`, so that __context__ cannot show a key
             told = _call_error(broken, backend)
             raise told from (None if _shows_a_key(broken, backend) else broken)
         try:
@@ -144,11 +144,11 @@ class _Simple(Operation[R]):
             return value
         known = {f.name for f in dataclasses.fields(kind)}
         extra = {key: value[key] for key in value if key not in known}
-        given = {name: value.get(name) for name in known}  # what is None was not sent
+        given = {name: value.get(name) for name in known}  # None was not sent
         return kind(**{**given, "extra": extra} if extra else given)
 
     def _check_kind(self, name: str, kind: type[Params]) -> None:
-        """Refuse a record that the other process, or a later one, could not make of JSON again."""
+        """Raise if a record's class cannot be found to rebuild it from JSON in another process."""
         known = self._kinds.get(name)
         if known is None:
             raise ParameterError(
@@ -162,7 +162,7 @@ class _Simple(Operation[R]):
 
     @functools.cached_property
     def _kinds(self) -> dict[str, Any]:
-        """The parameters that are records: their class is needed to make them from JSON again."""
+        """The parameters that are records, with the class to rebuild each from JSON."""
         kinds: dict[str, Any] = {}
         for p in self.parameters:
             hint = _hint(self.method, p)
@@ -174,18 +174,18 @@ class _Simple(Operation[R]):
 
 
 def _hint(method: Callable[..., Any], p: inspect.Parameter) -> Any:
-    """The annotation of a parameter, or None where it cannot be resolved."""
+    """Return the annotation of a parameter, or None if it cannot be resolved."""
     if p.annotation is p.empty:
         return None
     one = types.SimpleNamespace(__annotations__={p.name: p.annotation})
     try:
         return typing.get_type_hints(one, method.__globals__)[p.name]
-    except NameError:  # a name that only a type checker can see, or that is local to a function
+    except NameError:  # defined only for type checkers, or local to a function
         return None
 
 
 def _call_error(error: Exception, backend: Backend) -> CallError:
-    """The error as one of a call, as text without keys."""
+    """Return the exception as a CallError whose text holds no keys."""
     if isinstance(error, CallError):
         return error
     text = redact(f"{type(error).__name__}: {error}", *backend.secrets)
@@ -193,7 +193,7 @@ def _call_error(error: Exception, backend: Backend) -> CallError:
 
 
 def _shows_a_key(error: Exception, backend: Backend) -> bool:
-    """Whether a printed traceback of the error, with all that led to it, would show a key."""
+    """Whether a printed traceback of the error, with its causes, would show a key."""
     said = str(error)
     whole = "".join(traceback.format_exception(error))
     shown = any(secret.blank(whole) != whole for secret in backend.secrets)
@@ -204,7 +204,7 @@ _FACTS = ("billed", "status", "code", "request_id", "retry_after")
 
 
 def _outcomes(values: Any, backend: Backend) -> list[dict[str, Any]]:
-    """Values and exceptions as JSON."""
+    """Convert values and exceptions to JSON."""
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise MalformedResponse(f"it must return a list, not {type(values).__name__}")
     outcomes: list[dict[str, Any]] = []
@@ -236,7 +236,7 @@ def _default_unpack(backend: Backend, request: Request, response: Response) -> l
 
 
 class _OperationMaker(typing.Protocol):
-    """What ``operation(...)`` with options is: a decorator, of async methods too."""
+    """The type of ``operation(...)`` with options: a decorator for sync and async methods."""
 
     @overload
     def __call__(self, method: Callable[..., Coroutine[Any, Any, R]], /) -> _Simple[R]: ...
@@ -258,11 +258,11 @@ def operation(
 ) -> Any:
     """Make a method of a :class:`Backend` an operation, with default halves.
 
-    The method, sync or async, gets the arguments of a call by name as plain JSON (a
-    :class:`Params` record as itself) and returns plain JSON. A sync method runs in a thread.
+    The method, sync or async, receives the arguments of a call by name as plain JSON (a
+    :class:`Params` record unchanged) and returns plain JSON. A sync method runs in a thread.
 
     :param method: the method, when used without parentheses.
-    :param determinism: the class of its calls.
+    :param determinism: the determinism class of its calls.
 
     >>> from feste.backend import Backend, operation
     >>> class Shout(Backend):

@@ -1,4 +1,4 @@
-"""What an account or a server can take."""
+"""The user's limits for an account or a server."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits that the user knows better than Feste.
+    """Limits that the user sets because Feste cannot know them.
 
-    :param concurrency: requests in flight at once, at most, over all runs and threads of the
-        process; None lets Feste find out (it starts with 10 and never goes above 512).
-    :param max_items: logical calls packed into one request, at most; None takes the operation's
+    :param concurrency: the maximum number of requests in flight, over all runs and threads of the
+        process; None lets Feste find it, from 10 up to at most 512.
+    :param max_items: the maximum number of calls packed into one request; None uses the operation's
         own limit.
-    :raises ConfigError: if one is below 1.
+    :raises ConfigError: if a limit is below 1.
 
     >>> Limits(concurrency=32)
     Limits(concurrency=32, max_items=None)

@@ -1,8 +1,9 @@
-"""Operations: what a backend can do, as three halves and a rule for batches.
+"""Operations of backends: three halves and a rule for batches.
 
-``prepare`` makes plain data of a call's arguments, ``send`` does the I/O, ``parse`` makes a value of
-the answer. Only ``send`` costs time and money; the other two are pure, so they are free to repeat.
-An :class:`Operation` names the three; :func:`operation` makes one of a single method.
+``prepare`` turns a call's arguments into a request, ``send`` does the I/O, ``parse`` turns the
+response into a value. Only ``send`` costs time and money; the other two are pure and free to
+repeat. An :class:`Operation` names the three halves; :func:`operation` makes one of a single
+method.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ OnChunk = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class BatchRule:
-    """How calls of an operation become one request.
+    """How several calls of an operation are packed into one request.
 
-    :param item: the parameter that differs from call to call; all others must be equal.
+    :param item: the parameter that differs between the calls; all others must be equal.
     :param field: the field of the body that holds it.
-    :param max_items: calls in one request, at most.
-    :param max_tokens: tokens in one request, at most, or None. Counts are estimates, so a twentieth
-        is kept in reserve.
-    :param max_bytes: bytes of the body, at most, or None.
+    :param max_items: the maximum number of calls in one request.
+    :param max_tokens: the maximum number of tokens in one request, or None. Counts are estimates,
+        so 5 % is kept in reserve.
+    :param max_bytes: the maximum size of the body in bytes, or None; 5 % is kept in reserve.
     :param pack: ``pack(backend, requests) -> request``.
-    :param unpack: ``unpack(backend, request, response) -> outcomes``: for each call its own
-        response or error, in the order of the calls. It may raise
-        :class:`~feste.errors.CountMismatch`: the calls are then sent one by one.
+    :param unpack: ``unpack(backend, request, response) -> outcomes``: each call's own response or
+        error, in the order of the calls. It may raise :class:`~feste.errors.CountMismatch`; the
+        calls are then sent one by one.
     """
 
     item: str
@@ -62,7 +63,7 @@ class BatchRule:
     max_bytes: int | None = None
 
     def signature(self, request: Request) -> str:
-        """Return a text that is equal for requests that may share one.
+        """Return a text that is equal for requests that may be packed together.
 
         :param request: the request of one call.
         """
@@ -71,12 +72,13 @@ class BatchRule:
         return canonical([r.plugin, r.operation, r.endpoint, r.account, r.parser, body])
 
     def chunks(self, sizes: Sequence[tuple[int, int]], max_items: int | None = None) -> list[int]:
-        """Return how many calls go into each request, so that every limit is kept.
+        """Return the number of calls in each request, so that every limit is kept.
 
-        Calls stay in order, and the last two requests are balanced: 17 calls at 16 make 9 and 8.
+        Calls stay in order, and the last two requests are balanced: 17 calls with a limit of 16
+        become 9 and 8.
 
         :param sizes: tokens and bytes of each call.
-        :param max_items: a lower limit of items than the rule's, or None.
+        :param max_items: a limit of items below the rule's, or None.
 
         >>> rule = BatchRule("prompt", "prompt", 16, pack=None, unpack=None, max_tokens=None)
         >>> rule.chunks([(1, 4)] * 17), rule.chunks([(1, 4)] * 32)
@@ -100,7 +102,7 @@ class BatchRule:
         return counts
 
     def _over(self, items: int, tokens: int, size: int, top: int) -> bool:
-        """Whether a request of so many items, tokens and bytes would be too large."""
+        """Whether a request with these numbers of items, tokens and bytes would be too large."""
         return (
             items > top
             or (self.max_tokens is not None and tokens > 0.95 * self.max_tokens)
@@ -109,17 +111,17 @@ class BatchRule:
 
 
 class Operation(Generic[R]):
-    """One operation of a backend, as a class attribute; on an instance it is a :class:`Call`.
+    """One operation of a backend, as a class attribute; on an instance it gives a :class:`Call`.
 
-    :param prepare: ``prepare(backend, *arguments) -> Request``; pure. Its signature is the
-        operation's, its docstring too.
-    :param send: ``async send(backend, request, on_chunk) -> Response``; with ``on_chunk`` it hands
-        over pieces of text as they come and still returns the whole.
+    :param prepare: ``prepare(backend, *arguments) -> Request``; pure. Its signature and docstring
+        become the operation's.
+    :param send: ``async send(backend, request, on_chunk) -> Response``; if ``on_chunk`` is given,
+        it is called with pieces of text as they arrive, and the whole is still returned.
     :param parse: ``parse(backend, response, arguments) -> value``; pure. ``arguments`` are the
-        call's, by name.
-    :param determinism: the class of a call; parameters may narrow SAMPLE to GREEDY.
-    :param batch: how calls become one request, or None.
-    :param signature: the method whose signature and docstring are the operation's, if it is not
+        call's arguments by name.
+    :param determinism: the determinism class of a call; parameters may narrow SAMPLE to GREEDY.
+    :param batch: how calls are packed into one request, or None.
+    :param signature: the method that provides the signature and docstring, if it is not
         ``prepare``.
 
     >>> from feste.backend import Backend
@@ -176,7 +178,7 @@ class Operation(Generic[R]):
     def __get__(self, instance: Backend | None, owner: type) -> Any:
         if instance is None:
             return self
-        # held weakly: a client that refers to itself would be freed late, and its limits hold till then
+        # a weak reference, because a cycle would delay freeing the client and keep its limits alive
         calls: dict[str, weakref.ref[Call[R]]] = instance.__dict__.setdefault("_calls", {})
         known = calls.get(self.name)
         call = known() if known is not None else None
@@ -186,16 +188,16 @@ class Operation(Generic[R]):
         return call
 
     def __call__(self, client: Backend, /, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
-        """Call the operation of a client, as ``Class.operation(client, ...)``."""
+        """Call the operation as ``Class.operation(client, ...)``."""
         call: Call[R] = getattr(client, self.name)
         return call(*args, **kwargs)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return one argument for each parameter, defaults filled in.
+        """Return one argument for each parameter, with defaults filled in.
 
         :param args: positional arguments.
         :param kwargs: keyword arguments.
-        :raises ParameterError: for an unknown, doubled or missing one.
+        :raises ParameterError: for an unknown, repeated or missing argument.
         """
         if len(args) > self.positional:
             raise ParameterError(
@@ -222,7 +224,7 @@ class Operation(Generic[R]):
         return tuple(bound)
 
     def _where(self, name: str, value: Any) -> str:
-        """Where a parameter that the operation has not should go, or which ones it has."""
+        """Return a hint for an unknown parameter: the record it belongs to, or the nearest name."""
         for default in self.defaults:
             if isinstance(default, Params) and name in {f.name for f in fields(default)}:  # type: ignore[arg-type]
                 shown = repr(value) if isinstance(value, (int, float)) else "..."
@@ -231,7 +233,7 @@ class Operation(Generic[R]):
 
 
 class Call(Generic[R]):
-    """An operation of one client: calling it records a node, whose op it is.
+    """An operation of one backend object; calling it records a node with this as its op.
 
     :param client: the backend.
     :param operation: the operation.
@@ -249,22 +251,22 @@ class Call(Generic[R]):
 
     @property
     def identity(self) -> str:
-        """The operation and its client's configuration, without any key."""
+        """The operation and its backend's configuration, without any key."""
         return f"{self.client.identity}.{self.name}"
 
     @property
     def token(self) -> Hashable:
-        """Equal for operations of clients that may stand for each other."""
+        """Equal for operations of backends that may replace each other."""
         return (self.client.token, self.name)
 
     @property
     def rule(self) -> BatchRule | None:
-        """How its calls become one request, or None."""
+        """How its calls are packed into one request, or None."""
         return self.operation.rule
 
     @property
     def max_items(self) -> int:
-        """How many calls one request may hold."""
+        """The maximum number of calls in one request."""
         rule = self.rule
         return min(rule.max_items, self.client.limits.max_items or rule.max_items) if rule else 1
 
@@ -279,17 +281,17 @@ class Call(Generic[R]):
         return record(self, bound, {})  # type: ignore[no-any-return]
 
     def determinism(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Determinism:
-        """The operation's class, narrowed by the parameters where they are known."""
+        """Return the operation's class, narrowed by the parameters if they are known."""
         for argument in args:
             if isinstance(argument, Params):
                 return argument.determinism(self.operation.determinism)
         return self.operation.determinism
 
     def group(self, args: Sequence[Any]) -> str | None:
-        """Return a text that is equal for calls that may share a request, as far as a plan can tell.
+        """Return a text that is equal for calls that may share a request; the plan uses it.
 
         :param args: packed arguments.
-        :returns: None if the call can share no request: the operation has no rule, or an argument
+        :returns: None if the call cannot share a request: the operation has no rule, or an argument
             other than the item is not known before the run.
         """
         if self.rule is None:
@@ -310,7 +312,7 @@ class Call(Generic[R]):
         """Return the request of a call. Pure.
 
         :param arguments: one value for each parameter.
-        :raises FesteError: if the arguments are wrong.
+        :raises FesteError: if an argument is wrong.
         """
         for argument in arguments:
             refuse_node_text(argument)
@@ -333,8 +335,8 @@ class Call(Generic[R]):
         """Send a request.
 
         :param request: the request, single or packed.
-        :param on_chunk: gets pieces of text as they come, or None.
-        :raises CallError: if it failed; MalformedResponse if the backend gave no Response.
+        :param on_chunk: receives pieces of the text as they arrive, or None.
+        :raises CallError: if it failed; MalformedResponse if the backend did not return a Response.
         """
         response = await self.operation._send(self.client, request, on_chunk)
         if not isinstance(response, Response):
@@ -345,11 +347,11 @@ class Call(Generic[R]):
         return response
 
     def parse(self, response: Response, arguments: Sequence[Any]) -> R:
-        """Return the value of an answer. Pure.
+        """Return the value of a response. Pure.
 
-        :param response: the answer.
+        :param response: the response.
         :param arguments: the call's arguments.
-        :raises MalformedResponse: if the answer is not what the endpoint promises.
+        :raises MalformedResponse: if the response does not have the form the endpoint promises.
         """
         named = dict(zip(self.operation.names, arguments, strict=True))
         return self.operation._parse(self.client, response, named)
@@ -362,7 +364,7 @@ class Call(Generic[R]):
 
 
 def _constant(argument: Any) -> str | None:
-    """A text for an argument known now; None if it holds slots or cannot be told apart by text."""
+    """Return a text for a known argument; None if it contains slots or cannot be shown as JSON."""
     if isinstance(argument, type):
         return f"{argument.__module__}.{argument.__qualname__}@{id(argument)}"
     if isinstance(argument, Params):

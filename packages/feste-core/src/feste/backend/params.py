@@ -1,4 +1,4 @@
-"""Parameters of an operation as a typed, frozen record."""
+"""The parameters of an operation as a typed, frozen record."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ __all__ = ["Params"]
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Params:
-    """The base of parameter records; a subclass only lists its fields.
+    """The base class of parameter records; a subclass only lists its fields.
 
-    A field that is None is not sent, so the provider's default holds. ``extra`` (if the subclass
-    has a field of that name) is merged into the body: parameters that only some servers know.
+    A field that is None is not sent, so the provider's default applies. A field named ``extra`` is
+    merged into the body, for parameters that only some servers support.
 
-    :raises ParameterError: for a parameter that the record does not have, with the nearest name; for
-        a missing one.
+    :raises ParameterError: for an unknown parameter, with the nearest known name, or a missing one.
 
     >>> class EchoParams(Params):
     ...     temperature: float | None = None
@@ -74,7 +73,7 @@ class Params:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def body(self) -> dict[str, Any]:
-        """Return the parameters that were given, as the body of a request."""
+        """Return the given parameters, as the body of a request."""
         given = {
             f.name: value
             for f in dataclasses.fields(self)  # type: ignore[arg-type]
@@ -94,10 +93,10 @@ class Params:
         return extra
 
     def determinism(self, default: Determinism) -> Determinism:
-        """Return GREEDY if these parameters ask for determinism, else the operation's class.
+        """Return GREEDY if these parameters ask for determinism, otherwise the operation's class.
 
-        :param default: the operation's class. Only SAMPLE is narrowed: by a temperature that is
-            explicitly 0, or a seed.
+        :param default: the operation's class. Only SAMPLE becomes GREEDY: by a temperature that is
+            explicitly 0, or by a seed.
         """
         if default is not Determinism.SAMPLE:
             return default
@@ -105,30 +104,30 @@ class Params:
         return Determinism.GREEDY if greedy else default
 
     def max_output(self) -> int | None:
-        """Return how many tokens one call may generate at most; None if nothing bounds them.
+        """Return the maximum number of tokens one call may generate; None if there is no bound.
 
-        The default is ``max_tokens``, for each of ``n`` answers.
+        The default is ``max_tokens``, times ``n``.
         """
         bound = self._sent("max_tokens")
         return None if bound is None else bound * (self._sent("n") or 1)
 
     def may_share(self) -> bool:
-        """Return whether a call with these parameters may share a request with calls like it.
+        """Return whether a call with these parameters may share a request with others.
 
-        The default says no for a ``seed``: list endpoints apply one seed to all their items.
+        By default a ``seed`` forbids it, because list endpoints apply one seed to all items.
         """
         return self._sent("seed") is None
 
     def __feste_fingerprint__(self) -> Any:
-        """What of the record decides the draw: the same after a new field was added to the class."""
+        """Return the parts that identify the draw; new fields in the class do not change them."""
         return [type(self).__qualname__, self.body()]
 
     def _sent(self, name: str) -> Any:
         """Return the value of a parameter as it will be sent, or None.
 
-        :param name: its name in the body; ``extra`` goes before a field, as in :meth:`body`.
+        :param name: its name in the body; ``extra`` overrides a field, as in :meth:`body`.
         """
         extra = getattr(self, "extra", None)
-        if not isinstance(extra, Mapping):  # None, or lazy yet
+        if not isinstance(extra, Mapping):  # None, or a lazy value
             extra = {}
         return extra[name] if name in extra else getattr(self, name, None)

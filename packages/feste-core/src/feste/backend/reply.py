@@ -1,4 +1,4 @@
-"""What an LLM call returns: text that remembers how it came about."""
+"""The result of an LLM call: its text, with the provider's further data as attributes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Message = Mapping[str, Any]
 
 
 class Reply(str):
-    """The answer of a model: its text, as a ``str``, with what else the provider said.
+    """The answer of a model: a ``str`` with attributes for the rest of the response.
 
-    :param text: the text; empty when the model only called tools.
-    :param message: the assistant's message as a dict, ready to be put back into a conversation.
+    :param text: the text; empty if the model only called tools.
+    :param message: the assistant's message as a dict, ready to append to a conversation.
     :param finish_reason: why the model stopped: ``"stop"``, ``"length"``, ``"tool_calls"``, ...
-    :param usage: tokens, or None where the provider counts only whole requests.
+    :param usage: the tokens used, or None if the provider counts only whole requests.
     :param logprobs: the provider's log-probabilities, or None.
-    :param model: the model that answered, as the provider names it.
+    :param model: the model that answered, as named by the provider.
 
     >>> reply = Reply("Once upon a", finish_reason="length")
     >>> reply.upper(), reply.truncated
@@ -59,12 +59,12 @@ class Reply(str):
 
     @property
     def tool_calls(self) -> Sequence[Any]:
-        """The tools that the model wants called; empty if none."""
+        """The tool calls that the model asks for; empty if none."""
         return self.message.get("tool_calls") or ()
 
     @property
     def truncated(self) -> bool:
-        """Whether the answer is not whole: it met the limit of tokens, or the provider gave up."""
+        """Whether the answer is incomplete: it reached the token limit, or the provider stopped."""
         return self.finish_reason in _CUT_OFF
 
     def __str__(self) -> str:

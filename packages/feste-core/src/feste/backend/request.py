@@ -1,7 +1,7 @@
-"""Requests and responses as data.
+"""Requests and responses as plain data.
 
-A :class:`Request` is plain JSON. Draws, batching, prices and the keys of stored answers are computed
-on it, never on Python arguments, so they see exactly what the provider sees.
+A :class:`Request` is plain JSON. Batching, prices and the keys of stored answers are computed from
+it, never from Python arguments, so they see exactly what the provider sees.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ __all__ = ["Request", "Response", "Usage", "canonical"]
 class Request:
     """One request to a provider, before it is sent.
 
-    The first five fields decide the answer and are hashed; the others do not.
+    The first five fields determine the answer and are hashed; the others are not.
 
     :param plugin: the backend's plugin name.
     :param operation: the operation's name.
-    :param endpoint: the effective URL, or ``plugin:<name>`` where there is none.
+    :param endpoint: the effective URL, or ``plugin:<name>`` if there is none.
     :param body: the whole body as it will be sent: JSON.
-    :param parser: a label of what :meth:`Operation.parse` makes of the answer: one answer read in
-        two ways has two keys.
-    :param client: the client's configuration as JSON, for the record; an API key by its name.
-    :param account: who pays, as far as limits are concerned: organization, names of keys; never a
-        key.
-    :param timeout: seconds that one attempt may take.
-    :param max_output: tokens that the provider may generate for it, at most; None if nothing
-        bounds them.
-    :param draws: the draws this request answers, one an item.
-    :param packed: whether a :class:`BatchRule` has made it of several requests.
+    :param parser: a label of how :meth:`Operation.parse` reads the answer, so that an answer read
+        in two ways has two keys.
+    :param client: the backend's configuration as JSON, for the record; API keys by name only.
+    :param account: the account that limits apply to: organization, names of keys; never a key.
+    :param timeout: the time limit of one attempt in seconds.
+    :param max_output: the maximum number of tokens that the provider may generate; None if there is
+        no bound.
+    :param draws: the draws that this request answers, one for each item.
+    :param packed: whether a :class:`BatchRule` packed it from several requests.
 
     >>> from dataclasses import replace
     >>> a = Request("echo", "complete", "plugin:echo", {"prompt": "Hi"})
@@ -63,7 +62,7 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of the hashed fields, as hex; equal requests have equal keys on every machine.
+        """SHA-256 of the hashed fields, in hex; equal requests have equal keys on every machine.
 
         :raises ConfigError: if the body is not plain JSON.
         """
@@ -71,40 +70,40 @@ class Request:
         return hashlib.sha256(canonical(hashed).encode()).hexdigest()
 
     def check(self) -> None:
-        """Raise what of the body could not be sent.
+        """Raise if the body cannot be sent.
 
-        :raises ConfigError: if the body is not plain JSON, with the path of the offender.
+        :raises ConfigError: if the body is not plain JSON; the message names the path.
         """
         _check(self.body, "body")
 
     @property
     def model(self) -> str:
-        """The model asked for, or an empty string."""
+        """The requested model, or an empty string."""
         return str(self.body.get("model") or "")
 
     @property
     def items(self) -> int:
-        """How many logical calls this request answers."""
+        """The number of calls that this request answers."""
         return max(1, len(self.draws))
 
     @cached_property
     def size(self) -> int:
-        """The bytes of the body as JSON."""
+        """The size of the body as JSON, in bytes."""
         return len(json.dumps(self.body, separators=(",", ":"), default=str))
 
     @property
     def tokens(self) -> int:
-        """A rough count of the body's tokens: four bytes each, the usual rule for English text."""
+        """An estimate of the body's tokens: one per four bytes, as usual for English text."""
         return self.size // 4 + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a provider counted, in tokens.
+    """The tokens that a provider counted.
 
     :param input: tokens read.
     :param output: tokens generated.
-    :param cached: tokens of ``input`` that came from the provider's prompt cache.
+    :param cached: tokens of ``input`` that were read from the provider's prompt cache.
 
     >>> Usage(10, 2) + Usage(1, 1)
     Usage(input=11, output=3, cached=0)
@@ -121,18 +120,18 @@ class Usage:
 
     @property
     def total(self) -> int:
-        """Tokens read and generated."""
+        """The sum of tokens read and generated."""
         return self.input + self.output
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer of a provider, as it came.
+    """One response of a provider, unparsed.
 
     :param payload: the body: JSON.
-    :param usage: what it cost in tokens, or None where the provider does not say.
+    :param usage: the tokens used, or None if the provider does not report them.
     :param headers: the HTTP headers, names in lower case.
-    :param request_id: the provider's name for the request, or None.
+    :param request_id: the provider's ID of the request, or None.
     """
 
     payload: Any
@@ -142,13 +141,13 @@ class Response:
 
 
 def canonical(value: Any) -> str:
-    """Return the one JSON text of a value: keys sorted, ASCII, no spaces, numbers finite.
+    """Return the canonical JSON text of a value: keys sorted, ASCII, no spaces, finite numbers.
 
-    ``1``, ``1.0`` and ``true`` stay apart, and no Unicode form is changed: the text that is sent
-    decides.
+    ``1``, ``1.0`` and ``true`` stay distinct, and Unicode is not normalized, because the text that
+    is sent decides.
 
     :param value: plain JSON data.
-    :raises ConfigError: if it is not plain JSON data, with the path of the offender.
+    :raises ConfigError: if it is not plain JSON data; the message names the path.
 
     >>> canonical({"b": 1, "a": ["é", 1.0, True]})
     '{"a":["\\\\u00e9",1.0,true],"b":1}'

@@ -1,4 +1,4 @@
-"""API keys: known by name, resolved where the call is made, shown nowhere."""
+"""API keys: held by name, read where the call is made, never shown."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Secret", "redact"]
 
 
 _LITERAL = "<literal>"
-#: Makes the labels of literal keys useless to whoever reads them elsewhere.
+#: Salts the labels of literal keys, so that they reveal nothing outside this process.
 _SALT = secrets.token_bytes(16)
 
 
 class Secret:
-    """An API key by the name of its environment variable.
+    """An API key, held as the name of its environment variable.
 
-    :param name: the variable's name. The key is read when a call is made, in the process that
-        makes it; the object itself never holds it, so it may be printed and pickled.
-    :raises ConfigError: if that can be no name of a variable, but perhaps a key.
+    :param name: the variable's name. The key is read when a call is made, in the process that makes
+        it. This object never holds the key, so it may be printed and pickled.
+    :raises ConfigError: if the name is not a valid variable name; it may then be a key.
 
     >>> Secret("OPENAI_API_KEY")
     Secret('OPENAI_API_KEY')
@@ -32,7 +32,7 @@ class Secret:
     __slots__ = ("_literal", "name")
 
     def __init__(self, name: str) -> None:
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):  # perhaps the key itself: it must not show
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):  # may be the key itself, so do not show it
             raise ConfigError(
                 "a Secret takes the name of an environment variable, such as Secret('MY_KEY'), and "
                 "what it was given is none"
@@ -44,9 +44,9 @@ class Secret:
     def of(cls, key: str | Secret | None, default: str) -> Secret:
         """Return the secret for a constructor's ``api_key``.
 
-        :param key: a literal key, a Secret, or None; an empty text is as good as None.
-        :param default: the name of the variable to use for None.
-        :raises ConfigError: if it is anything else.
+        :param key: a literal key, a Secret, or None; an empty string counts as None.
+        :param default: the variable's name to use for None.
+        :raises ConfigError: for any other type.
         """
         if isinstance(key, Secret):
             return key
@@ -58,16 +58,16 @@ class Secret:
 
     @property
     def is_literal(self) -> bool:
-        """Whether the key itself was given: it is then held in memory only."""
+        """Whether the key itself was given; it is then held in memory only."""
         return self._literal is not None
 
     def to_json(self) -> Any:
-        """Return what records may hold: ``{"env": name}``; of a literal key only that there is one."""
+        """Return the form for records: ``{"env": name}``, or a placeholder for a literal key."""
         return {"env": self.name} if self._literal is None else _LITERAL
 
     @property
     def label(self) -> str:
-        """A name that tells keys apart: the variable's, or for a literal key one of this process."""
+        """A name that distinguishes keys: the variable's, or for a literal key a salted hash."""
         if self._literal is None:
             return self.name
         salted = hashlib.blake2b(self._literal.encode(), key=_SALT, digest_size=6)
@@ -79,12 +79,12 @@ class Secret:
         return self.is_literal or bool(os.environ.get(self.name))
 
     def check(self) -> None:
-        """Raise what is known to be wrong with the key.
+        """Raise errors that can be known without sending the key.
 
-        No frame of the traceback has the key in it: some tools print the variables of all frames.
+        No frame of the traceback holds the key, because some tools print the variables of frames.
 
         :raises MissingKey: if its environment variable is not set.
-        :raises ConfigError: if it holds what no HTTP header can hold.
+        :raises ConfigError: if it contains characters that no HTTP header may hold.
         """
         if not self.is_set:
             raise MissingKey(
@@ -107,13 +107,13 @@ class Secret:
         """Return the key.
 
         :raises MissingKey: if its environment variable is not set.
-        :raises ConfigError: if it holds what no HTTP header can hold.
+        :raises ConfigError: if it contains characters that no HTTP header may hold.
         """
         self.check()
         return self._read()
 
     def blank(self, text: str) -> str:
-        """Return a text with three asterisks in place of the key, whatever it looks like.
+        """Replace the key in a text with three asterisks.
 
         :param text: any text.
         """
@@ -153,11 +153,11 @@ _KEYS = re.compile(
 
 
 def redact(text: str, *secrets: Secret | None, limit: int = 500) -> str:
-    """Return text from outside with keys blanked and its length bounded.
+    """Redact API keys in a text from outside and limit its length.
 
-    :param text: what a provider or an SDK said.
-    :param secrets: keys that must not show, whatever they look like.
-    :param limit: the most characters to keep.
+    :param text: the text of a provider or an SDK.
+    :param secrets: keys to redact in addition to those found by their form.
+    :param limit: the maximum number of characters.
 
     >>> redact("Incorrect API key provided: sk-proj-1234567890")
     'Incorrect API key provided: ***'

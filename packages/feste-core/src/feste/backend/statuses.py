@@ -1,4 +1,4 @@
-"""From an HTTP reply that is no answer to Feste's error: one table for all providers."""
+"""Map HTTP error statuses to Feste's errors, in one table for all providers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TOO_LONG = (
     "too many tokens",
 )
 _FILTERED = ("content_filter", "content_policy", "content management policy", "moderation")
-# not "billing" alone: hints to go there stand in refusals for rate, too
+# not "billing" alone: rate-limit messages also point to billing pages
 _NO_MONEY = ("insufficient_quota", "billing_", "billing details", "exceeded your current quota")
 
 
@@ -45,14 +45,14 @@ def error_for_status(
     request_id: str | None = None,
     secret: Secret | None = None,
 ) -> CallError:
-    """Return the error that an HTTP status and body mean.
+    """Return the error for an HTTP status and body.
 
     :param status: the HTTP status.
-    :param text: the provider's message or body; it is cut and keys in it are blanked.
-    :param code: the provider's error code, if it gave one.
-    :param headers: the reply's headers, names in lower case.
-    :param request_id: the provider's name for the request.
-    :param secret: the key that was used, so that an echo of it is blanked.
+    :param text: the provider's message or body; it is shortened and keys in it are redacted.
+    :param code: the provider's error code, or None.
+    :param headers: the response's headers, names in lower case.
+    :param request_id: the provider's ID of the request.
+    :param secret: the key that was used, so that it is redacted.
 
     >>> type(error_for_status(429, "slow down")).__name__
     'RateLimited'
@@ -80,7 +80,7 @@ def _kind(status: int, said: str, *, asked_to_wait: bool) -> type[CallError]:
         return ModelNotFound
     if status in (429, 529) or (status == 503 and asked_to_wait):
         return RateLimited
-    if status in (502, 504, 524):  # a gateway gave up; the server behind it may have answered
+    if status in (502, 504, 524):  # from a gateway; the provider behind it may have answered
         return ConnectionLost
     if status in (405, 501, 505):
         return Rejected
@@ -94,12 +94,12 @@ def _kind(status: int, said: str, *, asked_to_wait: bool) -> type[CallError]:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a reply asks to wait, or None.
+    """Return the seconds that a response asks to wait, or None.
 
-    Read are ``retry-after-ms`` and ``Retry-After`` as seconds, whole or not, or as an HTTP date
+    Reads ``retry-after-ms``, and ``Retry-After`` as seconds, integer or decimal, or as an HTTP date
     (RFC 9110, section 10.2.3).
 
-    :param headers: the reply's headers, names in lower case.
+    :param headers: the response's headers, names in lower case.
 
     >>> retry_after({"retry-after": "1.5"})
     1.5

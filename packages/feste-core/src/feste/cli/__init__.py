@@ -17,7 +17,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    :param argv: the arguments; None takes the process's.
+    :param argv: the arguments; None uses the process's.
     :returns: the exit code.
     """
     parser = argparse.ArgumentParser(prog="feste", description="Graphs of LLM calls.")

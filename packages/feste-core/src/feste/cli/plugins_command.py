@@ -1,4 +1,4 @@
-"""``feste plugins``: what is installed, without importing any SDK."""
+"""``feste plugins``: list the installed plugins without importing any SDK."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def plugins_table() -> tuple[list[dict[str, Any]], bool]:
     Feste's own parts come first.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)  # the table says it
+        warnings.simplefilter("ignore", PluginWarning)  # the table shows the error
         rows = [asdict(info) for info in registry().plugins]
     return rows, any(row["state"] == "broken" for row in rows)

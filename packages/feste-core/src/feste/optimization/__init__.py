@@ -1,4 +1,4 @@
-"""Optimization: passes that rewrite the graph, each one legal, each one explained."""
+"""Optimization: passes that rewrite the graph; each states a guarantee and explains itself."""
 
 from feste.optimization.base import Level, Optimization, PassContext, Phase, Remark
 from feste.optimization.batch import BatchOptimization

@@ -1,4 +1,4 @@
-"""The passes that feste-core offers, through the hook that plugins use."""
+"""Register the optimizations of feste-core through the same hook that plugins use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from feste.optimization.fold import FoldOptimization
 
 @hookimpl
 def feste_optimizations() -> list[Optimization]:
-    """Offer Feste's own passes."""
+    """Return Feste's own optimizations."""
     return [
         CullOptimization(),
         FoldOptimization(),

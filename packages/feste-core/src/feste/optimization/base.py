@@ -1,4 +1,4 @@
-"""What a pass is, and what it may use: levels, phases, remarks, the account of calls."""
+"""The interface of optimization passes: levels, phases, remarks, the account of calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Level", "Optimization", "PassContext", "Phase", "Remark"]
 
 
 class Level(Enum):
-    """What a pass guarantees; see the guide for pass authors."""
+    """The guarantee of a pass; see the guide for pass authors."""
 
     E0 = "exact"
     """The same logical calls reach the backend; only grouping, order and timing differ."""
@@ -24,7 +24,7 @@ class Level(Enum):
     E1G = "greedy"
     """E1, and equal GREEDY calls may be answered by one request."""
     E2 = "task"
-    """Outputs may differ. Such a pass runs only where the user names it."""
+    """Outputs may differ. Such a pass runs only if the user names it."""
 
 
 class Phase(IntEnum):
@@ -32,20 +32,20 @@ class Phase(IntEnum):
 
     NORMALIZE = 0
     SIMPLIFY = 1
-    """Run again until nothing changes."""
+    """Repeated until nothing changes."""
     REWRITE = 2
     """Only passes of level E2."""
     PHYSICAL = 3
-    """How calls become requests."""
+    """Decides how calls become requests."""
     SCHEDULE = 4
 
 
 @runtime_checkable
 class Optimization(Protocol):
-    """An optimization pass. ``name`` and ``apply`` are all that it must have.
+    """The interface of an optimization pass; only ``name`` and ``apply`` are required.
 
-    It may also have ``level`` (a :class:`Level`, default E0), ``phase`` (a :class:`Phase`, default
-    SIMPLIFY), ``before`` and ``after`` (names of passes of the same phase).
+    Optional attributes: ``level`` (a :class:`Level`, default E0), ``phase`` (a :class:`Phase`,
+    default SIMPLIFY), ``before`` and ``after`` (names of passes of the same phase).
 
     >>> class Nothing:
     ...     name = "nothing"
@@ -58,20 +58,20 @@ class Optimization(Protocol):
     name: str
 
     def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
-        """Return a new graph, or the same object for no change.
+        """Return a new graph, or the same object if nothing changed.
 
         :param graph: the graph; it must not be changed in place.
-        :param cx: takes remarks and the account of every logical call that is dropped or merged.
+        :param cx: receives remarks and the account of every call that is dropped or merged.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """What a pass did, or did not do and why.
+    """What a pass did, or why it did not.
 
     :param kind: ``"applied"``, ``"missed"`` or ``"advice"``.
     :param text: one sentence.
-    :param count: how many nodes it is about.
+    :param count: the number of nodes concerned.
     :param origins: ``file:line`` of the first few of them.
     """
 
@@ -83,7 +83,7 @@ class Remark:
 
 @dataclass(slots=True)
 class PassContext:
-    """What a pass is given besides the graph.
+    """The context of a pass: settings, remarks, and the account of removed calls.
 
     :param settings: the settings of the run.
 
@@ -100,34 +100,34 @@ class PassContext:
     accounted: dict[str, str] = field(default_factory=dict)
 
     def applied(self, text: str, nodes: Sequence[Node] = ()) -> None:
-        """Say what was done.
+        """Add a remark on a change that was made.
 
         :param text: one sentence.
-        :param nodes: the nodes it was done to.
+        :param nodes: the changed nodes.
         """
         self._remark("applied", text, nodes)
 
     def missed(self, text: str, nodes: Sequence[Node] = ()) -> None:
-        """Say what was not done, and why.
+        """Add a remark on a change that was not made, and why.
 
         :param text: one sentence.
-        :param nodes: the nodes it was not done to.
+        :param nodes: the nodes concerned.
         """
         self._remark("missed", text, nodes)
 
     def advice(self, text: str, nodes: Sequence[Node] = ()) -> None:
-        """Say what the user could change to gain more.
+        """Add a remark on what the user could change to gain more.
 
         :param text: one sentence.
-        :param nodes: the nodes it is about.
+        :param nodes: the nodes concerned.
         """
         self._remark("advice", text, nodes)
 
     def account(self, keys: Iterable[str], how: str) -> None:
-        """Say what became of logical calls that are no longer in the graph.
+        """Record what happened to calls that are no longer in the graph.
 
         :param keys: their keys.
-        :param how: ``"dropped: nothing needs it"``, ``"merged into <key>"`` and the like.
+        :param how: for example ``"dropped: nothing needs it"`` or ``"merged into <key>"``.
         """
         for key in keys:
             self.accounted[key] = how

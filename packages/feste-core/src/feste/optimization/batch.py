@@ -1,4 +1,4 @@
-"""Batches formed before the run: calls that are ready at the same instant share requests."""
+"""Form batches before the run: calls that become ready at the same time share requests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["BatchOptimization"]
 
 
 class BatchOptimization:
-    """Put calls into one batch where that is proven legal and costs no waiting.
+    """Batch calls where it is proven legal and makes no call wait.
 
-    The proof: members share operation, client and all parameters but the item; none has effects;
-    they have the same *ready event* (no unfinished inputs, or the same ones), so no member waits for
-    another and the batch adds no barrier; and contracting all batches at once leaves the graph
-    acyclic, which pairwise checks would not show.
+    The proof: all members share operation, backend and all parameters except the item; none has
+    effects; they have the same *ready event* (the same unfinished inputs, or none), so no member
+    waits for another and the batch adds no barrier; and contracting all batches at once leaves the
+    graph acyclic, which pairwise checks would not prove.
     """
 
     name = "batch"
@@ -30,7 +30,7 @@ class BatchOptimization:
         """Return the graph with batches.
 
         :param graph: the graph.
-        :param cx: gets a remark for each group of calls.
+        :param cx: receives a remark for each group of calls.
         """
         groups: dict[Hashable, dict[Hashable, list[Node]]] = {}
         for node in graph.calls():
@@ -63,9 +63,9 @@ class BatchOptimization:
 
 
 def batch_group(node: Node) -> Hashable | None:
-    """Return what is equal for calls that may share a request; None for one that may share none.
+    """Return a value that is equal for calls that may share a request; None if a call may not.
 
-    :param node: a call.
+    :param node: the call.
     """
     call = node.call
     if call is None or call.max_items < 2 or node.determinism is Determinism.EFFECT:
@@ -75,7 +75,7 @@ def batch_group(node: Node) -> Hashable | None:
 
 
 def ready_event(graph: FesteGraph, node: Node) -> Hashable:
-    """Return what is equal for nodes that become ready at the same instant.
+    """Return a value that is equal for nodes that become ready at the same time.
 
     :param graph: the graph.
     :param node: the node.
@@ -84,11 +84,11 @@ def ready_event(graph: FesteGraph, node: Node) -> Hashable:
 
 
 def keep_acyclic(graph: FesteGraph, batches: list[Batch], cx: PassContext) -> FesteGraph:
-    """Return the graph with those batches that leave it acyclic, all contracted at once.
+    """Add the batches to the graph, except those that would make it cyclic when contracted.
 
     :param graph: the graph.
     :param batches: the candidates, in order of preference.
-    :param cx: gets a remark for each that is refused.
+    :param cx: receives a remark for each refused batch.
     """
     try:
         graph.order(contract=batches)

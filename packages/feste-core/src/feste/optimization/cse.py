@@ -1,4 +1,4 @@
-"""Compute equal things once, where that cannot be noticed."""
+"""Merge equal nodes where the result is indistinguishable."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ __all__ = ["CommonSubexpressionOptimization"]
 class CommonSubexpressionOptimization:
     """Merge equal PURE nodes and equal GREEDY calls. Equal SAMPLE calls are two draws: never merged.
 
-    Nodes are equal if their ops are, their inputs are the same nodes after merging or known equal
-    values, and their constants have equal types and values; objects that Feste cannot look into must
-    be identical.
+    Nodes are equal if their ops are equal, their inputs are the same nodes after merging or equal
+    known values, and their constants have equal types and values. Other objects must be identical.
     """
 
     name = "cse"
@@ -32,7 +31,7 @@ class CommonSubexpressionOptimization:
         """Return the graph with equal nodes merged.
 
         :param graph: the graph.
-        :param cx: gets the account of merged calls.
+        :param cx: receives the account of merged calls.
         """
         first: dict[Hashable, str] = {}
         pairs: dict[str, str] = {}
@@ -63,7 +62,7 @@ class CommonSubexpressionOptimization:
 
 
 def may_merge(node: Node) -> bool:
-    """Tell whether an equal node may stand for this one: only PURE and GREEDY ones.
+    """Return True if an equal node may replace this one: only for PURE and GREEDY nodes.
 
     :param node: the node.
     """
@@ -71,28 +70,28 @@ def may_merge(node: Node) -> bool:
 
 
 def _input(graph: FesteGraph, key: str) -> Hashable:
-    """An input by its key, or by its value where that is known: rendered prompts are equal texts."""
+    """Identify an input by its key, or by its value if known: equal rendered prompts are equal."""
     value = graph.nodes[key].value
     return key if value is PENDING else ("value", _exact(value))
 
 
 def expression(node: Node, inputs: tuple[Hashable, ...]) -> Hashable:
-    """Return what is equal exactly for nodes that compute the same.
+    """Return a value that is equal exactly for nodes that compute the same.
 
     :param node: the node.
-    :param inputs: what stands for each of its inputs after merging.
+    :param inputs: identifies each of its inputs after merging.
     """
     token = getattr(node.op, "token", None) or id(node.op)
     return (token, inputs, _exact(node.args), _exact(node.kwargs))
 
 
 def _exact(value: Any) -> Hashable:
-    """A hashable that is equal for values of equal type and content, down to the leaves."""
+    """Return a hashable that is equal for values of equal types and content at all levels."""
     kind = type(value)
     if kind in (str, bytes, int, bool, type(None)):
         return (kind, value)
     if kind is float:
-        return (kind, value.hex())  # 0.0 and -0.0 differ
+        return (kind, value.hex())  # keeps 0.0 and -0.0 distinct
     if kind is Slot:
         return (kind, value.index)
     if kind is Nested:

@@ -1,4 +1,4 @@
-"""Drop nodes that no output needs."""
+"""Remove nodes that no output needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["CullOptimization"]
 
 
 class CullOptimization:
-    """Drop nodes that no output needs, those with effects too: only what is asked for is run."""
+    """Remove nodes that no output needs, even those with effects: only requested nodes run."""
 
     name = "cull"
     level = Level.E0
@@ -21,7 +21,7 @@ class CullOptimization:
         """Return the graph without unneeded nodes.
 
         :param graph: the graph.
-        :param cx: gets one remark if something was dropped.
+        :param cx: receives one remark if a node was removed.
         """
         culled = graph.cull()
         if culled is graph:

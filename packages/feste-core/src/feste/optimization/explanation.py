@@ -1,4 +1,4 @@
-"""What a plan will do, before anything is sent: calls, requests, bounds, tokens, passes."""
+"""Describe a plan before anything is sent: calls, requests, bounds, tokens, passes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ SCHEMA = 1
 
 @dataclass(slots=True)
 class CallRow:
-    """The calls of one operation of one client.
+    """The calls of one operation of one backend and model.
 
     :param operation: ``plugin.operation``.
-    :param model: the model, as far as it is known before the run.
-    :param calls: logical calls.
-    :param requests: requests that the plan needs if none fails.
-    :param at_least: the fewest requests that any order and grouping could need.
-    :param input_tokens: tokens of the requests known now, as they count themselves; of calls whose
-        prompt is not known, those of its known parts, at four characters each.
-    :param unknown: calls whose prompt is not known before the run.
-    :param output_tokens: the most that may be generated, or None if some call sets no bound.
+    :param model: the model, if it is known before the run.
+    :param calls: the number of calls.
+    :param requests: the number of requests that the plan needs if none fails.
+    :param at_least: a lower bound of requests for any order and grouping.
+    :param input_tokens: estimated tokens of the requests. For a call whose prompt is not known yet,
+        only its known parts count, at four characters per token.
+    :param unknown: the number of calls whose prompt is not known before the run.
+    :param output_tokens: the maximum of generated tokens, or None if a call sets no bound.
     """
 
     operation: str
@@ -43,7 +43,7 @@ class CallRow:
     output_tokens: int | None = 0
 
     def lines(self) -> list[str]:
-        """Return what :class:`Explanation` prints of it."""
+        """Return the lines that :class:`Explanation` prints for this row."""
         name = f"{self.operation} {self.model}".rstrip()
         known = f"~{counted(self.input_tokens, 'token')} in"
         if self.unknown:
@@ -57,10 +57,10 @@ class CallRow:
 
 @dataclass(slots=True)
 class Explanation:
-    """A plan in words and numbers; printing it shows it. Nothing was sent to make it.
+    """A plan in words and numbers; print it. Nothing is sent to make it.
 
     :param plan: the plan.
-    :param note: something that holds for the whole run, or an empty string.
+    :param note: a remark on the whole run, or an empty string.
 
     >>> import feste
     >>> from feste.testing import FakeBackend, FakeParams
@@ -83,21 +83,21 @@ class Explanation:
 
     @property
     def calls(self) -> int:
-        """Logical calls that will be answered."""
+        """The number of calls that will be answered."""
         return sum(row.calls for row in self.rows)
 
     @property
     def requests(self) -> int:
-        """Requests that the plan needs if none fails."""
+        """The number of requests that the plan needs if none fails."""
         return sum(row.requests for row in self.rows)
 
     @property
     def at_least(self) -> int:
-        """The fewest requests that any order and grouping could need."""
+        """A lower bound of requests for any order and grouping."""
         return sum(row.at_least for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the explanation as JSON, with the schema's version."""
+        """Return the explanation as JSON, with the schema version."""
         return {
             "schema": SCHEMA,
             "nodes": {"before": len(self.plan.before.nodes), "after": len(self.plan.graph.nodes)},
@@ -205,13 +205,13 @@ def _request(node: Node, values: list[Any]) -> Request | None:
     op: Any = node.op
     try:
         request: Request = op.prepare([fill(argument, values) for argument in node.args])
-    except Exception:  # the run will raise it again, where on_error decides
+    except Exception:  # the run raises it again and applies on_error
         return None
     return request
 
 
 def _levels(graph: FesteGraph, groups: dict[Any, list[Node]]) -> dict[str, int]:
-    """For each call the number of calls of its own group on the longest path that ends in it."""
+    """Return for each call how many calls of its group are on the longest path that ends in it."""
     group_of = {n.key: i for i, nodes in enumerate(groups.values()) for n in nodes}
     depth: dict[str, dict[int, int]] = {}
     levels: dict[str, int] = {}
@@ -235,7 +235,7 @@ def _levels(graph: FesteGraph, groups: dict[Any, list[Node]]) -> dict[str, int]:
 
 
 def _bound(levels: list[int], limit: int) -> int:
-    """max over l of (l + ceil(calls above level l / limit)): no plan can do with fewer."""
+    """Return max over l of (l + ceil(calls above level l / limit)), a lower bound of requests."""
     above = len(levels)
     best = 0
     counts: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Render prompts whose variables are all known, so that what needs them is ready at once."""
+"""Render prompts whose variables are all known, so that their consumers are ready at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["FoldOptimization"]
 class FoldOptimization:
     """Render prompts whose variables are all constants.
 
-    Rendering is pure, so when it happens does not matter; a prompt that fails to render is left for
-    the run, where its error belongs.
+    Rendering is pure, so it may happen early. A prompt that fails to render is left for the run,
+    which reports the error.
     """
 
     name = "fold"
@@ -23,10 +23,10 @@ class FoldOptimization:
     before = ("cse",)
 
     def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
-        """Return the graph with constant prompts in place of calls of templates.
+        """Return the graph with rendered prompts in place of calls of templates.
 
         :param graph: the graph.
-        :param cx: gets one remark for all that were rendered.
+        :param cx: receives one remark for all rendered prompts.
         """
         folded, left = [], []
         for node in graph.nodes.values():
@@ -35,7 +35,7 @@ class FoldOptimization:
             constant = node.replace()
             try:
                 constant.value = node.op.fn(*node.args, **node.kwargs)  # type: ignore[attr-defined]
-            except Exception:  # the run will raise it again, where on_error decides
+            except Exception:  # the run raises it again and applies on_error
                 left.append(node)
             else:
                 folded.append(constant)

@@ -1,4 +1,4 @@
-"""The optimizer: gathers the passes, orders them, applies them, holds them to the rules."""
+"""The optimizer: collects the passes, orders and applies them, and checks their results."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ E = TypeVar("E", Phase, Level)
 
 @dataclass(slots=True)
 class PassReport:
-    """What one pass did in a run of the optimizer.
+    """What one pass did in one run of the optimizer.
 
     :param name: the pass.
     :param phase: its phase.
     :param level: its level.
-    :param remarks: what it said.
-    :param changed: how often it changed the graph.
+    :param remarks: its remarks.
+    :param changed: how many times it changed the graph.
     """
 
     name: str
@@ -43,12 +43,12 @@ class PassReport:
 
 @dataclass(slots=True)
 class Plan:
-    """An optimized graph and how it came about.
+    """An optimized graph, and the record of how it was made.
 
     :param graph: the graph to run.
     :param before: the graph as it was built.
-    :param passes: what each pass did, in the order they ran; idle ones too.
-    :param accounted: what became of logical calls that are no longer in the graph.
+    :param passes: the report of each pass in running order, idle ones included.
+    :param accounted: what happened to calls that are no longer in the graph, by key.
 
     >>> from feste.graph import FesteGraph
     >>> from feste.testing import FakeBackend
@@ -68,8 +68,9 @@ class Plan:
 class Optimizer:
     """Applies passes in a fixed order: by phase, then ``before`` and ``after``, then name.
 
-    :param passes: the passes; None takes all that plugins offer, Feste's own among them.
-    :raises PluginError: if two have one name, or ``before`` and ``after`` contradict each other.
+    :param passes: the passes; None uses all registered ones, including Feste's own.
+    :raises PluginError: if two have the same name, or ``before`` and ``after`` contradict each
+        other.
 
     >>> [p.name for p in Optimizer().passes]
     ['cull', 'fold', 'cse', 'batch']
@@ -84,12 +85,12 @@ class Optimizer:
         self.passes = _ordered(given)
 
     def run(self, graph: FesteGraph, settings: Settings | None = None) -> Plan:
-        """Return the plan of a graph.
+        """Optimize a graph and return the plan.
 
         :param graph: the graph as it was built.
-        :param settings: the settings of the run; ``optimize`` and ``strict`` matter here.
-        :raises UnknownName: if ``optimize`` names a pass that is not there.
-        :raises PluginError: in strict mode, for a pass that breaks the rules.
+        :param settings: the settings of the run; ``optimize`` and ``strict`` apply here.
+        :raises UnknownName: if ``optimize`` names an unknown pass.
+        :raises PluginError: in strict mode, if a pass breaks the rules.
         """
         settings = settings or context.settings()
         switches = self._switches(settings["optimize"])
@@ -122,12 +123,12 @@ class Optimizer:
                 graph = one.apply(plan.graph, cx)
             if graph is not plan.graph:
                 _hold_to_the_rules(one, plan.graph, graph, cx)
-        except Exception as error:  # a pass may raise anything; the graph before it is still valid
+        except Exception as error:  # a pass may raise anything; the previous graph is still valid
             if settings["strict"]:
                 error.add_note(f"raised by the optimization pass {one.name!r}")
                 raise
             skipped = Remark("missed", f"skipped: {type(error).__name__}: {error}")
-            if skipped not in report.remarks:  # a pass that is run again fails again
+            if skipped not in report.remarks:  # a repeated pass fails again
                 report.remarks.append(skipped)
                 warnings.warn(
                     f"the optimization pass {one.name!r} was {skipped.text}. Its author sees where "
@@ -145,7 +146,7 @@ class Optimizer:
 
 
 def _hold_to_the_rules(one: Optimization, before: FesteGraph, after: Any, cx: PassContext) -> None:
-    """Refuse a result that is no graph, has lost calls or outputs, or could not be run."""
+    """Raise if a pass's result is not a graph, lost calls or outputs, or cannot be run."""
     broken = f"the pass {one.name!r} broke the rules: "
     if not isinstance(after, FesteGraph):
         raise PluginError(f"{broken}apply() returned {type(after).__name__}, not a FesteGraph")

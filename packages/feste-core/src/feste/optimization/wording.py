@@ -1,4 +1,4 @@
-"""Counts and lines as people read them: nouns in their number, nothing wider than a terminal."""
+"""Format counts with their nouns, and wrap lines to the width of a terminal."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import textwrap
 
 __all__ = ["WIDTH", "counted", "wrapped"]
 
-#: The columns of a terminal that nobody has made wider.
+#: The default width of a terminal in columns.
 WIDTH = 80
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """Return a count with its noun.
+    """Return a count with its noun in singular or plural.
 
-    :param count: how many.
-    :param noun: what is counted, for one.
-    :param plural: the noun for several, if it is not made with an s.
+    :param count: the count.
+    :param noun: the singular noun.
+    :param plural: the plural, if it is not the noun with an s.
 
     >>> counted(1, "request"), counted(20_000, "call"), counted(0, "box", "boxes")
     ('1 request', '20,000 calls', '0 boxes')
@@ -24,10 +24,10 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def wrapped(text: str, indent: int = 0) -> list[str]:
-    """Return a text as lines of at most :data:`WIDTH` columns; a longer word is left whole.
+    """Wrap a text to lines of at most :data:`WIDTH` columns; longer words are not broken.
 
     :param text: the text; line ends in it count as spaces.
-    :param indent: the columns before the first line; the others begin two further to the right.
+    :param indent: the indentation of the first line; further lines are indented by two more.
 
     >>> [len(line) for line in wrapped("word " * 20, indent=4)]
     [78, 30]
@@ -37,6 +37,6 @@ def wrapped(text: str, indent: int = 0) -> list[str]:
         WIDTH,
         initial_indent=" " * indent,
         subsequent_indent=" " * (indent + 2),
-        break_long_words=False,  # paths and names are copied from here
+        break_long_words=False,  # users copy paths and names from the output
         break_on_hyphens=False,
     )

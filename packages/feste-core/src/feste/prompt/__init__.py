@@ -5,8 +5,8 @@
 ...     Prompt("Hello {{ name }}!")(name="world")
 'Hello world!'
 
-The author of a template is trusted, the values of its variables are not: they are copied to plain
-data, are never read as template text, and cannot become a message of their own.
+The author of a template is trusted, the values of its variables are not: values are copied to plain
+data, are never interpreted as a template, and cannot become a message of their own.
 """
 
 from feste.prompt.chat import ChatPrompt

@@ -1,4 +1,4 @@
-"""The prompt of a conversation: messages, each a template."""
+"""Prompts of conversations: a list of messages, each a template."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ ROLES = ("system", "developer", "user", "assistant")
 class ChatPrompt(PromptBase):
     """The messages of a conversation, each a template.
 
-    Calling it gives a list of messages, lazily. Which message a text belongs to is structure: no
-    value of a variable can end its message or begin another.
+    Calling it gives a list of messages, lazily. The roles are fixed, so no value of a variable can
+    end its message or start another one.
 
-    :param system: what the system message says: a source or a :class:`Prompt`.
-    :param user: what the user's message says.
+    :param system: the system message: a template source or a :class:`Prompt`.
+    :param user: the user's message, likewise.
     :param messages: instead of these two, pairs of role and source, for longer conversations.
-    :param language: the language; None for that of the first message given as a Prompt, else "en".
-    :param environment: globals and filters of those that are given as sources.
-    :raises PromptError: for no message, or a source that is no template.
+    :param language: the language; None uses that of the first message given as a Prompt, or "en".
+    :param environment: globals and filters for the messages given as sources.
+    :raises PromptError: if there is no message, or a source is not a valid template.
     :raises ConfigError: for an unknown role.
 
     >>> ask = ChatPrompt("You are {{ who }}.", "{{ question }}")
@@ -83,9 +83,9 @@ class ChatPrompt(PromptBase):
     def __call__(self, /, *args: Never, **variables: Any) -> FesteDelayed[list[Message]]:
         """Return the messages: a lazy value, or in eager mode the list itself.
 
-        :param variables: the values, as for a :class:`Prompt`; each message takes its own.
-        :raises PromptError: for a value without a name.
-        :raises UndefinedVariable: if one is missing.
+        :param variables: the values, as for :class:`Prompt`; each message uses its own.
+        :raises PromptError: for a value given by position.
+        :raises UndefinedVariable: if a value is missing.
         :raises ExtraVariable: if no message has such a variable.
         :raises PlainDataError: for a value that is not plain data.
         """

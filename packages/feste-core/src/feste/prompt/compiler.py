@@ -1,4 +1,4 @@
-"""From the source of a template to its text; importing it imports Jinja, so nothing does at its top."""
+"""Compile and render templates. This module imports Jinja, so import it on first use only."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["Compiled", "compiled", "explain"]
 
 
 class Compiled(NamedTuple):
-    """A template, and the variables that it must and that it may be given."""
+    """A compiled template, with its required and its allowed variables."""
 
     template: Template
     required: frozenset[str]
     allowed: frozenset[str]
 
     def render(self, values: dict[str, Any], others: dict[str, Any]) -> str:
-        """Return the text.
+        """Return the rendered text.
 
         :param values: the variables, as plain data.
         :param others: the globals of the environment.
-        :raises TooMuch: if the template goes over a limit; besides whatever else it raises.
+        :raises TooMuch: if the template exceeds a limit; user code in it may raise anything else.
         """
         names = {**others, **values, BUDGET: Budget(values)}
         context = self.template.new_context(names)
@@ -41,7 +41,7 @@ class Compiled(NamedTuple):
 
 @functools.lru_cache(maxsize=512)
 def compiled(source: str, filters: Filters) -> Compiled:
-    """Return the compiled template; equal ones are compiled once.
+    """Compile a template; equal ones are compiled once.
 
     :param source: the source of the template.
     :param filters: the user's filters, by name.
@@ -52,14 +52,14 @@ def compiled(source: str, filters: Filters) -> Compiled:
     for foreign in tree.find_all(kinds):
         raise TemplateSyntaxError("a prompt is one text and cannot include others", foreign.lineno)
     optional = _optional(tree)
-    count_work(tree)  # before Jinja looks for names: doing so, it would call filters of constants
+    count_work(tree)  # before find_undeclared_variables, which would call filters on constants
     names = frozenset(meta.find_undeclared_variables(tree))
     template = Template.from_code(sandbox, sandbox.compile(tree), JINJA_NAMES)
     return Compiled(template, names - optional - JINJA_NAMES.keys(), names)
 
 
 def _optional(tree: nodes.Template) -> set[str]:
-    """The names that the template gives a default or asks whether they are defined."""
+    """Return the names that the template gives a default or tests with `defined`."""
     asking = {"default", "d", "defined", "undefined"}
     return {
         node.node.name
@@ -69,9 +69,9 @@ def _optional(tree: nodes.Template) -> set[str]:
 
 
 def explain(error: Exception, template: Template | None = None) -> str:
-    """Return what went wrong in a template, and at which of its lines.
+    """Describe an error in a template, with its line.
 
-    :param error: what compiling or rendering raised.
+    :param error: the exception from compiling or rendering.
     :param template: the template that was rendered.
     """
     line = error.lineno if isinstance(error, TemplateSyntaxError) else 0

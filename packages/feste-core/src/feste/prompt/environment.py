@@ -1,4 +1,4 @@
-"""What a template may use besides its variables, and how that counts in the identity of a prompt."""
+"""The globals and filters of templates, and their part in the identity of a prompt."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["FesteEnvironment", "default_environment", "digest"]
 
 
 class FesteEnvironment:
-    """What templates may use besides their variables: your own globals and filters.
+    """The globals and filters that you add for templates.
 
-    Both are plain dicts, read at each rendering. A template can reach all that is in them: put in
-    functions and data, not clients. Of Jinja's own there are ``range``, ``dict``, ``namespace``,
-    ``cycler``, ``joiner``, and the filters less ``random`` (a prompt is the same each time) and
-    ``urlize``; ``tojson`` writes plain JSON, without escapes for HTML.
+    Both are plain dicts, read at each rendering. A template can reach everything in them, so add
+    functions and data, not clients. From Jinja there are ``range``, ``dict``, ``namespace``,
+    ``cycler``, ``joiner``, and all filters except ``random`` (prompts must be reproducible) and
+    ``urlize``; ``tojson`` writes plain JSON, without HTML escapes.
 
     >>> from feste.prompt import Prompt
     >>> environment = FesteEnvironment()
@@ -36,25 +36,25 @@ class FesteEnvironment:
 
     @property
     def identity(self) -> str:
-        """What the environment is, as text: equal for equal ones in every run of the program."""
+        """A text that identifies the environment: equal for equal ones in every run."""
         if not self.globals and not self.filters:
             return ""
         given = [sorted(names.items()) for names in (self.globals, self.filters)]
         try:
             return digest(json.dumps(given, default=_parts))
-        except (TypeError, ValueError):  # functions that hold themselves, keys that are no text
+        except (TypeError, ValueError):  # functions that contain themselves, keys that are not text
             return digest(repr(given))
 
     def __repr__(self) -> str:
         return f"<FesteEnvironment globals={list(self.globals)} filters={list(self.filters)}>"
 
 
-#: The environment of all prompts that are given none.
+#: The environment of all prompts that are given no other.
 default_environment = FesteEnvironment()
 
 
 def digest(text: str) -> str:
-    """Return a short hash of a text, the same in every run of the program.
+    """Return a short hash of a text, stable across runs of the program.
 
     :param text: any text.
     """
@@ -62,7 +62,7 @@ def digest(text: str) -> str:
 
 
 def _parts(value: Any) -> Any:
-    """What JSON does not know: functions by their code, since lambdas share a name."""
+    """Convert what JSON cannot: functions by their code, since all lambdas share a name."""
     if isinstance(value, functools.partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, MethodType):
@@ -74,7 +74,7 @@ def _parts(value: Any) -> Any:
     if isinstance(value, CodeType):
         return [value.co_code.hex(), value.co_names, value.co_consts]
     if isinstance(value, (set, frozenset)):
-        return sorted(map(repr, value))  # their order differs from run to run
+        return sorted(map(repr, value))  # the order of a set differs from run to run
     try:
         return plain(value)
     except FesteError:

@@ -1,7 +1,7 @@
-"""How much a template may make: its author is trusted, but accidents and borrowed templates happen.
+"""Limit how much work a template can do: accidents and borrowed templates happen.
 
-What an operator, a filter or a call has made is counted afterwards; what could fill the memory
-before that is refused by its operands, in the module of that name.
+The results of operators, filters and calls are counted afterwards; what could exhaust the memory
+before that is refused in advance by :mod:`feste.prompt.operands`.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ __all__ = [
     "size",
 ]
 
-#: The largest template, in bytes of UTF-8.
+#: The maximum size of a template, in bytes of UTF-8.
 SOURCE_LIMIT: Final = 256 << 10
 
-#: No text of a template, of one of its expressions or of its output is larger.
+#: The maximum size of every text in a template, of each expression's result, and of the output.
 TEXT_LIMIT: Final = 1 << 20
 
-#: Turns of loops and calls in one rendering; 1,024 characters or items count as one.
+#: The maximum of loop turns and calls in one rendering; 1,024 characters or items count as one.
 STEP_LIMIT: Final = 100_000
 
 
 class TooMuch(Exception):
-    """A template went over a limit; :class:`~feste.errors.PromptError` names it to the user."""
+    """A template exceeded a limit; users see it as :class:`~feste.errors.PromptError`."""
 
 
 class Budget:
-    """What one rendering may still do.
+    """The remaining budget of one rendering.
 
-    :param given: the variables of the template. What the template makes of them may be larger than
-        a text, by four times what they hold: such values are lists of them, not copies.
+    :param given: the template's variables. A value that the template builds may exceed the limit of
+        a text by four times the size of these, because it refers to them instead of copying them.
     """
 
     def __init__(self, given: object = ()) -> None:
@@ -49,17 +49,17 @@ class Budget:
     def spend(self, count: int = 0) -> None:
         """Count one step.
 
-        :param count: the characters or items that it handles.
-        :raises TooMuch: if that is more than a template may do.
+        :param count: the number of characters or items that the step handles.
+        :raises TooMuch: if a limit is exceeded.
         """
         allow(count)
         self._take(1 + (count >> 10))
 
     def weigh(self, value: Any) -> Any:
-        """Count a value by its length, a number by its digits, and return it.
+        """Count a value by its length, or a number by its digits, and return the value.
 
-        :param value: what a filter is given, or an operator or a call has made.
-        :raises TooMuch: if that is more than a template may do.
+        :param value: the input of a filter, or the result of an operator or a call.
+        :raises TooMuch: if a limit is exceeded.
         """
         if isinstance(value, int):
             allow(value.bit_length() << 6)  # numbers of up to 16,384 bits
@@ -68,12 +68,12 @@ class Budget:
         return value
 
     def measure(self, value: Any) -> Any:
-        """Check how much a container holds, and return it.
+        """Check the full size of a container, and return the container.
 
-        A list that holds the same list twice is short, but its text and its comparisons are not.
+        A list that contains the same list twice is short, but its text and its comparisons are not.
 
-        :param value: what may be a container that the template has made.
-        :raises TooMuch: if it holds more than a template may make.
+        :param value: a value that may be a container made by the template.
+        :raises TooMuch: if it is larger than a template may make.
         """
         if not isinstance(value, (str, int, float)):
             total, parts = _walk(value, self._most)
@@ -92,28 +92,28 @@ class Budget:
 
 
 def allow(count: int, most: int = TEXT_LIMIT) -> None:
-    """Refuse to make a value that is too large.
+    """Raise before a value is made that is too large.
 
-    :param count: how many characters or items it would hold.
-    :param most: how many it may.
-    :raises TooMuch: if those are fewer.
+    :param count: its number of characters or items.
+    :param most: the maximum.
+    :raises TooMuch: if the count exceeds the maximum.
     """
     if count > most:
         raise TooMuch(f"it makes a value of more than {most:,} characters or items")
 
 
 def size(text: str) -> int:
-    """Return how many bytes of UTF-8 a text is.
+    """Return the size of a text in bytes of UTF-8.
 
-    :param text: any text, lone surrogates too.
+    :param text: any text, even with lone surrogates.
     """
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def extent(value: Any) -> int:
-    """Return how many characters and items a value holds; beyond the limit it stops counting.
+    """Return the number of characters and items in a value; counting stops above the limit.
 
-    :param value: any value; parts that occur twice count twice, as they do in the printed text.
+    :param value: any value; parts that occur twice count twice, as in the printed text.
 
     >>> extent(["ab", {"c": "d"}])
     7
@@ -127,7 +127,7 @@ _ITEMS: Final[Any] = (list, tuple, set, frozenset, *_VIEWS)
 
 
 def _walk(value: Any, most: int) -> tuple[int, int]:
-    """The extent of a value, counted up to a limit, and how many parts were looked at for it."""
+    """Return a value's extent, counted up to a limit, and the number of parts examined."""
     total, parts = 0, 0
     stack: list[Any] = [(value,)]
     while stack and total <= most:
@@ -140,13 +140,13 @@ def _walk(value: Any, most: int) -> tuple[int, int]:
             if isinstance(part, str):
                 total += len(part)
             elif isinstance(part, int):
-                total += part.bit_length() >> 6  # nothing for ordinary numbers
+                total += part.bit_length() >> 6  # 0 for ordinary numbers
             elif isinstance(part, _ITEMS):
                 total += len(part)
                 stack.append(part)
             elif isinstance(part, dict):
                 total += len(part)
                 stack += (part, part.values())
-            elif kind.__module__ == "jinja2.utils":  # a namespace shows what it holds
+            elif kind.__module__ == "jinja2.utils":  # a namespace, which prints its contents
                 stack.append((getattr(part, "_Namespace__attrs", None),))
     return total, parts

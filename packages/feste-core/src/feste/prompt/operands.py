@@ -1,4 +1,4 @@
-"""Refuses an operator, a call or a filter that would make something huge, by what it is given."""
+"""Refuse operators, calls and filters whose operands would make a huge result."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["check_call", "check_format", "check_operator"]
 
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
-    """Refuse ``left operator right`` before it makes something huge.
+    """Raise before ``left operator right`` makes a huge result.
 
-    :param operator: ``*``, ``**`` or ``%``; others at most add what is there.
-    :raises TooMuch: if the result would be over the limit.
+    :param operator: ``*``, ``**`` or ``%``; other operators only add up existing sizes.
+    :raises TooMuch: if the result would exceed the limit.
     """
     if operator == "%" and isinstance(left, str):
         args = right if isinstance(right, tuple) else (right,)
@@ -31,13 +31,13 @@ def check_operator(operator: str, left: Any, right: Any) -> None:
 
 
 def check_format(opener: str, text: str, args: Sequence[Any], named: Mapping[str, Any]) -> None:
-    """Refuse the formatting of a text before it makes something huge.
+    """Raise before formatting a text makes a huge result.
 
-    :param opener: what its fields begin with, ``%`` or ``{``.
+    :param opener: the character that starts a field, ``%`` or ``{``.
     :param text: the text with fields.
-    :param args: what goes into its fields in order, or by number.
-    :param named: what goes into them by name.
-    :raises TooMuch: if the result would be over the limit, or a width is a field itself.
+    :param args: the values of fields in order, or by number.
+    :param named: the values of fields by name.
+    :raises TooMuch: if the result would exceed the limit, or a width is itself a field.
     """
     total, used = 0, Counter[str | None]()
     for name, width in _percent_fields(text) if opener == "%" else _brace_fields(text):
@@ -54,7 +54,7 @@ def check_format(opener: str, text: str, args: Sequence[Any], named: Mapping[str
 
 
 def _percent_fields(text: str) -> Iterator[tuple[str | None, int]]:
-    """Name, or None, and width of each field."""
+    """Yield the name, or None, and the width of each field."""
     field = r"%(?:\(([^()]*)\))?[-+ #0]*(\d*)(?:\.(\d*))?[hlL]?(.?)"
     for name, width, precision, kind in re.findall(field, text, re.DOTALL):
         if kind in ("*", "("):
@@ -79,19 +79,19 @@ def _number(digits: str) -> int:
 
 
 def _printed(value: Any) -> int:
-    """How many characters a field may make of a value."""
+    """Return an upper bound of the characters that a field prints for a value."""
     if isinstance(value, int):
-        return value.bit_length()  # as many as its binary digits
-    return 309 if isinstance(value, float) else extent(value)  # the largest one has 309 digits
+        return value.bit_length()  # no number has more decimal digits than binary ones
+    return 309 if isinstance(value, float) else extent(value)  # the largest float has 309 digits
 
 
 def _lines(text: str, width: int | None) -> int:
-    """How many lines wrapping makes, at most: two of them hold more than one width."""
+    """Return an upper bound of the lines after wrapping: two adjacent ones exceed one width."""
     return len(text.splitlines()) + 2 * len(text) // max(1, width or 79)
 
 
-#: The filters, and methods of texts, that can make much of little: their parameters, and how many
-#: characters or items they make for what is given.
+#: Filters and text methods that can make a large result from a small input: their parameters, and
+#: a function that returns the number of characters or items they make.
 _MAKES: Final[Mapping[str, tuple[tuple[str, ...], Callable[..., int]]]] = {
     "batch": (("linecount", "fill_with"), lambda _, items, fill: items * max(1, extent(fill))),
     "center": (("width",), lambda _, width: width),
@@ -119,13 +119,13 @@ def _longest(table: Any) -> int:
 
 
 def check_call(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse a call of a built-in filter, or of a method of a text, before it makes something huge.
+    """Raise before a built-in filter, or a method of a text, makes a huge result.
 
-    :param name: its name; where filter and method share one, they do the same.
-    :param value: what is filtered, or the text.
+    :param name: its name; a filter and a method of the same name do the same.
+    :param value: the filter's input, or the text.
     :param args: the positional arguments.
     :param kwargs: the keyword arguments.
-    :raises TooMuch: if the result would be over the limit.
+    :raises TooMuch: if the result would exceed the limit.
     """
     if name in _MAKES:
         names, makes = _MAKES[name]

@@ -1,4 +1,4 @@
-"""What prompts and chat prompts share: the op of their nodes, and how variables are checked."""
+"""The parts that prompts and chat prompts share: their op, and the check of variables."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["PromptBase", "PromptOp"]
 
 
 class PromptOp:
-    """What the node of a prompt does: it renders a text, or with roles a list of messages.
+    """The op of a prompt's node: it renders a text or, with roles, a list of messages.
 
     :param templates: one for each role; a single one without roles.
-    :param roles: the roles of the messages. They are structure, whatever the texts hold.
-    :param language: the language of all.
+    :param roles: the roles of the messages; they do not depend on the texts.
+    :param language: the language of all templates.
     """
 
     name = "prompt"
@@ -40,17 +40,17 @@ class PromptOp:
 
     @property
     def identity(self) -> str:
-        """What the op is, as text: equal for equal ops in every run of the program."""
+        """A text that identifies the op: equal for equal ops in every run of the program."""
         return digest(repr((self.roles, self.language, [t.identity for t in self.templates])))
 
     def determinism(self, args: object, kwargs: object) -> Determinism:
-        """PURE: equal variables give equal texts."""
+        """Return PURE: equal variables give equal texts."""
         return Determinism.PURE
 
     def fn(self, /, **variables: Any) -> Any:
-        """Render.
+        """Render the templates.
 
-        :param variables: the values, computed.
+        :param variables: the computed values.
         :raises PlainDataError: for a value that is not plain data.
         :raises PromptError: if rendering fails.
         """
@@ -61,10 +61,10 @@ class PromptOp:
         return [{"role": role, "content": text} for role, text in zip(self.roles, texts)]
 
     def checked(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Return the variables of a call, its constants as plain data: they count by content.
+        """Check the variables of a call and return them, with constants copied to plain data.
 
-        :param variables: the values, some of them lazy.
-        :raises UndefinedVariable: if one is missing.
+        :param variables: the values; some may be lazy.
+        :raises UndefinedVariable: if a value is missing.
         :raises ExtraVariable: if no template has such a variable.
         :raises PlainDataError: for a value that is not plain data.
         """
@@ -111,18 +111,18 @@ def _listed(names: Iterable[str]) -> str:
 
 
 class PromptBase:
-    """What prompts and chat prompts share."""
+    """The base class of prompts and chat prompts."""
 
     def __init__(self, op: PromptOp) -> None:
         self._op = op
 
     @property
     def language(self) -> str:
-        """The language, as a BCP 47 tag in its standard form."""
+        """The language, as a standard BCP 47 tag."""
         return self._op.language
 
     def variables(self) -> frozenset[str]:
-        """Return the names of the variables, less the globals of the environment."""
+        """Return the names of the variables, without the environment's globals."""
         return frozenset[str]().union(*(t.variables() for t in self._op.templates))
 
     def _record(self, args: tuple[object, ...], variables: dict[str, Any]) -> Any:
@@ -138,7 +138,7 @@ class PromptBase:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PromptBase) and self._op.identity == other._op.identity
 
-    def __hash__(self) -> int:  # not by environment: its globals may change
+    def __hash__(self) -> int:  # without the environment, whose globals may change
         return hash(tuple(template.source for template in self._op.templates))
 
     def __feste_fingerprint__(self) -> Any:

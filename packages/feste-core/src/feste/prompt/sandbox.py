@@ -1,7 +1,7 @@
-"""The sandbox in which templates run; importing it imports Jinja, so nothing does at its top.
+"""The sandbox of templates. This module imports Jinja, so import it on first use only.
 
-Jinja's own sandbox keeps templates from private names and from changing data. This one adds the
-limits: it counts what operators, calls, filters and loops do, in the budget of one rendering.
+Jinja's own sandbox keeps templates from private names and from changing data. This one adds limits:
+the work of operators, calls, filters and loops is counted against the budget of one rendering.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["BUDGET", "JINJA_NAMES", "Filters", "count_work", "sandbox_with"]
 
 Filters = tuple[tuple[str, Callable[..., Any]], ...]
 
-#: Where a rendering keeps its budget among its names: one that no template can write.
+#: The name under which a rendering keeps its budget; no template can write it.
 BUDGET: Final = " budget"
 
-#: What Jinja gives every template. No environment holds them: the variables go before them.
+#: The globals that Jinja provides. They are not in any environment, so variables can override them.
 JINJA_NAMES: Final = {
     name: safe_range if name == "range" else value
     for name, value in DEFAULT_NAMESPACE.items()
@@ -37,7 +37,7 @@ JINJA_NAMES: Final = {
 }
 
 _LIMITED = ("batch", "center", "format", "indent", "replace", "round", "slice", "wordwrap")
-#: Filters that look at the items of what they are given; all others may make a text of the whole.
+#: Filters that work item by item; all others may make a text of their whole input.
 _BY_ITEM = frozenset(
     "attr batch count d default dictsort first groupby items join last length list map max min "
     "reject rejectattr reverse select selectattr slice sort sum unique".split()
@@ -54,14 +54,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        """Join what a macro or a captured block has written."""
+        """Join the output of a macro or a captured block."""
         texts = list(parts)
         if sum(map(len, texts)) > TEXT_LIMIT:
             raise TooMuch("a block of it is too large")
         return "".join(texts)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Without bytes: they have the methods of texts, unchecked."""
+        """Also refuse methods that give bytes, since the methods of bytes are not checked."""
         if attr in ("encode", "to_bytes"):
             return False
         return super().is_safe_attribute(obj, attr, value)
@@ -72,7 +72,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return _budget(context).weigh(_budget(context).measure(made))
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(obj, "__wrapped__", obj)  # Jinja wraps the format of texts
+        method = getattr(obj, "__wrapped__", obj)  # Jinja wraps the `format` method of texts
         text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(text, str):
             if name == "join":
@@ -105,7 +105,7 @@ def _measure(context: Context, value: Any) -> Any:
 
 @pass_context
 def _join(context: Context, parts: Any, d: str = "", attribute: Any = None) -> str:
-    """The filter of that name, the method of that name, and the operator ``~``."""
+    """Implement the filter ``join``, the method ``join``, and the operator ``~``."""
     if attribute is not None:
         named = {"attribute": attribute}
         parts = context.environment.call_filter("map", parts, [], named, context)
@@ -116,8 +116,8 @@ def _join(context: Context, parts: Any, d: str = "", attribute: Any = None) -> s
 
 @pass_context
 def _printable(context: Context, value: Any) -> Any:
-    """Refuse what would be printed as ``<... object at 0x...>``."""
-    if isinstance(value, (str, int, Undefined)):  # what is undefined raises by itself
+    """Refuse a value that would be printed as ``<... object at 0x...>``."""
+    if isinstance(value, (str, int, Undefined)):  # an Undefined raises by itself
         return value
     kind: Any = type(value)
     opaque = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
@@ -138,7 +138,7 @@ def _pprint(value: Any) -> str:
     level = [value]
     for _ in range(33):
         level = [part for holder in level for part in _held(holder)]
-    if level:  # it keeps the text of each level until the whole is done
+    if level:  # pformat keeps the text of every level in memory until it is done
         raise TooMuch("it gives pprint more than 32 levels of lists and dicts")
     return pprint.pformat(value)
 
@@ -150,7 +150,7 @@ def _held(value: Any) -> Iterable[Any]:
 
 
 def _limited(name: str) -> Callable[..., Any]:
-    """Jinja's filter of that name, within the limits."""
+    """Return Jinja's filter of that name, with limits."""
 
     @pass_context
     def limited(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -166,9 +166,9 @@ def _limited(name: str) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=64)
 def sandbox_with(filters: Filters) -> Environment:
-    """Return the sandbox of templates with these filters: the one place where any is made.
+    """Return the sandbox with these filters; the only place where sandboxes are made.
 
-    Nothing is folded at compile time (a bomb would go off there), nothing can be included.
+    Nothing is folded at compile time (that would bypass the limits), and nothing can be included.
 
     :param filters: the user's filters, by name.
     """
@@ -190,11 +190,11 @@ def sandbox_with(filters: Filters) -> Environment:
 
 
 def count_work(tree: nodes.Template) -> None:
-    """Make a template count its turns of loops, what its filters are given, what ``~`` joins.
+    """Make a template count its loop turns, the inputs of its filters, and the operands of ``~``.
 
-    The containers that it makes, keeps or compares are measured.
+    Containers that it builds, stores or compares are measured.
 
-    :param tree: the template; it is changed.
+    :param tree: the template; it is changed in place.
     """
     _Measured().visit(tree)
     for node in list(tree.find_all((nodes.For, nodes.Filter, nodes.Concat))):
@@ -210,7 +210,7 @@ def count_work(tree: nodes.Template) -> None:
 
 
 class _Measured(NodeTransformer):
-    """Measures what a template keeps or compares, and the containers that it writes with names."""
+    """Measures stored and compared values, and container literals that contain names."""
 
     def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
@@ -223,7 +223,7 @@ class _Measured(NodeTransformer):
 
     def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
         self.generic_visit(node)
-        if getattr(node.node, "name", "") != "measure!":  # it is no such literal
+        if getattr(node.node, "name", "") != "measure!":  # not measured as a literal already
             node.node = _hidden(node.node, "measure!")  # type: ignore[arg-type]
         return node
 

@@ -1,4 +1,4 @@
-"""One template: its source, language and environment, checked where the user writes it."""
+"""One template: its source, language and environment, checked when the user makes it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from feste.node import here
 from feste.prompt.environment import FesteEnvironment, default_environment, digest
 from feste.prompt.limits import SOURCE_LIMIT, size
 
-if TYPE_CHECKING:  # Jinja costs 41 ms of CPU: it is imported when the first template is made
+if TYPE_CHECKING:  # Jinja takes 41 ms of CPU to import, so that waits for the first template
     from feste.prompt.compiler import Compiled
 
 __all__ = ["Template", "standard_tag"]
 
 
 def standard_tag(language: str) -> str:
-    """Return a language tag in its standard form; langcodes is imported for others than "en".
+    """Return a language tag in its standard form; langcodes is imported only for tags besides "en".
 
     :param language: a BCP 47 tag.
-    :raises ConfigError: if it is none.
+    :raises ConfigError: if it is not a valid tag.
 
     >>> standard_tag("pt_br")
     'pt-BR'
@@ -43,11 +43,11 @@ class Template:
 
     :param source: the template.
     :param language: the language of the text.
-    :param environment: globals and filters; None for the shared ones.
-    :param file: the name of the file that it was read from.
-    :raises PromptError: for a source that is no template, too large, or not exactly a ``str``.
-    :raises ConfigError: for a language or an environment that is none.
-    :raises LazyValueError: for a source that holds the name of a lazy value.
+    :param environment: globals and filters; None uses the shared ones.
+    :param file: the name of the file it was read from.
+    :raises PromptError: if the source is not a valid template, too large, or not exactly a ``str``.
+    :raises ConfigError: if the language or the environment is not valid.
+    :raises LazyValueError: if the source contains the repr of a lazy value.
     """
 
     def __init__(
@@ -85,23 +85,23 @@ class Template:
 
     @property
     def short(self) -> str:
-        """The name of the file, or how the source begins."""
+        """The name of the file, or the beginning of the source."""
         first, *more = self.source.strip().splitlines() or [""]
         cut = f"{first[:39].rstrip()}…" if len(first) > 40 or more else first
         return self.file or repr(cut)
 
     @property
     def label(self) -> str:
-        """How errors name the template."""
+        """The template's name in errors."""
         return f"template {self.short}"
 
     @property
     def identity(self) -> str:
-        """What the template is, as text: equal for equal ones in every run of the program."""
+        """A text that identifies the template: equal for equal ones in every run."""
         return digest(repr((self.source, self.language, self.environment.identity)))
 
     def compiled(self) -> Compiled:
-        """Return the compiled template, with the filters that the environment has now.
+        """Return the compiled template, with the environment's current filters.
 
         :raises PromptError: if it cannot be compiled.
         """
@@ -109,16 +109,16 @@ class Template:
 
         try:
             return compiled(self.source, tuple(self.environment.filters.items()))
-        except Exception as error:  # Jinja's own, and Python's for what Jinja made of the source
+        except Exception as error:  # from Jinja, or from Python when it compiles Jinja's output
             raise PromptError(f"{self.label}{explain(error)}") from None
 
     def variables(self) -> frozenset[str]:
-        """Return the variables that are no globals, Jinja's or the environment's."""
+        """Return the variables that are not globals of Jinja or the environment."""
         made = self.compiled()
         return made.allowed - self.environment.globals.keys() - made.template.globals.keys()
 
     def render(self, values: dict[str, Any]) -> str:
-        """Return the text.
+        """Return the rendered text.
 
         :param values: the variables, as plain data.
         :raises PromptError: if rendering fails.

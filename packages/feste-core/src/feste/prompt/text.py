@@ -1,4 +1,4 @@
-"""The prompt of one text, and how prompts are joined."""
+"""Prompts of a single text, and how prompts are joined."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["Prompt", "warn_of_languages"]
 
 
 class Prompt(PromptBase):
-    """A template of a text, in Jinja's language, with named variables.
+    """A template of a text with named variables, in Jinja's language.
 
-    Calling it gives the text, lazily: a node of the graph. Prompts can be joined with ``+``; a
-    plain text joined to one is data and renders as itself.
+    Calling it gives the rendered text, lazily, as a node of the graph. Prompts can be joined with
+    ``+``; a plain text joined to one is data and renders unchanged.
 
-    :param source: the template, written by you; what a model answered is given as a variable.
+    :param source: the template, written by you; pass a model's answers as variables instead.
     :param language: the language of the text, a BCP 47 tag.
-    :param environment: globals and filters; None for the shared ``default_environment``.
-    :raises PromptError: for a source that is no template, too large, or not exactly a ``str``.
-    :raises ConfigError: for a language that is none.
+    :param environment: globals and filters; None uses the shared ``default_environment``.
+    :raises PromptError: if the source is not a valid template, too large, or not exactly a ``str``.
+    :raises ConfigError: if the language is not a valid tag.
 
     >>> greet = Prompt("Hello {{ name }}!")
     >>> greet.variables()
@@ -68,11 +68,11 @@ class Prompt(PromptBase):
     ) -> Prompt:
         """Read a template from a file.
 
-        :param path: the file; its name stands in errors.
+        :param path: the file; errors show its name.
         :param language: as for :class:`Prompt`; likewise ``environment``.
         :param encoding: the file's encoding.
-        :raises PromptError: for other encodings, or no template.
-        :raises OSError: if it cannot be read.
+        :raises PromptError: if the encoding is wrong, or the text is not a valid template.
+        :raises OSError: if the file cannot be read.
         """
         file = Path(path)
         try:
@@ -100,12 +100,12 @@ class Prompt(PromptBase):
     def __call__(self, /, *args: Never, **variables: Any) -> FesteDelayed[str]:
         """Return the rendered text: a lazy value, or in eager mode the text itself.
 
-        Variables that the template gives a ``default``, or asks whether they are ``defined``, may
-        be left out.
+        Variables that have a ``default`` in the template, or are tested with ``defined``, are
+        optional.
 
         :param variables: the values: plain data, dataclasses, pydantic models, lazy values.
-        :raises PromptError: for a value without a name.
-        :raises UndefinedVariable: if one is missing.
+        :raises PromptError: for a value given by position.
+        :raises UndefinedVariable: if a value is missing.
         :raises ExtraVariable: if the template has no such variable.
         :raises PlainDataError: for a value that is not plain data.
         """
@@ -141,10 +141,10 @@ class Prompt(PromptBase):
 
 
 def warn_of_languages(one: Prompt, other: Prompt) -> None:
-    """Warn of two prompts that are joined and differ in language.
+    """Warn if two joined prompts differ in language.
 
     :param one: the prompt whose language the result has.
-    :param other: the one joined to it.
+    :param other: the prompt joined to it.
     """
     if one.language != other.language:
         why = f"{one!r} and {other!r} are joined; the result counts as {one.language!r}"
@@ -152,14 +152,14 @@ def warn_of_languages(one: Prompt, other: Prompt) -> None:
 
 
 def _join(left: str, right: str) -> str:
-    """Both sources, one after the other; a brace at the seam stays text."""
+    """Concatenate two sources, keeping a brace at the seam as text."""
     if left.endswith("{") and right.startswith(("{", "%", "#")):
         left = left[:-1] + '{{ "{" }}'
     return left + right
 
 
 def _data(text: str, *, before: str = "", after: str = "") -> str:
-    """A source that renders as the text: as it is where that is sure, else as a constant."""
+    """Return a template source that renders as the text: the text itself if safe, or a constant."""
     try:
         refuse_node_text(text)
     except LazyValueError as error:

@@ -1,4 +1,4 @@
-"""Reports: what a run did, in words, tables and pictures."""
+"""Reports of runs: text, tables and pictures."""
 
 from feste.report.graph_picture import Box, draw_svg
 from feste.report.mermaid import draw_mermaid

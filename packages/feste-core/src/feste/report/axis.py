@@ -1,4 +1,4 @@
-"""The time axis of a timeline: where a moment stands, and how it is told."""
+"""The time axis of a timeline: positions of times, and their labels."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 
 from feste.report.svg import Rect, svg_text
 
-GUTTER, CHART = 212.0, 830.0  # pixels for the names of the lanes, and for the time
+GUTTER, CHART = 212.0, 830.0  # the width in pixels of the lanes' names, and of the time axis
 ROUND_TIMES = (30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0, 43200.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Time, from left to right."""
+    """A time axis from left to right."""
 
     low: float
     high: float
 
     def x(self, time: float) -> float:
-        """Where a moment stands."""
+        """Return the position of a time in pixels."""
         return GUTTER + CHART * (time - self.low) / (self.high - self.low)
 
     def bar(self, start: float, end: float, y: float, height: float) -> Rect:
-        """The rectangle of a stretch of time, wide enough to be seen."""
+        """Return the rectangle of a period, wide enough to be visible."""
         left = self.x(max(start, self.low))
         return Rect(left, y, max(1.5, self.x(end) - left), height)
 
     def grid(self, bottom: float) -> str:
-        """Upright lines at round times, with the times above."""
+        """Draw vertical lines at round times, with the times above them."""
         step = _step((self.high - self.low) / 10)
         parts = []
         for number in range(math.ceil(self.low / step), math.floor(self.high / step + 1e-9) + 1):
@@ -39,7 +39,7 @@ class Axis:
 
 
 def _step(least: float) -> float:
-    """The next round time.
+    """Return the next larger round time.
 
     >>> _step(0.013), _step(3), _step(40), _step(4000)
     (0.02, 5.0, 60.0, 7200.0)
@@ -53,7 +53,7 @@ def _step(least: float) -> float:
 
 
 def clock(seconds: float) -> str:
-    """A time for people.
+    """Format a time for people.
 
     >>> [clock(time) for time in (0, 0.0042, 1.5, 75, 3700)]
     ['0 s', '4.2 ms', '1.5 s', '1:15 min', '1:01 h']

@@ -1,4 +1,4 @@
-"""Draws a graph of nodes as a picture."""
+"""Draw a graph of nodes as a picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["draw", "visualize"]
 
 
 def visualize(value: Any, path: str | Path | None = None) -> str:
-    """Draw the optimized graph that a value needs, or needed: what is answered is marked as done.
+    """Draw the optimized graph of a value; nodes with known values are marked as done.
 
     :param value: the value.
     :param path: as for :func:`draw`.
@@ -28,7 +28,8 @@ def visualize(value: Any, path: str | Path | None = None) -> str:
     needed = topological([collected.nodes[key] for key in collected.outputs])
     order = sorted(needed, key=lambda node: node.seq)
     answered = {node.key for node in order if _is_answered(node)}
-    # A run needs nothing behind an answer, a picture does: it is planned as if nothing was known.
+    # The inputs of an answered node are not needed for a run but are for a picture, so plan as if
+    # no value was known.
     nodes = [_unanswered(node) if node.key in answered else node for node in order]
     whole = FesteGraph({node.key: node for node in nodes}, collected.outputs)
     graph = Optimizer().run(whole, context.settings()).graph
@@ -39,11 +40,11 @@ def draw(graph: FesteGraph, path: str | Path | None = None) -> str:
     """Draw a graph.
 
     :param graph: the graph.
-    :param path: where to write it: ``.svg``, ``.mmd`` (Mermaid) or ``.html``; None writes none.
-    :returns: the picture: Mermaid text for ``.mmd``, else SVG; a notebook shows it.
-    :raises ConfigError: for another ending.
+    :param path: the file to write: ``.svg``, ``.mmd`` (Mermaid) or ``.html``; None writes none.
+    :returns: the picture: Mermaid text for ``.mmd``, otherwise SVG, which a notebook displays.
+    :raises ConfigError: for another file extension.
     """
-    # Passes render prompts: their values are part of the plan and no answers.
+    # Passes render prompts: these values are part of the plan, not results of a run.
     answered = {
         key for key, node in graph.nodes.items() if _is_answered(node) and node.op.kind != "prompt"
     }
@@ -86,17 +87,17 @@ def _drawn(graph: FesteGraph, answered: Collection[str], path: str | Path | None
 
 
 def _detail(node: Node) -> str:
-    """A few words that tell a node from others of its name: the model, or how a template begins."""
+    """Return a few words to distinguish nodes of one name: the model, or a template's beginning."""
     op: Any = node.op
     if isinstance(op, PromptOp):
-        return op.templates[-1].short  # of a conversation its last message, which asks
+        return op.templates[-1].short  # the last message of a conversation, which asks
     return str(getattr(getattr(op, "client", None), "model", None) or "")
 
 
 def _places() -> Callable[[Node], str]:
-    """What gives the line of a node, looked up once for all that were written there.
+    """Return a function that gives the source line of a node, with a cache.
 
-    Below the working directory it is a path from there: pictures are shown to others.
+    Paths below the working directory become relative, because pictures are shown to others.
     """
     known: dict[Any, str] = {}
     here = f"{os.getcwd()}{os.sep}"

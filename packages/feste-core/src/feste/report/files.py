@@ -1,4 +1,4 @@
-"""Files that reports and pictures are written to: the ending of a name decides what is written."""
+"""Write reports and pictures to files; the file extension selects the format."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["ending", "page", "write"]
 
 
 def ending(path: str | Path, *known: str) -> str:
-    """Return the ending of a file's name, in lower case.
+    """Return the extension of a file name, in lower case.
 
     :param path: the file.
-    :param known: the endings that can be written.
-    :raises ConfigError: for another one.
+    :param known: the extensions that can be written.
+    :raises ConfigError: for any other.
 
     >>> ending("run.SVG", ".json", ".svg")
     '.svg'
@@ -34,7 +34,7 @@ def page(title: str, body: str) -> str:
     """Return an HTML page for light and dark screens.
 
     :param title: its title.
-    :param body: its elements.
+    :param body: its elements as HTML.
     """
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -46,9 +46,9 @@ def page(title: str, body: str) -> str:
 
 
 def write(path: str | Path, text: str) -> None:
-    """Write a text; what cannot be encoded is written as an escape, for errors quote anything.
+    """Write a text file; characters that UTF-8 cannot encode are escaped, as errors may quote any.
 
-    :param path: where to.
+    :param path: the file.
     :param text: the text.
     """
     Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")

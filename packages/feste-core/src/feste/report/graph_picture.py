@@ -1,4 +1,4 @@
-"""A graph as an SVG picture, for pages and notebooks."""
+"""Draw a graph as an SVG picture, for pages and notebooks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Box", "draw_svg"]
 HEIGHT = 46.0
 
 _CORNERS = {"prompt": 9, "call": 16, "task": 5, "data": 12}
-_ICONS = {  # strokes in a square of 16 pixels
+_ICONS = {  # strokes in a square of 16 × 16 pixels
     "prompt": "M2 3.5H14M2 8H14M2 12.5H9",
     "call": "M8 1.5Q8.6 7.4 14.5 8Q8.6 8.6 8 14.5Q7.4 8.6 1.5 8Q7.4 7.4 8 1.5Z",
     "task": "M6 2.5C2.5 2.5 5.5 7.6 2 8C5.5 8.4 2.5 13.5 6 13.5"
@@ -49,14 +49,14 @@ def draw_svg(
     title: str = "",
     max_boxes: int = 200,
 ) -> Svg:
-    """Draw the graph as one self-contained SVG file; above `max_boxes` its summary.
+    """Draw a graph as one self-contained SVG file; above `max_boxes`, draw a summary.
 
-    :param boxes: the nodes; their order decides where the layout leaves a choice.
-    :param edges: pairs of keys, from a node to the one that needs it.
+    :param boxes: the nodes; their order breaks ties in the layout.
+    :param edges: pairs of keys: a node, and a node that needs it.
     :param title: a heading.
-    :param max_boxes: how many boxes are drawn one by one.
+    :param max_boxes: the maximum number of boxes drawn singly.
     :returns: the text of the file.
-    :raises ValueError: two boxes share a key, an edge names no box, or there is a cycle.
+    :raises ValueError: if two boxes share a key, an edge names no box, or there is a cycle.
 
     >>> draw_svg([Box("a", "summarize", "call")], []).count('class="card"')
     1
@@ -96,7 +96,7 @@ def draw_svg(
 
 
 def _card(box: Box, count: int, at: Rect, lines: tuple[str, str]) -> str:
-    """A box: copies and ring below, then the card, its icon and texts, the mark of its state."""
+    """Draw a box: first copies and ring, then the card with icon, texts and state mark."""
     label, detail = lines
     kind = kind_of(box)
     told = (box.label, box.detail, box.state.replace("_", " "), box.origin)
@@ -132,7 +132,7 @@ def _mark(state: str, x: float, y: float) -> str:
 
 
 def _edge(picture: Picture, edge: Edge, layout: Layout) -> str:
-    """A smooth line along its route, with a small open arrow where it arrives."""
+    """Draw a smooth line along the edge's route, with a small open arrow at its end."""
     points = layout.routes[edge]
     path = [f"M{_at(points[0])}"]
     for number, (one, other) in enumerate(pairwise(points)):
@@ -142,7 +142,7 @@ def _edge(picture: Picture, edge: Edge, layout: Layout) -> str:
             path.append(f"L{_at(other)}")
     tail, head = (picture.boxes[number] for number in edge)
     x, y = points[-1]
-    tip = -5.5 if head.output else -0.5  # before the ring of a result
+    tip = -5.5 if head.output else -0.5  # stop before the ring of a result
     wings = [(tip - 6, -4.0), (tip, 0.0), (tip - 6, 4.0)]
     arrow = [(x + a, y + b) if layout.rightwards else (x + b, y + a) for a, b in wings]
     path.append("M" + "L".join(map(_at, arrow)))
@@ -163,13 +163,13 @@ def _curve(one: Point, other: Point, rightwards: bool) -> str:
 
 
 def _weight(weight: int, points: Sequence[Point]) -> str:
-    # Middle of the last curve: edges of one source share all the others.
+    # In the middle of the last curve, because edges from one source share all the others.
     (x, y), (to_x, to_y) = points[-3], points[-2]
     return svg_plate("plate", (x + to_x) / 2, (y + to_y) / 2 + 3.5, f"× {weight:,}", "middle")
 
 
 def _legend(boxes: Sequence[Box], batches: bool) -> list[tuple[str, str]]:
-    """(swatch, words) of everything that the picture uses."""
+    """Return (swatch, words) for everything that the picture uses."""
     swatch = Rect(0, -12, 26, 17)
     entries = [
         (f'<g class="box {kind}">{svg_rect("key", swatch, 5)}'

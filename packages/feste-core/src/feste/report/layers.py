@@ -1,4 +1,4 @@
-"""The rows of a layered drawing: which box stands in which, and in what order."""
+"""Assign the boxes of a layered drawing to rows, and order the boxes in each row."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from itertools import pairwise
 Edge = tuple[int, int]
 
 ORDER_SWEEPS = 12
-SWEPT = 60_000  # nodes and dummies, all sweeps together: huge pictures get fewer sweeps
+SWEPT = 60_000  # the total of nodes and dummies in all sweeps, so huge pictures get fewer sweeps
 
 
 @dataclass(slots=True)
 class Grid:
-    """Units (a box, the boxes of one outline, or a dummy) in rows, and who touches whom."""
+    """Units (a box, the boxes of one outline, or a dummy) in rows, and their links."""
 
     rows: list[list[int]]
     members: list[list[int]]
@@ -26,21 +26,22 @@ class Grid:
     routes: dict[Edge, list[int]]
 
     def nodes(self, row: Sequence[int]) -> list[int]:
-        """The boxes and dummies in the units of a row."""
+        """Return the boxes and dummies in the units of a row."""
         return [node for unit in row for node in self.members[unit]]
 
     def sweeps(self, most: int) -> int:
-        """How many sweeps over all rows a grid of this size can afford."""
+        """Return how many sweeps over all rows a grid of this size can afford."""
         return max(2, min(most, SWEPT // max(1, len(self.above))))
 
 
 def layered(edges: Sequence[Edge], groups: Sequence[str]) -> Grid:
-    """Put boxes in ordered rows, and give every long edge a dummy in each row that it passes.
+    """Put boxes into ordered rows, with a dummy in each row that a long edge passes.
 
     :param edges: pairs of box numbers, without a cycle.
-    :param groups: one name a box; boxes of one name are one unit, "" is alone.
+    :param groups: one name per box; boxes with the same name form one unit, "" is a unit of its
+        own.
     :returns: the rows; dummies are numbered after the boxes.
-    :raises ValueError: the edges have a cycle.
+    :raises ValueError: if the edges have a cycle.
     """
     grid = _grid(edges, groups)
     _order(grid)
@@ -48,7 +49,7 @@ def layered(edges: Sequence[Edge], groups: Sequence[str]) -> Grid:
 
 
 def middle_of(nodes: Sequence[int], near: Sequence[Sequence[int]], at: Sequence[float]) -> float:
-    """Where nodes would stand if each stood in the middle of those near to it."""
+    """Return the mean position of some nodes if each moved to the mean of its neighbours."""
     return sum(_mean(near[node], at, node) for node in nodes) / len(nodes)
 
 
@@ -57,7 +58,7 @@ def _mean(near: Sequence[int], at: Sequence[float], itself: int) -> float:
 
 
 def depths(count: int, edges: Iterable[Edge]) -> list[int]:
-    """The longest path from a source to each node; -1 for nodes in or behind a cycle.
+    """Return the longest path from a source to each node; -1 for nodes in or after a cycle.
 
     >>> depths(3, [(0, 1), (1, 2), (0, 2)])
     [0, 1, 2]
@@ -68,7 +69,7 @@ def depths(count: int, edges: Iterable[Edge]) -> list[int]:
         after[tail].append(head)
         waiting[head] += 1
     ready = [node for node in range(count) if not waiting[node]]
-    for node in ready:  # grows while it is walked
+    for node in ready:  # `ready` grows during the loop
         found[node] = level[node]
         for head in after[node]:
             level[head] = max(level[head], level[node] + 1)
@@ -79,12 +80,12 @@ def depths(count: int, edges: Iterable[Edge]) -> list[int]:
 
 
 def cycle(edges: Iterable[Edge], depth: Sequence[int]) -> list[int]:
-    """The nodes of one cycle, given depths that hold a -1.
+    """Return the nodes of one cycle, given depths that contain a -1.
 
     >>> sorted(cycle([(0, 1), (1, 0), (1, 2)], [-1, -1, -1]))
     [0, 1]
     """
-    # Every stuck node waits for a stuck one, so walking backwards must come round.
+    # Every stuck node waits for another one, so walking backwards must reach a node twice.
     before = {head: tail for tail, head in edges if depth[tail] < 0 and depth[head] < 0}
     node, seen = next(iter(before)), dict[int, None]()
     while node not in seen:
@@ -100,7 +101,7 @@ def _grid(edges: Sequence[Edge], groups: Sequence[str]) -> Grid:
     rows: list[list[int]] = [[] for _ in range(max(level, default=-1) + 1)]
     for unit, row in enumerate(level):
         rows[row].append(unit)
-    dummies: dict[tuple[int, int], int] = {}  # one a source and row: edges of one source share
+    dummies: dict[tuple[int, int], int] = {}  # one per source and row, shared by a source's edges
     routes: dict[Edge, list[int]] = {}
     for tail, head in edges:
         route = [tail]
@@ -123,7 +124,7 @@ def _grid(edges: Sequence[Edge], groups: Sequence[str]) -> Grid:
 def _units(
     edges: Sequence[Edge], groups: Sequence[str]
 ) -> tuple[list[list[int]], set[int], list[int]]:
-    """Boxes that stand together, which of these units have an outline, and the row of each."""
+    """Return the units as lists of boxes, the units with an outline, and the row of each unit."""
     names: list[str] = list(groups)
     while True:
         number: dict[str | int, int] = {}
@@ -132,7 +133,7 @@ def _units(
         level = depths(len(number), links)
         if -1 not in level:
             break
-        # A group that would wait for itself cannot be one unit: its boxes stand alone.
+        # A group that would wait for itself cannot be one unit, so its boxes become single units.
         ring = set(cycle(links, level))
         apart = ["" if unit[node] in ring else name for node, name in enumerate(names)]
         if apart == names:
@@ -145,14 +146,14 @@ def _units(
     for tail, head in links:
         nearest[tail] = min(nearest.get(tail, level[head]), level[head])
     fed = {head for _, head in links}
-    for source in nearest.keys() - fed:  # inputs stand beside the first who needs them
+    for source in nearest.keys() - fed:  # put inputs one row before their first consumer
         level[source] = nearest[source] - 1
     outlined = {unit[node] for node, name in enumerate(names) if name}
     return members, outlined, level
 
 
 def _order(grid: Grid) -> None:
-    """Order each row so that few edges cross: barycentre sweeps, the best one kept."""
+    """Order each row to reduce crossings: barycentre sweeps, of which the best result is kept."""
     spot = [0.0] * len(grid.above)
     for row in grid.rows:
         _rank(grid.nodes(row), spot)
@@ -174,7 +175,7 @@ def _order(grid: Grid) -> None:
 
 
 def _rank(nodes: Sequence[int], spot: list[float]) -> None:
-    """Write the place of each node of a row, from 0 to 1, so that rows of all lengths compare."""
+    """Set the relative position of each node in a row, from 0 to 1, comparable between rows."""
     for rank, node in enumerate(nodes):
         spot[node] = (rank + 0.5) / len(nodes)
 

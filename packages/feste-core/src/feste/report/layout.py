@@ -1,8 +1,8 @@
-"""Where boxes and edges go: the geometry behind the pictures of graphs.
+"""The geometry of graph pictures: the positions of boxes and edges.
 
 The layout is the classic layered one: rows by longest path, shared dummy points for long edges,
-barycentre sweeps against crossings, and an isotonic fit that straightens edges without ever letting
-two boxes overlap. Nothing recurses, so the depth of a graph is no limit.
+barycentre sweeps against crossings, and an isotonic fit that straightens edges and never lets boxes
+overlap. Nothing recurses, so graphs may be of any depth.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SETTLE_SWEEPS = 16
 PAGE = 1200.0
 MAX_CLIMB = 90.0
 BOX_GAP, INNER_GAP = 16.0, 8.0
-PADS = (10.0, 24.0, 10.0, 10.0)  # left, top, right, bottom, between an outline and its boxes
+PADS = (10.0, 24.0, 10.0, 10.0)  # left, top, right, bottom padding of an outline around its boxes
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where everything goes; a route is straight from an even point, curved from an odd one."""
+    """The geometry; routes are straight from each even point to the next, curved from odd ones."""
 
     rightwards: bool
     width: float
@@ -43,15 +43,15 @@ def arrange(
     groups: Sequence[str],
     gap: float = 44.0,
 ) -> Layout:
-    """Place boxes in layers, left to right or top to bottom, whichever has the better shape.
+    """Place boxes in layers, left to right or top to bottom, whichever gives the better shape.
 
-    :param widths: one natural width a box.
-    :param height: the height of every box.
+    :param widths: the natural width of each box.
+    :param height: the height of all boxes.
     :param edges: pairs of box numbers, without a cycle.
-    :param groups: one name a box; boxes of one name stand together in one outline, "" is alone.
-    :param gap: the least room between rows, for the edges.
+    :param groups: one name per box; boxes with the same name share an outline, "" has none.
+    :param gap: the minimum distance between rows, for the edges.
     :returns: rectangles, outlines and routes, with the corner of the drawing at (0, 0).
-    :raises ValueError: the edges have a cycle.
+    :raises ValueError: if the edges have a cycle.
 
     >>> arrange([80, 90], 40, [(0, 1)], ["", ""]).rightwards
     True
@@ -65,8 +65,8 @@ def arrange(
 
 
 def _ugliness(layout: Layout) -> float:
-    # The frame around the drawing (title, legend) counts: it is part of the shape one sees. A page
-    # scrolls downwards but shrinks what is too wide.
+    # The frame around the drawing (title, legend) counts as part of its shape. A page scrolls
+    # vertically but shrinks a picture that is too wide.
     width, height = max(layout.width, 380) + 48, layout.height + 110
     return abs(math.log(width / height / 1.6)) + max(0.0, width / PAGE - 1)
 
@@ -77,9 +77,9 @@ def _place(
     pads: tuple[float, float, float, float],
     gap: float,
 ) -> Layout:
-    """Turn rows and their order into rectangles, with edges running to the right.
+    """Turn ordered rows into rectangles, with edges running to the right.
 
-    A box is as long as the longest of its row; dummies are numbered after the boxes.
+    All boxes of a row are as long as its longest; dummies are numbered after the boxes.
     """
     lead, before, trail, after = pads
     middle = _settle(grid, [wide for _, wide in sizes], before, after)
@@ -110,7 +110,7 @@ def _place(
 
 
 def _turned(layout: Layout) -> Layout:
-    """The layout with x and y exchanged."""
+    """Return the layout with x and y exchanged."""
 
     def turn(rect: Rect) -> Rect:
         return Rect(rect.y, rect.x, rect.height, rect.width)
@@ -127,7 +127,7 @@ def _turned(layout: Layout) -> Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Band:
-    """The strip that a row takes: outlines fill it, boxes stand inside from `start` on."""
+    """The strip of a row: outlines fill it, boxes stand inside, beginning at `start`."""
 
     low: float
     start: float
@@ -135,7 +135,7 @@ class _Band:
     high: float
 
     def passage(self, node: int, edge: Edge) -> tuple[float, float]:
-        """Where an edge enters and leaves the strip at a node: at boxes it begins or ends."""
+        """Return where an edge enters and leaves a node's strip; it starts and ends at boxes."""
         return (
             self.start + self.size if node == edge[0] else self.low,
             self.start if node == edge[1] else self.high,
@@ -151,7 +151,7 @@ def _bands(
     trail: float,
     gap: float,
 ) -> dict[int, _Band]:
-    """The strip of each node, strips one after the other."""
+    """Return the strip of each node; strips follow one another."""
     bands: dict[int, _Band] = {}
     low = 0.0
     for row in grid.rows:
@@ -161,16 +161,16 @@ def _bands(
         start = low + lead * framed
         high = start + size + trail * framed
         bands.update(dict.fromkeys(nodes, _Band(low, start, size, high)))
-        # Edges that climb far get more room, so that they stay gentle.
+        # Edges that climb far get more room, so that they stay flat.
         climb = max((abs(middle[n] - middle[m]) for n in nodes for m in grid.below[n]), default=0.0)
         low = high + gap + min(MAX_CLIMB, 0.12 * climb)
     return bands
 
 
 def _settle(grid: Grid, breadth: Sequence[float], before: float, after: float) -> list[float]:
-    """The middle of each node across its row: near its neighbours, in order, never overlapping."""
+    """Return each node's middle across its row: near its neighbours, in order, without overlap."""
     middle = [0.0] * len(grid.above)
-    offset = [0.0] * len(grid.above)  # of a node's middle from the start of its unit
+    offset = [0.0] * len(grid.above)  # from the start of a unit to the middle of its node
     extent = [0.0] * len(grid.members)
     for unit, nodes in enumerate(grid.members):
         at = BOX_GAP / 2 + before * (unit in grid.outlined)
@@ -183,7 +183,7 @@ def _settle(grid: Grid, breadth: Sequence[float], before: float, after: float) -
     down, up = grid.rows, grid.rows[::-1]
     both = [(down, grid.above), (up, grid.below)]
     passes = [(down, near), *both * grid.sweeps(SETTLE_SWEEPS)]
-    # At last everything lines up with the widest row, which has the least freedom.
+    # Finally, align everything with the widest row, which has the least freedom.
     pivot = max(range(len(down)), key=lambda row: sum(extent[u] for u in down[row]), default=0)
     passes += [(down[pivot + 1 :], grid.above), (down[:pivot][::-1], grid.below)]
     for rows, towards in passes:
@@ -205,9 +205,9 @@ def _settle(grid: Grid, breadth: Sequence[float], before: float, after: float) -
 def _spread(
     wishes: Sequence[float], weights: Sequence[float], extents: Sequence[float]
 ) -> list[float]:
-    """Starts as near to the wishes as possible (least squares) with no two units overlapping.
+    """Return starts as near to the wishes as possible (least squares) without overlapping units.
 
-    Pool adjacent violators: with the extents taken off, the starts only have to be in order.
+    Pool adjacent violators: after subtracting the extents, the starts only have to be in order.
 
     >>> _spread([0.0, 1.0], [1.0, 1.0], [10.0, 10.0])
     [-4.5, 5.5]

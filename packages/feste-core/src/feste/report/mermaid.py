@@ -1,4 +1,4 @@
-"""A graph as Mermaid text, for Markdown."""
+"""Write a graph as Mermaid text, for Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from feste.report.layers import depths
 from feste.report.summary import EDGES_PER_BOX, MAX_TEXT, Box, kind_of, picture_of
 from feste.report.svg import BOLD, KINDS, LIGHT, fit
 
-MERMAID_EDGES = 500  # Mermaid's own limit: above it one sees an error instead of a graph
+MERMAID_EDGES = 500  # Mermaid's own limit: above it, it shows an error instead of a graph
 
 _SHAPES = {"prompt": "[{}]", "call": "([{}])", "task": "[[{}]]", "data": "[({})]"}
 _STYLES = {
@@ -23,13 +23,13 @@ _STYLES = {
     "failed": f"stroke:{LIGHT['bad'][1]},stroke-width:2px",
     "skipped": "stroke-dasharray:4 3,opacity:0.6",
 }
-# Letters, digits, spaces and a hyphen inside a word are safe; Mermaid's own escapes begin
-# with a ligature, so letters outside of ASCII are safe but for that one.
+# Letters, digits, spaces and a hyphen inside a word are safe. Letters outside ASCII are safe too,
+# except the ligature that starts Mermaid's own escapes.
 _SPECIAL = re.compile(r"(?<![A-Za-z0-9])-|-(?![A-Za-z0-9])|[^\w\s,\xb7\xd7-]|[_\ufb02]")
 
 
 class Mermaid(str):
-    """The text of a Mermaid chart; a notebook that knows Mermaid shows the picture."""
+    """The text of a Mermaid chart; a notebook with Mermaid support displays the picture."""
 
     __slots__ = ()
 
@@ -45,13 +45,13 @@ class Mermaid(str):
 def draw_mermaid(
     boxes: Sequence[Box], edges: Sequence[tuple[str, str]], *, max_boxes: int = 200
 ) -> Mermaid:
-    """Write the graph as a Mermaid flowchart; above `max_boxes` its summary.
+    """Write a graph as a Mermaid flowchart; above `max_boxes`, write a summary.
 
     :param boxes: the nodes.
-    :param edges: pairs of keys, from a node to the one that needs it.
-    :param max_boxes: how many boxes are drawn one by one.
+    :param edges: pairs of keys: a node, and a node that needs it.
+    :param max_boxes: the maximum number of boxes drawn singly.
     :returns: the text of the chart, without a code fence.
-    :raises ValueError: two boxes share a key, an edge names no box, or there is a cycle.
+    :raises ValueError: if two boxes share a key, an edge names no box, or there is a cycle.
 
     >>> print(draw_mermaid([Box("a", "summarize", "call")], []).splitlines()[1].strip())
     n0(["summarize"]):::callBox
@@ -85,7 +85,7 @@ def _escaped(text: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """Text for a comment, where escapes are not read and `%%{` would begin a directive."""
+    """Prepare text for a comment, where escapes are not read and `%%{` starts a directive."""
     return re.sub(r"[{}%]", "", fit(text, 2 * MAX_TEXT, BOLD))
 
 

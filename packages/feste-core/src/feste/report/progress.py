@@ -1,6 +1,6 @@
-"""Progress of long runs: it looks at the run now and then, so it costs the run nothing.
+"""Show the progress of long runs; it polls the run, so it costs the run nothing.
 
-A terminal gets a bar that goes when the run ends, a notebook a line that stays.
+A terminal shows a bar that disappears when the run ends, a notebook a line that stays.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 __all__ = ["in_terminal", "shown"]
 
-#: A run that is over sooner, in seconds, shows no bar unless it was asked for.
+#: Seconds that a run must take before it shows a bar that was not asked for.
 _PATIENCE = 0.5
 _EVERY = 0.1
 
 
 @contextmanager
 def shown(run: Run, progress: bool | str) -> Iterator[None]:
-    """Show how far a run is while a block waits for it.
+    """Show the progress of a run during a ``with`` block that waits for it.
 
     :param run: the run.
-    :param progress: True, in a terminal or notebook; False; or ``"auto"``: only in a terminal, and
-        only if it takes a while.
+    :param progress: True shows it in a terminal or notebook; False never; ``"auto"`` only in a
+        terminal, and only if the run takes a while.
     """
     if progress is False or (progress == "auto" and not in_terminal()):
         yield
         return
     ended = threading.Event()
     patience = 0.0 if progress is True else _PATIENCE
-    # in the context of the block: a notebook finds in it the cell that it belongs to
+    # in the context of the block, where a notebook finds the cell that the output belongs to
     inside = contextvars.copy_context()
     watcher = threading.Thread(
         target=inside.run, args=(_watch, run, ended, patience), name="feste-progress", daemon=True
@@ -55,7 +55,7 @@ def shown(run: Run, progress: bool | str) -> Iterator[None]:
 
 
 def in_terminal() -> bool:
-    """Whether stderr is a terminal; a program may have none, a closed one, or one of its own."""
+    """Whether stderr is a terminal; it may also be missing, closed or replaced."""
     try:
         return sys.stderr.isatty()
     except (AttributeError, ValueError):
@@ -63,7 +63,7 @@ def in_terminal() -> bool:
 
 
 def _in_notebook() -> bool:
-    """Whether this is the kernel of a notebook."""
+    """Whether this is a notebook's kernel."""
     python = sys.modules.get("IPython")
     return python is not None and hasattr(python.get_ipython(), "kernel")
 
@@ -102,7 +102,7 @@ def _show_bar(run: Run, ended: threading.Event) -> None:
 
 
 def _show_line(run: Run, ended: threading.Event) -> None:
-    """A line of HTML, or of text where the notebook shows no HTML; no widgets are needed."""
+    """Show a line of HTML, or of text where the notebook shows no HTML; it needs no widgets."""
     show = import_module("IPython.display").display
     begun = time.monotonic()
 
@@ -122,7 +122,7 @@ def _show_line(run: Run, ended: threading.Event) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    """How far a run is: so many of all, and the words beside the bar."""
+    """A run's progress: the counts, and the words next to the bar."""
 
     done: int
     total: int
@@ -146,7 +146,7 @@ def _progress(run: Run) -> _Progress:
 
 
 def _pause(run: Run) -> str:
-    """Why requests are not sent, if some wait for their time."""
+    """Return why requests are waiting, or an empty string if none are."""
     left = run.resumes_at - time.monotonic()
     if left > 0:
         return f"waiting {left:.1f} s (rate limit)"

@@ -1,4 +1,4 @@
-"""The report of a run: what was asked, sent, answered, paid; as text, HTML, JSON, timeline."""
+"""The report of a run: its calls, requests, tokens and errors, as text, HTML, JSON or timeline."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 __all__ = ["OperationRow", "RunReport"]
 
-#: Columns of the table that are left out where they would hold nothing else than this.
+#: Columns that are omitted if all their cells are in _NOTHING.
 _OPTIONAL = {"model", "failed", "tokens in", "tokens out"}
 _NOTHING = {"", "0", "unknown"}
 
 
 @dataclass(slots=True)
 class OperationRow:
-    """What one operation of one model did.
+    """The totals of one operation and model.
 
     :param operation: ``plugin.operation``.
     :param model: the model.
-    :param calls: logical calls answered.
-    :param requests: requests sent, failed ones too.
-    :param failed: requests that ended in an error.
-    :param input_tokens: tokens read, as far as the provider said; None if it never did.
+    :param calls: the number of calls answered.
+    :param requests: the number of requests sent, including failed ones.
+    :param failed: the number of requests that ended in an error.
+    :param input_tokens: tokens read, where the provider reported them; None if it never did.
     :param output_tokens: tokens generated, likewise.
-    :param seconds: time in flight, summed over requests.
-    :param longest: the longest request, in seconds.
+    :param seconds: the time in flight, summed over requests.
+    :param longest: the duration of the longest request in seconds.
     """
 
     operation: str
@@ -54,17 +54,17 @@ class OperationRow:
 
 @dataclass(slots=True)
 class RunReport:
-    """What happened in one run.
+    """The report of one run.
 
-    :param run: its name.
-    :param seconds: how long it took.
-    :param nodes: how many nodes it had, those that tasks emitted among them.
-    :param states: how many ended in which state; they add up to ``nodes``.
+    :param run: the name of the run.
+    :param seconds: its duration in seconds.
+    :param nodes: the number of its nodes, including those that tasks emitted.
+    :param states: the number of nodes in each final state; they add up to ``nodes``.
     :param operations: a row for each operation and model.
-    :param tasks: seconds of Python by the name of the task, halves of operations too.
-    :param requests: every request, in the order they ended.
+    :param tasks: seconds of Python by name of the task, including halves of operations.
+    :param requests: all requests, in the order they ended.
     :param errors: the first errors, as text.
-    :param cancelled: whether it was stopped.
+    :param cancelled: whether the run was stopped.
 
     >>> import feste
     >>> from feste.testing import FakeBackend
@@ -94,7 +94,7 @@ class RunReport:
 
     @classmethod
     def of(cls, run: Run) -> RunReport:
-        """Return the report of a run that has ended, or that nobody waits for any longer.
+        """Return the report of a run that has ended, or that was given up.
 
         :param run: the run.
         """
@@ -119,17 +119,17 @@ class RunReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON, with the schema's version."""
+        """Return the report as JSON, with the schema version."""
         data = {name: getattr(self, name) for name in self.__slots__ if name != "spans"}
         data["operations"] = [asdict(row) for row in self.operations]
         data["requests"] = [r.to_json() for r in self.requests]
         return {"schema": SCHEMA, **data}
 
     def save(self, path: str | Path) -> None:
-        """Write the report: as ``.json``, ``.txt`` or ``.html``, or its timeline as ``.svg``.
+        """Write the report as ``.json``, ``.txt`` or ``.html``, or its timeline as ``.svg``.
 
-        :param path: where to.
-        :raises ConfigError: for another ending.
+        :param path: the file.
+        :raises ConfigError: for another file extension.
         """
         match ending(path, ".json", ".txt", ".html", ".svg"):
             case ".json":
@@ -143,10 +143,10 @@ class RunReport:
         write(path, text)
 
     def timeline(self, path: str | Path | None = None) -> str:
-        """Return when each request and each task was under way, as SVG; a notebook shows it.
+        """Draw when each request and each task ran, as SVG, which a notebook displays.
 
-        :param path: where to write it too, as ``.svg`` or ``.html``, or None.
-        :raises ConfigError: for another ending.
+        :param path: the file to write, ``.svg`` or ``.html``, or None.
+        :raises ConfigError: for another file extension.
         """
         svg = draw_timeline(self.spans, title=self._headline())
         if path is not None:
@@ -171,7 +171,7 @@ class RunReport:
     def table(self) -> list[list[str]]:
         """Return the rows of the table of operations, the heading first.
 
-        Models, failures and tokens have no column where there is nothing to tell of any row.
+        The columns of models, failures and tokens are omitted if they are empty in all rows.
         """
         heading = "operation,model,calls,requests,failed,tokens in,tokens out,mean s,max s"
         names = heading.split(",")

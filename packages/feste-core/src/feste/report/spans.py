@@ -1,4 +1,4 @@
-"""What ran when: spans, the lanes they are drawn in, and their rows."""
+"""Spans: what ran when, in which lane and row it is drawn."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ MAX_LANES = 40
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One thing that ran.
+    """One piece of work with its start and end.
 
-    :param lane: where it is drawn, such as "openai.chat gpt-5-mini" or "task clean".
-    :param label: what it was.
-    :param start: when it began, in seconds since the run began.
-    :param end: when it ended.
+    :param lane: the lane it is drawn in, such as "openai.chat gpt-5-mini" or "task clean".
+    :param label: its name.
+    :param start: the start in seconds since the run started.
+    :param end: the end, likewise.
     :param ok: whether it succeeded.
-    :param wait: how many seconds it was ready before it began.
-    :param items: how many logical calls it carried.
+    :param wait: the seconds between being ready and starting.
+    :param items: the number of calls that it carried.
     """
 
     lane: str
@@ -33,11 +33,11 @@ class Span:
 
 
 def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
-    """When the run began, or what began before it, and when the last span ended.
+    """Return the start of the run, or of an earlier span, and the end of the last span.
 
-    :param spans: what ran.
-    :returns: both times; a second apart if nothing took any time.
-    :raises ValueError: a span has a time that is no number, or ends before it starts.
+    :param spans: the spans.
+    :returns: both times in seconds; one second apart if nothing took any time.
+    :raises ValueError: if a span has a time that is not finite, or ends before it starts.
     """
     for span in spans:
         times = (span.start, span.end, span.wait)
@@ -49,7 +49,7 @@ def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
 
 
 def lanes_of(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
-    """The spans of each lane by start, lanes by their first span; the idlest of many as one."""
+    """Group spans by lane, in order of start; if there are too many lanes, merge the idlest."""
     lanes: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda span: (span.start, span.end)):
         lanes.setdefault(span.lane, []).append(span)
@@ -64,7 +64,7 @@ def lanes_of(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
 
 
 def packed(spans: Iterable[Span]) -> list[list[Span]]:
-    """Rows without overlaps, as few as possible: each span goes to the first row that is free.
+    """Pack spans into as few rows without overlaps as possible, each into the first free row.
 
     >>> spans = [Span("", "a", 0, 2), Span("", "b", 1, 3), Span("", "c", 2, 4)]
     >>> [[span.label for span in row] for row in packed(spans)]

@@ -1,7 +1,7 @@
-"""What a picture of a graph shows: its boxes, or a summary when they are too many.
+"""Select what a picture of a graph shows: all boxes, or a summary if there are too many.
 
-In a summary equal boxes are one that says how many it stands for, so that 100,000 nodes make a
-small picture too.
+A summary merges equal boxes into one that shows their number, so that even 100,000 nodes make a
+small picture.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from feste.report.layers import Edge, cycle, depths
 from feste.report.svg import BOLD, KINDS, fit
 
 MAX_TEXT = 200.0
-EDGES_PER_BOX = 5  # with more edges than this a picture says less than its summary
+EDGES_PER_BOX = 5  # with more edges than this, the summary is easier to read than the picture
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
     """One node to draw.
 
-    :param key: its name, unique in the graph.
+    :param key: its key, unique in the graph.
     :param label: the first line.
-    :param kind: "prompt", "call", "task" or "data"; anything else looks like data.
+    :param kind: "prompt", "call", "task" or "data"; others are drawn as data.
     :param detail: the small second line, such as a model or `file.py:12`.
-    :param group: the id of its batch; boxes of one group are one request.
+    :param group: the ID of its batch; boxes of the same group are one request.
     :param output: whether the user asked for its value.
-    :param state: how it ended, such as "done", "failed" or "skipped"; "" if it did not.
-    :param origin: `file.py:12`, where the user wrote it.
+    :param state: its final state, such as "done", "failed" or "skipped"; "" if there is none.
+    :param origin: the user's source line, `file.py:12`.
     """
 
     key: str
@@ -43,13 +43,13 @@ class Box:
 
 
 def kind_of(box: Box) -> str:
-    """Which of the kinds a box looks like."""
+    """Return the kind that a box is drawn as."""
     return box.kind if box.kind in KINDS else "data"
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What is drawn: boxes that each stand for some nodes, edges with a weight, remarks."""
+    """The content of a picture: boxes that may stand for several nodes, weighted edges, remarks."""
 
     boxes: list[Box]
     counts: list[int]
@@ -57,33 +57,33 @@ class Picture:
     remarks: list[str]
 
     def sizes(self) -> Counter[str]:
-        """How many nodes each batch has."""
+        """Return the number of nodes in each batch."""
         sizes: Counter[str] = Counter()
         for box, count in zip(self.boxes, self.counts):
             sizes[box.group] += count
         return sizes
 
     def groups(self) -> list[str]:
-        """The outline of each box: its batch, if the batch has more than one node in it."""
+        """Return the outline of each box: its batch, if that has more than one node."""
         sizes = self.sizes()
         return [box.group if sizes[box.group] > 1 else "" for box in self.boxes]
 
     def caption(self, group: str) -> str:
-        """What stands at the outline of a batch."""
+        """Return the text at the outline of a batch."""
         return f"1 request · {counted(self.sizes()[group], 'call')}"
 
 
 def picture_of(
     boxes: Sequence[Box], edges: Sequence[tuple[str, str]], max_boxes: int, max_edges: int
 ) -> Picture:
-    """The graph itself if it is small enough, else the least coarse summary that is.
+    """Return the graph itself if it is small enough, otherwise the most detailed summary that is.
 
     :param boxes: the nodes.
-    :param edges: pairs of keys, from a node to the one that needs it.
-    :param max_boxes: how many boxes there may be.
-    :param max_edges: how many edges there may be.
+    :param edges: pairs of keys: a node, and a node that needs it.
+    :param max_boxes: the maximum number of boxes.
+    :param max_edges: the maximum number of edges.
     :returns: what to draw; the coarsest summary, if even that is too large.
-    :raises ValueError: two boxes share a key, an edge names no box, or there is a cycle.
+    :raises ValueError: if two boxes share a key, an edge names no box, or there is a cycle.
     """
     links, depth = _checked(boxes, edges)
     picture = Picture(list(boxes), [1] * len(boxes), dict.fromkeys(links, 1), [])
@@ -97,7 +97,7 @@ def picture_of(
 def _checked(
     boxes: Sequence[Box], edges: Sequence[tuple[str, str]]
 ) -> tuple[list[Edge], list[int]]:
-    """The edges by the numbers of their boxes, each once, and the depth of each box."""
+    """Return the edges by box numbers, without duplicates, and the depth of each box."""
     number: dict[str, int] = {}
     for box in boxes:
         if box.key in number:
@@ -117,7 +117,7 @@ def _checked(
 def _merged(
     boxes: Sequence[Box], links: Sequence[Edge], depth: Sequence[int], fields: int
 ) -> Picture:
-    """One box for all that agree in so many fields; edges that run backwards become a remark."""
+    """Merge boxes that agree in the first `fields` fields; backward edges become a remark."""
     classes: dict[tuple[str | int, ...], list[int]] = {}
     for node in sorted(range(len(boxes)), key=depth.__getitem__):
         box = boxes[node]
@@ -143,14 +143,14 @@ def _merged(
 
 
 def _one(members: Sequence[Box]) -> Box:
-    """The box that stands for some boxes."""
+    """Return the box that stands for several boxes."""
     first, count = members[0], len(members)
     if count == 1:
         return first
     labels, kinds = {box.label for box in members}, {box.kind for box in members}
     details, groups = {box.detail for box in members}, {box.group for box in members}
     states = Counter(box.state for box in members)
-    # that some are done needs no words beside others that failed, but beside others without a state
+    # next to failed boxes "done" needs no words, but next to boxes without a state it does
     told = [name for name in sorted(states) if name and (name != "done" or "" in states)]
     label = (
         first.label if len(labels) == 1 else KINDS[kind_of(first)] if len(kinds) == 1 else "node"

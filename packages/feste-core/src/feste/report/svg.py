@@ -1,4 +1,4 @@
-"""What all pictures share: palettes, fonts, elements of SVG, and the sheet they stand on."""
+"""The parts that all pictures share: palettes, fonts, SVG elements, and the sheet around them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = {"prompt": "prompt", "call": "LLM call", "task": "Python task", "data": 
 
 Palette = Mapping[str, tuple[str, str]]
 
-# (fill, stroke) of each part. No CSS variables: renderers that do not know them would paint black.
+# (fill, stroke) of each part. No CSS variables: renderers without support would paint black.
 LIGHT = {
     "panel": ("#ffffff", "#e2e5ee"), "ink": ("#1b2130", "#667085"), "edge": ("none", "#a2abbe"),
     "prompt": ("#edf4ff", "#3b74e6"), "call": ("#f4efff", "#7c4bdc"),
@@ -29,7 +29,7 @@ DARK = {
     "task": ("#0f2b25", "#43c9a1"), "data": ("#1d2330", "#98a3b8"),
     "batch": ("#1c1913", "#e0a63a"), "bad": ("#10141d", "#ff6b7d"),
 }  # fmt: skip
-# Fonts of the same metrics, so that text fits its box everywhere.
+# Fonts with the same metrics, so that text fits its box everywhere.
 _FONT = "'Helvetica Neue',Helvetica,Arial,'Liberation Sans',Arimo,sans-serif"
 _SHAPES = [
     f"text{{font-family:{_FONT}}}",
@@ -54,7 +54,7 @@ _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Svg(str):
-    """The text of an SVG file; a notebook shows the picture, a prompt one line."""
+    """The text of an SVG file; a notebook displays the picture, a Python prompt one line."""
 
     __slots__ = ()
 
@@ -67,7 +67,7 @@ class Svg(str):
 
 @dataclass(frozen=True, slots=True)
 class Rect:
-    """A box on the sheet, in pixels."""
+    """A rectangle on the sheet, in pixels."""
 
     x: float
     y: float
@@ -76,7 +76,7 @@ class Rect:
 
 
 def _plain(text: str) -> str:
-    """Text with a visible stand-in for every character that XML cannot hold.
+    """Replace every character that XML cannot hold by a visible one.
 
     >>> _plain("a\\x1bb")
     'a␛b'
@@ -85,7 +85,7 @@ def _plain(text: str) -> str:
 
 
 def xml(text: str) -> str:
-    """Text as XML content or attribute value that parses back equal, line ends included.
+    """Escape text for XML content or attributes so that it parses back equal, with line ends.
 
     >>> xml('a "b" <c>')
     'a &quot;b&quot; &lt;c&gt;'
@@ -95,7 +95,7 @@ def xml(text: str) -> str:
 
 
 def width_of(text: str, size: float) -> float:
-    """About how wide text is in Arial, Helvetica or Liberation Sans, in pixels; rather too wide."""
+    """Estimate the width of text in Arial, Helvetica or Liberation Sans in pixels, rather high."""
     return size * sum(map(_advance, text))
 
 
@@ -110,7 +110,7 @@ def _advance(char: str) -> float:
 
 
 def fit(text: str, room: float, size: float) -> str:
-    """Text on one line, shortened in its middle until it fits the room.
+    """Put text on one line, and shorten it in the middle until it fits the room in pixels.
 
     >>> fit("a very long label indeed", 90, 12)
     'a very…indeed'
@@ -125,7 +125,7 @@ def fit(text: str, room: float, size: float) -> str:
 
 
 def svg_rect(name: str, at: Rect, corner: float, shift: float = 0.0) -> str:
-    """A rectangle with round corners, moved to the right and down by `shift`."""
+    """Return a rectangle with round corners, moved right and down by `shift`."""
     return (
         f'<rect class="{name}" x="{at.x + shift:.1f}" y="{at.y + shift:.1f}" '
         f'width="{at.width:.1f}" height="{at.height:.1f}" rx="{corner:g}"/>'
@@ -133,15 +133,15 @@ def svg_rect(name: str, at: Rect, corner: float, shift: float = 0.0) -> str:
 
 
 def svg_text(name: str, x: float, y: float, text: str, anchor: str = "start") -> str:
-    """One line of text, escaped."""
+    """Return one line of text, escaped."""
     place = f' text-anchor="{anchor}"' if anchor != "start" else ""
     return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}"{place}>{xml(text)}</text>'
 
 
 def svg_plate(name: str, x: float, y: float, text: str, anchor: str = "start") -> str:
-    """One line of small text on a plate of its own, to be read where lines pass below it.
+    """Return one line of small text on its own background, readable above lines.
 
-    A halo around the letters (`paint-order`) would hide them in renderers that do not know it.
+    A halo around the letters (`paint-order`) would hide them in renderers without support for it.
     """
     width = width_of(text, SMALL) + 8
     left = x - 4 if anchor == "start" else x - width / 2
@@ -162,12 +162,12 @@ def sheet(
 ) -> Svg:
     """Put a drawing on a panel with its title, legend and notes, as one SVG file.
 
-    :param name: the picture's kind; all its style rules are kept to the class `feste-{name}`, so
-        that several pictures can stand in one HTML page.
+    :param name: the kind of picture; all its style rules apply to the class `feste-{name}` only, so
+        that several pictures fit into one HTML page.
     :param title: the heading, "" for none.
-    :param summary: what a screen reader says.
-    :param body: the elements of the drawing, their corner at (0, 0).
-    :param size: width and height of the drawing.
+    :param summary: the text for screen readers.
+    :param body: the elements of the drawing, with its corner at (0, 0).
+    :param size: the width and height of the drawing in pixels.
     :param legend: pairs of a swatch and its words.
     :param notes: lines below the legend.
     :param style: more style rules.
@@ -211,7 +211,7 @@ def sheet(
 
 
 def _flow(legend: Sequence[tuple[str, str]], room: float) -> list[list[tuple[float, str, str]]]:
-    """Break the legend into rows: (x, swatch, words)."""
+    """Break the legend into rows of (x, swatch, words)."""
     rows: list[list[tuple[float, str, str]]] = []
     x = room
     for swatch, words in legend:
@@ -225,12 +225,12 @@ def _flow(legend: Sequence[tuple[str, str]], room: float) -> list[list[tuple[flo
 
 
 def style_of(name: str, shapes: Iterable[str], colours: Callable[[Palette], Iterable[str]]) -> str:
-    """The style rules of a picture: shapes once, colours for light, and again for dark.
+    """Return the style rules of a picture: shapes once, colours for light and for dark screens.
 
-    :param name: the picture's kind, as in `sheet`.
-    :param shapes: rules that set no colours.
-    :param colours: the rules that a palette sets.
-    :returns: the rules, for pictures of that kind only.
+    :param name: the kind of picture, as in `sheet`.
+    :param shapes: rules without colours.
+    :param colours: returns the rules for a palette.
+    :returns: the rules, limited to pictures of that kind.
     """
     light, dark = (
         "".join(f".feste-{name} {rule}" for rule in rules)
@@ -240,7 +240,7 @@ def style_of(name: str, shapes: Iterable[str], colours: Callable[[Palette], Iter
 
 
 def _colours(palette: Palette) -> list[str]:
-    """The rules that a palette of (fill, stroke) sets."""
+    """Return the rules for a palette of (fill, stroke)."""
     (ink, muted), (panel, line), edge = palette["ink"], palette["panel"], palette["edge"][1]
     batch, bad, good = palette["batch"], palette["bad"][1], palette["task"][1]
     kinds = []

@@ -1,4 +1,4 @@
-"""A table as text that fits a terminal."""
+"""Format a table as text that fits a terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _LONGEST = 24
 
 
 def aligned(rows: Sequence[Sequence[str]], names: int) -> list[str]:
-    """Return a table as lines: names to the left, numbers to the right.
+    """Format a table as lines, with names to the left and numbers to the right.
 
-    Columns that do not fit beside the others follow below, beside the same names.
+    Columns that do not fit follow in a second block, with the names repeated.
 
     :param rows: the cells, the heading first.
-    :param names: how many columns hold names.
+    :param names: the number of columns that hold names.
 
     >>> aligned([["what", "count"], ["apples", "12"], ["pears", "7"]], 1)
     ['  what    count', '  apples     12', '  pears       7']
@@ -44,7 +44,7 @@ def aligned(rows: Sequence[Sequence[str]], names: int) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """A name of a length that leaves room for numbers.
+    """Shorten a name, to leave room for numbers.
 
     >>> _short("a-model-with-a-name-of-very-many-parts")
     'a-model-with…y-many-parts'

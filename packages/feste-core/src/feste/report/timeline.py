@@ -1,7 +1,7 @@
-"""When what ran: the spans of a run as an SVG timeline with swim lanes.
+"""Draw the spans of a run as an SVG timeline with swim lanes.
 
-A pure function from spans to text. Each lane packs its spans into as few rows as they need; lanes with very
-many spans become strips of density, so that the picture stays small.
+This is a pure function from spans to text. Each lane packs its spans into as few rows as possible;
+lanes with too many spans become density strips, so that the picture stays small.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from feste.report.svg import (
 __all__ = ["Span", "draw_timeline"]
 
 CURVE = 58.0
-MAX_ROWS = 40  # of bars, all lanes together
-BINS, SHADES = 208, 8  # of a density strip
+MAX_ROWS = 40  # the maximum rows of bars in all lanes together
+BINS, SHADES = 208, 8  # the resolution of a density strip
 SHAPES = [
     ".label{font-size:12px}",
     ".grid path{stroke-width:1px;stroke-dasharray:2 4;fill:none}",
@@ -46,13 +46,13 @@ SHAPES = [
 
 
 def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 2000) -> Svg:
-    """Draw a run as one self-contained SVG file; above `max_spans` as density per lane.
+    """Draw a run as one self-contained SVG file; above `max_spans`, draw the density of each lane.
 
-    :param spans: what ran, in any order.
+    :param spans: the spans, in any order.
     :param title: a heading.
-    :param max_spans: how many spans are drawn one by one.
+    :param max_spans: the maximum number of spans drawn singly.
     :returns: the text of the file.
-    :raises ValueError: a span has a time that is no number, or ends before it starts.
+    :raises ValueError: if a span has a time that is not finite, or ends before it starts.
 
     >>> draw_timeline([Span("task clean", "a.txt", 0.0, 1.5)]).count('class="bar fill"')
     1
@@ -101,16 +101,16 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
 
 
 def _folded(rows: Sequence[int]) -> set[int]:
-    """The lanes that are drawn as strips, so that the others have few enough rows of bars.
+    """Return the lanes to draw as strips, so that the others need few enough rows of bars.
 
-    :param rows: how many rows of bars each lane needs.
+    :param rows: the number of rows of bars that each lane needs.
 
     >>> sorted(_folded([3, 512, 30, 20]))
     [1, 2]
     """
     folded, left = set[int](), sum(rows)
     for lane in sorted(range(len(rows)), key=rows.__getitem__, reverse=True):
-        if left <= MAX_ROWS or rows[lane] <= 2:  # a strip needs the room of two rows
+        if left <= MAX_ROWS or rows[lane] <= 2:  # a strip itself is as high as two rows
             break
         folded.add(lane)
         left -= rows[lane]
@@ -118,7 +118,7 @@ def _folded(rows: Sequence[int]) -> set[int]:
 
 
 def _name_lines(name: str) -> list[str]:
-    """The name of a lane on one line, or on two: the operation and its model."""
+    """Put the name of a lane on one line, or on two: the operation and its model."""
     room = GUTTER - 24
     first, _, rest = name.partition(" ")
     if width_of(name, BOLD) <= room or not rest:
@@ -127,7 +127,7 @@ def _name_lines(name: str) -> list[str]:
 
 
 def _bars(rows: Sequence[Sequence[Span]], axis: Axis, first: Rect) -> str:
-    """A bar for each span, and below and before it a thin pale one for its wait."""
+    """Draw a bar for each span, and a thin pale bar before it for its wait."""
     pitch = first.height
     thick, thin = pitch * 0.72, pitch * 0.16
     waits, bars = [], []
@@ -138,7 +138,7 @@ def _bars(rows: Sequence[Sequence[Span]], axis: Axis, first: Rect) -> str:
                 wait = axis.bar(span.start - span.wait, span.start, y + pitch - thin - 1, thin)
                 waits.append(svg_rect("wait fill", wait, 1))
             bars.append(_bar(span, axis.bar(span.start, span.end, y, thick)))
-    # One opacity for all waits of a lane, so that those of many spans do not add up to a solid bar.
+    # One opacity for all waits of a lane, so that overlapping waits do not add up to a solid bar.
     return f'<g class="waits">{"".join(waits)}</g>{"".join(bars)}'
 
 
@@ -158,7 +158,7 @@ def _bar(span: Span, at: Rect) -> str:
 
 
 def _words(span: Span, room: float) -> str:
-    """What a bar of this width can say: all, the number of its calls, most of it, or nothing."""
+    """Return the text that fits into a bar: label and count, count only, a short label, or none."""
     count = f"× {span.items:,}" if span.items != 1 else ""
     full = f"{span.label} {count}"
     whole = (text for text in (full, count) if text and width_of(text, SMALL) <= room)
@@ -166,10 +166,10 @@ def _words(span: Span, room: float) -> str:
 
 
 def _strip(spans: Sequence[Span], axis: Axis, y: float, height: float) -> str:
-    """How much ran at each moment, as shades; failures as ticks at the lower edge."""
+    """Draw how much ran at each time as shades, with failures as ticks at the lower edge."""
     wide = (axis.high - axis.low) / BINS
     busy, failed = [0.0] * BINS, set[int]()
-    slope = [0.0] * BINS  # whole bins as differences: a long span costs no more than a short
+    slope = [0.0] * BINS  # differences, so that a long span costs no more than a short one
     for span in spans:
         first, last = (
             min(BINS - 1, int((time - axis.low) / wide)) for time in (span.start, span.end)
@@ -214,7 +214,7 @@ def _kind(lane: str) -> str:
 
 
 def _curve(spans: Sequence[Span], axis: Axis, y: float) -> tuple[int, str]:
-    """The most that ran at once, and the course of it as a filled step line."""
+    """Return the maximum of concurrent spans, and their number over time as a filled step line."""
     changes: dict[float, int] = defaultdict(int)
     for span in spans:
         if span.start < span.end:
@@ -223,8 +223,8 @@ def _curve(spans: Sequence[Span], axis: Axis, y: float) -> tuple[int, str]:
     times = sorted(changes)
     levels = list(accumulate(changes[time] for time in times))
     peak = max(levels, default=0)
-    # The highest and the last level of each column of pixels, so that the path stays short; columns
-    # are wider, and only their highest level is drawn, where one could not tell the steps apart.
+    # Keep only the highest and the last level of each pixel column, so that the path stays short.
+    # Where steps are too dense to distinguish, use wider columns and only their highest level.
     grain = 1 if len(levels) < CHART else 4
     columns: dict[int, tuple[int, int]] = {}
     for time, level in zip(times, levels):
@@ -255,7 +255,7 @@ def _totals(spans: Sequence[Span], peak: int) -> str:
 
 
 def _legend(spans: Sequence[Span], single: Sequence[Span]) -> list[tuple[str, str]]:
-    """(swatch, words) of everything that the picture uses; waits are drawn of single bars only."""
+    """Return (swatch, words) for everything that is drawn; only single bars show waits."""
     at = Rect(0, -10, 26, 13)
     kinds = {_kind(span.lane) for span in spans}
     entries = [

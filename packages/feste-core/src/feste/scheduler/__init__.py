@@ -1,4 +1,4 @@
-"""The scheduler: a brain that decides and hands that work."""
+"""The scheduler: the brain decides what runs next, and executors do the work."""
 
 from pkgutil import extend_path
 

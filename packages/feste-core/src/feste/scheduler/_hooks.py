@@ -1,4 +1,4 @@
-"""The schedulers that feste-core offers, through the hook that plugins use."""
+"""Register the schedulers of feste-core through the same hook that plugins use."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from feste.hookspecs import hookimpl
 
 @hookimpl
 def feste_schedulers() -> dict[str, str]:
-    """Offer Feste's own hands."""
+    """Return Feste's own executor."""
     return {"local": "feste.scheduler.local:LocalExecutor"}

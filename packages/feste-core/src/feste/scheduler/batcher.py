@@ -1,8 +1,8 @@
-"""Forms requests of many calls, and takes their replies apart again.
+"""Pack several calls into one request, and unpack its response.
 
-A :class:`Group` waits until each of its members has come with its request or dropped out; then
-:func:`pack_requests` cuts it into requests that keep every limit. Both of the functions here run plugin
-code, so the brain has the hands call them.
+A :class:`Group` waits until each member has delivered its request or dropped out; then
+:func:`pack_requests` cuts it into requests within all limits. The two functions here run plugin
+code, so an executor calls them, never the brain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Group", "pack_requests", "unpack_response"]
 
 
 class Group:
-    """Calls of one run that will share requests.
+    """Calls of one run that will share requests, collected until all have arrived.
 
     :param members: the positions of their nodes.
 
@@ -34,7 +34,7 @@ class Group:
         self.arrived: dict[int, Any] = {}
 
     def arrive(self, member: int, request: Any) -> bool:
-        """Hear that a member is ready; return whether nobody is waited for any more.
+        """Add a member's request; return True if no other member is awaited.
 
         :param member: its position.
         :param request: its request.
@@ -44,7 +44,7 @@ class Group:
         return not self.waiting
 
     def drop(self, member: int) -> bool:
-        """Hear that a member will not come; return whether what has arrived can go now.
+        """Remove a member that will not come; return True if the arrived ones can be sent now.
 
         :param member: its position.
         """
@@ -53,7 +53,7 @@ class Group:
         return waited and not self.waiting and bool(self.arrived)
 
     def flush(self) -> list[tuple[int, Any]]:
-        """Return what has arrived, in the order of the graph, and forget it."""
+        """Return the arrived requests in graph order, and remove them from the group."""
         arrived, self.arrived = sorted(self.arrived.items()), {}
         return arrived
 
@@ -61,15 +61,15 @@ class Group:
 def pack_requests(
     call: Call[Any], members: Sequence[int], requests: Sequence[Request], max_items: int
 ) -> list[tuple[list[int], list[Request], Request]]:
-    """Return the requests that a group of calls becomes.
+    """Pack a group of calls into as few requests as the limits allow.
 
-    The plan grouped calls by their arguments; the requests themselves are compared again here: only
-    those that differ in nothing but the item share one.
+    The plan grouped the calls by their arguments. Here the requests themselves are compared: only
+    requests that differ in nothing but the item are packed together.
 
     :param call: the operation.
     :param members: the positions of the calls.
     :param requests: their requests.
-    :param max_items: calls in one request, at most.
+    :param max_items: the maximum number of calls in one request.
     :returns: for each request to send: the members it answers, their own requests, and the request.
     """
     rule = call.rule
@@ -104,12 +104,12 @@ def _packed(call: Call[Any], requests: list[Request]) -> Request:
 def unpack_response(
     call: Call[Any], request: Request, response: Response
 ) -> list[Response | CallError]:
-    """Return each call's own outcome of a packed request.
+    """Return the outcome of each call in a packed request.
 
     :param call: the operation.
     :param request: the packed request.
     :param response: its response.
-    :raises CountMismatch: if there is not one outcome for each call.
+    :raises CountMismatch: if the number of outcomes differs from the number of calls.
     """
     rule = call.rule
     assert rule is not None, "only operations with a rule are packed"

@@ -1,28 +1,28 @@
-"""The brain: decides what happens next. A plain state machine without I/O, clock or threads.
+"""The brain decides what happens next. It is a plain state machine without I/O, clock or threads.
 
-``on(events, now)`` takes what happened and returns what to do; whoever drives it does it and comes
-back with what happened then. Events and actions are tuples that begin with a name:
+``on(events, now)`` takes events and returns actions; the driver executes the actions and reports
+the outcomes as new events. Both are tuples that start with a name:
 
 .. code-block:: text
 
     events    ("submit", run)                                 a new run
-              ("stop", run, grace)                            end it; requests in flight have so long
-              ("grown", run, i, program, emission)            what the nodes that a task returned became
+              ("stop", run, grace)                            stop it; requests get `grace` seconds
+              ("grown", run, i, program, emission)            a task's returned nodes, compiled
               ("done", executor, task, ok, value, seconds)    a piece of Python ended
               ("done_together", executor, outcomes)           several pieces of Python ended
-              ("returned", executor, tasks)                   pieces of a chunk that were not begun
-              ("free", executor, where, chunk)                a chunk is through
+              ("returned", executor, tasks)                   tasks of a chunk were not started
+              ("free", executor, where, chunk)                a chunk has finished
               ("sent", executor, handle, ok, value, seconds)  a request ended
-              ("fetched", executor, handle, values)           values came here
-              ("capacity", executor, where)                   hands have more or fewer places
+              ("fetched", executor, handle, values)           remote values arrived
+              ("capacity", executor, where)                   an executor's capacity changed
     actions   ("call", executor, where, chunk)   ("reclaim", executor, chunk)
               ("send", executor, handle, call, request)   ("cancel", executor, handle)
               ("abandon", executor, chunk)
               ("fetch", executor, handle, refs)   ("release", executor, ref)
               ("grow", run, i, emission)   ("notify", event)   ("finish", run)
 
-The way of a call's node: WAITING for inputs, READY, PREPARING its request, GROUPED until its batch is
-complete, QUEUED at the gate, SENT, PARSING, DONE. A task's node: WAITING, READY, RUNNING, DONE.
+States of a call's node: WAITING for inputs, READY, PREPARING its request, GROUPED until its batch
+is complete, QUEUED at the gate, SENT, PARSING, DONE. Of a task: WAITING, READY, RUNNING, DONE.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ Action = tuple[Any, ...]
 
 
 class Brain:
-    """All runs of the process, and the gates they share.
+    """The state machine over all runs of the process and the gates they share.
 
-    :param policy: when failed requests are sent again.
-    :param seed: of the jitter.
+    :param policy: decides whether and when a failed request is sent again.
+    :param seed: the seed of the retry jitter.
     """
 
     def __init__(self, policy: RetryPolicy | None = None, seed: int | None = None) -> None:
@@ -103,13 +103,13 @@ class Brain:
             "parse": self.calls.on_parsed,
         }
 
-    # --- the way in and out -----------------------------------------------------------------------
+    # --- events in, actions out -------------------------------------------------------------------
 
     def on(self, events: Iterable[Event], now: float) -> list[Action]:
-        """Take what happened and return what to do.
+        """Process events and return the actions to execute.
 
-        :param events: what happened, oldest first.
-        :param now: seconds on any clock that never goes back.
+        :param events: the events, oldest first.
+        :param now: the time in seconds, on any clock that never goes back.
         """
         self.now = now
         for event in events:
@@ -123,35 +123,35 @@ class Brain:
 
     @property
     def wake_at(self) -> float | None:
-        """When :meth:`on` must be called again at the latest, on its clock."""
+        """The time at which :meth:`on` must be called again at the latest, on the brain's clock."""
         return self.timers[0][0] if self.timers else None
 
     def act(self, *action: Any) -> None:
-        """Add to what is to be done.
+        """Queue an action.
 
-        :param action: its name and arguments.
+        :param action: the name and arguments of the action.
         """
         self._actions.append(action)
 
     def number(self) -> int:
-        """Return a number that was not given before."""
+        """Return a number that was not returned before."""
         return next(self._count)
 
     def later(self, seconds: float, what: Callable[[float], None]) -> None:
-        """Do something after a while.
+        """Schedule a function.
 
-        :param seconds: how long.
-        :param what: takes the time.
+        :param seconds: the delay in seconds.
+        :param what: is called with the current time.
         """
         heapq.heappush(self.timers, (self.now + seconds, next(self._count), what))
 
     def successor(self) -> Brain:
-        """Return the brain that goes on after a defect of this one.
+        """Return a new brain to replace this one after a bug made it fail.
 
-        Its runs are over; what hands still report of them is not heard any more.
+        All its runs end, and later reports about them are ignored.
         """
         new = Brain(self.calls.policy)
-        new._count = self._count  # no number of a request means two
+        new._count = self._count  # so that no request number is used twice
         for run in self.runs:
             run.ended = self.now
             run.state[:] = bytes([NOT_STARTED]) * len(run.state)
@@ -177,7 +177,7 @@ class Brain:
     def _on_stop(self, run: Run, grace: float) -> None:
         if run.ended is not None:
             return
-        if run not in self.runs:  # Ctrl-C came before it was submitted
+        if run not in self.runs:  # Ctrl-C came before the run was submitted
             self.runs.append(run)
             run.started = self.now
         run.cancelled = True
@@ -188,7 +188,7 @@ class Brain:
             self.later(grace, lambda now: self._interrupt(run))
 
     def halt(self, run: Run) -> None:
-        """Start nothing new; what is under way goes on."""
+        """Start nothing new; work that is under way continues."""
         run.stopping = True
         queued = {QUEUED, GROUPED, WAITING, READY, JOINED}
         self.calls.withdraw(run)
@@ -199,10 +199,10 @@ class Brain:
         self.end_if_done(run)
 
     def _interrupt(self, run: Run) -> None:
-        """Give up what is still under way."""
+        """Give up all work that is still under way."""
         if run.ended is not None:
             return
-        awaited = self.lifecycle.awaited(run)  # other runs wait for these: they go on
+        awaited = self.lifecycle.awaited(run)  # other runs wait for these nodes, so they continue
         for parcel in self.calls.parcels.values():
             if parcel.run is run and not awaited.isdisjoint(parcel.members):
                 awaited.update(parcel.members)
@@ -243,7 +243,7 @@ class Brain:
             self.fetches[handle] = run, wanted
             refs = [run.values[i] for i in wanted]
             coming = Interrupted("the run was stopped before this had come here")
-            run.errors.update(dict.fromkeys(wanted, coming))  # nobody is given a ref meanwhile
+            run.errors.update(dict.fromkeys(wanted, coming))  # never expose a ref as a value
             self.act("fetch", run.executor, handle, refs)
         else:
             self._finish(run)

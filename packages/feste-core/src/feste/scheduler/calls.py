@@ -1,4 +1,4 @@
-"""The way of a call: its request is prepared, queued at the gate, sent, parsed."""
+"""The steps of a call: prepare its request, queue it at the gate, send it, parse the response."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ __all__ = ["Calls", "prepare_request"]
 
 
 class Calls:
-    """Brings calls through the gates.
+    """Move calls through the gates.
 
-    :param brain: the brain it is part of.
-    :param policy: when failed requests are sent again.
-    :param rng: the source of jitter.
+    :param brain: the brain that this belongs to.
+    :param policy: decides whether and when a failed request is sent again.
+    :param rng: the source of the jitter.
     """
 
     def __init__(self, brain: Brain, policy: RetryPolicy, rng: random.Random) -> None:
@@ -56,7 +56,7 @@ class Calls:
         self.policy = policy
         self.rng = rng
         self.gates: dict[tuple[Hashable, ...], Gate[Parcel]] = {}
-        #: Requests in flight by handle, and by id those that wait for the time of their next try.
+        #: Requests in flight by handle, and requests that wait for their next attempt by id.
         self.parcels: dict[int, Parcel] = {}
         self.retrying: dict[int, Parcel] = {}
 
@@ -77,7 +77,7 @@ class Calls:
             self.brain.lists.flush(run, group)
 
     def withdraw(self, run: Run) -> None:
-        """Take a stopping run's requests out of the gates; what was sent before keeps its error.
+        """Remove a stopping run's requests from the gates; those sent before fail with their error.
 
         :param run: the run.
         """
@@ -98,11 +98,11 @@ class Calls:
         request: Request,
         split: Split | None = None,
     ) -> None:
-        """Let a request wait at its gate.
+        """Put a request into the queue of its gate.
 
         :param run: the run.
         :param members: the positions of the nodes that it answers.
-        :param requests: the request of each of them.
+        :param requests: the single request of each member.
         :param request: the request to send.
         :param split: the refused list that it is a part of, or None.
         """
@@ -119,7 +119,7 @@ class Calls:
         gate.push(parcel, max(run.program.rank[i] for i in members))
 
     def admit(self) -> None:
-        """Send what the gates let through."""
+        """Send the requests that the gates admit."""
         for gate in self.gates.values():
             while (parcel := gate.pop(self.brain.now)) is not None:
                 handle = self.brain.number()
@@ -139,7 +139,7 @@ class Calls:
     ) -> None:
         parcel = self.parcels.pop(handle, None)
         if parcel is None:
-            return  # of a brain that broke
+            return  # sent by an earlier brain that broke
         run, gate = parcel.run, parcel.gate
         if ok:
             gate.left(parcel.sent, self.brain.now)
@@ -148,7 +148,7 @@ class Calls:
             run.resumes_at = max(run.resumes_at, gate.closed_until)
         else:
             gate.lost()
-        if run.ended is not None:  # recorded when it was given up
+        if run.ended is not None:  # already recorded by give_up
             return
         self._record(parcel, ok, value)
         if ok:
@@ -157,9 +157,9 @@ class Calls:
             self._refused(parcel, value)
 
     def give_up(self, parcel: Parcel) -> None:
-        """Record a request whose answer nobody will hear: the report counts it.
+        """Record a request whose response will be ignored, so that the report counts it.
 
-        :param parcel: the request; its run ends now.
+        :param parcel: the request; its run is ending.
         """
         self._record(parcel, False, Interrupted("the run was stopped"))
 
@@ -199,11 +199,11 @@ class Calls:
         self._parse(run, members[0], parcel.call, response)
 
     def parse_again(self, run: Run, i: int, response: Response) -> None:
-        """Make a value of an answer that an earlier run paid for but did not parse.
+        """Parse a response that an earlier run paid for but did not parse.
 
         :param run: the run.
         :param i: the node's position.
-        :param response: the answer.
+        :param response: the response.
         """
         run.state[i] = PARSING
         self.brain.lists.drop(run, i)
@@ -221,7 +221,7 @@ class Calls:
         self.brain.dispatcher.push(run, QUICK, run.program.rank[i] + FINISHING, task)
 
     def deliver(self, parcel: Parcel, outcomes: Sequence[Response | CallError]) -> None:
-        """Give each call of a list its own outcome.
+        """Give each call of a packed request its own outcome.
 
         :param parcel: the request.
         :param outcomes: one for each of its members.
@@ -246,7 +246,7 @@ class Calls:
             self.brain.lifecycle.fail(run, task.index, _cause(value, MalformedResponse))
 
     def _refused(self, parcel: Parcel, error: CallError) -> None:
-        """A request failed: send it again, take it apart, or give up."""
+        """Handle a failed request: send it again, split it, or fail its calls."""
         run = parcel.run
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
             self.brain.lists.refused(parcel)
@@ -275,7 +275,7 @@ class Calls:
 
     def _again(self, parcel: Parcel) -> None:
         if self.retrying.pop(id(parcel), None) is None:
-            return  # withdrawn meanwhile
+            return  # withdrawn in the meantime
         parcel.run.retrying -= 1
         alive = [i for i in parcel.members if parcel.run.state[i] < OPEN]
         if alive:
@@ -283,26 +283,26 @@ class Calls:
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:
-        """Fail a call whose half of an operation raised.
+        """Fail a call because one half of its operation raised.
 
         :param run: the run.
         :param i: the node's position.
-        :param error: what was raised, as described by the executor.
+        :param error: the error, as described by the executor.
         """
         self.brain.lifecycle.fail(run, i, _cause(error))
 
     def fail_members(self, parcel: Parcel, raised: FesteError) -> None:
-        """Fail all calls of a request that are still open.
+        """Fail all unfinished calls of a request.
 
         :param parcel: the request.
-        :param raised: why.
+        :param raised: the error.
         """
         error = _cause(raised)
         self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
             if parcel.run.state[i] < OPEN:
                 mine = error
-                if len(parcel.members) > 1:  # each place gets an error of its own
+                if len(parcel.members) > 1:  # each call gets its own error object
                     mine = error.copy()
                 if isinstance(mine, CallError):
                     mine.attempts = parcel.attempt
@@ -312,7 +312,7 @@ class Calls:
 
 
 def _cause(error: FesteError, kind: type[FesteError] | None = None) -> FesteError:
-    """The error itself, where a half of an operation raised one of Feste's."""
+    """Return the original error if a half of an operation raised one of Feste's errors."""
     cause = error.__cause__ if isinstance(error, NodeError) else error
     if isinstance(cause, FesteError):
         return cause
@@ -323,18 +323,18 @@ def _cause(error: FesteError, kind: type[FesteError] | None = None) -> FesteErro
     return error
 
 
-# --- what hands call for the halves of an operation: plugin code, so never on the brain's thread ----
+# --- the halves of operations: plugin code, run by executors, never by the brain's thread ---------
 
 
 def prepare_request(
     call: Call[Any], draw: Draw, args: tuple[Any, ...], values: list[Any]
 ) -> Request:
-    """Return the request of a call, with its draw.
+    """Prepare the request of a call and attach its draw.
 
     :param call: the operation.
     :param draw: the node's draw.
-    :param args: its packed arguments.
-    :param values: what goes into the slots.
+    :param args: the packed arguments of the call.
+    :param values: the values for the slots.
     """
     request = call.prepare([fill(a, values) for a in args])
     return replace(request, draws=(draw,))

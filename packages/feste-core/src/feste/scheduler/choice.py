@@ -1,4 +1,4 @@
-"""From the setting ``scheduler`` to what runs the graph."""
+"""Turn the setting ``scheduler`` into the object that runs the graph."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ __all__ = ["choose", "kind_of"]
 
 
 def kind_of(target: Any) -> Any:
-    """Return what a setting names: an Executor or Scheduler class, or a ``get`` function.
+    """Resolve a setting to an Executor class, a Scheduler class, or a ``get`` function.
 
-    A string is a name, or a URL looked up by its scheme; a function is a Dask ``get``; an Executor or
-    Scheduler is itself; any other object is looked up by the top-level module of its class.
+    A string is a registered name, or a URL looked up by its scheme. A function is taken as a Dask
+    ``get``. An Executor or Scheduler gives its class. Anything else is looked up by the top-level
+    module of its class.
 
     :param target: the value of the setting.
     :raises UnknownName: if no plugin offers that name.
-    :raises ConfigError: if it names something else.
+    :raises ConfigError: if it is none of these.
     """
     found = target
     if isinstance(target, str):
@@ -43,7 +44,7 @@ def kind_of(target: Any) -> Any:
 
 
 def choose(target: Any) -> Executor | Scheduler | Callable[..., Any]:
-    """Return the hands, the whole scheduler, or the ``get`` function that a setting means.
+    """Return the executor, the scheduler, or the ``get`` function that a setting selects.
 
     :param target: the value of the setting.
     :raises UnknownName: if no plugin offers that name.

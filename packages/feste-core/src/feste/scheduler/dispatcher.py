@@ -1,4 +1,4 @@
-"""Which Python runs next: ready pieces by priority, small ones and chains of them in chunks."""
+"""Start ready Python work in order of priority, in chunks where tasks are small or form a chain."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatcher"]
 
-#: Small tasks are handed out together until they are expected to take this many seconds.
+#: Small tasks are grouped into one chunk until its expected duration reaches this many seconds.
 CHUNK = 0.001
-#: Every so many seconds a chunk is looked at: one that got no further gives back its rest.
+#: Seconds between checks of a chunk; one that made no progress returns its unstarted tasks.
 TAIL = 0.005
 _MOST = 256
 _CHUNKED = ("thread", QUICK)
@@ -38,9 +38,9 @@ _FIRST_GUESS = 5e-5
 
 
 class Dispatcher:
-    """Hands out Python to free hands.
+    """Assign ready Python work to free places of executors.
 
-    :param brain: the brain it is part of.
+    :param brain: the brain that this belongs to.
     """
 
     def __init__(self, brain: Brain) -> None:
@@ -53,7 +53,7 @@ class Dispatcher:
         heapq.heappush(run.ready.setdefault(where, []), (-rank, self.brain.number(), what))
 
     def place(self, run: Run, i: int) -> str:
-        """Return where a node's Python runs; an empty string if the executor raised: the node failed.
+        """Return where a node's Python runs; if the executor raises, fail the node and return "".
 
         :param run: the run.
         :param i: the node's position.
@@ -68,7 +68,7 @@ class Dispatcher:
             return ""
 
     def hand_out(self) -> None:
-        """Give ready work to free hands, runs in turn, the critical path first."""
+        """Start ready work wherever a place is free: runs in turn, the critical path first."""
         progress = True
         while progress:
             progress = False
@@ -165,16 +165,16 @@ class Dispatcher:
             self.brain.later(TAIL, lambda now: self._reclaim(executor, chunk))
 
     def on_free(self, executor: Executor, where: str, chunk: list[PyTask]) -> None:
-        """A chunk is through."""
+        """Handle the end of a chunk."""
         if self.chunks.pop(id(chunk), None) is None:
-            return  # of a brain that broke
+            return  # started by an earlier brain that broke
         self.busy[executor, where] -= 1
 
     def on_capacity(self, executor: Executor, where: str) -> None:
-        """Places changed; handing out looks at them anew after every event."""
+        """Do nothing: ``hand_out`` reads the capacity after every event."""
 
     def on_returned(self, executor: Executor, tasks: list[PyTask]) -> None:
-        """Tasks of a chunk were not begun: they wait again."""
+        """Put tasks of a chunk that were not started back into the queue."""
         for task in tasks:
             run, i = task.run, task.index
             if run.state[i] >= OPEN:
@@ -194,10 +194,10 @@ class Dispatcher:
     def on_done(
         self, executor: Executor, task: PyTask, ok: bool, value: Any, seconds: float
     ) -> None:
-        """A piece of Python ended."""
+        """Handle the end of one piece of Python."""
         name = task.name
         known = self.cost.get(name)
-        # wall time jumps when a thread waits for the interpreter: one jump must not count for much
+        # a thread that waits for the GIL inflates wall time, so one outlier must not count for much
         self.cost[name] = seconds if known is None else 0.8 * known + 0.2 * min(seconds, 4 * known)
         run = task.run
         run.seconds[name] += seconds
@@ -205,7 +205,7 @@ class Dispatcher:
             self.brain.stages[task.stage](run, task, ok, value, seconds)
 
     def on_ran(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
-        """A node's own Python ended."""
+        """Handle the end of a node's own Python."""
         if seconds > CHUNK:
             begun = self.brain.now - seconds
             lane = f"{run.program.nodes[task.index].op.kind} {task.name}"

@@ -1,7 +1,7 @@
-"""Drives the brain: one thread that waits for what happens, asks the brain, does what it says.
+"""The thread that drives the brain: it waits for events, passes them on, and executes the actions.
 
-There is one driver in a process, made on first use; a forked child makes its own. Whoever wants
-something run submits it and waits on its own thread.
+A process has one driver, made on first use; a forked child makes its own. Callers submit a run and
+wait on their own thread.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from feste.scheduler.work import describe
 
 __all__ = ["Driver", "driver"]
 
-#: Seconds that the brain's thread may take to end.
+#: Seconds that the brain's thread gets to end.
 _PATIENCE = 1.0
 
 
 class Driver:
-    """The thread around the brain."""
+    """The thread that runs the brain, and the executors it uses."""
 
     def __init__(self) -> None:
         self.brain = Brain()
@@ -47,10 +47,10 @@ class Driver:
     # --- from other threads -----------------------------------------------------------------------
 
     def executor(self, name: Hashable, make: Callable[[], Executor]) -> Executor:
-        """Return the hands of a name; the first time they are made and started.
+        """Return the executor with this name; make and start it on first use.
 
-        :param name: which hands.
-        :param make: makes them.
+        :param name: identifies the executor.
+        :param make: makes it.
         """
         with self._lock:
             for old in [n for n, e in self._executors.items() if e.stale]:
@@ -63,24 +63,24 @@ class Driver:
             return found
 
     def _retire(self, executor: Executor) -> None:
-        """Close hands that are of no use any more, unless a run still has them."""
+        """Close a stale executor, unless a run still uses it."""
         if not any(run.executor is executor for run in list(self.brain.runs)):
             executor.close()
 
     def submit(self, run: Run) -> None:
-        """Begin a run.
+        """Start a run.
 
         :param run: the run; its ``finished`` is set when it has ended.
-        :raises FesteError: if Python is ending.
+        :raises FesteError: if Python is shutting down.
         """
-        if self._closed and not threading.current_thread().daemon:  # a daemon just ends with Python
+        if self._closed and not threading.current_thread().daemon:  # daemons end with Python anyway
             raise FesteError("no run can begin any more: Python is ending")
         run.wall = time.time()
         run.observed = self._observers.any
         self._events.put(("submit", run))
 
     def stop(self, run: Run, grace: float) -> None:
-        """End a run.
+        """Stop a run.
 
         :param run: the run.
         :param grace: seconds that requests in flight may still take.
@@ -88,7 +88,7 @@ class Driver:
         self._events.put(("stop", run, grace))
 
     def close(self) -> None:
-        """End the thread and all hands."""
+        """End the thread and close all executors."""
         if self._closed:
             return
         self._closed = True
@@ -106,7 +106,7 @@ class Driver:
             pass
 
     def _turn(self) -> bool:
-        """Wait for events and act on them, until told to close; idle, it keeps no event alive."""
+        """Process one batch of events; return False to stop. No event outlives the call."""
         get = self._events.get
         clock = time.monotonic
         wake = self.brain.wake_at
@@ -122,7 +122,7 @@ class Driver:
         try:
             for action in self.brain.on(events, clock()):
                 getattr(self, f"_{action[0]}")(*action[1:])
-        except Exception:  # a defect of Feste itself: say so and end what waits, never hang
+        except Exception:  # a bug in Feste itself: fail all runs rather than hang
             self._broken(traceback.format_exc())
         return True
 
@@ -160,12 +160,12 @@ class Driver:
         self._observers.then(run.finish)
 
     def _grow(self, run: Run, i: int, emission: Emission) -> None:
-        """Collect and optimize what a task returned, on a thread aside."""
+        """Collect and optimize the nodes that a task returned, on a separate thread."""
 
         def grow() -> None:
             try:
                 program = compile_emission(run, i, emission)
-            except BaseException as error:  # a pass may raise anything: the node fails
+            except BaseException as error:  # an optimization may raise anything: the node fails
                 program = describe(error)
             self._events.put(("grown", run, i, program, emission))
 
@@ -173,7 +173,7 @@ class Driver:
 
 
 def _wait(seconds: float) -> float:
-    """A time that a queue can wait, whatever a plugin made of it; the brain is asked again then."""
+    """Clamp a timeout to what a queue accepts; a plugin may have produced any number."""
     return min(max(0.0, seconds), 3600.0)
 
 
@@ -192,9 +192,9 @@ def driver() -> Driver:
 
 
 def _forget() -> None:
-    """In a forked child the parent's threads are gone: the child makes its own driver.
+    """Make a forked child use its own driver, because the parent's threads do not exist there.
 
-    The parent's is kept as it is: its loops, clients and workers must not be closed from here.
+    The parent's driver is kept untouched: its loops, clients and workers must not be closed here.
     """
     global _driver, _lock
     _inherited.append(_driver)

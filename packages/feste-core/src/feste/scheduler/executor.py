@@ -1,7 +1,7 @@
-"""What does the work that the brain decides on: the interface of executors.
+"""The interface of executors, which do the work that the brain decides on.
 
-An :class:`Executor` starts things and reports how they went; it never decides. To run Feste's graphs
-elsewhere, derive from it and offer the class by the hook ``feste_schedulers``;
+An :class:`Executor` starts work and reports outcomes; it decides nothing. To run Feste's graphs
+elsewhere, derive from it and register the class with the hook ``feste_schedulers``;
 :class:`feste.scheduler.LocalExecutor` is a good base, since requests usually stay where the gate is.
 """
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = ["QUICK", "Executor", "PyTask", "Reporter", "Scheduler"]
 
-#: The place of Feste's own short pieces, prompts and the halves of operations. It is apart from that
-#: of users' tasks: calls go out however long these take.
+#: The place for Feste's own short work: prompts and the halves of operations. It is separate from
+#: users' tasks, so that long tasks do not delay calls.
 QUICK = "quick"
 
 Report = tuple[Any, ...]
 
 
 class Reporter:
-    """How an executor tells the brain what happened; every method may be called from any thread.
+    """Report outcomes from an executor to the brain; every method may be called from any thread.
 
-    :param put: takes each report, as a tuple of its name, the executor and the arguments.
-    :param executor: who reports.
+    :param put: receives each report, a tuple of its name, the executor and the arguments.
+    :param executor: the executor that reports.
 
     >>> reports = []
     >>> Reporter(reports.append, "executor").capacity("thread")
@@ -45,74 +45,75 @@ class Reporter:
         self.executor = executor
 
     def done(self, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
-        """Say that a task ended.
+        """Report the end of a task.
 
         :param task: the task.
         :param ok: whether it returned.
-        :param value: what it returned, or the :class:`~feste.errors.FesteError` that it ended with.
-        :param seconds: how long it ran.
+        :param value: its return value, or the :class:`~feste.errors.FesteError` that it ended with.
+        :param seconds: its duration in seconds.
         """
         self.put(("done", self.executor, task, ok, value, seconds))
 
     def done_together(self, outcomes: Sequence[tuple[PyTask, bool, Any, float]]) -> None:
-        """Say that several tasks ended: one report wakes the brain once.
+        """Report the end of several tasks at once, which wakes the brain only once.
 
         :param outcomes: for each task the arguments of :meth:`done`.
         """
         self.put(("done_together", self.executor, outcomes))
 
     def returned(self, tasks: Sequence[PyTask]) -> None:
-        """Give back tasks of a chunk that were not started.
+        """Return tasks of a chunk that were not started.
 
         :param tasks: the tasks.
         """
         self.put(("returned", self.executor, tasks))
 
     def free(self, where: str, chunk: list[PyTask]) -> None:
-        """Say that a chunk is finished: its place is free.
+        """Report that a chunk has finished and its place is free.
 
-        :param where: where it ran, as :meth:`Executor.call` was told.
-        :param chunk: the very list that was given to :meth:`Executor.call`.
+        :param where: the place, as given to :meth:`Executor.call`.
+        :param chunk: the same list object that was given to :meth:`Executor.call`.
         """
         self.put(("free", self.executor, where, chunk))
 
     def sent(self, handle: int, ok: bool, value: Any, seconds: float) -> None:
-        """Say that a request ended.
+        """Report the end of a request.
 
-        :param handle: the brain's number for it.
-        :param ok: whether it was answered.
+        :param handle: the brain's number for the request.
+        :param ok: whether a response arrived.
         :param value: the :class:`~feste.backend.Response`, or a :class:`~feste.errors.CallError`.
-        :param seconds: how long it took.
+        :param seconds: its duration in seconds.
         """
         self.put(("sent", self.executor, handle, ok, value, seconds))
 
     def fetched(self, handle: int, values: Sequence[Any]) -> None:
-        """Hand over values that the brain asked for.
+        """Deliver the values that :meth:`Executor.fetch` was asked for.
 
-        :param handle: the brain's number for them.
-        :param values: a value, or the FesteError in its place, for each reference.
+        :param handle: the brain's number for the fetch.
+        :param values: for each reference its value, or the FesteError that replaces it.
         """
         self.put(("fetched", self.executor, handle, values))
 
     def capacity(self, where: str) -> None:
-        """Say that :meth:`Executor.capacity` changed.
+        """Report that :meth:`Executor.capacity` changed.
 
-        :param where: for which place.
+        :param where: the place that it changed for.
         """
         self.put(("capacity", self.executor, where))
 
 
 class PyTask:
-    """One piece of Python to run: a user's task, or a half of an operation.
+    """One piece of Python to run: a user's task, or one half of an operation.
 
-    :param run: the run it belongs to; executors need nothing of it.
-    :param index: its node's position in the run.
-    :param stage: ``"run"`` for a task or prompt, else which half of a call.
-    :param fn: what to call.
+    :param run: the run it belongs to; executors do not use it.
+    :param index: the position of its node in the run.
+    :param stage: ``"run"`` for a task or prompt, otherwise the half of the call.
+    :param fn: the function to call.
     :param args: packed positional arguments.
     :param kwargs: packed keyword arguments.
-    :param values: what goes into the slots; a PyTask stands for its result, which an earlier one
-        of the same chunk gives.
+    :param values: the values for the slots. A PyTask here stands for its result: it is an earlier
+        task of the same chunk.
+    :param name: the name used in measurements and reports.
     """
 
     __slots__ = (
@@ -142,7 +143,7 @@ class PyTask:
     ) -> None:
         self.run = run
         self.index = index
-        #: The node it is of, as it was when the task was made.
+        #: Its node, as it was when the task was made.
         self.node = run.program.nodes[index]
         self.stage = stage
         self.fn = fn
@@ -160,12 +161,12 @@ class PyTask:
 
 
 class Executor:
-    """The interface of executors. The brain calls it from one thread: every method returns at once.
+    """The interface of executors; the brain calls it from one thread, so no method may block.
 
-    Work that ends later is told to the :class:`Reporter` that :meth:`start` is given. What
-    :meth:`place` raises fails the node that it was asked about; no other method may raise.
+    Work that ends later is reported to the :class:`Reporter` given to :meth:`start`. An exception
+    from :meth:`place` fails the node it was called for; no other method may raise.
 
-    :param target: what the setting ``scheduler`` was: a name, a URL or an object.
+    :param target: the value of the setting ``scheduler``: a name, a URL or an object.
 
     >>> from feste.scheduler import LocalExecutor
     >>> class InOneThread(LocalExecutor):
@@ -180,32 +181,32 @@ class Executor:
         self.target = target
 
     def start(self, report: Reporter) -> None:
-        """Get ready; called once before anything else, on the thread of the first run's caller.
+        """Prepare for work; called once, before all other methods, on the first caller's thread.
 
-        :param report: whom to tell what happened.
+        :param report: receives all reports.
         """
         raise NotImplementedError
 
     def send(
         self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
     ) -> None:
-        """Send a request; reports ``sent``.
+        """Send a request; report ``sent`` when it ends.
 
-        :param handle: the brain's number for it.
-        :param call: the operation to send it with.
+        :param handle: the brain's number for the request.
+        :param call: the operation that sends it.
         :param request: the request.
-        :param on_chunk: gets pieces of the answer's text as they come, on any thread; or None.
+        :param on_chunk: receives pieces of the text as they arrive, on any thread; or None.
         """
         raise NotImplementedError
 
     def call(self, where: str, chunk: list[PyTask]) -> None:
-        """Run tasks one after the other; reports ``done`` for each as it ends, then ``free``.
+        """Run tasks in order; report ``done`` as each one ends, then ``free``.
 
-        A task whose inputs failed within the chunk, and those after one that returned nodes, are not
-        begun: they are reported as ``returned``.
+        Tasks whose inputs failed within the chunk, and tasks after one that returned nodes, are not
+        started: report them as ``returned``.
 
-        :param where: what :meth:`place` said, or :data:`QUICK` for the halves of operations.
-        :param chunk: the tasks, in order; the list is the chunk's identity.
+        :param where: the result of :meth:`place`, or :data:`QUICK` for the halves of operations.
+        :param chunk: the tasks in order; the list object identifies the chunk.
         """
         raise NotImplementedError
 
@@ -214,47 +215,47 @@ class Executor:
 
         Reports ``returned``.
 
-        :param chunk: the list that was given to :meth:`call`.
+        :param chunk: the list given to :meth:`call`.
         """
 
     def abandon(self, chunk: list[PyTask]) -> None:
-        """Give a chunk up, as far as it can be stopped: its run is over. It still reports ``free``.
+        """Stop a chunk if it can be stopped, because its run has ended. It still reports ``free``.
 
-        :param chunk: the list that was given to :meth:`call`.
+        :param chunk: the list given to :meth:`call`.
         """
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
-        """Bring values here; reports ``fetched``. Only executors with ``remote = True`` are asked.
+        """Bring remote results here; report ``fetched``. Called only if ``remote`` is True.
 
-        :param handle: the brain's number for it.
-        :param refs: results that were reported.
+        :param handle: the brain's number for the fetch.
+        :param refs: results that were reported earlier.
         """
         raise NotImplementedError
 
     def release(self, ref: Any) -> None:
-        """Forget a result that nobody needs any more.
+        """Release a result that nothing needs any more.
 
-        :param ref: a result that was reported.
+        :param ref: a result that was reported earlier.
         """
 
     def cancel(self, handle: int) -> None:
         """Stop waiting for a request; it still reports ``sent``, with an Interrupted error.
 
-        :param handle: the brain's number for it.
+        :param handle: the brain's number for the request.
         """
         raise NotImplementedError
 
     def capacity(self, where: str) -> int:
-        """Return how many chunks may run at once.
+        """Return how many chunks may run at once in one place.
 
-        :param where: what :meth:`place` said, or :data:`QUICK`.
+        :param where: the result of :meth:`place`, or :data:`QUICK`.
         """
         raise NotImplementedError
 
     def place(self, task: Any) -> str:
-        """Return where the calls of a task run.
+        """Return the name of the place where a task runs.
 
-        :param task: the op of a node that is no call of an operation.
+        :param task: the op of a node that is not a call of an operation.
         """
         if task.kind == "prompt":
             return QUICK
@@ -262,23 +263,23 @@ class Executor:
 
     @property
     def stale(self) -> bool:
-        """Whether the next run shall have new hands: what these need is closed."""
+        """Whether the next run needs a new executor, since something this one needs is closed."""
         return False
 
-    #: Whether reported results are only references, to be fetched.
+    #: Whether reported results are references that must be fetched.
     remote = False
-    #: Whether small tasks, and chains of them, are given as one chunk.
+    #: Whether small tasks, and chains of them, may share one chunk.
     chunking = True
 
     def close(self) -> None:
-        """Stop; nothing is called after it."""
+        """Stop; no method is called afterwards."""
         raise NotImplementedError
 
 
 class Scheduler:
-    """A whole scheduler, for those who need more than another executor: it runs the graph itself.
+    """A whole scheduler, for plugins that need more than an executor: it runs the graph itself.
 
-    :param target: what the setting ``scheduler`` was.
+    :param target: the value of the setting ``scheduler``.
 
     >>> import feste
     >>> class InOrder(Scheduler):
@@ -293,7 +294,7 @@ class Scheduler:
         self.target = target
 
     def run(self, graph: FesteGraph, keys: Sequence[str], settings: Settings) -> Sequence[Any]:
-        """Return the values of some keys of an optimized graph.
+        """Run an optimized graph and return the values of the given keys.
 
         :param graph: the graph; ``dict(graph)`` is a Dask graph.
         :param keys: the wanted keys.

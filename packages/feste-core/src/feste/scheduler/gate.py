@@ -1,9 +1,9 @@
-"""The admission gate: how many requests one account may have in flight at one endpoint.
+"""The admission gate: it limits the requests in flight for one account at one endpoint.
 
-It begins with a few, doubles them every round trip until the provider says stop (slow start), then
-adds one a round trip; a refusal for rate halves them, at most once a round trip, and closes the gate
-for everyone for the time the provider asks. See Chiu and Jain, "Analysis of the increase and decrease
-algorithms for congestion avoidance", 1989.
+The limit starts low and doubles every round trip until the provider refuses (slow start), then
+grows by one per round trip. A refusal for rate halves it, at most once per round trip, and closes
+the gate for everyone for as long as the provider asks. See Chiu and Jain, "Analysis of the increase
+and decrease algorithms for congestion avoidance", 1989.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ CEILING = 512
 
 
 class Gate(Generic[P]):
-    """One gate. It holds what waits; the brain asks it what may go.
+    """One gate: it holds the waiting requests, and the brain asks which may be sent.
 
-    :param limits: what the user says of the account.
+    :param limits: the user's limits for the account.
 
     >>> gate = Gate(Limits(concurrency=1))
     >>> gate.push("a", 0), gate.push("b", 5)
@@ -43,7 +43,7 @@ class Gate(Generic[P]):
         self.limit = float(START)
         self.in_flight = 0
         self.closed_until = 0.0
-        #: When the brain will look again by itself.
+        #: When the brain will check this gate again by itself.
         self.wakes_at = 0.0
         self._slow_start = True
         self._halved_at = float("-inf")
@@ -72,11 +72,11 @@ class Gate(Generic[P]):
             self._take(min((n for _, n in self._said.values() if n), default=None))
 
     def _take(self, concurrency: int | None) -> None:
-        """Use what the user knows, or find out."""
+        """Use the user's limit, or start to probe for one."""
         never_refused = self._halved_at == float("-inf")
         if concurrency is not None:
             self.limit = float(concurrency) if never_refused else min(self.limit, concurrency)
-        elif self.ceiling < CEILING:  # whoever knew a limit is gone: begin to find out
+        elif self.ceiling < CEILING:  # the client that gave a limit is gone: start to probe
             self.limit = float(START) if never_refused else min(self.limit, START)
         self.ceiling = concurrency or CEILING
         self._slow_start = never_refused and concurrency is None
@@ -85,18 +85,18 @@ class Gate(Generic[P]):
         return len(self._queue)
 
     def push(self, item: P, rank: int) -> None:
-        """Let something wait.
+        """Add an item to the queue.
 
-        :param item: what waits.
-        :param rank: the highest goes first; equals go in the order they came.
+        :param item: the item.
+        :param rank: its priority: the highest goes first, equal ones in order of arrival.
         """
         self._count += 1
         heapq.heappush(self._queue, (-rank, self._count, item))
 
     def pop(self, now: float) -> P | None:
-        """Return what may go now, counted as in flight; None if nothing may.
+        """Return the next item that may go, counted as in flight; None if none may go.
 
-        :param now: seconds on the brain's clock.
+        :param now: the time in seconds on the brain's clock.
         """
         if not self._queue or self.in_flight >= int(self.limit) or now < self.closed_until:
             return None
@@ -104,10 +104,10 @@ class Gate(Generic[P]):
         return heapq.heappop(self._queue)[2]
 
     def left(self, sent: float, now: float) -> None:
-        """Note that a request was served.
+        """Record a request that was served.
 
-        :param sent: when it was sent.
-        :param now: seconds on the brain's clock.
+        :param sent: the time at which it was sent.
+        :param now: the time in seconds on the brain's clock.
         """
         self.in_flight -= 1
         if sent > self._halved_at:
@@ -116,28 +116,28 @@ class Gate(Generic[P]):
             )
 
     def lost(self) -> None:
-        """Note that a request ended in a way that says nothing about the limit."""
+        """Record a request whose outcome says nothing about the limit."""
         self.in_flight -= 1
 
     def throttled(self, sent: float, now: float, wait: float | None) -> None:
-        """Note that a request was refused for rate.
+        """Record a request that was refused for rate.
 
-        :param sent: when it was sent.
-        :param now: seconds on the brain's clock.
-        :param wait: seconds the provider asks everyone to wait, or None.
+        :param sent: the time at which it was sent.
+        :param now: the time in seconds on the brain's clock.
+        :param wait: the seconds that the provider asks everyone to wait, or None.
         """
         self.in_flight -= 1
         self._slow_start = False
-        if sent > self._halved_at:  # one cut for all that were in flight together
+        if sent > self._halved_at:  # one cut for all requests that were in flight together
             self._halved_at = now
             self.limit = max(1.0, self.limit / 2)
         if wait is not None:
             self.closed_until = max(self.closed_until, now + wait)
 
     def drop(self, unwanted: Callable[[P], bool]) -> list[P]:
-        """Take out what need not wait any more, and return it.
+        """Remove the unwanted items from the queue and return them.
 
-        :param unwanted: tells whether something is such.
+        :param unwanted: decides whether an item is unwanted.
         """
         dropped = [item for _, _, item in self._queue if unwanted(item)]
         if dropped:

@@ -1,4 +1,4 @@
-"""The graph grows while it runs: nodes that a task returned join its run."""
+"""Add the nodes that a task returned to its run, so that the graph grows while it runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["Emission", "Growth"]
 
 
 class Emission:
-    """What a task returned, with nodes inside: not a value yet.
+    """The result of a task that contains nodes, and so is not a value yet.
 
-    :param packed: the result with slots for the nodes.
+    :param packed: the result, with slots in place of the nodes.
     :param nodes: the nodes.
     """
 
@@ -35,7 +35,7 @@ class Emission:
         self.nodes = nodes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # as one node that needs them all: what they share stays one node, and so one draw
+        # pickled as one root node, so that shared nodes stay one node and thus one draw
         root = Node(_REPACK, (self.packed,), {}, tuple(self.nodes))
         return (_emission, records_of_handle(root))
 
@@ -46,18 +46,18 @@ def _emission(records: Any, index: int) -> Emission:
 
 
 def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteError:
-    """Return the program of what a task returned, optimized like any other; not for the brain's thread.
+    """Optimize and compile the nodes that a task returned; never called on the brain's thread.
 
     :param run: the run.
-    :param i: the position of the node that emitted.
-    :param emission: what its task returned.
-    :returns: the program, or why there is none.
+    :param i: the position of the node whose task returned them.
+    :param emission: the task's result.
+    :returns: the program, or the error that prevented it.
     """
     drawn = run.program.nodes[i].draw
     assert drawn is not None, "every node of a run was collected"
     scope = drawn.inner
     run.scopes.append(scope)
-    draw.forget(scope)  # the task ran again from its start, so its draws count from 0
+    draw.forget(scope)  # the task ran from its start, so its draws are counted from 0 again
     try:
         graph = FesteGraph.of(emission.nodes, scope=scope)
         plan = run.context.copy().run(Optimizer().run, graph, run.settings)
@@ -67,7 +67,7 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
 
 
 class _Repack:
-    """The op of a node whose task returned nodes: puts their values in place."""
+    """The op that replaces a task which returned nodes: it puts their values into the result."""
 
     name = "repack"
     kind = "data"
@@ -77,7 +77,7 @@ class _Repack:
     is_async = False
 
     def determinism(self, args: Any, kwargs: Any) -> Determinism:
-        return Determinism.EFFECT  # it still is the node that its task was
+        return Determinism.EFFECT  # because the node still stands for its task
 
     @staticmethod
     def fn(value: Any) -> Any:
@@ -88,16 +88,16 @@ _REPACK = _Repack()
 
 
 class Growth:
-    """Merges emitted nodes into a run.
+    """Merge emitted nodes into a run.
 
-    :param brain: the brain it is part of.
+    :param brain: the brain that this belongs to.
     """
 
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
 
     def on_grown(self, run: Run, i: int, program: Any, emission: Emission) -> None:
-        """A task returned nodes: they join the run, and its own value is made of theirs."""
+        """Merge the nodes that a task returned; its value is built from theirs."""
         if run.state[i] >= OPEN:
             return
         if isinstance(program, FesteError):
@@ -149,7 +149,7 @@ class Growth:
         self.brain.dispatcher.push(run, QUICK, run.program.rank[i], i)
 
     def _merge(self, run: Run, part: Program, needed: set[int], rank: int) -> list[int]:
-        """Append a program to a run's; return where each of its nodes is now."""
+        """Append a program to the run's; return the position of each of its nodes there."""
         main = run.program
         position: list[int] = []
         fresh: list[int] = []
@@ -159,13 +159,13 @@ class Growth:
                 at = run.append(node, part.rank[j] + rank, part.keepers[j])
                 fresh.append(j)
             position.append(-1 if at is None else at)
-        for key, j in part.index.items():  # merged nodes too
+        for key, j in part.index.items():  # includes nodes that were merged into others
             if position[j] >= 0:
                 main.index.setdefault(key, position[j])
         for j in fresh:
             self._connect(run, position[j], [position[d] for d in part.deps[j]])
         joining = set(fresh)
-        for members in part.batches:  # those that are in the run already are on their way
+        for members in part.batches:  # nodes already in the run have been started there
             new = [position[m] for m in members if m in joining]
             group = Group(new)
             run.groups.update((i, group) for i in new)
@@ -179,7 +179,7 @@ class Growth:
         return position
 
     def _needed(self, run: Run, part: Program) -> set[int]:
-        """Which nodes of a program its outputs need: not what those need that the run has already."""
+        """Return the nodes that the outputs need, without the inputs of nodes the run still has."""
         needed: set[int] = set()
         stack = list(part.outputs)
         while stack:
@@ -200,11 +200,11 @@ class Growth:
                 run.pending[i] += 1
 
     def _is_gone(self, run: Run, i: int) -> bool:
-        """Whether a node's value was let go because nothing seemed to need it any more."""
+        """Whether a node's value was released because nothing seemed to need it any more."""
         return run.state[i] in VALUED and bool(run.gone[i])
 
     def _lost(self, run: Run, part: Program, needed: set[int]) -> GraphError | None:
-        """Why the nodes cannot join: one that must not run again has run, and its value is gone."""
+        """Return an error if a needed value was released and its node must not run again."""
         for j in needed:
             node = part.nodes[j]
             at = run.program.index.get(node.key)
@@ -218,7 +218,7 @@ class Growth:
         return None
 
     def _needs(self, run: Run, roots: list[int], target: int) -> bool:
-        """Whether one of some unfinished nodes needs another."""
+        """Whether any of the given unfinished nodes depends on the target."""
         seen: set[int] = set()
         stack = list(roots)
         while stack:

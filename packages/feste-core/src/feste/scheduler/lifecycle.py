@@ -1,4 +1,4 @@
-"""How nodes begin and end: readiness, values, failure and its poison, runs that share a node."""
+"""State changes of nodes: becoming ready, done or failed, poisoning, and sharing between runs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ __all__ = ["Lifecycle"]
 
 
 class Lifecycle:
-    """Brings nodes from state to state.
+    """Move nodes from state to state.
 
-    :param brain: the brain it is part of.
+    :param brain: the brain that this belongs to.
     """
 
     def __init__(self, brain: Brain) -> None:
@@ -47,14 +47,14 @@ class Lifecycle:
         self._settling: deque[tuple[Run, int, Any, int]] = deque()
 
     def ready(self, run: Run, i: int) -> None:
-        """All inputs of a node are there."""
+        """Start a node whose inputs are all available."""
         run.ready_at[i] = self.brain.now
         node = run.program.nodes[i]
         kept = run.program.keepers[i][0].value
         if kept is not PENDING:
             self.done(run, i, kept, KEPT)
             return
-        if node.value is not PENDING:  # a constant that a pass put there
+        if node.value is not PENDING:  # a constant that an optimization put there
             self.done(run, i, node.value, DONE)
             return
         if run.stopping:
@@ -68,7 +68,7 @@ class Lifecycle:
                     run, i, GraphError(f"{node.key} waits for itself: its own task computes it")
                 )
                 return
-            if others and others[0] != (run, i):  # another run is at it: wait for its answer
+            if others and others[0] != (run, i):  # another run is running it: wait for that result
                 others.append((run, i))
                 run.state[i] = JOINED
                 self.brain.lists.drop(run, i)
@@ -85,7 +85,7 @@ class Lifecycle:
             self.brain.dispatcher.push(run, where, run.program.rank[i], i)
 
     def _go_on(self, run: Run, i: int, paid: Any) -> None:
-        """Go on from what an earlier run paid for: an answer to parse, or nodes that a task returned."""
+        """Continue from what an earlier run paid for: an unparsed response, or returned nodes."""
         if isinstance(paid, Response):
             self.brain.calls.parse_again(run, i, paid)
         else:
@@ -97,11 +97,11 @@ class Lifecycle:
         return node.op.kind == "call" or node.determinism is not Determinism.PURE
 
     def _shared_name(self, run: Run, node: Node) -> Any:
-        """Under which name a node in flight is known to other runs that hold it."""
+        """Return the name under which runs that hold the same node find each other."""
         return node.key if node.op.kind == "call" else (node.key, id(run.executor))
 
     def done(self, run: Run, i: int, value: Any, state: int) -> None:
-        """A node has its value. Followers that are done at once wait in line: no recursion."""
+        """Give a node its value. A queue replaces recursion when consumers are done at once."""
         self._settling.append((run, i, value, state))
         if len(self._settling) == 1:
             while self._settling:
@@ -129,7 +129,7 @@ class Lifecycle:
                 self.ready(run, j)
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:
-        """A node failed: everything that needs it is poisoned."""
+        """Fail a node, and poison every node that needs it."""
         self._record(run, i, error)
         self.end(run, i, FAILED)
         self.poison(run, i, error)
@@ -137,7 +137,7 @@ class Lifecycle:
             self.brain.halt(run)
 
     def lose(self, run: Run, i: int, error: FesteError) -> None:
-        """A node was done, but its value could not be brought here."""
+        """Fail a node that was done but whose value could not be fetched."""
         self._record(run, i, error)
         run.state[i] = FAILED
         run.values[i] = None
@@ -173,7 +173,7 @@ class Lifecycle:
             stack.extend(run.program.consumers[j])
 
     def end(self, run: Run, i: int, state: int) -> None:
-        """Bring a node into its final state."""
+        """Put a node into its final state."""
         before = run.state[i]
         run.state[i] = state
         run.open -= 1
@@ -201,7 +201,7 @@ class Lifecycle:
             self.brain.end_if_done(run)
 
     def release(self, run: Run, i: int) -> None:
-        """Drop a value that nobody needs; keep it while a task may still return a node that uses it."""
+        """Release an unneeded value, unless a task may still return a node that needs it."""
         if run.emitting and run.program.nodes[i].determinism is not Determinism.PURE:
             run.held.append(i)
             return
@@ -246,13 +246,13 @@ class Lifecycle:
         }
 
     def claim(self, run: Run, i: int, node: Node) -> bool:
-        """Whether no other run is at this node; it is this run's from now on."""
+        """Claim a node for this run; return False if another run is already running it."""
         others = self.joined.setdefault(self._shared_name(run, node), [(run, i)])
         return others[0] == (run, i)
 
 
 def _finished(run: Run, i: int, node: Node, state: int, now: float, ready: float) -> NodeFinished:
-    """The event of a node; made on the observers' thread, since finding a line takes its time."""
+    """Make a node's event; called on the observers' thread, since resolving a line is slow."""
     error = run.errors.get(i)
     return NodeFinished(
         run.name,

@@ -1,8 +1,8 @@
-"""Calls that share a request: packed, taken apart again, and split where a server refuses the list.
+"""Send calls that share a request: pack them, unpack the response, and split a refused list.
 
-A server may take shorter lists than its documentation or a profile says, none at all, or refuse a
-whole list for one bad item. All three look alike, so a refused list is sent again in halves, one
-after the other, until it is clear which it was. What is learnt of the server holds for the process.
+A server may accept shorter lists than documented, no lists at all, or reject a whole list for one
+bad item. The three look alike, so a refused list is resent in halves, one after the other, until
+the cause is clear. A limit found in this way holds for the whole process.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 __all__ = ["Lists"]
 
 Server = tuple[str, str, str]
-"""What a limit of items is known for: endpoint, model, operation."""
+"""Identifies what a limit of items applies to: endpoint, model, operation."""
 
 
 class Lists:
-    """Brings the calls of a batch to the gate, and their answers back to each of them.
+    """Send batches of calls to the gate, and give each call its own outcome.
 
-    :param brain: the brain it is part of.
+    :param brain: the brain that this belongs to.
     """
 
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
-        #: The longest list that a server was found to take; 1 for one that takes none.
+        #: The longest list that a server was found to accept; 1 if it accepts none.
         self.limits: dict[Server, int] = {}
 
     # --- on the way out ---------------------------------------------------------------------------
 
     def flush(self, run: Run, group: Group) -> None:
-        """Send what has arrived of a group.
+        """Send the requests of a group that have arrived.
 
         :param run: the run.
         :param group: the group.
@@ -50,7 +50,7 @@ class Lists:
             self._send(run, arrived)
 
     def drop(self, run: Run, i: int) -> None:
-        """Take a call out of its group: it will not be sent with the others.
+        """Remove a call from its group, so that the others do not wait for it.
 
         :param run: the run.
         :param i: the node's position.
@@ -97,10 +97,10 @@ class Lists:
     # --- on the way back --------------------------------------------------------------------------
 
     def answered(self, parcel: Parcel, response: Response) -> None:
-        """Have the answer to a list taken apart.
+        """Schedule the unpacking of the response to a packed request.
 
         :param parcel: the request.
-        :param response: its answer.
+        :param response: its response.
         """
         run, first = parcel.run, parcel.members[0]
         args = (parcel.call, parcel.request, response, parcel)
@@ -116,7 +116,7 @@ class Lists:
             self.settled(parcel, taken=True)
             self.brain.calls.deliver(parcel, value)
         elif isinstance(value.__cause__, CountMismatch) or isinstance(value, CountMismatch):
-            # nobody can tell which answer belongs to which call: this server takes no lists
+            # answers cannot be matched to calls: treat this server as taking no lists
             self._learn(parcel, 1)
             self.settled(parcel, taken=False)
             self._send_singly(run, self._waiting(parcel))
@@ -126,7 +126,7 @@ class Lists:
     # --- refused lists ----------------------------------------------------------------------------
 
     def refused(self, parcel: Parcel) -> None:
-        """Send a list that was refused again, in halves.
+        """Resend a refused list in halves.
 
         :param parcel: the request.
         """
@@ -137,15 +137,15 @@ class Lists:
             self._send(parcel.run, waiting[:half], split)
 
     def settled(self, parcel: Parcel, *, taken: bool) -> None:
-        """Note how a request ended that was part of a refused list.
+        """Record the outcome of a request that may be part of a refused list.
 
         :param parcel: the request.
-        :param taken: whether the server answered it.
+        :param taken: whether the server accepted it.
         """
         self._part_ended(parcel.split, len(parcel.members) if taken else 0, bad=not taken)
 
     def _part_ended(self, split: Split | None, size: int, *, bad: bool) -> None:
-        """A part of a refused list ended: go on with its rest, or conclude what was wrong."""
+        """Handle the end of a part of a refused list: send the rest, or conclude what was wrong."""
         while split is not None:
             split.open -= 1
             split.longest = max(split.longest, size)
@@ -158,10 +158,10 @@ class Lists:
             if rest and split.longest:
                 self._send(run, rest, split)
                 return
-            if rest:  # not one was taken so far: no list of the others would be, either
+            if rest:  # nothing was accepted so far, so a list of the rest would be refused too
                 self._send_singly(run, rest, split)
                 return
-            if not split.bad:  # every call was fine by itself: the list was too long
+            if not split.bad:  # every call succeeded in the end, so the list was too long
                 self._learn(split.parcel, split.longest)
             size, bad, split = split.longest, split.bad, split.parcel.split
 
@@ -170,7 +170,7 @@ class Lists:
         self.limits[server] = min(limit, self.limits.get(server, limit))
 
     def _waiting(self, parcel: Parcel) -> list[tuple[int, Request]]:
-        """The calls of a request that are to be sent again; a run that stops sends none."""
+        """Return the calls of a request to send again; none if the run is stopping."""
         run = parcel.run
         waiting = []
         for i, request in zip(parcel.members, parcel.requests, strict=True):
@@ -192,7 +192,7 @@ def _server(call: Call[Any], request: Request) -> Server:
     return (request.endpoint, request.model, call.name)
 
 
-# --- plugin code, so the executor runs it and not the brain's thread --------------------------------
+# --- plugin code: the executor runs it, never the brain's thread ---------------------------------
 
 
 def _pack(

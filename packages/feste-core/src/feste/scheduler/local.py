@@ -1,4 +1,4 @@
-"""The hands of this machine: a loop for requests, one for async tasks, threads, processes."""
+"""The executor of this machine: a loop for requests, one for async tasks, threads, processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from feste.scheduler.work import arguments, context_of, describe, result_of
 
 __all__ = ["LocalExecutor"]
 
-#: Users' async tasks at once; they wait more than they work.
+#: How many of users' async tasks may run at once; they mostly wait.
 _ASYNC = 1000
 
 
@@ -37,9 +37,9 @@ def _cores() -> int:
 
 
 class _Coroutines:
-    """How many async tasks may run at once: one more for each that awaits a run of its own.
+    """The limit on concurrent async tasks; each task that awaits a nested run adds one.
 
-    :param report: whom to tell what happened.
+    :param report: receives the reports.
     """
 
     def __init__(self, report: Reporter) -> None:
@@ -47,7 +47,7 @@ class _Coroutines:
         self._report = report
 
     def waiting(self, more: int) -> None:
-        """Hear that one of them begins to wait for a run (+1), or ends to (-1); on their loop.
+        """Adjust the limit when a task starts (+1) or stops (-1) waiting for a run.
 
         :param more: +1 or -1.
         """
@@ -56,15 +56,15 @@ class _Coroutines:
 
 
 class LocalExecutor(Executor):
-    """Runs everything in this process and its own child processes.
+    """Run everything in this process and its child processes.
 
-    :param target: what the setting ``scheduler`` was.
+    :param target: the value of the setting ``scheduler``.
     """
 
     def start(self, report: Reporter) -> None:
-        """Get ready; threads, loops and processes are made when they are first needed.
+        """Prepare for work; threads, loops and processes are started when first needed.
 
-        :param report: whom to tell what happened.
+        :param report: receives all reports.
         """
         self._report = report
         cores = _cores()
@@ -85,7 +85,7 @@ class LocalExecutor(Executor):
         return self.processes.size if where == "process" else self.coroutines.size
 
     def call(self, where: str, chunk: list[PyTask]) -> None:
-        """Run tasks one after the other.
+        """Run tasks in order.
 
         :param where: as for :meth:`capacity`.
         :param chunk: the tasks, in order.
@@ -102,9 +102,9 @@ class LocalExecutor(Executor):
             self._report.free(where, chunk)
 
     def reclaim(self, chunk: list[PyTask]) -> None:
-        """Take back what is not begun of a chunk.
+        """Return the unstarted tasks of a chunk if it has made no progress since the last call.
 
-        :param chunk: the list that was given to :meth:`call`.
+        :param chunk: the list given to :meth:`call`.
         """
         self.threads.reclaim(chunk)
         self.quick.reclaim(chunk)
@@ -113,9 +113,9 @@ class LocalExecutor(Executor):
         return self.threads if where == "thread" else self.quick
 
     def abandon(self, chunk: list[PyTask]) -> None:
-        """Cancel an async task, kill the process at one; a thread is left to itself.
+        """Cancel an async task or kill the process that runs the chunk; a thread runs on.
 
-        :param chunk: the list that was given to :meth:`call`.
+        :param chunk: the list given to :meth:`call`.
         """
         self.threads.abandon(chunk)
         self.tasks.cancel(id(chunk))
@@ -127,7 +127,7 @@ class LocalExecutor(Executor):
             begun = perf_counter()
             try:
                 ok, result = await loop.create_task(_outcome(task), context=context_of(task))
-            except asyncio.CancelledError as error:  # before it began
+            except asyncio.CancelledError as error:  # cancelled before it started
                 ok, result = False, describe(error)
             self._report.done(task, ok, result, perf_counter() - begun)
         self._report.free("async", chunk)
@@ -137,10 +137,10 @@ class LocalExecutor(Executor):
     ) -> None:
         """Send a request.
 
-        :param handle: the brain's number for it.
-        :param call: the operation to send it with.
+        :param handle: the brain's number for the request.
+        :param call: the operation that sends it.
         :param request: the request.
-        :param on_chunk: gets pieces of the answer's text, or None.
+        :param on_chunk: receives pieces of the response's text, or None.
         """
         self.requests.start(handle, lambda: self._send(handle, call, request, on_chunk))
 
@@ -155,16 +155,16 @@ class LocalExecutor(Executor):
             ok = True
         except CallError as error:
             value = error
-        except MissingKey as error:  # it was there before the run
+        except MissingKey as error:  # the key was removed during the run
             value = AuthFailed(str(error))
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 value = Interrupted("the run was stopped while the request was under way")
-            else:  # something inside the backend gave up
+            else:  # code inside the backend cancelled itself
                 value = ConnectionLost(f"{call.name} of {request.plugin} cancelled itself")
-        except BaseException as error:  # a plugin's own mistake: the call fails, the run goes on
-            # as text: what the exception holds may show the key
+        except BaseException as error:  # a bug in the plugin: the call fails, the run continues
+            # only redacted text is kept, because the exception may hold the API key
             secrets = call.client.secrets
             told = redact(str(describe(error).args[0]), *secrets)
             value = Rejected(
@@ -177,20 +177,20 @@ class LocalExecutor(Executor):
     def cancel(self, handle: int) -> None:
         """Stop waiting for a request.
 
-        :param handle: the brain's number for it.
+        :param handle: the brain's number for the request.
         """
         self.requests.cancel(handle)
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
-        """Report values as they are: here they are the results themselves.
+        """Report values as they are: local references are the results themselves.
 
-        :param handle: the brain's number for it.
-        :param refs: results that were reported.
+        :param handle: the brain's number for the fetch.
+        :param refs: results that were reported earlier.
         """
         self._report.fetched(handle, list(refs))
 
     def close(self) -> None:
-        """Stop all of it."""
+        """Stop the loops, threads and processes."""
         self.requests.close()
         self.tasks.close()
         self.threads.close()
@@ -199,9 +199,9 @@ class LocalExecutor(Executor):
 
 
 async def _outcome(task: PyTask) -> tuple[bool, Any]:
-    """Await a user's coroutine; whatever it raises is told, not raised into the loop."""
+    """Await a user's coroutine; return the error rather than raise it into the loop."""
     try:
         args, kwargs = arguments(task.args, task.kwargs, task.values)
         return True, result_of(await task.fn(*args, **kwargs))
-    except BaseException as error:  # see run_chunk; a cancelled task ends here too
+    except BaseException as error:  # see run_chunk; cancellation ends here too
         return False, describe(error)

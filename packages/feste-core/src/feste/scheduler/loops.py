@@ -1,4 +1,4 @@
-"""Event loops in threads of their own: one for requests, one for users' async tasks."""
+"""Event loops in their own threads: one for requests, one for users' async tasks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PATIENCE = 2.0
 
 
 class LoopThread:
-    """One asyncio loop, running in a thread that is made on first use.
+    """One asyncio loop that runs in its own thread, started on first use.
 
-    :param name: of the thread.
-    :param aside: the role of threads that run blocking functions for the loop.
+    :param name: the name of the thread.
+    :param aside: the role of the threads that run blocking functions for the loop.
     :param threads: how many of these may run at once.
-    :param places: hears of each coroutine that awaits a run, or None.
+    :param places: is notified when a coroutine waits for a run, or None.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LoopThread:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop; the first look starts it."""
+        """The loop; started on first access."""
         with self._lock:
             if self._loop is None:
                 ready = threading.Event()
@@ -69,14 +69,14 @@ class LoopThread:
             while True:
                 try:
                     loop.run_forever()
-                except (SystemExit, KeyboardInterrupt):  # of a task that user code began: not ours
+                except (SystemExit, KeyboardInterrupt):  # from a task that user code started
                     continue
                 return
 
     def start(self, name: Any, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start a coroutine; from any thread.
+        """Start a coroutine; may be called from any thread.
 
-        :param name: to cancel it by.
+        :param name: identifies the coroutine for :meth:`cancel`.
         :param make: makes the coroutine, on the loop.
         """
         self.loop.call_soon_threadsafe(self._start, name, make)
@@ -87,7 +87,7 @@ class LoopThread:
         task.add_done_callback(lambda _: self._tasks.pop(name, None))
 
     def cancel(self, name: Any) -> None:
-        """Cancel a coroutine that was started, if it still runs; from any thread.
+        """Cancel a coroutine if it still runs; may be called from any thread.
 
         :param name: its name.
         """
@@ -98,18 +98,18 @@ class LoopThread:
         def stop() -> None:
             task = self._tasks.get(name)
             if task is not None:
-                loop.call_soon(task.cancel)  # after its first step: else it could not even report
+                loop.call_soon(task.cancel)  # after its first step, or it could not report
 
         loop.call_soon_threadsafe(stop)
 
     def close(self) -> None:
-        """Cancel what runs, close what was opened on the loop, end the thread."""
+        """Cancel all coroutines, close the clients opened on the loop, and end the thread."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is None or thread is None:
             return
-        with suppress(TimeoutError):  # a coroutine that will not be cancelled ends with its thread
+        with suppress(TimeoutError):  # a coroutine that ignores its cancellation is abandoned
             asyncio.run_coroutine_threadsafe(self._wind_up(loop), loop).result(_PATIENCE)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(_PATIENCE)
@@ -127,13 +127,13 @@ class LoopThread:
 
 
 class _Aside(ThreadPoolExecutor):
-    """Threads for what blocks, such as ``asyncio.to_thread``; the base's own are never started.
+    """Threads for blocking functions, such as ``asyncio.to_thread``; the base class starts none.
 
-    They are daemons, since a plain executor's keep Python from ending until the last of them is
-    through. One that waits for a run is made up for by one more.
+    They are daemons, because a plain executor's threads keep Python from exiting until the last one
+    has finished. While a thread waits for a run, one extra thread replaces it.
 
-    :param name: what the threads' names begin with.
-    :param role: what the threads are; see :mod:`feste.blocking`.
+    :param name: the prefix of the threads' names.
+    :param role: the role of the threads; see :mod:`feste.blocking`.
     :param size: how many run at once.
     """
 
@@ -159,14 +159,14 @@ class _Aside(ThreadPoolExecutor):
         return future
 
     def waiting(self, more: int) -> None:
-        """Hear that one of the threads begins to wait for a run (+1), or ends to (-1).
+        """Adjust the pool's size when a thread starts (+1) or stops (-1) waiting for a run.
 
         :param more: +1 or -1.
         """
         self._change(size=more)
 
     def _change(self, *, queued: int = 0, busy: int = 0, size: int = 0) -> None:
-        """Count, and make a thread if there is work that no idle one will take."""
+        """Update the counts, and start a thread if there is work that no idle one will take."""
         with self._changing:
             self._queued += queued
             self._busy += busy
@@ -183,14 +183,14 @@ class _Aside(ThreadPoolExecutor):
             while (item := self._queue.get()) is not None:
                 self._change(queued=-1, busy=1)
                 _carry_out(*item)
-                del item  # an idle thread keeps nobody's values alive
+                del item  # so that an idle thread keeps no values alive
                 self._change(busy=-1)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the threads; nobody waits for those that are busy.
+        """End the threads without waiting for busy ones.
 
-        :param wait: not heeded.
-        :param cancel_futures: not heeded.
+        :param wait: ignored.
+        :param cancel_futures: ignored.
         """
         for _ in range(self._made):
             self._queue.put(None)
@@ -201,7 +201,7 @@ def _carry_out(future: Future[Any], function: Callable[[], Any]) -> None:
         return
     try:
         result = function()
-    except BaseException as error:  # whoever awaits it shall see it, whatever it is
+    except BaseException as error:  # passed on to the awaiting coroutine, whatever it is
         future.set_exception(error)
     else:
         future.set_result(result)

@@ -1,4 +1,4 @@
-"""Threads beside the brain's: one for observers, which may be slow, and one to compile what grows."""
+"""Threads beside the brain's: one runs observers, which may be slow; one compiles emissions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from feste.plugins import registry
 
 __all__ = ["Lane", "Observers"]
 
-#: Seconds that a lane may take to finish when it is closed.
+#: Seconds that a lane gets to finish when it is closed.
 _PATIENCE = 1.0
 
 
 class Lane:
-    """A thread, made on first use, that does one thing after the other.
+    """A thread, started on first use, that runs functions one after the other.
 
-    :param name: of the thread.
-    :param role: of the thread; see :mod:`feste.blocking`.
+    :param name: the name of the thread.
+    :param role: the role of the thread; see :mod:`feste.blocking`.
     """
 
     def __init__(self, name: str, role: blocking.Role = "") -> None:
@@ -36,9 +36,9 @@ class Lane:
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def put(self, what: Callable[[], None]) -> None:
-        """Have something done, after all before it; only the brain's thread asks.
+        """Queue a function; only the brain's thread may call this.
 
-        :param what: takes nothing.
+        :param what: a function without arguments.
         """
         if not self.used:
             self.used = True
@@ -56,20 +56,20 @@ class Lane:
             return False
         try:
             what()
-        except BaseException:  # report the error, then go on with the next
+        except BaseException:  # report the error, then continue with the next function
             told = threading.ExceptHookArgs((*sys.exc_info(), self._thread))
             threading.excepthook(told)
         return True
 
     def close(self) -> None:
-        """End the thread when everything is done."""
+        """End the thread after all queued functions have run."""
         if self.used:
             self._queue.put(None)
             self._thread.join(timeout=_PATIENCE)
 
 
 class Observers:
-    """Tells plugins what happens, in order, on a thread of its own that may be slow."""
+    """Send events to plugins, in order, on a separate thread that may be slow."""
 
     def __init__(self) -> None:
         self._lane = Lane("feste-observers", "hook")
@@ -77,15 +77,15 @@ class Observers:
 
     @property
     def any(self) -> bool:
-        """Whether anybody listens."""
+        """Whether any plugin observes runs."""
         hook = registry().manager.hook
         names = ("run_started", "node_finished", "request_finished", "run_finished")
         return any(getattr(hook, f"feste_{name}").get_hookimpls() for name in names)
 
     def tell(self, event: Event | Callable[[], Event]) -> None:
-        """Tell an event.
+        """Send an event to all observers.
 
-        :param event: the event, or what makes it: on the observers' thread.
+        :param event: the event, or a function that makes it on the observers' thread.
         """
         self._lane.put(lambda: self._tell(event() if callable(event) else event))
 
@@ -95,7 +95,7 @@ class Observers:
                 continue
             try:
                 impl.function(*([event] if impl.argnames else []))
-            except BaseException as error:  # an observer never stops a run
+            except BaseException as error:  # an observer must never stop a run
                 self._ignored.add(impl.plugin)
                 warnings.warn(
                     f"the observer {impl.plugin_name} raised {type(error).__name__}: {error} (at "
@@ -105,9 +105,9 @@ class Observers:
                 )
 
     def then(self, what: Callable[[], None]) -> None:
-        """Do something when everything told before has been heard.
+        """Run a function after all events sent before have been handled.
 
-        :param what: something quick.
+        :param what: a quick function.
         """
         if self._lane.used:
             self._lane.put(what)
@@ -115,11 +115,11 @@ class Observers:
             what()
 
     def close(self) -> None:
-        """End the thread when everything has been heard."""
+        """End the thread after all events have been handled."""
         self._lane.close()
 
 
 def _last_line(error: BaseException) -> str:
-    """``file:line`` where it was raised."""
+    """Return ``file:line`` of the place where the error was raised."""
     step = traceback.extract_tb(error.__traceback__)[-1]
     return f"{step.filename}:{step.lineno}"

@@ -1,4 +1,4 @@
-"""A request on its way, and a refused list that is sent again in parts."""
+"""A request in flight or in a queue, and the state of a refused list that is resent in parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Parcel", "Split"]
 
 
 class Split:
-    """A refused list that is being sent again in two parts, one after the other.
+    """A refused list that is being resent in two parts, one after the other.
 
     :param parcel: the request that was refused.
     :param rest: the calls of the second part, with their requests.
@@ -24,24 +24,24 @@ class Split:
     def __init__(self, parcel: Parcel, rest: list[tuple[int, Request]]) -> None:
         self.parcel = parcel
         self.rest = rest
-        #: Requests of the part under way that have not ended.
+        #: Requests of the current part that have not ended.
         self.open = 1
-        #: Calls in the longest request that was taken.
+        #: The number of calls in the longest request that was accepted.
         self.longest = 0
-        #: Whether a call failed by itself: then the length of the list may have been right.
+        #: Whether a call failed on its own, so that the length may not have been the problem.
         self.bad = False
 
 
 class Parcel:
-    """One request on its way: queued, sent, or waiting to be sent again.
+    """One request on its way: queued, sent, or waiting for its next attempt.
 
     :param run: the run.
     :param call: the operation.
     :param members: the positions of the nodes that it answers.
-    :param requests: the request of each of them.
-    :param request: the request to send: one of them, or all packed into one.
-    :param gate: the gate that it waits at.
-    :param now: seconds on the brain's clock.
+    :param requests: the single request of each member.
+    :param request: the request to send: the only member's, or all of them packed into one.
+    :param gate: the gate where it queues.
+    :param now: the time in seconds on the brain's clock.
     :param split: the refused list that it is a part of, or None.
     """
 
@@ -83,7 +83,7 @@ class Parcel:
         self.since = now
         self.sent = now
         self.attempt = 0
-        #: Why the last try failed, or None.
+        #: Why the last attempt failed, or None.
         self.error: CallError | None = None
         self.throttled = 0
         self.ambiguous = 0

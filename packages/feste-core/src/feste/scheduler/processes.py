@@ -1,9 +1,8 @@
-"""A pool of processes for ``@feste.task(executor="process")``.
+"""A process pool for ``@feste.task(executor="process")``.
 
-Workers are fresh interpreters that import Feste and nothing of the user's main script; work travels
-to them by value (cloudpickle) over a private socket pair. A worker that dies is replaced, and what it
-was at is begun once more; if that one dies too, the task fails with
-:class:`~feste.errors.WorkerLost`.
+Workers are fresh interpreters that do not import the user's main script. Work is sent by value
+(cloudpickle) over a private socket pair. A worker that dies is replaced and its task is started
+once more; if that worker dies too, the task fails with :class:`~feste.errors.WorkerLost`.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ from feste.scheduler.work import describe, evaluate, result_of
 __all__ = ["ProcessPool", "check_picklable"]
 
 _TRIES = 2
-#: Seconds between two looks at whether a worker is alive.
+#: Seconds between two checks whether a worker is alive.
 _LOOK = 0.5
 #: Seconds that a worker gets to end by itself.
 _PATIENCE = 1.0
 
 
 class ProcessPool:
-    """Worker processes, each with the thread that talks to it; made when they are needed.
+    """Worker processes, started on demand, each with a thread that talks to it.
 
-    :param size: how many there may be.
-    :param report: whom to tell what happened.
+    :param size: the maximum number of workers.
+    :param report: receives the reports.
     """
 
     def __init__(self, size: int, report: Reporter) -> None:
@@ -57,7 +56,7 @@ class ProcessPool:
     def run(self, chunk: list[PyTask]) -> None:
         """Run one task in a worker.
 
-        :param chunk: a list with the task.
+        :param chunk: a list that holds the task.
         """
         with self._lock:
             self._at[id(chunk)] = None
@@ -82,14 +81,14 @@ class ProcessPool:
                 del self._at[id(chunk)]
                 self._given_up.discard(id(chunk))
             self._report.free("process", chunk)
-            del chunk, task, value  # an idle thread keeps nobody's values alive
+            del chunk, task, value  # so that an idle thread keeps no values alive
         if worker is not None:
             worker.close()
 
     def _ask(
         self, worker: _Worker | None, chunk: list[PyTask], task: PyTask
     ) -> tuple[_Worker | None, bool, Any]:
-        """Have a worker do a task; return the worker to go on with, and how it went."""
+        """Run a task in a worker; return the worker to use next, success, and the value."""
         node = task.node
         try:
             work = _pickled(node, (node.op, task.args, task.kwargs, task.values))
@@ -125,9 +124,9 @@ class ProcessPool:
         return worker, False, lost
 
     def abandon(self, chunk: list[PyTask]) -> None:
-        """Kill the worker that is at a chunk.
+        """Kill the worker that runs a chunk.
 
-        :param chunk: any list of tasks; one that is not here is not heeded.
+        :param chunk: any list of tasks; one that does not run here is ignored.
         """
         self._abandon(id(chunk))
 
@@ -140,7 +139,7 @@ class ProcessPool:
                     worker.process.kill()
 
     def close(self) -> None:
-        """End the workers; what they are at is given up."""
+        """End the workers and give up their tasks."""
         for _ in self._threads:
             self._queue.put(None)
         for name in list(self._at):
@@ -168,20 +167,20 @@ class _Worker:
             )
 
     def is_gone(self) -> bool:
-        """Whether it died while it had nothing to do: an idle worker says nothing but its end."""
+        """Whether it died while idle: then its socket is readable, though it sends nothing."""
         return self.connection.poll(0) or self.process.poll() is not None
 
     def ask(self, work: bytes) -> bytes:
         self.connection.send_bytes(work)
-        while not self.connection.poll(_LOOK):  # its own children may hold the other end open
+        while not self.connection.poll(_LOOK):  # a child of the worker may keep its end open
             if self.process.poll() is not None and not self.connection.poll(0):
                 raise EOFError
         return self.connection.recv_bytes()
 
     def close(self) -> int:
-        """End it, and return its exit code."""
+        """End the worker and return its exit code."""
         with suppress(OSError):
-            self.connection.send_bytes(b"")  # a forked child may hold our end open too
+            self.connection.send_bytes(b"")  # needed if a forked child keeps our end open
         self.connection.close()
         try:
             return self.process.wait(_PATIENCE)
@@ -194,7 +193,7 @@ _workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
 
 
 def _forget() -> None:
-    """Close our ends in a forked child: a worker ends when the last of them is closed."""
+    """Close our socket ends in a forked child: a worker ends only when all of them are closed."""
     for worker in list(_workers):
         worker.connection.close()
 
@@ -207,14 +206,14 @@ def _read(answer: bytes) -> tuple[bool, Any]:
     try:
         ok, value = pickle.loads(answer)
         return ok, value
-    except Exception as error:  # the objects of others may not come to life here
+    except Exception as error:  # users' objects may fail to unpickle here
         return False, describe(error)
 
 
 def _pickled(node: Node, work: Any) -> bytes:
     try:
         return dumps(work)
-    except Exception as error:  # anything can go wrong in the objects of others
+    except Exception as error:  # users' objects may raise anything
         raise ConfigError(
             f"{node.op.name} runs in another process, but an argument cannot be sent there: "
             f"{type(error).__name__}: {error}. Give it plain data, or use executor='thread'",
@@ -223,9 +222,9 @@ def _pickled(node: Node, work: Any) -> bytes:
 
 
 def dumps(work: Any) -> bytes:
-    """Return work as bytes: tasks, functions and classes of modules nobody else knows go by value.
+    """Pickle work; tasks, functions and classes of modules that workers cannot import go by value.
 
-    :param work: what to send.
+    :param work: the object to pickle.
     """
     import cloudpickle
 
@@ -246,7 +245,7 @@ def dumps(work: Any) -> bytes:
 
 
 def check_picklable(node: Node) -> None:
-    """Refuse a process task whose known arguments cannot be sent, before anything runs.
+    """Refuse a process task whose known arguments cannot be pickled, before anything runs.
 
     :param node: the node.
     :raises ConfigError: if they cannot be pickled.
@@ -257,16 +256,16 @@ def check_picklable(node: Node) -> None:
 
 
 def answer(work: bytes) -> bytes:
-    """Do what a worker was sent, and return what it answers; for the worker's side.
+    """Run the work that a worker received, and return the pickled outcome.
 
-    :param work: over a socket of our own parent, and nowhere else from.
+    :param work: the pickled work. It must come from the socket of our own parent process only.
     """
     import cloudpickle
 
     try:
         op, args, kwargs, values = pickle.loads(work)
         ok, value = True, result_of(evaluate(op.fn, args, kwargs, values))
-    except BaseException as error:  # a task may raise anything, SystemExit too
+    except BaseException as error:  # a task may raise anything, even SystemExit
         ok, value = False, describe(error)
     try:
         return bytes(cloudpickle.dumps((ok, value)))

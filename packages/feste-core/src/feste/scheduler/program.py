@@ -1,4 +1,4 @@
-"""A graph as the brain runs it: nodes by position, who needs whom, what comes first."""
+"""A graph compiled for the brain: nodes by position, their connections, and priorities."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["Program"]
 
 
 class Program:
-    """The positions of a graph's nodes and what connects them. Made once, linear in the graph.
+    """The positions, connections and priorities of a graph's nodes; built in linear time.
 
     :param graph: the optimized graph.
-    :param before: the nodes as the user made them, by key: they keep the values.
-    :raises GraphError: if the graph has a cycle or an input is missing, with the keys.
+    :param before: the nodes as the user made them, by key; they receive the values.
+    :raises GraphError: if the graph has a cycle or lacks an input; the message names the keys.
     """
 
     __slots__ = ("batches", "consumers", "deps", "index", "keepers", "nodes", "outputs", "rank")
 
     def __init__(self, graph: FesteGraph, before: Mapping[str, Node] | None = None) -> None:
         self.nodes: list[Node] = list(graph.nodes.values())
-        #: Where each node is; a merged one is where the node is that stands for it.
+        #: The position of each node; a merged node has the position of the node that replaces it.
         self.index: dict[str, int] = {key: i for i, key in enumerate(graph.nodes)}
         index = self.index
         for key in graph.aliases:
@@ -46,11 +46,11 @@ class Program:
         self.keepers: list[tuple[Node, ...]] = self._keepers(graph, before or {})
 
     def append(self, node: Node, rank: int, keepers: tuple[Node, ...]) -> int:
-        """Add a node that is connected to nothing yet; return its position.
+        """Add a node without connections; return its position.
 
         :param node: the node.
         :param rank: its priority: the highest goes first.
-        :param keepers: the user's nodes that shall know its value.
+        :param keepers: the user's nodes that receive its value.
         """
         position = self.index[node.key] = len(self.nodes)
         self.nodes.append(node)
@@ -61,7 +61,7 @@ class Program:
         return position
 
     def _ranks(self) -> list[int]:
-        """The longest way from each node to an end: what is on the critical path goes first."""
+        """Return each node's longest path to an output: nodes on the critical path go first."""
         waiting = [len(c) for c in self.consumers]
         rank = [0] * len(self.nodes)
         stack = [i for i, count in enumerate(waiting) if not count]
@@ -82,7 +82,7 @@ class Program:
         return rank
 
     def _keepers(self, graph: FesteGraph, before: Mapping[str, Node]) -> list[tuple[Node, ...]]:
-        """The user's nodes that shall know each value: the node itself and those merged into it."""
+        """Return the user's nodes that receive each value: the node and those merged into it."""
         merged: dict[str, list[Node]] = {}
         for key in graph.aliases:
             if key in before:

@@ -1,7 +1,7 @@
-"""Whether a failed request is sent again, and when.
+"""Decide whether and when a failed request is sent again.
 
-One layer owns retries: SDKs send once. Waits are drawn at random between zero and a bound that
-doubles ("full jitter"), so that many callers who failed together do not come back together.
+Only this layer retries: SDKs send once. Waits are random between zero and a bound that doubles
+("full jitter"), so that callers who failed together do not return together.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["RetryPolicy"]
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how long.
+    """The limits on attempts and waits.
 
-    :param max_attempts: tries of one request in all, the first included.
-    :param max_ambiguous: tries that may have been billed without an answer.
-    :param max_elapsed: seconds since the first try after which none is begun.
-    :param base: seconds that bound the first wait.
-    :param cap: seconds that bound every wait, but for one that the provider asks for: no try comes
-        before that.
+    :param max_attempts: attempts of one request in total, the first included.
+    :param max_ambiguous: attempts that may have been billed without a response.
+    :param max_elapsed: seconds since the first attempt after which no other is started.
+    :param base: the bound of the first wait in seconds.
+    :param cap: the bound of every wait in seconds, except that a longer wait which the provider
+        asks for is kept.
     """
 
     max_attempts: int = 6
@@ -42,13 +42,13 @@ class RetryPolicy:
         elapsed: float,
         rng: random.Random,
     ) -> float | None:
-        """Return the seconds to wait before the next try, or None for no further one.
+        """Return the seconds to wait before the next attempt, or None if there is none.
 
-        :param error: why the last try failed.
-        :param attempt: how many tries there were.
-        :param throttled: how many of them were refused for rate, before the last one.
+        :param error: why the last attempt failed.
+        :param attempt: the number of attempts so far.
+        :param throttled: how many of them were refused for rate, not counting the last one.
         :param ambiguous: how many of them may have been billed.
-        :param elapsed: seconds since the first try.
+        :param elapsed: seconds since the first attempt.
         :param rng: the source of the jitter.
 
         >>> from feste.errors import AuthFailed, RateLimited
@@ -63,7 +63,7 @@ class RetryPolicy:
                 return None
         elif not isinstance(error, Transient):
             return None
-        # a throttled request was not served at all: it counts against time, not against tries
+        # a throttled request was not served at all: max_elapsed bounds it, not max_attempts
         if attempt - throttled >= self.max_attempts and not isinstance(error, RateLimited):
             return None
         wait = rng.uniform(0, min(self.cap, self.base * 2.0 ** min(attempt - 1, 16)))

@@ -1,4 +1,4 @@
-"""One run: what the brain knows of it, and what its waiters and its report read."""
+"""The state of one run, as the brain updates it and as its waiters and its report read it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ __all__ = [
     "Run",
 ]
 
-# The states of a node. Up to OPEN it is on its way; the others are final.
+# The states of a node. Those below OPEN are transitional, the others final.
 WAITING, READY, RUNNING, PREPARING, GROUPED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
 DONE, KEPT, SHARED, FAILED, SKIPPED, INTERRUPTED, NOT_STARTED = range(10, 17)
 #: The final states of nodes that have a value.
 VALUED = (DONE, KEPT, SHARED)
-#: Added to the rank of what finishes a paid call: it goes before anything that only begins.
+#: Added to the rank of work that finishes a paid call, so that it precedes all new work.
 FINISHING = 1 << 40
 STATES = {
     DONE: "done",
@@ -57,17 +57,17 @@ STATES = {
 
 _names = itertools.count(1)
 
-#: The task that runs here: its run's name, its position, and the task around that run.
+#: The current task: its run's name, its position, and the task that surrounds that run.
 around: ContextVar[tuple[str, int, Any] | None] = ContextVar("feste_around", default=None)
 
 
 class Run:
-    """A program being run.
+    """The state of a program that is being run.
 
     :param program: the program; it grows when a task emits nodes.
     :param settings: the snapshot of the settings.
-    :param executor: the hands.
-    :param prefix: what the run's name begins with.
+    :param executor: the executor.
+    :param prefix: the prefix of the run's name.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class Run:
         self.cancelled = False
         self.flying = 0
         self.requests: list[RequestFinished] = []
-        #: Requests that wait for the time of their next try, and until when a gate that this run
-        #: queues at is closed, on the brain's clock.
+        #: The number of requests that wait for their next attempt, and until when (on the brain's
+        #: clock) a gate that this run queues at is closed.
         self.retrying = 0
         self.resumes_at = 0.0
-        #: Tokens of the requests so far, as far as providers said.
+        #: Tokens of the requests so far, where providers reported them.
         self.input_tokens = 0
         self.output_tokens = 0
         self.spans: list[tuple[str, str, float, float, float, bool]] = []
@@ -127,16 +127,16 @@ class Run:
             group = Group(members)
             self.groups.update((i, group) for i in members)
 
-        #: A defect of the scheduler that ended the run, or None.
+        #: The bug in the scheduler that ended the run, or None.
         self.failure: FesteError | None = None
         self.finished = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
     def on_finish(self, callback: Callable[[], None]) -> None:
-        """Call back when the run has ended, at once if it has; from the brain's thread.
+        """Register a callback for the end of the run; it is called at once if that has passed.
 
-        :param callback: something quick.
+        :param callback: a quick function; usually called on one of Feste's threads.
         """
         with self._lock:
             if not self.finished.is_set():
@@ -145,7 +145,7 @@ class Run:
         callback()
 
     def finish(self) -> None:
-        """Wake whoever waits."""
+        """Mark the run as ended and call the callbacks."""
         with self._lock:
             self.finished.set()
             callbacks, self._callbacks = self._callbacks, []
@@ -155,9 +155,9 @@ class Run:
     def append(self, node: Node, rank: int, keepers: tuple[Node, ...]) -> int:
         """Add a node to the program and its state to the run; return its position.
 
-        :param node: as for :meth:`Program.append`; likewise the others.
+        :param node: the node, as for :meth:`Program.append`.
         :param rank: its priority.
-        :param keepers: the user's nodes that shall know its value.
+        :param keepers: the user's nodes that receive its value.
         """
         position = self.program.append(node, rank, keepers)
         self.state.append(WAITING)
@@ -173,15 +173,15 @@ class Run:
         return position
 
     def clients(self) -> list[Backend]:
-        """Return the backends whose operations it calls; from any thread."""
+        """Return the backends whose operations it calls; may be called from any thread."""
         calls = [n.call for n in self.program.nodes]
         return list({id(c.client): c.client for c in calls if c is not None}.values())
 
     def is_inside(self, run: Run, i: int) -> bool:
-        """Whether a task waits for this run: it was begun there, or in a run begun there.
+        """Whether this run was started inside a task, directly or through nested runs.
 
         :param run: the task's run.
-        :param i: its node's position.
+        :param i: the position of the task's node.
         """
         task = self.around
         while task is not None and task[:2] != (run.name, i):
@@ -189,22 +189,22 @@ class Run:
         return task is not None
 
     def results(self) -> list[Any]:
-        """Return a value or an error for each output."""
+        """Return the value or the error of each output."""
         return [self.errors[i] if i in self.errors else self._value(i) for i in self.outputs]
 
     def _value(self, i: int) -> Any:
-        if self.state[i] < OPEN:  # the run did not end in time when it was stopped
+        if self.state[i] < OPEN:  # the run was stopped but did not end in time
             return Interrupted("this was still under way", origin=self.program.nodes[i].where)
         return self.values[i]
 
     @property
     def outputs(self) -> list[int]:
-        """The positions of the wanted nodes."""
+        """The positions of the requested nodes."""
         return self.program.outputs
 
     def count_states(self) -> dict[str, int]:
-        """Return how many nodes ended in which state; they add up to all nodes of the run."""
+        """Return how many nodes ended in each state; the counts add up to all nodes of the run."""
         counts = Counter(self.state)
-        if self.open:  # of a run that did not end in time when it was stopped
+        if self.open:  # the run was stopped but did not end in time
             counts[NOT_STARTED] += sum(counts[state] for state in range(OPEN))
         return {name: counts[state] for state, name in STATES.items() if counts[state]}

@@ -1,4 +1,4 @@
-"""A pool of threads that runs chunks of small tasks."""
+"""A thread pool that runs chunks of small tasks."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["Begun", "ThreadPool", "run_chunk"]
 
 Chunk = list[PyTask]
 
-#: Reports wait at most this many seconds for others; taking back the chunk's tail sends them too.
+#: Reports are batched for at most this many seconds; ``reclaim`` sends them too.
 _TOGETHER = 0.001
-#: Seconds that the threads get to finish what they are at when the pool is closed.
+#: Seconds that the threads get to finish their current task when the pool is closed.
 _PATIENCE = 1.0
 
 
 class ThreadPool:
-    """Threads that are made when they are needed and wait for more.
+    """Daemon threads, started on demand and reused.
 
-    A thread that waits for a run of its own (a blocking call inside a task) is made up for by one
-    more thread as long as it waits.
+    While a thread waits for a nested run (a blocking call inside a task), one extra thread replaces
+    it.
 
-    :param where: the name of the place.
-    :param size: how many run at once.
-    :param report: whom to tell what happened.
+    :param where: the name of the executor's place.
+    :param size: how many threads may run at once.
+    :param report: receives the reports.
     """
 
     def __init__(self, where: str, size: int, report: Reporter) -> None:
@@ -75,7 +75,7 @@ class ThreadPool:
                 if begun.abandoned:
                     self.waiting(-1)
                 self._report.free(self.where, begun.chunk)
-                begun = None  # an idle thread keeps nobody's values alive
+                begun = None  # so that an idle thread keeps no values alive
 
     def reclaim(self, chunk: Chunk) -> None:
         """Return the unstarted tasks of a chunk if it has made no progress since the last call.
@@ -87,7 +87,7 @@ class ThreadPool:
             return
         begun.flush(self._report)
         left = len(begun.left)
-        if left != begun.seen:  # it goes on: only what waits behind one long task is taken back
+        if left != begun.seen:  # progress: take tasks back only from behind one long task
             begun.seen = left
             return
         taken: list[PyTask] = []
@@ -100,9 +100,9 @@ class ThreadPool:
             self._report.returned(taken)
 
     def abandon(self, chunk: Chunk) -> None:
-        """Leave a chunk to its thread, which cannot be stopped; another takes its place meanwhile.
+        """Stop waiting for a chunk; its thread cannot be stopped, so one extra thread replaces it.
 
-        :param chunk: any list of tasks; one that is not under way here is ignored.
+        :param chunk: any list of tasks; one that does not run here is ignored.
         """
         with self._lock:
             begun = self._begun.get(id(chunk))
@@ -113,7 +113,7 @@ class ThreadPool:
         self.waiting(1)
 
     def waiting(self, more: int) -> None:
-        """Hear that one of the threads begins to wait for a run (+1), or ends to (-1).
+        """Adjust the pool's size when a thread starts (+1) or stops (-1) waiting for a run.
 
         :param more: +1 or -1.
         """
@@ -122,7 +122,7 @@ class ThreadPool:
         self._report.capacity(self.where)
 
     def close(self) -> None:
-        """End the threads; one that is in the middle of something ends with Python."""
+        """End the threads; a busy one runs on as a daemon until Python exits."""
         with suppress(Empty):
             while True:
                 self._queue.get_nowait()
@@ -134,9 +134,9 @@ class ThreadPool:
 
 
 class Begun:
-    """A chunk on its way.
+    """A chunk that has been started.
 
-    :param chunk: the tasks as they were given.
+    :param chunk: the tasks, as given to :meth:`ThreadPool.run`.
     """
 
     __slots__ = ("abandoned", "chunk", "left", "outcomes", "seen")
@@ -149,28 +149,28 @@ class Begun:
         self.abandoned = False
 
     def flush(self, report: Reporter) -> None:
-        """Report what is not reported yet; from any thread.
+        """Send the outcomes that are not reported yet; may be called from any thread.
 
-        :param report: whom to tell.
+        :param report: receives them.
         """
         outcomes = []
         while self.outcomes:
             try:
                 outcomes.append(self.outcomes.popleft())
-            except IndexError:  # another thread flushes too
+            except IndexError:  # another thread is flushing too
                 break
         if outcomes:
             report.done_together(outcomes)
 
 
 def run_chunk(begun: Begun, report: Reporter) -> None:
-    """Run tasks in order and report each; what depends on a failed one is returned.
+    """Run tasks in order and report each; return those that depend on a failed one.
 
-    Reports of the quickest tasks go together: each would wake the brain's thread, which then fights
-    for the interpreter with the work itself.
+    Reports of the quickest tasks are batched: each would wake the brain's thread, which then
+    competes with the work for the GIL.
 
-    :param begun: the chunk; tasks are taken from its left as they begin.
-    :param report: whom to tell.
+    :param begun: the chunk; tasks are popped from its ``left`` as they start.
+    :param report: receives the reports.
     """
     returned: list[PyTask] = []
     left, outcomes = begun.left, begun.outcomes
@@ -178,7 +178,7 @@ def run_chunk(begun: Begun, report: Reporter) -> None:
     while left:
         try:
             task = left.popleft()
-        except IndexError:  # taken back meanwhile
+        except IndexError:  # reclaimed in the meantime
             break
         if not _inputs_there(task):
             returned.append(task)
@@ -192,7 +192,7 @@ def run_chunk(begun: Begun, report: Reporter) -> None:
             task.result = result
             now = perf_counter()
             outcomes.append((task, True, result, now - start))
-        except BaseException as error:  # a task may raise anything, SystemExit too
+        except BaseException as error:  # a task may raise anything, even SystemExit
             task.ok = False
             now = perf_counter()
             outcomes.append((task, False, describe(error), now - start))
@@ -205,7 +205,7 @@ def run_chunk(begun: Begun, report: Reporter) -> None:
 
 
 def _inputs_there(task: PyTask) -> bool:
-    """Put in the results of earlier tasks of the chunk; False if one of them has none."""
+    """Fill in the results of earlier tasks of the chunk; return False if one of them has none."""
     values = task.values
     for position, value in enumerate(values):
         if type(value) is PyTask:

@@ -1,4 +1,4 @@
-"""Running one piece of Python, wherever the hands are, and describing how it failed."""
+"""Run one piece of Python, in any executor, and turn exceptions into Feste errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ATOMS = frozenset((str, int, float, bool, type(None)))
 
 
 def context_of(task: PyTask) -> Context:
-    """Return the context that a task runs in: its own copy of its run's, which knows the task.
+    """Return the context a task runs in: a copy of its run's context that also identifies the task.
 
     :param task: the task.
     """
@@ -33,11 +33,11 @@ def context_of(task: PyTask) -> Context:
 def arguments(
     args: Sequence[Any], kwargs: Mapping[str, Any], values: Sequence[Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Return what a user's function is called with, which is its own to change.
+    """Return the arguments for a user's function, copied so that the function may change them.
 
     :param args: packed positional arguments.
     :param kwargs: packed keyword arguments.
-    :param values: what goes into the slots.
+    :param values: the values for the slots.
     """
     given = [a if type(a) in _ATOMS else fresh(a, values) for a in args]
     return given, {k: fresh(v, values) for k, v in kwargs.items()} if kwargs else {}
@@ -51,14 +51,14 @@ def evaluate(
     :param fn: the function.
     :param args: packed positional arguments.
     :param kwargs: packed keyword arguments.
-    :param values: what goes into the slots.
+    :param values: the values for the slots.
     """
     given, named = arguments(args, kwargs, values)
     return fn(*given, **named)
 
 
 def run_task(task: PyTask) -> Any:
-    """Run a task: a user's function, or a half of an operation, which changes no argument.
+    """Run a task; only users' functions get copies of their arguments, halves do not.
 
     :param task: the task.
     """
@@ -68,7 +68,7 @@ def run_task(task: PyTask) -> Any:
 
 
 def result_of(value: Any) -> Any:
-    """Return a result, as an :class:`~feste.scheduler.growth.Emission` if it holds nodes.
+    """Wrap a result in an :class:`~feste.scheduler.growth.Emission` if it contains nodes.
 
     :param value: what a user's function returned.
     """
@@ -79,7 +79,7 @@ def result_of(value: Any) -> Any:
 
 
 def _from_the_users(error: BaseException) -> TracebackType | None:
-    """The traceback from the first frame on that is not Feste's own; all of it if there is none."""
+    """Return the traceback without Feste's leading frames, or all of it if there are no others."""
     begin = error.__traceback__
     while begin is not None and _is_ours(begin):
         begin = begin.tb_next
@@ -91,7 +91,7 @@ def _is_ours(step: TracebackType) -> bool:
 
 
 def describe(error: BaseException) -> FesteError:
-    """Return what a piece of Python raised, as an error of Feste.
+    """Turn any exception into a Feste error.
 
     :param error: the exception.
     """
@@ -101,7 +101,7 @@ def describe(error: BaseException) -> FesteError:
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
     try:
         said = str(error)
-    except BaseException as broken:  # an exception whose __str__ raises, or wants to end it all
+    except BaseException as broken:  # __str__ itself raised, perhaps even SystemExit
         said = f"<{type(broken).__name__} while printing it>"
     described = NodeError(
         f"{name}: {said}",

@@ -1,4 +1,4 @@
-"""The main program of a worker process: reads work from a socket, answers, until it closes."""
+"""The main program of a worker process: run the work read from a socket until it closes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from feste.scheduler.processes import answer
 
 
 def main(fd: int) -> None:
-    """Serve until the parent closes its end, or dies.
+    """Serve until the parent closes its end or dies.
 
-    :param fd: the descriptor of the socket.
+    :param fd: the file descriptor of the socket.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     blocking.become("worker")
     busy = threading.Event()
     threading.Thread(target=_end_with_parent, args=(fd, busy), daemon=True).start()
@@ -28,12 +28,12 @@ def main(fd: int) -> None:
     while True:
         try:
             data = connection.recv_bytes()
-            if not data:  # the parent's last word
+            if not data:  # an empty message asks the worker to end
                 return
             busy.set()
             told = answer(data)
             for stream in (sys.stdout, sys.stderr):
-                with suppress(Exception):  # a pipe that nobody reads, or no stream at all
+                with suppress(Exception):  # a closed pipe, or no stream at all
                     stream.flush()
             connection.send_bytes(told)
             busy.clear()
@@ -42,9 +42,9 @@ def main(fd: int) -> None:
 
 
 def _end_with_parent(fd: int, busy: threading.Event) -> None:
-    """End this process soon after the other end of the socket is gone, whatever it is at."""
+    """End this process soon after the parent closes its end of the socket, even if it is busy."""
     hung_up = select.poll()
-    hung_up.register(fd, 0)  # only that the other end is closed
+    hung_up.register(fd, 0)  # no flags: wake only on hang-up
     hung_up.poll()
     if not busy.is_set():
         time.sleep(1)

@@ -1,4 +1,4 @@
-"""The test kit: a fake backend, a simulated provider, contracts for plugin authors."""
+"""The test kit: a fake backend, a simulated provider, and contracts for plugin authors."""
 
 from feste.draw import forget as fresh_draws
 from feste.testing.backend_contract import BackendContract

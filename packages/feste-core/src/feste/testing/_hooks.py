@@ -1,4 +1,4 @@
-"""What the test kit offers: the fake backend, so that examples run without a key."""
+"""Register the test kit's fake backend, so that examples run without an API key."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from feste.hookspecs import hookimpl
 
 @hookimpl
 def feste_backends() -> dict[str, str]:
-    """Offer the fake backend."""
+    """Return the fake backend."""
     return {"fake": "feste.testing.fake_backend:FakeBackend"}

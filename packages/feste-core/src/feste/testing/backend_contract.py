@@ -1,4 +1,4 @@
-"""The rules that every backend keeps, as tests that the author of one derives."""
+"""The rules for backends as pytest tests; the author of a backend derives from them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ Made = tuple[Call[Any], Sequence[Any], Request]
 
 
 class BackendContract:
-    """The rules that every backend keeps, as tests for pytest.
+    """The rules that every backend must keep, as tests for pytest.
 
-    Derive a class whose name begins with ``Test`` and say how a client is made and what it can do.
-    The client sends real requests: to a :class:`~feste.testing.SimServer`, not to a provider.
+    Derive a class whose name starts with ``Test``, and define how to make a backend and some calls
+    of it. The backend sends real requests: to a :class:`~feste.testing.SimServer`, not to a
+    provider.
 
     >>> from feste.testing import FakeBackend
     >>> class TestFake(BackendContract):
@@ -40,30 +41,30 @@ class BackendContract:
     """
 
     key_name: str = ""
-    """The environment variable in which the client looks for its key, if it has one."""
+    """The environment variable from which the backend reads its key, if it has one."""
 
     key: str = "canary-key-0123456789"
-    """What stands there during each test, and must show nowhere."""
+    """The value of that variable during each test, which must show nowhere."""
 
     def make(self) -> Backend:
-        """Return a new client, equal to the one before, that knows its key by name."""
+        """Return a new backend, equal to earlier ones, that holds its key by name."""
         raise NotImplementedError(f"{type(self).__name__}.make() must return a client")
 
     def calls(self, llm: Backend) -> Sequence[FesteDelayed[Any]]:
-        """Return a few calls of each operation, of a batched one two that may share a request.
+        """Return a few calls of each operation; for a batched one, two that may share a request.
 
-        :param llm: a client.
+        :param llm: a backend.
         """
         raise NotImplementedError(f"{type(self).__name__}.calls() must return a few calls")
 
     def broken(self) -> Sequence[Backend]:
-        """Return clients whose calls fail: no server, a wrong one, a wrong key. None by default."""
+        """Return backends whose calls fail: no server, a wrong one, a wrong key. Default: none."""
         return ()
 
     # --- the rules --------------------------------------------------------------------------------
 
     def test_a_client_travels_as_configuration(self) -> None:
-        """A pickled client arrives as an equal one, without the key."""
+        """A pickled backend arrives equal, without the key."""
         llm = self.make()
         data = pickle.dumps(llm)
         again = pickle.loads(data)
@@ -76,7 +77,7 @@ class BackendContract:
             assert keys[0] == keys[1], f"{other!r} makes other requests"
 
     def test_the_key_shows_nowhere(self) -> None:
-        """A client may be printed and recorded, its requests too."""
+        """Printing and recording a backend or its requests never shows the key."""
         llm = self.make()
         llm.preflight()
         shown = [repr(llm), json.dumps(dict(llm.config())), llm.identity, llm.account, llm.endpoint]
@@ -95,7 +96,7 @@ class BackendContract:
             assert stored == [one.body, one.client], f"{one} is not plain JSON"
 
     def test_a_shared_request_has_one_outcome_for_each_call(self) -> None:
-        """What is packed is unpacked in the same order; where answers are no draws, it shows."""
+        """Packed calls are unpacked in order; checked where answers are deterministic."""
         llm = self.make()
         batched: dict[str, list[Made]] = {}
         for made in self._made(llm):
@@ -115,7 +116,7 @@ class BackendContract:
                         assert value == self._value(group[i], alone), f"{value} for {group[i][2]}"
 
     def test_parse_is_repeatable(self) -> None:
-        """An answer can be read again, also after it was stored as JSON."""
+        """Parsing a response again, even after storing it as JSON, gives the same value."""
         for made in self._made(self.make()):
             response = self._sent(*made[::2])
             stored = replace(response, payload=json.loads(json.dumps(response.payload)))
@@ -125,7 +126,7 @@ class BackendContract:
             assert first == third, f"stored as JSON, {first} becomes {third}"
 
     def test_send_raises_call_errors_only(self) -> None:
-        """No exception of an SDK gets out: a scheduler knows the errors of calls, which pickle."""
+        """Only errors of calls, which pickle, are raised; never an SDK's own exceptions."""
         late = [(call, replace(r, timeout=1e-6)) for call, _, r in self._made(self.make())]
         wrong = [(call, r) for llm in self.broken() for call, _, r in self._made(llm)]
         for n, (call, request) in enumerate(wrong + late):
@@ -137,23 +138,23 @@ class BackendContract:
                 assert self.key not in told, "an error shows the key"
                 assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
-    # --- how they are tested ----------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------
 
     def setup_method(self) -> None:
-        """Put the key where the client looks for it."""
+        """Set the key's environment variable."""
         self._before = os.environ.get(self.key_name)
         if self.key_name:
             os.environ[self.key_name] = self.key
 
     def teardown_method(self) -> None:
-        """Take it away again."""
+        """Restore the environment variable."""
         if self.key_name:
             os.environ.pop(self.key_name)
             if self._before is not None:
                 os.environ[self.key_name] = self._before
 
     def _made(self, llm: Backend) -> list[Made]:
-        """The calls, their arguments, and their requests, each a draw of its own."""
+        """Return the calls, their arguments and their requests, each with its own draw."""
         with context.set(eager=False):
             nodes = [handle._node for handle in self.calls(llm)]
         made: list[Made] = []
@@ -174,6 +175,6 @@ class BackendContract:
         return asyncio.run(once())
 
     def _value(self, made: Made, outcome: Outcome) -> str:
-        """The value of an outcome as text: arrays have no one answer to ``==``."""
+        """Return the value of an outcome as text, because arrays cannot be compared with ``==``."""
         call, arguments, _ = made
         return repr(outcome if isinstance(outcome, CallError) else call.parse(outcome, arguments))

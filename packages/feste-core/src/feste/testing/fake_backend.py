@@ -1,4 +1,4 @@
-"""A backend without a network: its answers are functions of the request and the draw."""
+"""A backend without a network: its answers are functions of the request and its draw."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["FakeBackend", "FakeParams"]
 
 
 class FakeParams(Params):
-    """Parameters of the fake operations; those of real ones that matter to tests."""
+    """Parameters of the fake operations: those of real ones that tests need."""
 
     temperature: float | None = None
     seed: int | None = None
@@ -44,16 +44,16 @@ class FakeParams(Params):
 
 
 class FakeBackend(Backend):
-    """A backend that answers at once, from the request alone.
+    """A backend that answers at once, without a network.
 
-    A SAMPLE call's answer depends on its request and its ordinal among equal calls; a GREEDY or PURE
-    one's on its request alone. So the same program gives the same answers lazy, eager and
-    distributed, with any optimization, in any order.
+    The answer to a SAMPLE call depends on its request and its ordinal among equal calls; to a
+    GREEDY or PURE call on its request only. So the same program gives the same answers lazy, eager
+    and distributed, with any optimization and in any order.
 
-    :param model: the model's name; it goes into the answers.
-    :param latency: seconds that each request takes.
-    :param fail: answer with this error wherever the prompt, the text or a message holds the key,
-        for example ``{"poison": InvalidRequest("no")}``.
+    :param model: the model's name, which is part of the answers.
+    :param latency: the duration of each request in seconds.
+    :param fail: maps a text to the error to raise if the prompt, text or a message contains it, for
+        example ``{"poison": InvalidRequest("no")}``.
     :param limits: as for any backend.
 
     >>> llm = FakeBackend()
@@ -84,7 +84,7 @@ class FakeBackend(Backend):
         self._lock = threading.Lock()
 
     def config(self) -> Mapping[str, Any]:
-        """Return what makes an equal client."""
+        """Return the configuration of an equal backend."""
         return {"model": self.model, "latency": self.latency}
 
     def _request(self, operation: str, body: dict[str, Any], params: FakeParams) -> Request:
@@ -123,7 +123,7 @@ class FakeBackend(Backend):
             said = "\n".join(_texts(request.body)) if self.fail else ""
             for text, error in self.fail.items():
                 if text in said:
-                    own = type(error)(*error.args)  # each call gets one of its own
+                    own = type(error)(*error.args)  # each call gets its own error object
                     vars(own).update(vars(error))
                     raise own
             return self.answer(request)
@@ -132,7 +132,7 @@ class FakeBackend(Backend):
                 self._in_flight -= 1
 
     def answer(self, request: Request) -> Response:
-        """Return the response to a request; pure.
+        """Return the response to a request. Pure.
 
         :param request: the request, single or packed.
         """
@@ -189,7 +189,7 @@ class FakeBackend(Backend):
 
 
 def _digest(request: Request, n: int) -> str:
-    """The answer's seed: of a sampled call its request and ordinal, else its request alone."""
+    """Return the answer's seed: from request and ordinal for SAMPLE, else from the request only."""
     greedy = request.body.get("temperature") == 0 or request.body.get("seed") is not None
     draw = "" if greedy or request.operation == "embed" else f".{n}"
     return _hash(f"{request.key}{draw}")
@@ -200,7 +200,7 @@ def _hash(text: str) -> str:
 
 
 def _texts(body: Mapping[str, Any]) -> Iterator[str]:
-    """What the user says in a request: its prompts, or the contents of its messages."""
+    """Yield the user's texts in a request: its prompts, or the contents of its messages."""
     stack = [body.get("prompt"), body.get("input")]
     stack += [message.get("content") for message in body.get("messages") or ()]
     while stack:

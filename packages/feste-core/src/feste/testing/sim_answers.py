@@ -1,7 +1,7 @@
-"""What the simulated model answers: the oracle of every test that runs against `SimServer`.
+"""The answers of the simulated model, which tests against `SimServer` use as their oracle.
 
-Each function depends on its arguments alone, so a test computes the expected text, JSON or vector
-with the same call that the server makes. The wires re-export what their provider can answer.
+Each function depends on its arguments only, so a test computes the expected text, JSON or vector
+with the same call as the server. Wires re-export the functions that fit their provider.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _CALL = re.compile(r"^CALL: ?(\S+) *(.*)$", re.MULTILINE)
 
 
 def answer(prompt: Prompt, sample_index: int = 0, *, seed: int | None = None) -> str:
-    """Give the text that the simulated model answers.
+    """Return the text that the simulated model answers.
 
-    It is ``echo:`` with sixteen hexadecimal digits and seven more words, all taken from a hash of
-    the arguments; or, if the last user message has a line ``REPLY: text``, exactly that text. A
-    single user message of plain text counts as that text.
+    It is ``echo:`` with sixteen hexadecimal digits and seven more words, all from a hash of the
+    arguments; or, if the last user message has a line ``REPLY: text``, exactly that text. A single
+    user message of plain text is equivalent to that text.
 
     :param prompt: the prompt or the list of messages, as sent.
-    :param sample_index: which answer: 0, 1, ... among the ``n`` of a GREEDY request, or counted
-        over all equal prompts of a path for SAMPLE ones.
+    :param sample_index: the number of the answer: 0, 1, ... among the ``n`` of a GREEDY request, or
+        counted over all equal prompts of a path for SAMPLE ones.
     :param seed: the seed of the request, if it has one.
     :returns: the answer before ``max_tokens`` cuts it.
 
@@ -63,14 +63,14 @@ def answer(prompt: Prompt, sample_index: int = 0, *, seed: int | None = None) ->
 def json_answer(
     prompt: Prompt, schema: object, sample_index: int = 0, *, seed: int | None = None
 ) -> str:
-    """Give the answer to a request for JSON of a schema.
+    """Return the answer to a request for JSON that fits a schema.
 
     :param prompt: the prompt or the list of messages, as sent.
     :param schema: the JSON schema.
     :param sample_index: as for `answer`.
     :param seed: as for `answer`.
-    :returns: the text of ``REPLY:``, or the JSON of `minimal`, whose free strings hold the first
-        word of the plain answer.
+    :returns: the text of ``REPLY:``, or the JSON of `minimal`, with the first word of the plain
+        answer in its free strings.
     """
     text = answer(prompt, sample_index, seed=seed)
     if _REPLY.search(last_user_text(prompt)):
@@ -81,16 +81,16 @@ def json_answer(
 def tool_answer(
     messages: Prompt, tools: Sequence[Mapping[str, Any]], *, forced: bool, name: str | None = None
 ) -> tuple[str, str] | None:
-    """Give the tool call that the simulated model makes, if any.
+    """Return the tool call that the simulated model makes, or None.
 
-    A line ``CALL: name {"json": "arguments"}`` in the last user message asks for a call, unless
-    the last message is a tool's result. Without it a call is made only if one is forced.
+    A line ``CALL: name {"json": "arguments"}`` in the last user message asks for a call, unless the
+    last message is a tool's result. Otherwise a call is made only if one is forced.
 
     :param messages: the list of messages.
     :param tools: the tools of the request, each with a ``function``.
     :param forced: whether the request demands a call.
-    :param name: the tool that the request demands; the first one if None.
-    :returns: name and JSON arguments, or None for a text answer.
+    :param name: the tool that the request demands; None takes the first one.
+    :returns: the name and the JSON arguments, or None for a text answer.
     """
     functions = [tool.get("function", {}) for tool in tools]
     if not functions:
@@ -107,10 +107,10 @@ def tool_answer(
 
 
 def digest(prompt: Prompt, *parts: object) -> str:
-    """Hash a prompt or a list of messages, with anything else that matters.
+    """Return a hash of a prompt or a list of messages, and of further values.
 
     :param prompt: the prompt or the list of messages.
-    :param parts: further values; None is left out.
+    :param parts: further values; None is skipped.
     :returns: sixteen hexadecimal digits.
     """
     if not isinstance(prompt, str):
@@ -125,10 +125,10 @@ def digest(prompt: Prompt, *parts: object) -> str:
 
 
 def embedding(text: str, dimensions: int = 16) -> list[float]:
-    """Give the vector of a text: of length 1, from a hash, exact in 32-bit floats.
+    """Return the vector of a text: of length 1, made from a hash, exact in 32-bit floats.
 
     :param text: the text.
-    :param dimensions: how many numbers.
+    :param dimensions: the number of dimensions.
     :returns: the vector.
     """
     data = text.encode("utf-8", "surrogatepass")
@@ -138,10 +138,10 @@ def embedding(text: str, dimensions: int = 16) -> list[float]:
 
 
 def last_user_text(prompt: Prompt) -> str:
-    """Give the text of the last user message; a prompt is its own.
+    """Return the text of the last user message, or the prompt itself.
 
     :param prompt: the prompt or the list of messages.
-    :returns: the text, the parts of a message joined by line ends.
+    :returns: the text; the parts of a message are joined by line ends.
     """
     if isinstance(prompt, str):
         return prompt
@@ -152,10 +152,10 @@ def last_user_text(prompt: Prompt) -> str:
 
 
 def words(prompt: Prompt) -> int:
-    """Count the tokens of a text or of messages: one a whitespace-separated word.
+    """Count the tokens of a text or of messages: one per whitespace-separated word.
 
     :param prompt: the text or the list of messages.
-    :returns: how many.
+    :returns: the number of tokens.
     """
     if isinstance(prompt, str):
         return len(prompt.split())
@@ -171,21 +171,21 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def cut(text: str, limit: int | None) -> tuple[str, bool]:
-    """Cut a text after so many words.
+    """Cut a text after a number of words.
 
     :param text: the text.
-    :param limit: the greatest number of words; None for all.
-    :returns: the text and whether anything was cut off.
+    :param limit: the maximum number of words; None for all.
+    :returns: the text, and whether anything was cut off.
     """
     ends = [match.end() for match in re.finditer(r"\S+", text)] if limit is not None else []
     return (text[: ends[limit - 1]], True) if limit and len(ends) > limit else (text, False)
 
 
 def pieces(text: str) -> list[str]:
-    """Split a text into what a stream sends: words with the space after them.
+    """Split a text into the pieces of a stream: words, each with the space after it.
 
     :param text: the text.
-    :returns: pieces that give the text when joined.
+    :returns: the pieces, which joined give the text.
     """
     return re.findall(r"\S+\s*|^\s+", text)
 
@@ -203,11 +203,11 @@ _FORMATS = {
 def minimal(schema: object, text: str = "") -> object:
     """Make a small instance of a JSON schema.
 
-    Objects get their required properties only, arrays their ``minItems``, a choice its null or
-    else its first option. ``pattern`` is not obeyed.
+    Objects get only their required properties, arrays ``minItems`` items, a choice null if allowed
+    or its first option. ``pattern`` is ignored.
 
     :param schema: the schema.
-    :param text: what to put into strings that may hold it.
+    :param text: the content of strings, where it is allowed.
     :returns: the instance.
 
     >>> minimal({"type": "object", "properties": {"n": {"minimum": 3, "type": "integer"}},

@@ -1,7 +1,7 @@
 """HTTP/1.1 for the process behind `SimServer`, on a plain `asyncio.Protocol`.
 
-Faults need the bare connection (a reset, half a body), and the server of a benchmark should cost
-little: both are why no web framework is used.
+No web framework is used, because faults need the bare connection (a reset, half a body) and the
+server of a benchmark must cost little.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SECRETS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-
 
 @dataclass(slots=True)
 class Request:
-    """One request: what arrived, and what the log keeps of it."""
+    """One request, with the facts that the log shows."""
 
     method: str
     path: str
@@ -40,7 +40,7 @@ class Request:
     finished: float | None = None
 
     def logged(self) -> dict[str, Any]:
-        """Give what the log shows: everything, without secrets."""
+        """Return the log entry: everything, without secrets."""
         headers = dict(self.headers)
         for name in _SECRETS & headers.keys():
             headers[name] = "Bearer ***" if headers[name].startswith("Bearer ") else "***"
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(slots=True)
 class Reply:
-    """One reply: pieces, a pause before each, and the length that is announced (None: chunks)."""
+    """One reply: pieces, a pause in seconds before each, and the announced size (None: chunked)."""
 
     status: int
     pieces: Sequence[bytes]
@@ -61,11 +61,11 @@ class Reply:
 
     @classmethod
     def whole(cls, status: int, body: bytes, headers: dict[str, str] | None = None) -> Reply:
-        """Make a reply of one piece."""
+        """Make a reply of a single piece."""
         return cls(status, [body], headers or {}, size=len(body))
 
     def head(self) -> bytes:
-        """Encode status line and headers."""
+        """Encode the status line and the headers."""
         headers = {"content-type": "application/json"}
         headers |= {name.lower(): value for name, value in self.headers.items()}
         if self.size is None:
@@ -81,28 +81,28 @@ class Reply:
         return piece if self.size is not None else b"%x\r\n%b\r\n" % (len(piece), piece)
 
     def tail(self) -> bytes:
-        """Encode what ends the body."""
+        """Encode the end of the body."""
         return b"0\r\n\r\n" if self.size is None and not self.cut else b""
 
 
 class Handler(Protocol):
-    """What a `Connection` asks of the server."""
+    """The interface of the server behind a `Connection`."""
 
     def control(self, request: Request) -> Reply:
-        """Answer a request to ``/_sim/``."""
+        """Answer a control request, below ``/_sim/``."""
 
     def arrive(self, request: Request) -> None:
-        """Note that a request is there."""
+        """Record the arrival of a request."""
 
     async def answer(self, request: Request) -> Reply | None:
-        """Answer a request; None if its fault leaves it without a reply."""
+        """Answer a request; return None if its fault leaves it without a reply."""
 
     def leave(self, request: Request) -> None:
-        """Note that a request is over, or its client gone; called twice at times."""
+        """Record that a request ended or its client left; may be called twice."""
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: requests are read and answered one after the other."""
+    """One client's connection: requests are read and answered one at a time."""
 
     def __init__(self, handler: Handler, connections: set[Connection]) -> None:
         self.handler, self.connections = handler, connections
@@ -111,13 +111,13 @@ class Connection(asyncio.Protocol):
         self.task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember the transport."""
+        """Store the transport."""
         self.transport = cast("asyncio.Transport", transport)
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note that the client is gone; what it asked for is generated all the same."""
+        """Record that the client left; its request is generated all the same."""
         self.connections.discard(self)
         if self.request is not None:
             self.handler.leave(self.request)
@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol):
             self.advance()
 
     def advance(self, done: asyncio.Task[None] | None = None) -> None:
-        """Serve the next request, if it is here already."""
+        """Serve the next request, if it has arrived already."""
         self.task = None
         error = done.exception() if done and not done.cancelled() else None
         if error is not None:
@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     async def send(self, request: Request, reply: Reply) -> None:
-        """Send a reply at once, or in pieces if it has a pause."""
+        """Send a reply: at once, or in pieces if it has a pause."""
         if self.transport.is_closing():
             return
         request.status = reply.status
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
         self.transport.write(reply.head() + body + reply.tail())
 
     def reset(self) -> None:
-        """End the connection so that the client sees a reset, not an orderly end."""
+        """Close the connection so that the client sees a reset."""
         raw = self.transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -202,11 +202,11 @@ class Connection(asyncio.Protocol):
 
 
 def take_request(data: bytearray) -> Request | None:
-    """Take one request off the bytes that arrived.
+    """Remove one request from the received bytes and return it.
 
     :param data: the bytes; those of the request are removed.
-    :returns: the request, or None as long as it is incomplete.
-    :raises ValueError: if this is no HTTP/1.1.
+    :returns: the request, or None while it is incomplete.
+    :raises ValueError: if the bytes are not HTTP/1.1.
     """
     end = data.find(b"\r\n\r\n")
     if end < 0:

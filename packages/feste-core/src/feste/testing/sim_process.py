@@ -1,7 +1,7 @@
 """The process behind `SimServer`: ``python -m feste.testing.sim_process``.
 
 It reads one JSON line of configuration from stdin, listens on a loopback port, prints one JSON line
-``{"port": ...}`` and serves until stdin gives another byte or closes, or its parent is gone.
+``{"port": ...}``, and serves until stdin gets another byte or closes, or its parent ends.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Simulator:
-    """Everything but the connections: latency, faults, log, ledger.
+    """The server without its connections: latency, faults, log, ledger.
 
-    :param config: what `SimServer` sends.
+    :param config: the configuration that `SimServer` sends.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Simulator:
         self.forget()
 
     def forget(self) -> None:
-        """Start anew: log, faults, peak and the counters; the ledger is another's business."""
+        """Clear the log, faults, peak and counters; the ledger is cleared separately."""
         self.log: list[Request] = []
         self.faults: list[list[Any]] = []
         self.draws: Counter[tuple[str, str]] = Counter()
@@ -58,7 +58,7 @@ class Simulator:
         self.peak = self.in_flight
 
     def control(self, request: Request) -> Reply:
-        """Answer a request of the handle."""
+        """Answer a control request of `SimServer`."""
         answer: object = {}
         match request.path.removeprefix("/_sim/"):
             case "state":
@@ -76,7 +76,7 @@ class Simulator:
         return Reply.whole(200, json.dumps(answer).encode())
 
     def arrive(self, request: Request) -> None:
-        """Note that a request is there."""
+        """Record the arrival of a request."""
         self.arrived += 1
         request.id = f"req_{self.arrived:08d}"
         request.started = time.monotonic()
@@ -85,13 +85,13 @@ class Simulator:
         self.peak = max(self.peak, self.in_flight)
 
     def leave(self, request: Request) -> None:
-        """Note that a request is over, or its client gone; only the first time counts."""
+        """Record that a request ended or its client left; only the first call counts."""
         if request.finished is None:
             request.finished = time.monotonic()
             self.in_flight -= 1
 
     async def answer(self, request: Request) -> Reply | None:
-        """Answer one request; None if its fault leaves it without a reply."""
+        """Answer one request; return None if its fault leaves it without a reply."""
         fault = self._strike(request)
         wire = self._wire_of(request.path)
         body, request.body = request.body, request.body if self.log_bodies else b""
@@ -200,7 +200,7 @@ def _holds(body: bytes, text: str) -> bool:
 
 
 def _hit(reply: Reply, fault: Fault) -> Reply | None:
-    """Do to a reply what its fault says."""
+    """Apply a fault to a reply; return None if nothing is to be sent."""
     headers = {**reply.headers, **fault.headers}
     match fault.kind:
         case "reset_after":
@@ -245,7 +245,7 @@ async def _serve(config: Mapping[str, Any]) -> None:
     stop = asyncio.Event()
 
     def watch() -> None:
-        os.read(0, 1)  # not through sys.stdin: its lock would be held at the exit
+        os.read(0, 1)  # not sys.stdin, whose lock would still be held at exit
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(stop.set)
 
@@ -253,7 +253,7 @@ async def _serve(config: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps({"port": server.sockets[0].getsockname()[1]}) + "\n")
     sys.stdout.flush()
     parent = os.getppid()
-    while not stop.is_set() and os.getppid() == parent:  # a fork may hold stdin open: look at both
+    while not stop.is_set() and os.getppid() == parent:  # a fork may hold stdin open, so check both
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 1)
     server.close()
@@ -263,7 +263,7 @@ async def _serve(config: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Read the configuration from stdin and serve."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes stdin
     asyncio.run(_serve(json.loads(sys.stdin.buffer.readline())))
 
 

@@ -1,8 +1,8 @@
-"""A simulated provider in its own process: the handle that tests and benchmarks hold.
+"""A simulated provider in its own process: the handle that tests and benchmarks use.
 
-`SimServer` starts ``python -m feste.testing.sim_process`` on a free loopback port, talks to it over
-that port's ``/_sim/`` paths, and ends it. Nothing here needs an event loop, so every method can be
-called from a running one too (it blocks for the time of one small local request).
+`SimServer` starts ``python -m feste.testing.sim_process`` on a free loopback port, controls it over
+the ``/_sim/`` paths of that port, and ends it. No method needs an event loop, so all may be called
+from a running one too; each blocks for one small local request.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ class SimServer:
     """A simulated provider in its own process.
 
     A request for k answers takes ``base + slope * k`` seconds. Use it as a context manager, or call
-    `start` and `close`. The process also ends when its parent does, however that ends.
+    `start` and `close`. The process also ends if its parent ends in any way.
 
-    A client that goes away does not stop the generation: it is billed, as at most providers.
+    If a client leaves, the generation continues and is billed, as at most providers.
 
     :param wire: the wire format, as ``"module:Class"``, or several of them for one port.
-    :param base: seconds that a request takes, whatever it asks for.
-    :param slope: seconds that each answer adds.
+    :param base: the fixed duration of a request in seconds.
+    :param slope: the additional seconds for each answer.
     :param wire_options: keyword arguments of the wire; for several wires, a list of them.
     :param headers: headers of every reply, for example rate limits.
-    :param max_concurrency: answer 429 to requests beyond so many at once.
-    :param seed: the seed of the faults' chances.
+    :param max_concurrency: above this number of concurrent requests, answer 429.
+    :param seed: the seed for the probabilities of faults.
     :param port: the port; 0 takes a free one.
-    :param ledger_path: where to keep the ledger; it is appended to and stays after `close`.
-        Without it the ledger is a temporary file that `close` deletes.
+    :param ledger_path: the file of the ledger; it is appended to and remains after `close`. By
+        default the ledger is a temporary file that `close` deletes.
     :param log_bodies: keep the bodies of requests; False saves memory in long benchmarks.
-    :param start_timeout: how many seconds the process may take to start.
-    :raises ValueError: if the arguments do not fit together.
+    :param start_timeout: the seconds that the process may take to start.
+    :raises ValueError: if the arguments are inconsistent.
 
     Example::
 
@@ -114,10 +114,10 @@ class SimServer:
         self.close()
 
     def start(self) -> SimServer:
-        """Start the process and wait until it listens; nothing happens if it runs already.
+        """Start the process and wait until it listens; do nothing if it runs already.
 
         :returns: the server itself.
-        :raises RuntimeError: if it does not start; the message holds what it wrote.
+        :raises RuntimeError: if it does not start; the message contains its output.
         """
         if self._process is not None:
             return self
@@ -149,31 +149,31 @@ class SimServer:
         return self
 
     def close(self) -> None:
-        """End the process and wait for it; a second call does nothing."""
+        """End the process and wait for it; do nothing if that was done before."""
         self._process = None
         if self._stop is not None:
             self._stop()
 
     @property
     def url(self) -> str:
-        """The address, ``http://127.0.0.1:port``, without a path."""
+        """The address ``http://127.0.0.1:port``, without a path."""
         self._running()
         return f"http://127.0.0.1:{self._port}"
 
     @property
     def pid(self) -> int:
-        """The id of the process."""
+        """The process ID."""
         return self._running().pid
 
     @property
     def ledger_path(self) -> Path:
-        """The file of the ledger: one JSON object a line, written before the answer is sent."""
+        """The file of the ledger: one JSON object per line, written before the answer is sent."""
         if self._ledger is None:
             raise RuntimeError("SimServer has no ledger before it was started")
         return self._ledger
 
     def requests(self) -> list[LoggedRequest]:
-        """Give the log: all requests in order of arrival, those in flight too.
+        """Return the log: all requests in order of arrival, including those in flight.
 
         :returns: the requests since the start or the last reset.
         """
@@ -183,9 +183,9 @@ class SimServer:
         ]
 
     def ledger(self) -> list[LedgerEntry]:
-        """Give the ledger: one entry for each answer that was generated.
+        """Return the ledger: one entry for each generated answer.
 
-        :returns: the entries, read from `ledger_path`; a line that a crash cut is left out.
+        :returns: the entries, read from `ledger_path`; a line that a crash cut off is skipped.
         """
         if self._given_path is None:
             self._running()
@@ -193,30 +193,30 @@ class SimServer:
         return [json.loads(line) for line in lines]
 
     def peak(self) -> int:
-        """Give the greatest number of requests that were in flight at once.
+        """Return the maximum number of requests that were in flight at once.
 
-        A server without latency answers a request as soon as it has read it: its peak is 1.
+        A server without latency answers a request as soon as it has read it, so its peak is 1.
 
-        :returns: the number; it counts refused requests too.
+        :returns: the number; it includes refused requests.
         """
         return int(self._control("GET", "state")["peak"])
 
     def in_flight(self) -> int:
-        """Give the number of requests that are in flight now.
+        """Return the number of requests in flight now.
 
-        :returns: the number; a request whose client went away is not in flight.
+        :returns: the number; a request whose client left is not in flight.
         """
         return int(self._control("GET", "state")["in_flight"])
 
     def add(self, *faults: Fault) -> None:
-        """Script faults; each request takes the first one that fits.
+        """Add faults; each request gets the first one that fits.
 
-        :param faults: the faults, behind those that are there already.
+        :param faults: the faults; they are appended to the existing ones.
         """
         self._control("POST", "faults", [asdict(fault) for fault in faults])
 
     def reset(self) -> None:
-        """Forget log, ledger, peak, faults and the counters of sampled answers."""
+        """Clear the log, ledger, peak, faults and the counters of sampled answers."""
         self._control("POST", "reset", {})
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -275,7 +275,7 @@ def _stop(
         return
     assert process.stdin is not None and process.stdout is not None
     with contextlib.suppress(OSError):
-        process.stdin.write(b"\n")  # a fork may hold the pipe open: closing it could say nothing
+        process.stdin.write(b"\n")  # if a fork holds the pipe open, closing it would not be seen
     with contextlib.suppress(OSError):
         process.stdin.close()
     try:

@@ -1,4 +1,4 @@
-"""What passes between `SimServer` and its process: faults one way, log and ledger the other."""
+"""The data between `SimServer` and its process: faults one way, log and ledger the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FaultKind = Literal["status", "reset_before", "reset_after", "garbage", "truncat
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault that `SimServer.add` scripts: which requests it hits, and what happens to them.
+    """A fault for `SimServer.add`: which requests it hits, and what happens to them.
 
     ========================  ==========================================================  =========
     kind                      what the client sees                                        generated
@@ -28,17 +28,17 @@ class Fault:
                               `pause` seconds before each
     ========================  ==========================================================  =========
 
-    What was generated is in the ledger: a provider would bill it.
+    Generated answers are in the ledger, because a provider would bill them.
 
     :param status: the status of kind ``status``.
-    :param headers: headers of the reply, over the server's own.
-    :param times: how many requests it hits; None for no end.
+    :param headers: headers of the reply; they override the server's own.
+    :param times: how many requests it hits; None for all.
     :param path: hit only this path.
     :param kind: see the table.
-    :param body: JSON, or a string that is sent as it is.
-    :param match: hit only requests whose body holds this text (JSON escapes undone or not).
-    :param probability: hit a matching request with this chance, drawn from the server's seed.
-    :param pause: seconds before each piece of kind ``drip``.
+    :param body: JSON, or a string that is sent unchanged.
+    :param match: hit only requests whose body contains this text, with or without JSON escapes.
+    :param probability: the probability to hit a matching request, drawn from the server's seed.
+    :param pause: the seconds before each piece of kind ``drip``.
 
     >>> Fault(status=429, headers={"retry-after": "1"}, times=3).kind
     'status'
@@ -66,10 +66,10 @@ class Fault:
 class LoggedRequest:
     """One request as the server saw it.
 
-    `headers` have lower-case names and no secrets, `body` is decoded JSON (or the text, if it is no
-    JSON), `items` counts the answers generated, `status` is None while or if no status was sent,
-    `fault` is the kind of the fault that hit it. `started` and `finished` are readings of the
-    machine's monotonic clock; `finished` is when the reply was written or the client went away.
+    `headers` have lower-case names and no secrets. `body` is decoded JSON, or text if it is not
+    JSON. `items` counts the generated answers. `status` is None until a status is sent. `fault` is
+    the kind of the fault that hit the request. `started` and `finished` are times of the machine's
+    monotonic clock; `finished` is when the reply was written or the client left.
     """
 
     id: str
@@ -85,7 +85,7 @@ class LoggedRequest:
 
 
 class LedgerEntry(TypedDict):
-    """One generated answer: what a provider would bill, whether or not anyone received it.
+    """One generated answer, which a provider would bill even if nobody received it.
 
     `request` is the `id` of the `LoggedRequest`, `prompt` the prompt, embedded text or last user
     message, `key` the digest of the whole prompt, `sample` the ``sample_index`` of the answer.

@@ -1,8 +1,8 @@
-"""The brain on a virtual clock: thousands of runs a minute, and the same ones every time.
+"""Run the brain on a virtual clock: thousands of runs a minute, all reproducible.
 
-:class:`VirtualClock` drives a :class:`~feste.scheduler.brain.Brain` with hands that take no time but
-say they did. Functions are really called and requests really answered (by the backend's own
-``answer``), only waiting is pretended, so a test can ask what a policy does in an hour of rate limits.
+:class:`VirtualClock` drives a :class:`~feste.scheduler.brain.Brain` with an executor that really
+calls functions and answers requests (with the backend's own ``answer``), but only simulates their
+duration. So a test can check what a policy does in an hour of rate limits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Seconds = Callable[[Any], float]
 
 
 class VirtualHands(Executor):
-    """Hands that work at once and report later, on the clock's time.
+    """An executor that works at once and reports later, in virtual time.
 
     :param clock: the clock.
     :param places: how many chunks may run at once.
@@ -45,7 +45,7 @@ class VirtualHands(Executor):
         self._begun: dict[int, list[PyTask]] = {}
 
     def start(self, report: Reporter) -> None:
-        """Nothing to do: reports go through the clock.
+        """Do nothing: reports go through the clock.
 
         :param report: unused.
         """
@@ -53,14 +53,14 @@ class VirtualHands(Executor):
     def capacity(self, where: str) -> int:
         """Return how many chunks may run at once.
 
-        :param where: unused; all places are alike here.
+        :param where: unused; all places are alike.
         """
         return self.places
 
     def call(self, where: str, chunk: list[PyTask]) -> None:
-        """Run a chunk; its tasks end one after the other.
+        """Run a chunk; its tasks end one after the other in virtual time.
 
-        :param where: where it would run.
+        :param where: the place it would run in.
         :param chunk: the tasks.
         """
         self._begun[id(chunk)] = list(chunk)
@@ -91,7 +91,7 @@ class VirtualHands(Executor):
         self.clock.tell(seconds, done, then=lambda: self._next(where, chunk))
 
     def reclaim(self, chunk: list[PyTask]) -> None:
-        """Give back what is not begun.
+        """Return the unstarted tasks of a chunk.
 
         :param chunk: the chunk.
         """
@@ -103,9 +103,9 @@ class VirtualHands(Executor):
     def send(
         self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
     ) -> None:
-        """Answer a request later.
+        """Answer a request at a later virtual time.
 
-        :param handle: the brain's number.
+        :param handle: the brain's number for the request.
         :param call: unused.
         :param request: the request.
         :param on_chunk: unused.
@@ -127,31 +127,31 @@ class VirtualHands(Executor):
         self.clock.tell(seconds, ("sent", self, handle, ok, value, seconds), before=landed)
 
     def cancel(self, handle: int) -> None:
-        """Let it land; the run has gone on without it.
+        """Do nothing: the request still ends, and the run ignores it.
 
-        :param handle: the brain's number.
+        :param handle: the brain's number for the request.
         """
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
-        """Results are values here.
+        """Report the references themselves, which are values here.
 
-        :param handle: the brain's number.
+        :param handle: the brain's number for the fetch.
         :param refs: the values.
         """
         self.clock.tell(0.0, ("fetched", self, handle, list(refs)))
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class VirtualClock:
     """Drives a brain through virtual time.
 
-    :param answer: answers a request or raises a :class:`~feste.errors.CallError`.
-    :param request_seconds: how long a request takes.
-    :param task_seconds: how long a piece of Python takes.
-    :param places: how many chunks of Python run at once.
-    :param seed: of the brain's jitter.
+    :param answer: answers a request, or raises a :class:`~feste.errors.CallError`.
+    :param request_seconds: returns the seconds that a request takes.
+    :param task_seconds: returns the seconds that a piece of Python takes.
+    :param places: how many chunks of Python may run at once.
+    :param seed: the seed of the brain's jitter.
     :param brain: the brain; None makes one.
 
     >>> from feste.testing import FakeBackend
@@ -193,18 +193,18 @@ class VirtualClock:
         before: Callable[[], None] | None = None,
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Let the brain hear of something later.
+        """Schedule an event for the brain.
 
-        :param seconds: how much later.
+        :param seconds: the delay in virtual seconds.
         :param event: the event.
-        :param before: called just before.
-        :param then: called just after it was put to the brain.
+        :param before: called just before the event.
+        :param then: called just after the event.
         """
         entry = (self.now + seconds, next(self._count), event, before, then)
         heapq.heappush(self._coming, entry)
 
     def run(self, *args: Any, **settings: Any) -> Run:
-        """Return the run of some arguments, made but not begun.
+        """Make the run of some arguments without starting it.
 
         :param args: as for :func:`feste.compute`.
         :param settings: as for :func:`feste.compute`.
@@ -215,7 +215,7 @@ class VirtualClock:
         return Run(Program(plan.graph, plan.before.nodes), chosen, self.hands)
 
     def compute(self, *args: Any, **settings: Any) -> list[Any]:
-        """Run some arguments to their end; return a value or an error for each node in them.
+        """Run some arguments to the end; return a value or an error for each node in them.
 
         :param args: as for :func:`feste.compute`.
         :param settings: as for :func:`feste.compute`.
@@ -226,9 +226,9 @@ class VirtualClock:
         return run.results()
 
     def drive(self) -> None:
-        """Let time pass until nothing more can happen.
+        """Advance the time until nothing more can happen.
 
-        :raises FesteError: if a run has not ended by then: the brain forgot something.
+        :raises FesteError: if a run has still not ended, so the brain has forgotten something.
         """
         while self._coming or self.brain.wake_at is not None:
             wake = self.brain.wake_at

@@ -1,9 +1,9 @@
-"""What a backend brings so that `SimServer` can answer in its provider's format.
+"""The interface through which a backend teaches `SimServer` its provider's format.
 
-A *wire* is one class. `SimServer` does everything that has nothing to do with a provider: sockets,
+A *wire* is one class. `SimServer` does everything that is common to all providers: sockets,
 latency, faults, the log and the ledger. The wire turns a request's JSON into a `Plan` (how many
 answers, and a function that makes them) and an error into the provider's JSON. The answers come
-from `answer`, `embedding` and their like, which tests import too: they are the oracle.
+from `answer`, `embedding` and similar functions, which tests import too, as their oracle.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ __all__ = [
 
 
 class Refusal(Exception):
-    """An answer that is an error: the wire raises it, the server sends it.
+    """An answer that is an error: raised by the wire, sent by the server.
 
     :param status: the HTTP status.
-    :param message: what is wrong, for the client.
-    :param param: the name of the parameter that is wrong.
-    :param code: the provider's code of this error.
+    :param message: the message for the client.
+    :param param: the name of the wrong parameter.
+    :param code: the provider's code for this error.
     :param headers: headers of the reply.
     """
 
@@ -78,7 +78,7 @@ class Call:
     """One request as a wire sees it.
 
     `headers` have lower-case names, `body` is the decoded JSON object (empty for GET), and `draw`
-    counts: it gives 0, 1, 2, ... for one prompt on one path, and starts anew after a reset.
+    is a counter: it returns 0, 1, 2, ... for each prompt and path, and restarts after a reset.
     """
 
     id: str
@@ -91,8 +91,8 @@ class Call:
     def require_key(self, key: str | None) -> None:
         """Refuse the request unless it carries this key.
 
-        :param key: the bearer token to ask for; None lets everyone in.
-        :raises Refusal: with status 401, if the token is missing or another one.
+        :param key: the required bearer token; None accepts any request.
+        :raises Refusal: with status 401, if the token is missing or different.
         """
         if key is not None and self.headers.get("authorization") != f"Bearer {key}":
             raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
@@ -101,11 +101,11 @@ class Call:
         """Read an integer parameter.
 
         :param name: the name of the parameter.
-        :param default: what an absent (or null) parameter means.
-        :param low: the smallest value allowed.
-        :param high: the greatest value allowed.
+        :param default: the value if the parameter is absent or null.
+        :param low: the smallest allowed value.
+        :param high: the largest allowed value.
         :returns: the value.
-        :raises Refusal: with status 400, if it is no integer or out of range.
+        :raises Refusal: with status 400, if it is not an integer or out of range.
         """
         value = self.body.get(name)
         if value is None:
@@ -119,11 +119,12 @@ class Call:
         """Number the answers to one prompt.
 
         A GREEDY request (temperature explicitly 0, or a seed) numbers its own answers from 0, so
-        that they depend on the request alone. Any other takes numbers that no equal prompt took.
+        that they depend on the request only. Any other request gets numbers not yet used for that
+        prompt.
 
         :param prompt: the prompt or the messages.
-        :param count: how many answers are asked for.
-        :returns: one `sample_index` an answer.
+        :param count: the number of answers asked for.
+        :returns: a `sample_index` for each answer.
         """
         temperature = self.body.get("temperature")
         if self.seed is not None or (temperature is not None and temperature == 0):
@@ -139,7 +140,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One generated answer, as it goes into the ledger (`key` is the prompt's digest)."""
+    """One generated answer, as recorded in the ledger (`key` is the prompt's digest)."""
 
     prompt: str
     answer: str
@@ -149,7 +150,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole reply: a JSON body or, for a stream, its events, and the items it holds."""
+    """A whole reply: a JSON body or, for a stream, its events; and the items it contains."""
 
     body: object = None
     items: Sequence[Item] = ()
@@ -159,7 +160,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a request asks for: `items` answers (the k of T(k)), made by `generate` afterwards."""
+    """A request's number of answers (the k of T(k)), and `generate`, which makes them later."""
 
     items: int
     generate: Callable[[], Answer]
@@ -186,10 +187,10 @@ class Wire(Protocol):
 
     @property
     def paths(self) -> Sequence[str]:
-        """The paths that belong to this wire, each with everything below it."""
+        """The paths of this wire, each including all paths below it."""
 
     def plan(self, call: Call) -> Plan:
-        """Check a request and say what it asks for.
+        """Check a request and plan its answers.
 
         :param call: the request; its path is one of `paths` or below one.
         :returns: the plan; its `generate` runs once, after the latency has passed.
@@ -197,7 +198,7 @@ class Wire(Protocol):
         """
 
     def error(self, refusal: Refusal) -> object:
-        """Give the JSON body of an error.
+        """Return the JSON body of an error.
 
         :param refusal: the error.
         :returns: the body in the provider's format.
@@ -207,9 +208,9 @@ class Wire(Protocol):
 def sse(data: object, event: str | None = None) -> bytes:
     """Encode one server-sent event.
 
-    :param data: what to send: a string as it is, anything else as JSON.
+    :param data: the data: a string is sent unchanged, anything else as JSON.
     :param event: the event's name.
-    :returns: the bytes, with the empty line that ends an event.
+    :returns: the bytes, including the empty line that ends an event.
     """
     text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"))
     return (f"event: {event}\n" if event else "").encode() + f"data: {text}\n\n".encode()

@@ -1,12 +1,12 @@
-"""Cohere as a backend of Feste.
+"""The Cohere backend of Feste.
 
 >>> llm = Cohere(model="command-a-03-2025")
 >>> llm
 Cohere(model='command-a-03-2025', base_url='https://api.cohere.com', timeout=300.0)
 >>> haiku = llm.chat("A haiku about rain.", ChatParams(max_tokens=64))
 
-Nothing was sent: ``haiku.compute()`` sends it, with the key in the environment variable
-``CO_API_KEY``. The SDK is imported then, not before.
+Nothing has been sent: ``haiku.compute()`` sends it, with the key from the environment variable
+``CO_API_KEY``, and imports the SDK first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What this distribution offers to Feste; so light that looking for plugins costs nothing."""
+"""Register the backend. This is imported whenever plugins are listed, so it must be light."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from feste import hookimpl
 
 @hookimpl
 def feste_backends() -> dict[str, str]:
-    """Offer the backend; its module is imported when it is first asked for."""
+    """Return the Cohere backend; its module is imported on first use."""
     return {"cohere": "feste.backend.cohere:Cohere"}

@@ -1,4 +1,4 @@
-"""Where the API is: a URL that is safe to send a key to."""
+"""Check and normalize the URL of the API, so that it is safe to send a key there."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["is_local", "normal"]
 
 
 def normal(url: str) -> str:
-    """Return a base URL in its one form: no slash at the end, names in lower case.
+    """Check a base URL and normalize it: lower-case names, no trailing slash.
 
-    No error shows the URL: what is wrong with it may be the password or the key inside.
+    Errors do not show the URL, since it may contain a password or a key.
 
     :param url: the URL.
-    :raises ConfigError: if it is none, holds a password, or would send the key in the clear.
+    :raises ConfigError: if it is not a URL, contains a password, or would expose the key.
 
     >>> normal("https://API.cohere.com/v1/"), normal("http://localhost:8000/cohere/")
     ('https://api.cohere.com', 'http://localhost:8000/cohere')
@@ -39,12 +39,12 @@ def normal(url: str) -> str:
         )
     path = parts.path.rstrip("/")
     if parts.hostname.endswith((".cohere.com", ".cohere.ai")) and path in ("/v1", "/v2"):
-        path = ""  # older versions of the SDK wanted it there
+        path = ""  # older versions of the SDK required the version here
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
 def is_local(url: str) -> bool:
-    """Return whether a URL is on this machine, as its text says.
+    """Return whether a URL names this machine, judged by its text.
 
     :param url: the URL.
 

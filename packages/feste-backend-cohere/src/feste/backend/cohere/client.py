@@ -1,4 +1,4 @@
-"""The Cohere client: its configuration, its operations, and their requests as data."""
+"""The Cohere backend: its configuration, its operations, and their requests."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _MAX_TEXTS = 96
 
 
 class Cohere(Backend):
-    """Cohere, or a server that speaks its API.
+    """Cohere, or a server with the same API.
 
-    Texts to embed share requests, up to 96 in each; chats take one conversation a request.
+    Texts to embed share requests, up to 96 in each; a chat request holds one conversation.
 
-    :param model: the model, unless the parameters of a call name another.
+    :param model: the model of calls whose parameters do not name one.
     :param api_key: a :class:`~feste.backend.Secret`, or the key itself, which is then held in
         memory only; None reads ``CO_API_KEY`` when a call is made. A server on this machine needs
         none.
-    :param base_url: where the API is; None takes ``CO_API_URL``, else ``https://api.cohere.com``.
-        It must be https, but for a server on this machine.
-    :param timeout: seconds that one attempt may take.
-    :param limits: what the account or server can take.
+    :param base_url: the URL of the API; None uses ``CO_API_URL``, or ``https://api.cohere.com``. It
+        must be https, except for a server on this machine.
+    :param timeout: the time limit of one attempt in seconds.
+    :param limits: the limits of the account or the server.
     :raises ConfigError: if an argument is wrong.
 
     >>> Cohere(base_url="http://api.example.com")
@@ -77,28 +77,28 @@ class Cohere(Backend):
         self.timeout = timeout
         self.limits = limits or Limits()
         self._secret = Secret.of(api_key, "CO_API_KEY")
-        # another process may have another CO_API_URL: what is pickled is the effective one
+        # pickle the effective URL, because another process may have another CO_API_URL
         named = {"model": model, "api_key": api_key or None, "base_url": self.base_url}
         self._given = ((), {**named, "timeout": timeout, "limits": limits})
 
     @property
     def endpoint(self) -> str:
-        """The URL below which all calls go."""
+        """The base URL of all calls."""
         return self.base_url
 
     @property
     def account(self) -> str:
-        """Who pays: the name under which the key is known."""
+        """The account that limits apply to: the name of the key."""
         return "" if self._secret.is_literal else self._secret.name
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """The API key; none for a server on this machine, unless there is one."""
+        """The API key; none for a server on this machine without a key."""
         return () if self._local and not self._secret.is_set else (self._secret,)
 
     def _token(self) -> str:
         if not self.secrets:
-            return "none"  # the SDK wants one; nobody reads it
+            return "none"  # the SDK requires a token; the server ignores it
         return self._secret.reveal()
 
     # --- prepare --------------------------------------------------------------------------------
@@ -135,10 +135,10 @@ class Cohere(Backend):
     ) -> Request:
         """Answer a conversation.
 
-        :param prompt: what the user says, or all messages.
+        :param prompt: the user's message, or all messages.
         :param params: parameters of the API.
-        :param output: a pydantic model; the answer is then an instance of it. Ask for JSON in the
-            prompt too, as Cohere advises.
+        :param output: a pydantic model; the answer is then an instance of it. Cohere advises to ask
+            for JSON in the prompt too.
         :returns: a :class:`~feste.backend.Reply`, or an instance of ``output``.
         """
         own: dict[str, Any] = {"messages": as_messages(prompt), "stream": False}
@@ -158,7 +158,7 @@ class Cohere(Backend):
 
         :param text: the text.
         :param params: parameters of the API.
-        :returns: an ``array.array`` of 32-bit floats, or what ``embedding_types`` says.
+        :returns: an ``array.array`` of 32-bit floats, or as set by ``embedding_types``.
         """
         own = {"texts": [as_text(text, "embed", "text")]}
         request = self._request("/v2/embed", params, EmbedParams, own, "vector")
@@ -168,12 +168,11 @@ class Cohere(Backend):
         return request
 
     def _prepare_generate(self, prompt: str, params: GenerateParams = GenerateParams()) -> Request:
-        """Continue a text; Cohere keeps this endpoint for old programs only, so prefer ``chat``.
+        """Continue a text. Cohere keeps this endpoint for old programs only; prefer ``chat``.
 
         :param prompt: the text.
         :param params: parameters of the API.
-        :returns: a :class:`~feste.backend.Reply`; a list of them if ``num_generations`` is more
-            than 1.
+        :returns: a :class:`~feste.backend.Reply`; a list of them if ``num_generations`` is above 1.
         """
         own = {"prompt": as_text(prompt, "generate", "prompt"), "stream": False}
         request = self._request("/v1/generate", params, GenerateParams, own, "generations")
@@ -185,7 +184,7 @@ class Cohere(Backend):
     async def _send(
         self, request: Request, on_chunk: Callable[[str], None] | None = None
     ) -> Response:
-        self._token()  # a missing key is told as such
+        self._token()  # so that a missing key raises its own error
         return await transport.send(
             request, token=self._token, secret=self._secret, local=self._local, on_chunk=on_chunk
         )

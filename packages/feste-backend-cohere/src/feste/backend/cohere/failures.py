@@ -1,4 +1,4 @@
-"""From what a failed request left behind to Feste's errors; no key gets into one."""
+"""Convert failed requests into Feste's errors, which never contain the key."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["failure", "refusal", "short"]
 
 
 def refusal(status: int, content: bytes, headers: Mapping[str, str], secret: Secret) -> CallError:
-    """Return the error that an HTTP reply is.
+    """Return the error for an HTTP reply that is not an answer.
 
-    :param status: its status.
-    :param content: its body.
-    :param headers: its headers, names in lower case.
-    :param secret: the key that was used.
+    :param status: the HTTP status.
+    :param content: the body.
+    :param headers: the headers, names in lower case.
+    :param secret: the key to redact.
     """
     try:
         said = json.loads(content)
@@ -42,18 +42,18 @@ def refusal(status: int, content: bytes, headers: Mapping[str, str], secret: Sec
         request_id=short(name, secret),
         secret=secret,
     )
-    if status == 499:  # "request cancelled", on Cohere's side: it asks to try again
+    if status == 499:  # "request cancelled" by Cohere, which asks to retry
         return _as(ServerError, error)
-    if status == 429 and "/ month" in str(error):  # a trial key has used up its month
+    if status == 429 and "/ month" in str(error):  # a trial key has used up its monthly quota
         return _as(QuotaExhausted, error)
     return error
 
 
 def short(name: object, secret: Secret) -> str | None:
-    """Return the name of a request, cut and without the key; None for what is no text.
+    """Shorten the ID of a request and redact the key in it; None if it is not text.
 
-    :param name: what the server gave.
-    :param secret: the key that was used.
+    :param name: the value from the server.
+    :param secret: the key to redact.
     """
     return redact(name, secret, limit=100) if isinstance(name, str) else None
 
@@ -65,10 +65,10 @@ def _as(kind: type[CallError], error: CallError) -> CallError:
 
 
 def failure(error: Exception, secret: Secret) -> CallError:
-    """Return Feste's error for one that the SDK or httpx raised instead of a reply.
+    """Return Feste's error for an exception of the SDK or httpx.
 
-    :param error: the exception; only its class and its text, without the key, are kept.
-    :param secret: the key that was used.
+    :param error: the exception; only its class and its redacted text are kept.
+    :param secret: the key to redact.
     """
     import httpx
 

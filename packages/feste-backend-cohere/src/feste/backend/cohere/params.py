@@ -1,4 +1,4 @@
-"""Parameters of the operations: every one that the endpoint takes, by its own name."""
+"""The parameters of the operations, all of them under the names that the endpoints use."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Objects = Sequence[Mapping[str, Any]]
 
 
 class ChatParams(Params):
-    """Parameters of a chat; what is None is not sent, so Cohere's default holds.
+    """Parameters of a chat; None is not sent, so Cohere's default applies.
 
-    :param model: another model than the client's.
-    :param max_tokens: tokens to generate, at most.
-    :param temperature: how random the answer is; 0 asks for the same answer each time.
+    :param model: overrides the backend's model.
+    :param max_tokens: the maximum number of tokens to generate.
+    :param temperature: the randomness of the answer; 0 asks for the same answer each time.
     :param seed: asks for the same answer to the same request.
-    :param k: choose among so many most likely tokens only.
-    :param p: choose among the most likely tokens with this total probability only.
-    :param frequency_penalty: how much to avoid tokens the more often they came.
-    :param presence_penalty: how much to avoid tokens that came at all.
+    :param k: sample from this number of most likely tokens only.
+    :param p: sample from the most likely tokens with this total probability only.
+    :param frequency_penalty: the penalty for tokens in proportion to their earlier occurrences.
+    :param presence_penalty: the penalty for tokens that have occurred at all.
     :param stop_sequences: texts that end the answer, up to five.
-    :param logprobs: give the log-probabilities of the tokens.
-    :param response_format: the form of the answer, as the API takes it; ``output=`` of the call
-        does it for pydantic models.
+    :param logprobs: return the log-probabilities of the tokens.
+    :param response_format: the format of the answer, as in the API; for pydantic models use
+        ``output=`` of the call.
     :param tools: functions that the model may call.
     :param tool_choice: ``"REQUIRED"`` or ``"NONE"``.
-    :param strict_tools: keep calls of tools strictly to their definitions.
+    :param strict_tools: make tool calls follow their definitions strictly.
     :param documents: texts or documents that the answer may cite.
-    :param citation_options: how to cite.
-    :param safety_mode: which safety instruction goes into the prompt.
+    :param citation_options: options of citations.
+    :param safety_mode: the safety instruction in the prompt.
     :param thinking: whether and how long the model reasons first.
     :param priority: smaller numbers are served first when Cohere is busy.
     :param extra: further fields of the body.
@@ -63,15 +63,15 @@ class ChatParams(Params):
 class EmbedParams(Params):
     """Parameters of an embedding.
 
-    :param model: another model than the client's.
-    :param input_type: what the vector is for: ``"search_document"``, ``"search_query"``,
+    :param model: overrides the backend's model.
+    :param input_type: the purpose of the vector: ``"search_document"``, ``"search_query"``,
         ``"classification"`` or ``"clustering"``.
-    :param embedding_types: the forms of the vector: ``"float"``, ``"int8"``, ``"uint8"``,
-        ``"binary"``, ``"ubinary"``, ``"base64"``. With one, the value is an array of it; with
+    :param embedding_types: the formats of the vector: ``"float"``, ``"int8"``, ``"uint8"``,
+        ``"binary"``, ``"ubinary"``, ``"base64"``. With one format, the value is an array; with
         several, a dict of arrays.
     :param output_dimension: the length of the vector.
-    :param max_tokens: tokens of the text to embed, at most.
-    :param truncate: which end of a text that is too long to drop: ``"START"``, ``"END"``, or
+    :param max_tokens: the maximum number of tokens of the text to embed.
+    :param truncate: the end to cut from a text that is too long: ``"START"``, ``"END"``, or
         ``"NONE"`` to refuse it.
     :param priority: smaller numbers are served first when Cohere is busy.
     :param extra: further fields of the body.
@@ -94,26 +94,26 @@ class EmbedParams(Params):
 class GenerateParams(Params):
     """Parameters of the legacy generation.
 
-    :param model: another model than the client's; the endpoint has a default of its own.
-    :param num_generations: answers to give, from 1 to 5; with more than one the value is a list.
-    :param max_tokens: tokens to generate, at most.
-    :param temperature: how random the answer is; 0 asks for the same answer each time.
+    :param model: overrides the backend's model; the endpoint has a default of its own.
+    :param num_generations: the number of answers, from 1 to 5; above 1 the value is a list.
+    :param max_tokens: the maximum number of tokens to generate.
+    :param temperature: the randomness of the answer; 0 asks for the same answer each time.
     :param seed: asks for the same answer to the same request.
-    :param k: choose among so many most likely tokens only.
-    :param p: choose among the most likely tokens with this total probability only.
-    :param frequency_penalty: how much to avoid tokens the more often they came.
-    :param presence_penalty: how much to avoid tokens that came at all.
+    :param k: sample from this number of most likely tokens only.
+    :param p: sample from the most likely tokens with this total probability only.
+    :param frequency_penalty: the penalty for tokens in proportion to their earlier occurrences.
+    :param presence_penalty: the penalty for tokens that have occurred at all.
     :param end_sequences: texts before which the answer is cut.
     :param stop_sequences: texts after which the answer is cut.
-    :param truncate: which end of a prompt that is too long to drop, or ``"NONE"``.
-    :param preset: the id of parameters kept at Cohere.
-    :param return_likelihoods: ``"GENERATION"`` gives the likelihoods of the tokens.
-    :param raw_prompting: hand the prompt to the model as it is.
+    :param truncate: the end to cut from a prompt that is too long, or ``"NONE"``.
+    :param preset: the ID of parameters stored at Cohere.
+    :param return_likelihoods: ``"GENERATION"`` returns the likelihoods of the tokens.
+    :param raw_prompting: pass the prompt to the model unchanged.
     :param extra: further fields of the body.
     """
 
     def max_output(self) -> int | None:
-        """Return how many tokens one call may generate at most; None if nothing bounds them."""
+        """Return the maximum number of tokens one call may generate; None if there is no bound."""
         return None if self.max_tokens is None else self.max_tokens * (self.num_generations or 1)
 
     model: str | None = None

@@ -1,4 +1,4 @@
-"""From Cohere's JSON to values, with the count and shape of every reply checked."""
+"""Parse Cohere's JSON into values, checking the count and shape of every reply."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TYPECODES = {"float": "f", "int8": "b", "uint8": "B", "binary": "b", "ubinary":
 
 
 def usage(payload: Mapping[str, Any]) -> Usage | None:
-    """Return the tokens that a reply says are billed, or None if it does not say.
+    """Return the billed tokens of a reply, or None if it does not report them.
 
     :param payload: the reply.
 
@@ -45,9 +45,9 @@ def chat_reply(payload: Any, model: str) -> Reply:
     """Return the answer of ``/v2/chat``.
 
     :param payload: the reply.
-    :param model: the model that was asked.
-    :raises MalformedResponse: if it is not what the endpoint promises, or broke off before there
-        was any answer; what came before an ``ERROR`` or ``TIMEOUT`` is ``truncated``.
+    :param model: the requested model.
+    :raises MalformedResponse: if the reply does not have the form the endpoint promises, or stopped
+        before any answer. A partial answer before an ``ERROR`` or ``TIMEOUT`` is ``truncated``.
     """
     payload = _checked(payload, dict, "the reply")
     message = _checked(payload.get("message"), dict, "message")
@@ -76,7 +76,7 @@ def _text(content: Any) -> str:
 
 
 def instance(reply: Reply, model: Any) -> Any:
-    """Return an answer in JSON as an instance of a pydantic model.
+    """Parse a JSON answer into an instance of a pydantic model.
 
     :param reply: the answer.
     :param model: the model.
@@ -89,7 +89,7 @@ def instance(reply: Reply, model: Any) -> Any:
         )
     try:
         return model.model_validate_json(str(reply))
-    except ValueError as error:  # pydantic's, which holds the whole answer
+    except ValueError as error:  # from pydantic; it holds the whole answer
         details: list[Any] = getattr(error, "errors", list)()
     wrong = [f"{'.'.join(map(str, d['loc'])) or 'all'}: {d['msg']}" for d in details[:3]]
     raise MalformedResponse(f"the answer is no {model.__name__}: {'; '.join(wrong)}")
@@ -99,10 +99,10 @@ def generations(payload: Any, count: int, model: str) -> list[Reply]:
     """Return the answers of ``/v1/generate``.
 
     :param payload: the reply.
-    :param count: how many were asked for.
-    :param model: the model that was asked.
+    :param count: the number of answers asked for.
+    :param model: the requested model.
     :raises CountMismatch: if there are more or fewer.
-    :raises MalformedResponse: if it is not what the endpoint promises.
+    :raises MalformedResponse: if the reply does not have the form the endpoint promises.
     """
     payload = _checked(payload, dict, "the reply")
     made = [
@@ -129,13 +129,13 @@ def _generation(one: Mapping[str, Any], whole: Usage | None, model: str) -> Repl
 
 
 def split(payload: Any, kinds: Sequence[str], count: int) -> list[Response]:
-    """Return the reply of ``/v2/embed`` for many texts as one reply for each.
+    """Split a reply of ``/v2/embed`` for many texts into one reply for each.
 
     :param payload: the reply.
-    :param kinds: the forms of vectors that were asked for.
-    :param count: how many texts.
+    :param kinds: the requested formats of vectors.
+    :param count: the number of texts.
     :raises CountMismatch: if there are more or fewer vectors.
-    :raises MalformedResponse: if it is not what the endpoint promises.
+    :raises MalformedResponse: if the reply does not have the form the endpoint promises.
     """
     columns = {kind: _column(payload, kind, count) for kind in kinds}
     return [
@@ -145,12 +145,12 @@ def split(payload: Any, kinds: Sequence[str], count: int) -> list[Response]:
 
 
 def vectors(payload: Any, kinds: Sequence[str]) -> dict[str, array.array[Any]]:
-    """Return the vectors of one text by their form.
+    """Return the vectors of one text by format.
 
     :param payload: the reply for this text.
-    :param kinds: the forms that were asked for.
-    :raises CountMismatch: if there are vectors of more texts, or of none.
-    :raises MalformedResponse: if it is not what the endpoint promises.
+    :param kinds: the requested formats.
+    :raises CountMismatch: if the number of texts in the reply is not 1.
+    :raises MalformedResponse: if the reply does not have the form the endpoint promises.
     """
     return {kind: _vector(_column(payload, kind, 1)[0], kind) for kind in kinds}
 

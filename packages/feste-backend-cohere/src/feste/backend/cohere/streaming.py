@@ -1,4 +1,4 @@
-"""Puts the events of a streamed chat together to the reply that would have come at once."""
+"""Assemble the events of a streamed chat into the reply of an unstreamed one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Assembly"]
 
 
 class Assembly:
-    """The reply of a stream, as far as it has come.
+    """The reply of a stream, assembled event by event.
 
     >>> reply = Assembly()
     >>> for text in ("Hel", "lo"):
@@ -30,7 +30,7 @@ class Assembly:
         self.complete = False
 
     def take(self, event: Mapping[str, Any]) -> str:
-        """Take the next event and return its piece of text, mostly empty; unknown ones are passed over.
+        """Add the next event and return its piece of text, often empty; unknown ones are ignored.
 
         :param event: the event's data.
         """
@@ -74,7 +74,7 @@ class Assembly:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """The reply."""
+        """The reply assembled so far."""
         message = dict(self._message)
         if self._parts:
             message["content"] = list(self._parts.values())

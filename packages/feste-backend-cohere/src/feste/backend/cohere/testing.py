@@ -1,8 +1,8 @@
-"""Cohere's wire format for `feste.testing.SimServer`, and the answers that it gives.
+"""Cohere's wire format for `feste.testing.SimServer`.
 
-It serves ``/v2/chat`` (streams included), ``/v2/embed`` and the legacy ``/v1/generate``. Its
-answers follow the rules of `answer`: a line ``REPLY: text`` in the last user message is answered
-with that text, a line ``CALL: name {json}`` with a call of that tool.
+It serves ``/v2/chat`` (including streams), ``/v2/embed`` and the legacy ``/v1/generate``. The
+answers follow `answer`: a line ``REPLY: text`` in the last user message is answered with that text,
+a line ``CALL: name {json}`` with a call of that tool.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _OBJECT = {"properties": {"echo": {"type": "string"}}, "required": ["echo"]}
 class CohereWire:
     """The wire format of Cohere.
 
-    :param max_texts: status 400 for more texts in one request for embeddings.
-    :param dimensions: the length of a vector, if the request does not say.
-    :param require_key: status 401 for any other key.
+    :param max_texts: send status 400 for more texts in one embedding request.
+    :param dimensions: the length of a vector, if the request does not set it.
+    :param require_key: send status 401 for any other key.
     """
 
     paths = ("/v2/chat", "/v2/embed", "/v1/generate")
@@ -52,7 +52,7 @@ class CohereWire:
         self.max_texts, self.dimensions, self.require_key = max_texts, dimensions, require_key
 
     def plan(self, call: Call) -> Plan:
-        """Check a request and say what it asks for (see `feste.testing.wire.Wire`).
+        """Check a request and plan its answers (see `feste.testing.wire.Wire`).
 
         :param call: the request.
         :returns: the plan.
@@ -67,7 +67,7 @@ class CohereWire:
         return routes[call.path](call)
 
     def error(self, refusal: Refusal) -> object:
-        """Give the JSON body of an error.
+        """Return the JSON body of an error.
 
         :param refusal: the error.
         :returns: ``{"message": ...}``.
@@ -158,7 +158,7 @@ class CohereWire:
 
 
 def _texts(body: Mapping[str, Any]) -> list[str]:
-    """Read what is to be embedded: `texts`, or `inputs` of text parts."""
+    """Return the texts to embed: `texts`, or `inputs` made of text parts."""
     texts = body.get("texts")
     inputs = body.get("inputs")
     if texts is None and isinstance(inputs, list):
@@ -174,7 +174,7 @@ def _texts(body: Mapping[str, Any]) -> list[str]:
 def _message(
     call: Call, messages: list[dict[str, Any]], sample: int, limit: int | None
 ) -> tuple[dict[str, Any], str, str]:
-    """Make the assistant's message; give it with its text and its finish_reason."""
+    """Return the assistant's message, its text and its finish_reason."""
     choice = call.body.get("tool_choice")
     tools = [] if choice == "NONE" else call.body.get("tools") or []
     asked = tool_answer(messages, tools, forced=choice == "REQUIRED")
@@ -203,7 +203,7 @@ def _logprobs(text: str) -> list[dict[str, object]]:
 
 
 def _events(call: Call, message: Mapping[str, Any], finish: str, usage: object) -> list[bytes]:
-    """Encode a stream of a message: its start, its text or tool calls, its end."""
+    """Encode the stream of a message: its start, its text or tool calls, its end."""
 
     def event(kind: str, **fields: object) -> bytes:
         return sse({"type": kind, **fields}, kind)

@@ -1,9 +1,9 @@
-"""Sends requests through the official SDK, and makes Feste's errors of what goes wrong.
+"""Send requests through the official SDK, and convert failures into Feste's errors.
 
-The door is ``cohere.core.AsyncClientWrapper``, the exported class that every client of the SDK is
-built on: it adds the SDK's headers and the key to a body and gives the HTTP response as it came.
-The methods of ``AsyncClientV2``, those of ``with_raw_response`` too, build a pydantic model of every
-reply on the event loop: half a second for 96 vectors. They also take twice as long to import.
+This uses ``cohere.core.AsyncClientWrapper``, the exported base of all the SDK's clients, which adds
+the SDK's headers and the key and returns the raw HTTP response. The methods of ``AsyncClientV2``,
+even with ``with_raw_response``, build a pydantic model of every reply on the event loop (half a
+second for 96 vectors) and take twice as long to import.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["send"]
 
-#: Seconds to make a connection. Nothing has been sent by then, so it is always safe to try again.
+#: Seconds to make a connection. Nothing has been sent by then, so retrying is always safe.
 _CONNECT = 15.0
 
 _lock = threading.Lock()
@@ -42,7 +42,7 @@ _tls: ssl.SSLContext | None = None
 
 
 def _load() -> None:
-    """Import the SDK and make the process's one TLS context; both take long."""
+    """Import the SDK and make the TLS context of the process; both are slow."""
     global _tls
     with _lock:
         if _tls is None:
@@ -55,7 +55,7 @@ def _load() -> None:
 def _opened(*, proxies: bool) -> httpx.AsyncClient:
     import httpx
 
-    # connections are shared by accounts: no cookie of one may go with a request of another
+    # accounts share connections, so no account's cookie may be sent with another's request
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
     return httpx.AsyncClient(
         verify=_tls or True,
@@ -67,7 +67,7 @@ def _opened(*, proxies: bool) -> httpx.AsyncClient:
     )
 
 
-#: Connections, shared by all clients on a loop: to this machine never through a proxy.
+#: Connections by "is local", shared by all backends on a loop; local ones never use a proxy.
 _POOLS: dict[bool, PerLoop[httpx.AsyncClient]] = {
     True: PerLoop(lambda: _opened(proxies=False), lambda pool: pool.aclose()),
     False: PerLoop(lambda: _opened(proxies=True), lambda pool: pool.aclose()),
@@ -84,17 +84,17 @@ async def send(
 ) -> Response:
     """Send a request once.
 
-    :param request: the request; its endpoint is the whole URL.
-    :param token: gives the key.
-    :param secret: the key's name, to blank it in texts of others.
+    :param request: the request; its endpoint is the full URL.
+    :param token: returns the key.
+    :param secret: the key to redact in texts from outside.
     :param local: whether the server is on this machine.
-    :param on_chunk: gets pieces of a chat's text as they come.
-    :returns: the answer.
+    :param on_chunk: receives pieces of a chat's text as they arrive.
+    :returns: the response.
     :raises CallError: if it failed.
     """
     if _tls is None:
         await asyncio.to_thread(_load)
-    # raised outside of any `except`: an SDK's exception holds the request, and so the key
+    # raised outside of any `except`, because the SDK's exception holds the request and the key
     outcome = await _attempt(request, _door(request, token, local), secret, on_chunk)
     if isinstance(outcome, CallError):
         raise outcome
@@ -122,7 +122,7 @@ async def _attempt(
     stream = on_chunk is not None and "messages" in request.body
     body = {**request.body, "stream": True} if stream else request.body
     try:
-        # in ASCII: a text may hold half of a character, which would spoil all that share a request
+        # in ASCII, because a lone surrogate in one text would spoil the whole shared request
         text = json.dumps(body, allow_nan=False, separators=(",", ":"))
         sent: dict[str, Any] = {
             "method": "POST",
@@ -171,7 +171,7 @@ async def _streamed(
 def _answer(
     status: int, content: bytes, headers: Mapping[str, str], secret: Secret
 ) -> Response | CallError:
-    """Make of an HTTP reply what it means."""
+    """Convert an HTTP reply into a response or an error."""
     if not 200 <= status < 300:
         return refusal(status, content, headers, secret)
     try:

@@ -1,10 +1,10 @@
-"""OpenAI, and every server that speaks its protocol (vLLM, llama.cpp, Ollama) by ``base_url``.
+"""OpenAI, and with ``base_url`` all servers with its protocol (vLLM, llama.cpp, Ollama).
 
 >>> from feste.backend.openai import ChatParams, OpenAI
 >>> llm = OpenAI(model="gpt-5-mini")
 >>> haiku = llm.chat("A haiku about rain.", ChatParams(max_completion_tokens=64))  # nothing is sent
 
-Importing it does not import the SDK: that happens when the first request is sent.
+Importing this does not import the SDK; sending the first request does.
 """
 
 from feste.backend import Reply

@@ -1,4 +1,4 @@
-"""What this plugin offers. It is read at every discovery, so it imports nothing heavy."""
+"""Register the backend. This is imported whenever plugins are listed, so it must be light."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from feste.hookspecs import hookimpl
 
 @hookimpl
 def feste_backends() -> dict[str, str]:
-    """Offer the OpenAI backend."""
+    """Return the OpenAI backend."""
     return {"openai": "feste.backend.openai:OpenAI"}

@@ -1,4 +1,4 @@
-"""The URL of a server: checked, and in one form for all ways to write it."""
+"""Check and normalize the URL of a server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def normal_url(url: str) -> str:
-    """Return a base URL in its one form: lower-case host, no default port, no last slash.
+    """Check a base URL and normalize it: lower-case host, no default port, no trailing slash.
 
-    Plain ``http`` is for this machine only: anywhere else it would show the key and the prompts to
-    the network. No error shows the URL, since what is wrong with it may be the password inside.
+    Plain ``http`` is allowed for this machine only, because it exposes key and prompts to the
+    network. Errors do not show the URL, since it may contain a password.
 
     :param url: the base URL.
-    :raises ConfigError: if it is none, or not a safe one.
+    :raises ConfigError: if it is not a URL, or not a safe one.
 
     >>> normal_url("HTTPS://API.OpenAI.com:443/v1/")
     'https://api.openai.com/v1'

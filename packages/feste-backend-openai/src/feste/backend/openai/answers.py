@@ -1,6 +1,6 @@
-"""From a provider's JSON to what a call returns: pure, so it is free to repeat.
+"""Parse a provider's JSON into the values of calls; pure, so it is free to repeat.
 
-Servers are many and their answers are not validated by the SDK, so every shape is checked here.
+The SDK does not validate answers and there are many servers, so every shape is checked here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["chat_value", "complete_value", "unpack_choices", "unpack_vectors", "
 
 
 def chat_value(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> Any:
-    """Return what a call of ``chat`` returns: a Reply or an instance, of several choices a list.
+    """Return the value of a ``chat`` call: a Reply or an instance; for several choices a list.
 
-    :param llm: the client.
-    :param response: the answer.
+    :param llm: the backend.
+    :param response: the response.
     :param arguments: the call's arguments, by name.
-    :raises MalformedResponse: if the answer is not what the endpoint promises.
+    :raises MalformedResponse: if the response does not have the form the endpoint promises.
     """
     wanted = arguments["params"].n or 1
     replies = [_chat_reply(llm, c, response, wanted) for c in _choices(llm, response, wanted)]
@@ -36,12 +36,12 @@ def chat_value(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) ->
 
 
 def complete_value(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> Any:
-    """Return what a call of ``complete`` returns: a Reply, or of several choices a list.
+    """Return the value of a ``complete`` call: a Reply; for several choices a list.
 
-    :param llm: the client.
-    :param response: the answer.
+    :param llm: the backend.
+    :param response: the response.
     :param arguments: the call's arguments, by name.
-    :raises MalformedResponse: if the answer is not what the endpoint promises.
+    :raises MalformedResponse: if the response does not have the form the endpoint promises.
     """
     wanted = arguments["params"].n or 1
     replies = []
@@ -54,12 +54,12 @@ def complete_value(llm: OpenAI, response: Response, arguments: Mapping[str, Any]
 
 
 def vector(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> array.array[float]:
-    """Return what a call of ``embed`` returns: the vector as 32-bit floats.
+    """Return the value of an ``embed`` call: the vector as 32-bit floats.
 
-    :param llm: the client.
-    :param response: the answer.
+    :param llm: the backend.
+    :param response: the response.
     :param arguments: the call's arguments, by name.
-    :raises MalformedResponse: if the answer is not what the endpoint promises.
+    :raises MalformedResponse: if the response does not have the form the endpoint promises.
     """
     items = _list(response.payload, "data")
     if len(items) != 1:
@@ -69,9 +69,9 @@ def vector(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> arr
     try:
         if isinstance(raw, str):
             made.frombytes(base64.b64decode(raw, validate=True))
-            if sys.byteorder == "big":  # the wire has the lowest byte first
+            if sys.byteorder == "big":  # the data is little-endian
                 made.byteswap()
-        else:  # a server that knows no base64
+        else:  # from a server without base64
             made.extend(raw)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise _malformed(llm, "a vector that is neither base64 nor numbers", items[0]) from None
@@ -80,20 +80,20 @@ def vector(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> arr
     return made
 
 
-# --- one answer for many calls --------------------------------------------------------------------
+# --- unpacking: one response for many calls -------------------------------------------------------
 
 
 def unpack_choices(llm: Any, request: Request, response: Response) -> list[Response]:
-    """Return each prompt's own choices of a packed completion.
+    """Return the choices of each prompt in a packed completion.
 
-    Choices are told apart by their index, prompt after prompt: ``index = i * n + j``. There must be
-    every one of them exactly once, or no answer is handed out at all: a server that drops or
-    renumbers some would give answers to the wrong prompts.
+    Choices are matched by index, prompt after prompt: ``index = i * n + j``. Each index must occur
+    exactly once, otherwise no answer is used: a server that drops or renumbers choices would give
+    answers to the wrong prompts.
 
-    :param llm: the client.
+    :param llm: the backend.
     :param request: the packed request.
-    :param response: its response; what it used is known for all prompts together only.
-    :raises CountMismatch: for anything but the full set.
+    :param response: its response; its usage covers all prompts together.
+    :raises CountMismatch: if the set of indexes is not complete.
     """
     n = request.body.get("n") or 1
     prompts = len(request.body["prompt"])
@@ -109,19 +109,19 @@ def unpack_choices(llm: Any, request: Request, response: Response) -> list[Respo
 
 
 def unpack_vectors(llm: Any, request: Request, response: Response) -> list[Response]:
-    """Return each text's own vector of a packed request, told apart by index.
+    """Return the vector of each text in a packed request, matched by index.
 
-    :param llm: the client.
+    :param llm: the backend.
     :param request: the packed request.
     :param response: its response.
-    :raises CountMismatch: if not every index is there exactly once.
+    :raises CountMismatch: if not every index occurs exactly once.
     """
     items = _by_index(response.payload, "data", len(request.body["input"]))
     return [Response({"data": [item]}, request_id=response.request_id) for item in items]
 
 
 def _by_index(payload: Any, field: str, count: int) -> list[Any]:
-    """All items in the order of their indexes, or none at all."""
+    """Return the items in the order of their indexes; raise unless the set is complete."""
     items = _list(payload, field)
     found = {i["index"]: i for i in items if isinstance(i.get("index"), int)}
     if len(items) != count or found.keys() != set(range(count)):
@@ -132,13 +132,13 @@ def _by_index(payload: Any, field: str, count: int) -> list[Any]:
     return [found[i] for i in range(count)]
 
 
-# --- the parts of an answer -----------------------------------------------------------------------
+# --- parts of a response --------------------------------------------------------------------------
 
 
 def usage_of(payload: Any) -> Usage | None:
-    """Return what a provider counted, or None where it does not say.
+    """Return the tokens that a provider counted, or None if it does not report them.
 
-    :param payload: the body of an answer.
+    :param payload: the body of the response.
 
     >>> usage_of({"usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 8}}})
     Usage(input=9, output=0, cached=8)
@@ -159,14 +159,14 @@ def _count(value: Any) -> int:
 
 
 def _list(payload: Any, field: str) -> list[dict[str, Any]]:
-    """The dicts of a list in an answer; anything else counts as not being there."""
+    """Return the dicts in a list of a response; everything else is ignored."""
     items = payload.get(field) if isinstance(payload, dict) else None
     return [i for i in items if isinstance(i, dict)] if isinstance(items, list) else []
 
 
 def _choices(llm: OpenAI, response: Response, wanted: int) -> Sequence[dict[str, Any]]:
     choices = _list(response.payload, "choices")
-    if wanted == 1 == len(choices):  # some servers number a single choice oddly, or not at all
+    if wanted == 1 == len(choices):  # some servers give a single choice a wrong index, or none
         return choices
     try:
         return _by_index(response.payload, "choices", wanted)
@@ -183,7 +183,7 @@ def _chat_reply(llm: OpenAI, choice: dict[str, Any], response: Response, wanted:
     text, calls = message.get("content"), message.get("tool_calls")
     if not isinstance(text, (str, type(None))) or not isinstance(calls, (list, type(None))):
         raise _malformed(llm, "a message that is not text", message)
-    # ready to be sent back: an endpoint refuses some of the empty fields that it sends itself
+    # keep it ready to be sent back: endpoints refuse some of the empty fields that they send
     kept = {k: v for k, v in message.items() if k == "content" or v not in (None, [])}
     kept.setdefault("role", "assistant")
     return _reply(text or "", kept, choice, response, wanted)
@@ -201,7 +201,7 @@ def _reply(
         text,
         message=message,
         finish_reason=finish if isinstance(finish, str) else None,
-        usage=response.usage if wanted == 1 else None,  # counted once, for all choices together
+        usage=response.usage if wanted == 1 else None,  # it covers all choices together
         logprobs=choice.get("logprobs"),
         model=model if isinstance(model, str) else "",
     )
@@ -222,7 +222,7 @@ def _instance(llm: OpenAI, reply: Reply, model: Any) -> Any:
         )
     try:
         return model.model_validate_json(str(reply))
-    except ValueError as error:  # pydantic's ValidationError is one
+    except ValueError as error:  # includes pydantic's ValidationError
         first = str(error).split("\n")[1:3]
         why = f"the answer is no {model.__name__} ({': '.join(line.strip() for line in first)})"
         fix = "the server may ignore JSON schemas, or the validators ask for more than they say"

@@ -1,4 +1,4 @@
-"""The client: plain configuration, and the operations as their halves."""
+"""The OpenAI backend: its configuration and its operations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _KEY = "OPENAI_API_KEY"
 
 
 def _operation(**halves: Any) -> Callable[[F], F]:
-    """Make a method the face of an operation: its signature, for users and type checkers."""
+    """Make a method an operation with its own signature, for users and type checkers."""
 
     def make(method: F) -> F:
         return cast(F, Operation(signature=method, send=_send, **halves))
@@ -54,7 +54,7 @@ def _operation(**halves: Any) -> Callable[[F], F]:
 
 
 async def _send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -> Response:
-    """Send a request; the SDK is imported for the first one, aside, so that the loop goes on."""
+    """Send a request; the first one imports the SDK in a thread, so the loop keeps running."""
     sending = _loaded.get("sending")
     if sending is None:
         name = f"{__package__}.sending"
@@ -67,21 +67,21 @@ _loaded: dict[str, Any] = {}
 
 
 class OpenAI(Backend):
-    """OpenAI, or a server that speaks its protocol: vLLM, llama.cpp, Ollama and others.
+    """OpenAI, or a server with the same protocol: vLLM, llama.cpp, Ollama and others.
 
-    Making one reads the environment and nothing else; the SDK is imported, and a connection made,
-    when the first request is sent. A key given as text is held in memory only: such a client cannot
-    be pickled, one that knows its key by name can.
+    The constructor only reads the environment; the SDK is imported, and a connection made, when the
+    first request is sent. A key given as text is held in memory only, and such a backend cannot be
+    pickled; one that holds the key's name can.
 
-    :param model: the model of all calls that do not name one in their parameters.
-    :param api_key: the name of the key's environment variable as a :class:`~feste.backend.Secret`,
-        or the key itself; None is ``Secret("OPENAI_API_KEY")``. A server here needs none.
-    :param base_url: where the server is, with the path before ``/chat/completions``; None takes
-        ``OPENAI_BASE_URL`` from the environment, else OpenAI itself.
-    :param organization: who pays; None takes ``OPENAI_ORG_ID`` from the environment.
-    :param project: for which project; None takes ``OPENAI_PROJECT_ID`` from the environment.
-    :param timeout: seconds that one attempt may take, from connecting to the last byte.
-    :param limits: what the account or the server can take; ``Limits(max_items=...)`` bounds how
+    :param model: the model of all calls whose parameters do not name one.
+    :param api_key: the key's environment variable as a :class:`~feste.backend.Secret`, or the key
+        itself; None means ``Secret("OPENAI_API_KEY")``. A server on this machine needs none.
+    :param base_url: the server's URL up to the path before ``/chat/completions``; None uses
+        ``OPENAI_BASE_URL`` from the environment, or OpenAI itself.
+    :param organization: the organization to bill; None uses ``OPENAI_ORG_ID`` from the environment.
+    :param project: the project to bill; None uses ``OPENAI_PROJECT_ID`` from the environment.
+    :param timeout: the time limit of one attempt in seconds, from connecting to the last byte.
+    :param limits: the limits of the account or the server; ``Limits(max_items=...)`` limits how
         many calls share a request.
     :raises ConfigError: if an argument is wrong.
 
@@ -115,16 +115,16 @@ class OpenAI(Backend):
         self._endpoint = normal_url(base_url or os.environ.get("OPENAI_BASE_URL") or _URL)
         self._secret = Secret.of(api_key, _KEY)
 
-    # --- what it is -------------------------------------------------------------------------------
+    # --- configuration ----------------------------------------------------------------------------
 
     @property
     def endpoint(self) -> str:
-        """The base URL that calls really go to, in its one form."""
+        """The effective base URL of calls, normalized."""
         return self._endpoint
 
     @property
     def account(self) -> str:
-        """Organization and project, as far as they are known."""
+        """The organization and project, if they are known."""
         return "/".join([self.organization or "", self.project or ""]).strip("/")
 
     @functools.cached_property
@@ -149,19 +149,19 @@ class OpenAI(Backend):
         }
 
     def key(self) -> str:
-        """Return the API key, as it is here and now.
+        """Return the current API key.
 
         :raises MissingKey: if there is none, and the server is not on this machine.
-        :raises ConfigError: if it holds what no HTTP header can hold.
+        :raises ConfigError: if it contains characters that no HTTP header may hold.
         """
         for secret in self.secrets:
             return secret.reveal()
-        return "no-key"  # the SDK wants one; a local server does not look at it
+        return "no-key"  # the SDK requires a key; a local server ignores it
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what was found: another process may have another environment."""
+        """Pickle the effective values, because another process may have another environment."""
         given: dict[str, Any] = {
-            "api_key": self._secret,  # refuses if it is a literal key
+            "api_key": self._secret,  # raises if it is a literal key
             "base_url": self._endpoint,
             "organization": self.organization,
             "project": self.project,
@@ -170,7 +170,7 @@ class OpenAI(Backend):
         }
         return (functools.partial(type(self), self.model, **given), ())
 
-    # --- what it can do ---------------------------------------------------------------------------
+    # --- operations -------------------------------------------------------------------------------
 
     @overload
     def chat(
@@ -199,10 +199,11 @@ class OpenAI(Backend):
         """Answer a conversation.
 
         :param prompt: the user's message, or a list of messages: dicts with ``role`` and
-            ``content``, as a :class:`~feste.prompt.ChatPrompt` gives them.
+            ``content``, as returned by a :class:`~feste.prompt.ChatPrompt`.
         :param params: the parameters.
-        :param output: a pydantic model: the answer is JSON of its schema and comes as an instance.
-        :returns: a :class:`~feste.backend.Reply` or the instance; for ``n`` above 1 a list.
+        :param output: a pydantic model; the answer is then JSON of its schema, returned as an
+            instance.
+        :returns: a :class:`~feste.backend.Reply` or the instance; a list if ``n`` is above 1.
         """
         raise NotImplementedError
 
@@ -212,7 +213,7 @@ class OpenAI(Backend):
         batch=BatchRule(
             item="prompt",
             field="prompt",
-            max_items=64,  # no limit is documented; more would let one slow prompt hold up too many
+            max_items=64,  # no limit is documented; with more, one slow prompt delays too many
             pack=requests.pack_by("prompt"),
             unpack=answers.unpack_choices,
         ),
@@ -226,8 +227,8 @@ class OpenAI(Backend):
 
         :param prompt: the text.
         :param params: the parameters.
-        :returns: a :class:`~feste.backend.Reply`; for ``n`` above 1 a list. Its ``usage`` is None
-            if the request was shared: the provider counts only whole requests.
+        :returns: a :class:`~feste.backend.Reply`; a list if ``n`` is above 1. Its ``usage`` is None
+            if the request was shared, because the provider counts only whole requests.
         """
         raise NotImplementedError
 
@@ -251,8 +252,8 @@ class OpenAI(Backend):
     ) -> FesteDelayed[array.array[float]]:
         """Return the vector of a text. Calls with equal parameters share requests.
 
-        :param text: the text; not an empty one.
+        :param text: the text; it must not be empty.
         :param params: the parameters.
-        :returns: an ``array.array`` of 32-bit floats, which ``numpy.asarray`` takes without a copy.
+        :returns: an ``array.array`` of 32-bit floats, which ``numpy.asarray`` wraps without a copy.
         """
         raise NotImplementedError

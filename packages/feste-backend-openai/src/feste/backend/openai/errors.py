@@ -1,9 +1,9 @@
-"""What the SDK and its transport raise, as Feste's errors: told by what is known of the request.
+"""Convert exceptions of the SDK and its transport into Feste's errors.
 
-Their exceptions end here. They hold the request with its ``Authorization`` header, so a traceback
-tool or a pickle would carry the key away, and they do not survive a pickle. The new error is made
-from text alone, blanked of the key, and is to be raised where no exception is being handled: else
-Python would keep the old one as its context.
+The SDK's exceptions hold the request with its ``Authorization`` header, so tracebacks and pickles
+could leak the key; they also cannot be unpickled. The new error is made from redacted text only,
+and must be raised outside of any ``except`` block, where Python would keep the old one as its
+context.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from feste.errors import (
 
 __all__ = ["failure", "no_answer", "short", "told"]
 
-#: Nothing was sent: asking again cannot buy twice.
+#: Nothing was sent, so sending again cannot be billed twice.
 _UNSENT = (
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
@@ -40,24 +40,24 @@ _UNSENT = (
     httpx2.ProxyError,
     httpx2.UnsupportedProtocol,
 )
-#: The connection or the answer broke after the request had begun to leave.
+#: The connection broke after a part of the request was sent.
 _LOST = (openai.APIConnectionError, httpx2.RequestError, aiohttp.ClientError, OSError)
 
 
 def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret) -> CallError:
-    """Return Feste's error for what went wrong while a request was sent.
+    """Return Feste's error for an exception raised while a request was sent.
 
-    The SDK's transport reports a connection that was reset after the request as a timeout while
-    connecting. So the SDK's class of error is not believed; the first cause decides.
+    The SDK's transport reports a connection that was reset after the request as a connect timeout,
+    so the first cause decides and not the SDK's class of error.
 
-    :param error: what was raised.
-    :param url: where the request went.
-    :param timeout: the seconds that it had.
-    :param secret: the key that must not show.
+    :param error: the exception.
+    :param url: the URL of the request.
+    :param timeout: the time limit of the attempt in seconds.
+    :param secret: the key to redact.
     """
     if isinstance(error, CallError):
         return error
-    if type(error) is TimeoutError:  # our own limit
+    if type(error) is TimeoutError:  # from our own limit
         return _too_late(url, timeout)
     if isinstance(error, openai.APIStatusError):
         response = error.response
@@ -80,10 +80,10 @@ def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret
 
 
 def _was_closed(error: BaseException) -> bool:
-    """Whether a kept connection turned out to be closed while the body was still to be written.
+    """Whether a kept connection turned out to be closed before the whole body was written.
 
-    Part of a body is no request, so nothing can have been billed. Only this text says so: another
-    error of the class may come after the last byte.
+    A partial body is not a request, so nothing was billed. Only this message proves that: other
+    errors of the class may occur after the last byte.
     """
     reset = isinstance(error, aiohttp.ClientConnectionResetError)
     return reset and "write to closing transport" in str(error)
@@ -106,15 +106,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def told(status: int, text: str, headers: Mapping[str, str], secret: Secret) -> CallError:
-    """Return the error that a reply means which is no answer.
+    """Return the error for an HTTP reply that is not an answer.
 
     :param status: the HTTP status.
     :param text: the body.
     :param headers: the headers, names in lower case.
-    :param secret: the key that must not show.
+    :param secret: the key to redact.
     """
     request_id = short(headers.get("x-request-id"), secret)
-    if 300 <= status < 400:  # following it would carry prompts and key to wherever it points
+    if 300 <= status < 400:  # following it would send prompts and key to another server
         return InvalidRequest(
             f"the server answered {status}, a redirect, which is not followed; is base_url right?",
             status=status,
@@ -132,7 +132,7 @@ def told(status: int, text: str, headers: Mapping[str, str], secret: Secret) -> 
 
 
 def _message(text: str) -> tuple[str, str | None]:
-    """Message and code of an error's body, in the forms that servers have."""
+    """Return the message and the code from an error's body, in any of the servers' formats."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -149,16 +149,16 @@ def _message(text: str) -> tuple[str, str | None]:
 
 
 def short(text: str | None, secret: Secret) -> str | None:
-    """Return a name that a server gave, cut and without the key; None stays None.
+    """Shorten a name from a server and redact the key in it; None stays None.
 
     :param text: the name.
-    :param secret: the key that must not show.
+    :param secret: the key to redact.
     """
     return None if text is None else redact(text, secret, limit=100)
 
 
 def _failed_in_stream(error: openai.APIError, secret: Secret) -> CallError:
-    """An error among the pieces of a stream: the status was 200 already, and tokens were bought."""
+    """Return an error sent within a stream: the status was 200, and tokens were generated."""
     made = told(_status_in(error.body), json.dumps({"error": error.body}, default=str), {}, secret)
     made.billed = "unknown"
     return made
@@ -172,19 +172,19 @@ def _status_in(body: Any) -> int:
 def no_answer(
     payload: Any, content: bytes, *, kind: str, url: str, secret: Secret
 ) -> CallError | None:
-    """Return the error for a status of 200 without an answer, or None if there is one.
+    """Return the error for a reply of status 200 without an answer, or None if it has one.
 
-    :param payload: the body as JSON, or None if it is none.
+    :param payload: the body as JSON, or None if it is not JSON.
     :param content: the body.
     :param kind: its content type.
-    :param url: where the request went.
-    :param secret: the key that must not show.
+    :param url: the URL of the request.
+    :param secret: the key to redact.
     """
     if isinstance(payload, dict):
         error = payload.get("error")
         if not isinstance(error, dict) or "choices" in payload or "data" in payload:
             return None
-        # some gateways say 200 before they have asked the server behind them
+        # some gateways send 200 before they have called the server behind them
         return told(_status_in(error), json.dumps(payload), {}, secret)
     said = redact(content[:2000].decode(errors="replace").strip(), secret, limit=200)
     return MalformedResponse(

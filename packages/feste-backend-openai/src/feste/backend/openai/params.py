@@ -1,8 +1,8 @@
-"""The parameters of each endpoint, written out: a misspelt one is refused, a forgotten one None.
+"""The parameters of each endpoint, as explicit fields: a misspelt one is refused.
 
-They are what the SDK's ``create`` methods take, less what Feste itself decides: the prompt, whether
-to stream, the headers, the timeout. Servers know more words than OpenAI for some of them, so texts
-are plain ``str``; what only some servers know goes into ``extra``.
+They are the parameters of the SDK's ``create`` methods, except those that Feste sets itself: the
+prompt, streaming, headers, timeout. Servers accept more values than OpenAI for some of them, so
+texts are plain ``str``; parameters that only some servers support go into ``extra``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from feste.errors import ParameterError
 
 __all__ = ["ChatParams", "Common", "CompleteParams", "EmbedParams"]
 
-#: Fields of a body that Feste fills in.
+#: Fields of the body that Feste sets.
 _OURS: Final = frozenset({"messages", "prompt", "input", "stream"})
 
 Json = Mapping[str, Any]
 
 
 class Common(Params):
-    """What all endpoints take."""
+    """The parameters that all endpoints share."""
 
     model: str | None = None
     user: str | None = None
@@ -34,12 +34,12 @@ class Common(Params):
         self.check()
 
     def check(self) -> None:
-        """Refuse numbers of answers that are none, and what must not be in ``extra``.
+        """Check the numbers of answers, and refuse fields in ``extra`` that Feste must see.
 
-        Determinism, batching and the shape of the answer are read from the fields: a ``seed`` that
-        came in by ``extra`` would be sent but not seen. What is lazy yet is passed over.
+        Determinism, batching and the shape of the answer are read from the fields: a ``seed``
+        inside ``extra`` would be sent but not noticed. Lazy values are skipped.
 
-        :raises ParameterError: with the name of the parameter.
+        :raises ParameterError: if a parameter is wrong; the message names it.
         """
         for name in ("n", "best_of"):
             value = getattr(self, name, None)
@@ -60,12 +60,13 @@ class Common(Params):
 
 
 class ChatParams(Common):
-    """Parameters of :meth:`OpenAI.chat`; what is None is not sent, so the provider's default holds.
+    """Parameters of :meth:`OpenAI.chat`; None is not sent, so the provider's default applies.
 
-    ``model`` goes before the client's. ``extra`` is merged into the body: parameters that only some
-    servers know, for example ``extra={"top_k": 40}``. ``stream_options`` is sent with streams only.
+    ``model`` overrides the backend's. ``extra`` is merged into the body, for parameters that only
+    some servers support, such as ``extra={"top_k": 40}``. ``stream_options`` is sent with streams
+    only.
 
-    :raises ParameterError: for a parameter that there is not, with the nearest name.
+    :raises ParameterError: for an unknown parameter; the message suggests the nearest name.
 
     >>> ChatParams(top_P=1)
     Traceback (most recent call last):
@@ -73,7 +74,7 @@ class ChatParams(Common):
     """
 
     def max_output(self) -> int | None:
-        """Return how many tokens one call may generate at most; None if nothing bounds them."""
+        """Return the maximum number of tokens one call may generate; None if there is no bound."""
         bound = self.max_completion_tokens or self.max_tokens
         return None if bound is None else bound * (self.n or 1)
 
@@ -113,21 +114,21 @@ class ChatParams(Common):
 
 
 class CompleteParams(Common):
-    """Parameters of :meth:`OpenAI.complete`; what is None is not sent.
+    """Parameters of :meth:`OpenAI.complete`; None is not sent.
 
-    Calls with equal parameters share requests, but for those with a ``seed``: a server applies one
+    Calls with equal parameters share requests, except with a ``seed``, because servers apply one
     seed to a whole list. ``model``, ``extra`` and ``stream_options`` as for :class:`ChatParams`.
 
-    :raises ParameterError: for a parameter that there is not, with the nearest name.
+    :raises ParameterError: for an unknown parameter; the message suggests the nearest name.
 
     >>> CompleteParams(max_tokens=16, extra={"cache_prompt": False}).body()
     {'max_tokens': 16, 'cache_prompt': False}
     """
 
     def max_output(self) -> int | None:
-        """Return how many tokens one call may generate at most; None if nothing bounds them.
+        """Return the maximum number of tokens one call may generate; None if there is no bound.
 
-        A provider generates, and counts, ``best_of`` answers where it returns ``n``.
+        A provider generates, and counts, ``best_of`` answers to return ``n``.
         """
         bound = self.max_tokens
         return None if bound is None else bound * max(self.n or 1, self.best_of or 1)
@@ -149,13 +150,13 @@ class CompleteParams(Common):
 
 
 class EmbedParams(Common):
-    """Parameters of :meth:`OpenAI.embed`; what is None is not sent, but for ``encoding_format``.
+    """Parameters of :meth:`OpenAI.embed`; None is not sent, except for ``encoding_format``.
 
-    Vectors are asked for as base64, which is twenty times cheaper to read than numbers; give
+    Vectors are requested as base64, which is twenty times cheaper to read than numbers; use
     ``encoding_format="float"`` for a server that refuses it. ``model`` and ``extra`` as for
     :class:`ChatParams`.
 
-    :raises ParameterError: for a parameter that there is not, with the nearest name.
+    :raises ParameterError: for an unknown parameter; the message suggests the nearest name.
 
     >>> EmbedParams(dimensions=256).body()
     {'dimensions': 256}

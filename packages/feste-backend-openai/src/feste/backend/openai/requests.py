@@ -1,4 +1,4 @@
-"""From a call's arguments to a request, and from many requests to one: pure, without the SDK."""
+"""Build requests from arguments and pack several into one; pure, without the SDK."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["chat_request", "complete_request", "embed_request", "pack_by"]
 
 
 def chat_request(llm: OpenAI, prompt: Any, params: ChatParams, output: Any = None) -> Request:
-    """Return the request of one conversation.
+    """Return the request of a conversation.
 
-    :param llm: the client.
+    :param llm: the backend.
     :param prompt: the user's message, or the messages.
     :param params: the parameters.
-    :param output: the pydantic model that the answer shall be, or None.
-    :raises ConfigError: if an argument is wrong, or there is no model.
+    :param output: the pydantic model of the answer, or None.
+    :raises ConfigError: if an argument is wrong, or no model is given.
     """
     given = _given(params, ChatParams, "chat")
     if output is not None:
@@ -38,12 +38,12 @@ def chat_request(llm: OpenAI, prompt: Any, params: ChatParams, output: Any = Non
 
 
 def complete_request(llm: OpenAI, prompt: Any, params: CompleteParams) -> Request:
-    """Return the request that continues one text.
+    """Return the request to continue a text.
 
-    :param llm: the client.
+    :param llm: the backend.
     :param prompt: the text.
     :param params: the parameters.
-    :raises ConfigError: if an argument is wrong, or there is no model.
+    :raises ConfigError: if an argument is wrong, or no model is given.
     """
     body = {
         "prompt": as_text(prompt, "complete", "prompt"),
@@ -53,16 +53,16 @@ def complete_request(llm: OpenAI, prompt: Any, params: CompleteParams) -> Reques
 
 
 def embed_request(llm: OpenAI, text: Any, params: EmbedParams) -> Request:
-    """Return the request for one vector.
+    """Return the request for the vector of a text.
 
-    :param llm: the client.
+    :param llm: the backend.
     :param text: the text.
     :param params: the parameters.
-    :raises ConfigError: if an argument is wrong, there is no model, or the text is empty.
+    :raises ConfigError: if an argument is wrong, no model is given, or the text is empty.
     """
     given = as_text(text, "embed", "text")
     if not given:
-        # one empty text would make the provider refuse all that share its request
+        # an empty text would make the provider refuse the whole shared request
         raise ConfigError(
             "embed() was given an empty text, which has no vector: leave empty texts out, for "
             "example [llm.embed(t) for t in texts if t]"
@@ -72,9 +72,9 @@ def embed_request(llm: OpenAI, text: Any, params: EmbedParams) -> Request:
 
 
 def pack_by(field: str) -> Callable[[Any, Sequence[Request]], Request]:
-    """Return the function that makes one request of many that differ in one field of the body.
+    """Return a function that packs requests which differ in one field of the body.
 
-    :param field: the field; the packed request holds a list there.
+    :param field: the field, which becomes a list in the packed request.
     """
 
     def pack(llm: Any, requests: Sequence[Request]) -> Request:
@@ -103,13 +103,13 @@ def _request(llm: OpenAI, operation: str, path: str, body: dict[str, Any], parse
 
 
 def _given(params: Any, kind: type[Common], operation: str) -> dict[str, Any]:
-    """The parameters as JSON of their own: what the caller changes later changes no request."""
+    """Return the parameters as a copy in JSON, so that later changes do not affect the request."""
     params = as_params(params, kind, operation)
-    params.check()  # again: what was lazy when the record was made is known now
+    params.check()  # again, because lazy values are known now
     given: dict[str, Any] = params.body()
     try:
         given = {name: plain(v, f"{kind.__name__}.{name}") for name, v in given.items()}
     except PlainDataError as error:
         raise ParameterError(str(error)) from None
-    canonical(given)  # refuses NaN and infinity, which JSON has not
+    canonical(given)  # raises for NaN and infinity, which JSON does not have
     return given

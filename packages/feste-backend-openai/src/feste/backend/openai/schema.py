@@ -1,7 +1,8 @@
-"""``output=Model``: a pydantic class as the JSON schema of a request, and an answer as an instance.
+"""Support ``output=Model``: make the JSON schema of a pydantic model, in the providers' subset.
 
-The SDK has its own maker of such schemas, but importing the SDK takes half a second of CPU, and a
-request is prepared without it. Pydantic is imported by whoever wrote the model.
+The SDK can make such schemas too, but importing it takes half a second of CPU and requests are
+prepared without it. Pydantic is not imported here, because the user who wrote the model has
+imported it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ _made: weakref.WeakKeyDictionary[type, dict[str, Any]] = weakref.WeakKeyDictiona
 
 
 def check_model(output: Any) -> None:
-    """Refuse what is no pydantic model.
+    """Check that ``output`` is a pydantic model.
 
-    :param output: what the caller gave as ``output``.
+    :param output: the argument.
     :raises ParameterError: if it is not a class derived from ``pydantic.BaseModel``.
     """
-    pydantic = sys.modules.get("pydantic")  # whoever has a model has imported it
+    pydantic = sys.modules.get("pydantic")  # imported already if there is a model
     if pydantic is None or not (
         isinstance(output, type) and issubclass(output, pydantic.BaseModel)
     ):
@@ -36,7 +37,7 @@ def check_model(output: Any) -> None:
 
 
 def response_format(model: Any) -> dict[str, Any]:
-    """Return the parameter ``response_format`` that asks for instances of a model.
+    """Return the parameter ``response_format`` that requests instances of a model.
 
     :param model: a class derived from ``pydantic.BaseModel``.
     :raises ConfigError: if the model has no JSON schema.
@@ -45,7 +46,7 @@ def response_format(model: Any) -> dict[str, Any]:
     if made is None:
         try:
             schema = model.model_json_schema()
-        except Exception as error:  # pydantic's own classes, without importing them
+        except Exception as error:  # of pydantic, which is not imported here
             raise ConfigError(f"{model.__name__} has no JSON schema: {error}") from None
         name = re.sub(r"[^A-Za-z0-9_-]", "_", model.__name__)[:64]
         described = {"name": name, "strict": True, "schema": strict_schema(schema)}
@@ -54,12 +55,12 @@ def response_format(model: Any) -> dict[str, Any]:
 
 
 def strict_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON schema in the strict subset that providers enforce while they generate.
+    """Return a JSON schema in the strict subset that providers enforce during generation.
 
-    Objects have all of their properties and no others, unions are ``anyOf``, nothing has a default,
-    and a reference stands alone.
+    Objects require all their properties and allow no others, unions are ``anyOf``, there are no
+    defaults, and a reference has no siblings.
 
-    :param schema: a schema as pydantic makes it.
+    :param schema: a schema made by pydantic.
 
     >>> strict_schema({"type": "object", "properties": {"n": {"type": "integer", "default": 1}}})
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -67,14 +68,14 @@ def strict_schema(schema: dict[str, Any]) -> dict[str, Any]:
      'additionalProperties': False, 'required': ['n']}
     """
     root = schema
-    if "$ref" in schema:  # a model that holds itself; the outermost schema must be an object
+    if "$ref" in schema:  # a recursive model; the outermost schema must be an object
         root = {**_target(schema, schema["$ref"]), "$defs": schema["$defs"]}
     made: dict[str, Any] = _strict(root, schema, ())
     return made
 
 
 def _strict(part: Any, root: dict[str, Any], inside: tuple[str, ...]) -> Any:
-    """Make one part strict; ``inside`` are the references that are being written out around it."""
+    """Make one part strict; ``inside`` are the references being expanded around it."""
     if isinstance(part, list):
         return [_strict(item, root, inside) for item in part]
     if not isinstance(part, dict):
@@ -86,7 +87,7 @@ def _strict(part: Any, root: dict[str, Any], inside: tuple[str, ...]) -> Any:
         return _strict(part, root, inside)
     made: dict[str, Any] = {}
     for name, value in part.items():
-        if name in ("properties", "$defs"):  # names of the user's, not words of the schema
+        if name in ("properties", "$defs"):  # the keys inside are users' names, not keywords
             made[name] = {key: _strict(item, root, inside) for key, item in value.items()}
         elif name == "oneOf":
             made["anyOf"] = _strict(value, root, inside)
@@ -102,7 +103,7 @@ def _strict(part: Any, root: dict[str, Any], inside: tuple[str, ...]) -> Any:
 
 
 def _referred(part: dict[str, Any], root: dict[str, Any], inside: tuple[str, ...]) -> Any:
-    """A reference with words beside it is written out, unless it would have no end."""
+    """Expand a reference that has siblings, unless that would recurse without end."""
     name = part["$ref"]
     beside = {k: v for k, v in part.items() if k not in ("$ref", "default")}
     if not beside or name in inside:

@@ -1,7 +1,7 @@
-"""The half that does I/O: through the official SDK, on its aiohttp transport.
+"""Send requests through the official SDK, on its aiohttp transport.
 
-Importing this module imports the SDK (half a second of CPU) and makes the TLS context (26 ms, so
-there is one for all clients of the process).
+Importing this module imports the SDK (half a second of CPU) and makes the TLS context, which all
+backends of the process share because it takes 26 ms.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["send"]
 
 _TLS: Final = httpx2.create_ssl_context()
 
-#: Seconds to make a connection; an attempt that hangs here has sent nothing.
+#: Seconds to make a connection; an attempt that fails here has sent nothing.
 _CONNECT: Final = 15.0
 #: Seconds that an idle connection is kept. Many servers close theirs after 5 (uvicorn does); a
-#: request that meets the closing is lost in a way that looks as if it might have been billed.
+#: request sent on a closing connection is lost in a way that looks as if it might have been billed.
 _IDLE: Final = 4.0
-#: The gates decide how many requests are in flight; a pool that waits would spend their time.
+#: Practically unlimited, because the gates limit the requests in flight.
 _CONNECTIONS: Final = 10_000
-#: Bytes of a body that are written at once.
+#: The number of bytes of a body that are written at once.
 _PIECE: Final = 1 << 18
 
 
@@ -48,13 +48,13 @@ def _pool(local: bool) -> httpx2.AsyncClient:
             max_keepalive_connections=_CONNECTIONS,
             keepalive_expiry=_IDLE,
         ),
-        follow_redirects=False,  # a redirect would carry prompts and key to wherever it points
-        trust_env=not local,  # what goes to this machine goes through no proxy
+        follow_redirects=False,  # a redirect would send prompts and key to another server
+        trust_env=not local,  # no proxy for a server on this machine
     )
 
 
-#: Connections belong to a loop, not to a client: clients come and go, and one that is collected as
-#: garbage must not leave its connections open.
+#: One pool per loop, not per backend: a backend that is garbage-collected must not leave its
+#: connections open.
 _pools: Final = {
     local: PerLoop(functools.partial(_pool, local), httpx2.AsyncClient.aclose)
     for local in (True, False)
@@ -65,17 +65,17 @@ def _client(llm: OpenAI) -> openai.AsyncOpenAI:
     client = openai.AsyncOpenAI(
         api_key=llm.key(),
         base_url=llm.endpoint,
-        timeout=httpx2.Timeout(None, connect=_CONNECT),  # `send` bounds the whole attempt
-        max_retries=0,  # the brain retries: it knows the budget, the gate, and what was billed
+        timeout=httpx2.Timeout(None, connect=_CONNECT),  # `send` limits the whole attempt
+        max_retries=0,  # Feste retries: it knows the budget, the gate, and what was billed
         http_client=_pools[llm.is_local].get(),
     )
-    # given as None they would be read from the environment as it is now, not as the client found it
+    # set afterwards: given as None, they would be read from the environment of this moment
     client.organization, client.project = llm.organization, llm.project
     return client
 
 
 async def _nothing(client: openai.AsyncOpenAI) -> None:
-    """Close nothing: the pool is closed by itself."""
+    """Do nothing, because the pool is closed separately."""
 
 
 def _connected(llm: OpenAI) -> openai.AsyncOpenAI:
@@ -84,33 +84,33 @@ def _connected(llm: OpenAI) -> openai.AsyncOpenAI:
         made: PerLoop[openai.AsyncOpenAI] = PerLoop(functools.partial(_client, llm), _nothing)
         clients = llm.__dict__.setdefault("_clients", made)
     client: openai.AsyncOpenAI = clients.get()
-    client.api_key = llm.key()  # read for each request: keys are rotated under running programs
+    client.api_key = llm.key()  # read for each request, because keys may be rotated
     return client
 
 
 async def send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -> Response:
-    """Send a request and return the whole answer.
+    """Send a request and return the whole response.
 
-    :param llm: the client.
+    :param llm: the backend.
     :param request: the request, single or packed.
-    :param on_chunk: gets the pieces of a text as they come; not those of a list or a vector.
-    :raises CallError: if it failed; no exception of the SDK gets out.
-    :raises ConfigError: if the request is none of this client's.
+    :param on_chunk: receives pieces of a text as they arrive; not for lists and vectors.
+    :raises CallError: if it failed; never an exception of the SDK.
+    :raises ConfigError: if the request is for another backend.
     """
     path = request.endpoint.removeprefix(llm.endpoint)
-    if path == request.endpoint:  # the key goes nowhere but to its own server
+    if path == request.endpoint:  # the key must go to its own server only
         raise ConfigError(f"this client is for {llm.endpoint}, not for {request.endpoint}")
     client = _connected(llm)
     error: CallError
     try:
-        # one limit from connecting to the last byte: a body that drips resets any other one
+        # one limit from connecting to the last byte: slow bodies would reset a read timeout
         async with asyncio.timeout(request.timeout):
             if on_chunk is not None and _is_text(request):
                 return await _streamed(llm, client, path, request, on_chunk)
             return await _whole(llm, client, path, request)
     except Exception as raised:
         error = failure(raised, url=request.endpoint, timeout=request.timeout, secret=llm._secret)
-    raise error  # not in the `except`: there it would keep the SDK's exception, and so the key
+    raise error  # outside of `except`, where it would keep the SDK's exception and thus the key
 
 
 def _is_text(request: Request) -> bool:
@@ -120,7 +120,7 @@ def _is_text(request: Request) -> bool:
 async def _whole(llm: OpenAI, client: openai.AsyncOpenAI, path: str, request: Request) -> Response:
     answer = await client.post(path, cast_to=httpx2.Response, **_body(request))
     try:
-        payload = json.loads(answer.content)  # the SDK's models would cost more than the sending
+        payload = json.loads(answer.content)  # the SDK's models would cost more than sending
     except (ValueError, RecursionError):
         payload = None
     kind = answer.headers.get("content-type", "")
@@ -136,13 +136,13 @@ async def _streamed(
     options = {"include_usage": True, **request.body.get("stream_options", {})}
     stream = await client.post(
         path,
-        cast_to=object,  # events stay JSON
+        cast_to=object,  # leave events as JSON
         stream=True,
         stream_cls=openai.AsyncStream[object],
         **_body(request, stream=True, stream_options=options),
     )
     whole = Whole()
-    async with stream:  # closed whatever happens: half-read connections cannot be used again
+    async with stream:  # always close it: a half-read connection cannot be reused
         async for event in stream:
             piece = whole.add(event)
             if piece:
@@ -151,23 +151,23 @@ async def _streamed(
 
 
 def _body(request: Request, **more: Any) -> dict[str, Any]:
-    """The body as the SDK takes it: in ASCII, for text may hold halves of characters."""
+    """Return the body for the SDK, encoded in ASCII because texts may contain lone surrogates."""
     body = {name: v for name, v in request.body.items() if name != "stream_options"}
     content = json.dumps({**body, **more}, separators=(",", ":"), allow_nan=False).encode()
     if len(content) <= _PIECE:
         return {"content": content}
-    headers = {"Content-Length": str(len(content))}  # without it the transport sends chunks
+    headers = {"Content-Length": str(len(content))}  # otherwise the transport would use chunks
     return {"content": _pieces(content), "options": {"headers": headers}}
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
-    """A big body bit by bit: sent at once it would hold up the loop, and the transport warns."""
+    """Yield a large body in pieces: sent at once, it would block the loop."""
     for start in range(0, len(content), _PIECE):
         yield content[start : start + _PIECE]
 
 
 def _response(payload: dict[str, Any], answer: httpx2.Response, secret: Secret) -> Response:
-    headers = dict(answer.headers)  # names are in lower case
+    headers = dict(answer.headers)  # names are in lower case already
     headers.pop("set-cookie", None)
     name = short(headers.get("x-request-id"), secret)
     return Response(payload, usage_of(payload), headers, name)

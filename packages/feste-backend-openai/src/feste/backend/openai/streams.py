@@ -1,4 +1,4 @@
-"""Puts the pieces of a streamed answer together, to the JSON that the whole would have been."""
+"""Assemble the pieces of a streamed answer into the JSON of an unstreamed one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from feste.errors import ConnectionLost, MalformedResponse
 
 __all__ = ["Whole"]
 
-#: Texts that come whole; all others come in pieces.
+#: Text fields that arrive complete; all others arrive in pieces.
 _WHOLE: Final = frozenset({"id", "type", "role", "name", "finish_reason"})
 
 
 class Whole:
-    """An answer of ``chat`` or ``complete`` that grows event by event.
+    """An answer of ``chat`` or ``complete``, assembled event by event.
 
     >>> whole = Whole()
     >>> [whole.add({"choices": [{"index": 0, "delta": {"content": t}}]}) for t in ("Hel", "lo")]
@@ -29,7 +29,7 @@ class Whole:
         self._choices: dict[int, dict[str, Any]] = {}
 
     def add(self, event: Any) -> str:
-        """Take one event and return the piece of text in it; of several choices, the first one's.
+        """Add one event and return its piece of text; of several choices, the first one's.
 
         :param event: the event's JSON.
         """
@@ -46,10 +46,10 @@ class Whole:
         return text
 
     def payload(self) -> dict[str, Any]:
-        """Return the whole.
+        """Return the assembled answer.
 
         :raises ConnectionLost: if the stream ended before the answer did.
-        :raises MalformedResponse: if there was no answer in it.
+        :raises MalformedResponse: if the stream contained no answer.
         """
         if not self._choices:
             raise MalformedResponse("the server answered with a stream in which there is no answer")
@@ -60,7 +60,7 @@ class Whole:
             message = choice.get("message", {})
             for made in message.get("tool_calls") or ():
                 made.pop("index", None)
-                message["content"] = message.get("content") or None  # "" only opened the stream
+                message["content"] = message.get("content") or None  # streams start with ""
         kind = str(self._base.get("object", "")).removesuffix(".chunk")
         return {**self._base, "object": kind, "choices": choices}
 
@@ -84,7 +84,7 @@ def _grow(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
 
 
 def _grow_calls(calls: list[Any], pieces: list[Any]) -> None:
-    """Calls of tools grow side by side; their pieces say by number which they belong to."""
+    """Extend tool calls in parallel; each piece names the number of its call."""
     for piece in pieces:
         place = next((c for c in calls if c.get("index") == piece.get("index")), None)
         if place is None:

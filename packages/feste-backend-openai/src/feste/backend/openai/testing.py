@@ -1,9 +1,8 @@
-"""OpenAI's wire format for `feste.testing.SimServer`, and the answers that it gives.
+"""OpenAI's wire format for `feste.testing.SimServer`.
 
-It serves chat completions, completions, embeddings and models, streams included, and can be told to
-have the quirks of OpenAI-compatible servers. Its answers follow the rules of `answer`: a line
-``REPLY: text`` in the last user message is answered with that text, a line ``CALL: name {json}``
-with a call of that tool.
+It serves chat completions, completions, embeddings and models, including streams, and can imitate
+the quirks of OpenAI-compatible servers. The answers follow `answer`: a line ``REPLY: text`` in the
+last user message is answered with that text, a line ``CALL: name {json}`` with a call of that tool.
 """
 
 from __future__ import annotations
@@ -38,18 +37,19 @@ _NO_LIMIT = 2**31 - 1
 
 
 class OpenAIWire:
-    """The wire format of OpenAI and of servers that are compatible with it.
+    """The wire format of OpenAI and compatible servers.
 
-    :param lists: what a list of prompts gets from ``/v1/completions``: ``"yes"`` answers all of
-        them; ``"first_only"`` the first alone; ``"refuse"`` status 400; ``"shuffled"`` all, the
-        choices out of order but with the right indexes.
-    :param usage: whether the usage of a list of prompts is the ``"sum"`` or the ``"first"`` one.
-    :param max_prompts: status 400 for longer lists of prompts.
-    :param max_inputs: status 400 for longer lists of embedding inputs.
-    :param order: ``"shuffled"`` gives embeddings out of order but with the right indexes.
-    :param dimensions: the length of a vector, if the request does not say.
-    :param require_key: status 401 for any other key.
-    :param models: the models there are; others get status 404. Without it, any name is good.
+    :param lists: how ``/v1/completions`` answers a list of prompts: ``"yes"`` answers all;
+        ``"first_only"`` only the first; ``"refuse"`` sends status 400; ``"shuffled"`` answers all,
+        with the choices out of order but correct indexes.
+    :param usage: whether the usage for a list of prompts is the ``"sum"`` or that of the
+        ``"first"``.
+    :param max_prompts: send status 400 for longer lists of prompts.
+    :param max_inputs: send status 400 for longer lists of embedding inputs.
+    :param order: ``"shuffled"`` returns embeddings out of order but with correct indexes.
+    :param dimensions: the length of a vector, if the request does not set it.
+    :param require_key: send status 401 for any other key.
+    :param models: the existing models; others get status 404. None accepts any name.
     """
 
     paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models")
@@ -78,7 +78,7 @@ class OpenAIWire:
         self.require_key, self.models = require_key, models
 
     def plan(self, call: Call) -> Plan:
-        """Check a request and say what it asks for (see `feste.testing.wire.Wire`).
+        """Check a request and plan its answers (see `feste.testing.wire.Wire`).
 
         :param call: the request.
         :returns: the plan.
@@ -101,7 +101,7 @@ class OpenAIWire:
         return routes[call.path](call)
 
     def error(self, refusal: Refusal) -> object:
-        """Give the JSON body of an error.
+        """Return the JSON body of an error.
 
         :param refusal: the error.
         :returns: ``{"error": {"message", "type", "param", "code"}}``.
@@ -227,7 +227,7 @@ class OpenAIWire:
 
 
 def _texts(value: object, name: str) -> tuple[list[str], bool]:
-    """Read a prompt or an input: a string, a list of them, or token numbers in either's place."""
+    """Return the texts of a prompt or input (also as token numbers), and whether it was a list."""
     if isinstance(value, str):
         return [value], False
     if isinstance(value, list) and value:
@@ -242,7 +242,7 @@ def _texts(value: object, name: str) -> tuple[list[str], bool]:
 def _message(
     call: Call, messages: list[dict[str, Any]], sample: int, limit: int | None
 ) -> tuple[dict[str, Any], str, str]:
-    """Make one assistant's message; give it with its text and its finish_reason."""
+    """Return an assistant's message, its text and its finish_reason."""
     choice = call.body.get("tool_choice")
     named = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
     tools = [] if choice == "none" else call.body.get("tools") or []
@@ -315,7 +315,7 @@ def _text_deltas(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _events(
     call: Call, base: Mapping[str, Any], parts: Sequence[object], usage: object
 ) -> list[bytes]:
-    """Encode a stream: a chunk for each part, the usage if it is asked for, the end."""
+    """Encode a stream: a chunk for each part, the usage if requested, the end marker."""
     events = [sse({**base, "choices": [part]}) for part in parts]
     options = call.body.get("stream_options")
     if isinstance(options, dict) and options.get("include_usage"):
@@ -324,6 +324,6 @@ def _events(
 
 
 def _shuffled(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put a list out of order, always in the same way, never as it was."""
+    """Return a list out of order: always in the same way, never unchanged."""
     order = random.Random(len(given)).sample(given, len(given))
     return order if order != given else given[::-1]

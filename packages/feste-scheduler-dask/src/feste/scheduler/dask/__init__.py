@@ -3,7 +3,7 @@
 Any of these runs a graph on a cluster::
 
     feste.compute(x, scheduler=client)                  # a distributed.Client
-    feste.compute(x, scheduler="dask")                  # the current Client, else a cluster of our own
+    feste.compute(x, scheduler="dask")                  # the current Client, or else a new cluster
     feste.compute(x, scheduler="tcp://127.0.0.1:8786")  # or "tls://..." for other machines
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["DaskExecutor"]
 
 
-def __getattr__(name: str) -> Any:  # on first use: distributed takes 0.3 s to import
+def __getattr__(name: str) -> Any:  # import on first use: distributed takes 0.3 s
     if name == "DaskExecutor":
         from feste.scheduler.dask.executor import DaskExecutor
 

@@ -1,4 +1,4 @@
-"""The schedulers that feste-scheduler-dask offers, through the hook that plugins use."""
+"""Register the schedulers of feste-scheduler-dask through the hook that plugins use."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _EXECUTOR = "feste.scheduler.dask:DaskExecutor"
 
 @hookimpl
 def feste_schedulers() -> dict[str, str]:
-    """Offer Dask: by name, by the module of its objects, by the schemes of its addresses."""
+    """Return Dask by its names, its module, and the schemes of its addresses."""
     return dict.fromkeys(("dask", "distributed", "tcp", "tls"), _EXECUTOR)

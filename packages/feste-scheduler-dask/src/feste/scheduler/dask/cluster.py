@@ -1,8 +1,8 @@
-"""The cluster that ``scheduler="dask"`` starts where there is none.
+"""The cluster that ``scheduler="dask"`` starts if there is none.
 
-Its scheduler is in this process, on 127.0.0.1, with the dashboard off; its workers belong to a
-program of their own. The workers of a plain ``LocalCluster`` run the user's main script again, paid
-calls and all, if it has no ``if __name__ == "__main__"``.
+Its scheduler is in this process, on 127.0.0.1, without a dashboard; its workers belong to a
+separate program. The workers of a plain ``LocalCluster`` would run the user's main script again,
+with its paid calls, if it lacks ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["OwnCluster"]
 
 _dask: Any = _untyped
 _MOST_PROCESSES = 8
-#: Seconds that the first worker may take to come, and all of them to go.
+#: Seconds for the first worker to start, and for all workers to end.
 _START, _END = 60.0, 4.0
 
 
 class OwnCluster:
-    """A scheduler here, and worker processes of this machine.
+    """A scheduler in this process, with worker processes on this machine.
 
     :raises ConfigError: if the workers do not start.
     """
@@ -63,8 +63,8 @@ class OwnCluster:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """Give up what is under way, end the scheduler, then the workers."""
-        # a connection that ends while something is on its way would be told, with a traceback
+        """Give up work under way; end the scheduler, then the workers."""
+        # otherwise Dask logs a traceback if the connection ends while data is under way
         logging.getLogger("distributed.batched").setLevel(logging.WARNING)
         self.client.close()
         self._scheduler.close()
@@ -87,5 +87,5 @@ def _start_workers(address: str) -> subprocess.Popen[bytes]:
             "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
             "DASK_LOGGING__DISTRIBUTED": "critical",
         },
-        start_new_session=True,  # Ctrl-C is the client's to handle
+        start_new_session=True,  # the client handles Ctrl-C
     )

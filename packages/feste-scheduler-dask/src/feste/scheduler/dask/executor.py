@@ -1,4 +1,4 @@
-"""The hands of a Dask cluster: workers run users' Python, the rest stays in the client."""
+"""The executor for a Dask cluster: workers run users' Python, the client does all else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from feste.scheduler.dask.workers import Workers
 
 __all__ = ["DaskExecutor"]
 
-#: Tasks under way for each thread of the cluster: one runs, one waits beside it.
+#: Tasks in flight for each thread of the cluster: one runs and one waits.
 _WINDOW = 2
 
 Chunk = list[PyTask]
@@ -22,12 +22,12 @@ Chunk = list[PyTask]
 class DaskExecutor(LocalExecutor):
     """Runs ``@feste.task`` functions on the workers of a Dask cluster.
 
-    Their results stay there and go from worker to worker; what feeds a prompt, a request or an
-    ``executor="inline"`` task is brought here first. Operators on values that are here run here.
+    Results stay on the workers and move between them. Results that a prompt, a request or an
+    ``executor="inline"`` task needs are fetched first. Operators on local values run locally.
 
     :param target: a ``distributed.Client`` or cluster, an address, or ``"dask"``: the current
-        client, else a cluster of its own on this machine.
-    :raises ConfigError: for an address on the network without TLS.
+        client, or else a new cluster on this machine.
+    :raises ConfigError: for a network address without TLS.
     """
 
     remote = True
@@ -39,7 +39,7 @@ class DaskExecutor(LocalExecutor):
     def start(self, report: Reporter) -> None:
         """Connect, before anything is paid for.
 
-        :param report: whom to tell what happened.
+        :param report: receives all reports.
         :raises ConfigError: if there is no cluster, or the client is closed.
         """
         self._link = Link(self.target)
@@ -49,7 +49,7 @@ class DaskExecutor(LocalExecutor):
 
     @property
     def stale(self) -> bool:
-        """Whether the client is closed, or another one is the current one now."""
+        """Whether the client is closed, or is no longer the current one."""
         return self._link.stale
 
     def place(self, task: Any) -> str:
@@ -62,19 +62,19 @@ class DaskExecutor(LocalExecutor):
         return super().place(task)
 
     def capacity(self, where: str) -> int:
-        """Return how many chunks may run at once; on workers more than they have threads.
+        """Return how many chunks may run at once; for workers, more than their threads.
 
-        :param where: what :meth:`place` said, or ``"thread"``.
+        :param where: the result of :meth:`place`, or ``"thread"``.
         """
         if where == "worker":
             return _WINDOW * max(1, self._workers.size)
         return super().capacity(where)
 
     def call(self, where: str, chunk: Chunk) -> None:
-        """Run tasks; those that stay here wait for the results that they need from workers.
+        """Run tasks; local tasks wait until the results that they need are fetched.
 
         :param where: as for :meth:`capacity`.
-        :param chunk: the tasks; on workers it is one.
+        :param chunk: the tasks; a single one on workers.
         """
         refs = list(_refs(chunk))
         if where == "worker" and (refs or not _is_operator(chunk[0])):
@@ -87,7 +87,7 @@ class DaskExecutor(LocalExecutor):
             super().call(where, chunk)
 
     def _call_here(self, where: str, chunk: Chunk) -> None:
-        """Run tasks in this process, with what they need in place; on any thread."""
+        """Run tasks in this process with the fetched values; may be called from any thread."""
         for task in chunk:
             for values in _values(task):
                 for position, value in enumerate(values):
@@ -101,18 +101,18 @@ class DaskExecutor(LocalExecutor):
         super().call(where, chunk)
 
     def abandon(self, chunk: Chunk) -> None:
-        """Let Dask forget a task that has not begun; one that runs on a worker runs to its end.
+        """Cancel a task that has not started; one that runs on a worker runs to its end.
 
-        :param chunk: the list that was given to :meth:`call`.
+        :param chunk: the list given to :meth:`call`.
         """
         super().abandon(chunk)
         self._workers.abandon(chunk)
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
-        """Bring results here.
+        """Fetch results into this process.
 
-        :param handle: the brain's number for it.
-        :param refs: results that were reported; those that are here already too.
+        :param handle: the brain's number for the fetch.
+        :param refs: results that were reported earlier; some may be local already.
         """
 
         def then() -> None:
@@ -122,22 +122,22 @@ class DaskExecutor(LocalExecutor):
         self._workers.fetcher.bring([r for r in refs if type(r) is Ref], then)
 
     def release(self, ref: Any) -> None:
-        """Do nothing: another run may share the result, and Dask lets it go with the last Ref.
+        """Do nothing: another run may share the result; Dask releases it with the last Ref.
 
-        :param ref: a result that was reported.
+        :param ref: a result that was reported earlier.
         """
 
     def close(self) -> None:
-        """Stop all of it, and what was started or connected here."""
+        """Stop all work, and close everything that was started or connected here."""
         self._workers.close()
         super().close()
 
 
 class _MovedReporter(Reporter):
-    """Reports a chunk that ran elsewhere than it was meant to as free where the brain counts it.
+    """Reports a moved chunk as free at the place where the brain counts it.
 
-    :param report: where the reports go.
-    :param moved: by the id of a chunk, the place it was meant for.
+    :param report: the reporter to forward to.
+    :param moved: the original place of each moved chunk, by its id.
     """
 
     __slots__ = ("_moved",)
@@ -147,16 +147,16 @@ class _MovedReporter(Reporter):
         self._moved = moved
 
     def free(self, where: str, chunk: Chunk) -> None:
-        """Say that a chunk is finished.
+        """Report that a chunk has finished.
 
-        :param where: where it ran.
+        :param where: the place where it ran.
         :param chunk: the chunk.
         """
         super().free(self._moved.pop(id(chunk), where), chunk)
 
 
 def _values(task: PyTask) -> Iterator[list[Any]]:
-    """Where the results that a task needs may be: also among the arguments of a call's halves."""
+    """Yield the lists that may contain Refs: a task's values, and arguments of a call's halves."""
     yield task.values
     if task.stage != "run":
         yield from (a for a in task.args if type(a) is list)

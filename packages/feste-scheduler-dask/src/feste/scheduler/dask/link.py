@@ -1,4 +1,4 @@
-"""From the setting ``scheduler`` to a connected ``distributed.Client``."""
+"""Turn the setting ``scheduler`` into a connected ``distributed.Client``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _NAMES = ("dask", "distributed")
 
 
 def check_target(target: Any) -> None:
-    """Refuse what no connection may be made to.
+    """Refuse targets that are not safe or not possible to connect to.
 
     :param target: the setting.
-    :raises ConfigError: for an address on the network without TLS, or an object that is no client.
+    :raises ConfigError: for a network address without TLS, or an object that is not a client.
     """
     if isinstance(target, str):
         if target not in _NAMES and not target.startswith("tls://") and not _is_loopback(target):
@@ -48,10 +48,10 @@ def _is_loopback(url: str) -> bool:
 
 
 class Link:
-    """A client of a cluster, and what was made to have one.
+    """A client of a cluster, with everything that was made to have one.
 
     :param target: the setting.
-    :raises ConfigError: if there is no working cluster behind it.
+    :raises ConfigError: if it does not lead to a working cluster.
     """
 
     def __init__(self, target: Any) -> None:
@@ -89,32 +89,32 @@ class Link:
             return self._cluster.client
         try:
             return _dask.Client(given, set_as_default=False)
-        except Exception as error:  # not there, not Dask, or no certificates
+        except Exception as error:  # no server, not Dask, or no certificates
             told = f"{type(error).__name__}: {error}"
-            # the half-made client goes now: its __del__, on a thread of Dask, would stop that for ever
+            # free the half-made client now: run later on a Dask thread, its __del__ would block it
             traceback.clear_frames(error.__traceback__)
         gc.collect()
         raise ConfigError(f"scheduler={given!r}: no connection: {told}")
 
     def threads(self) -> int:
-        """Return how many threads the workers have; asks the scheduler, so not for the brain."""
+        """Return the workers' number of threads; it asks the scheduler, so not for the brain."""
         return sum(self.client.nthreads().values())
 
     @property
     def closed(self) -> bool:
-        """Whether this link or its client was closed, by whoever, or its cluster is gone."""
+        """Whether this link or its client was closed by anyone, or its cluster is gone."""
         return self._closed or self.client.status in ("closed", "closing")
 
     @property
     def stale(self) -> bool:
-        """Whether the same setting would mean another client now."""
+        """Whether the same setting would give another client now."""
         if self.closed:
             return True
         current = _current() if self._by_name else None
         return current is not None and current is not self.client
 
     def close(self) -> None:
-        """Close what was made for this link."""
+        """Close the client and cluster that were made for this link."""
         self._closed = True
         if self._cluster is not None:
             self._cluster.close()
@@ -123,7 +123,7 @@ class Link:
 
 
 def _current() -> Any:
-    """The user's own client, or None: of the context, else the newest that was made a default."""
+    """Return the user's own client, or None: the context's, or the newest default client."""
     try:
         client = _dask.default_client()
     except ValueError:

@@ -1,7 +1,7 @@
-"""How things are pickled between the client and workers: by value, backends by name.
+"""Pickling between the client and workers: by value, backends by name.
 
-A backend that a task returns in a call of its own is, back in the client, the very object that the
-task was given there: with its connections, and whatever else it keeps.
+If a task returns a call of a backend that it was given, the client gets its own backend object
+back, with its connections and other state.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _lock = threading.Lock()
 def dumps(value: Any, protocol: int = 5, arrays: list[pickle.PickleBuffer] | None = None) -> bytes:
     """Return a value as bytes for ``pickle.loads``.
 
-    :param value: the value; functions and classes of no module that others know go by value.
-    :param protocol: the protocol; 5 and above leave large buffers out.
-    :param arrays: gets the buffers; None leaves them in.
+    :param value: the value; functions and classes that others cannot import go by value.
+    :param protocol: the pickle protocol; 5 and above can leave large buffers out.
+    :param arrays: collects the buffers; None leaves them in the bytes.
     """
     beside = arrays.append if arrays is not None and protocol >= 5 else None
     with io.BytesIO() as file:
@@ -47,15 +47,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def was_here(backend: Backend) -> bool:
-    """Tell whether a backend is of this process, before it went to workers.
+    """Return True if a backend was made in this process before it went to a worker.
 
-    :param backend: one that came from a worker.
+    :param backend: a backend that came from a worker.
     """
     return str(backend.__dict__.get("_name", "")).startswith(f"{process_name()}-")
 
 
 def _name(backend: Backend) -> str:
-    """A name for a backend that it has in every process."""
+    """Return the name of a backend, the same in every process."""
     with _lock:
         name: str = backend.__dict__.setdefault("_name", f"{process_name()}-{next(_numbers)}")
         _backends.setdefault(name, backend)

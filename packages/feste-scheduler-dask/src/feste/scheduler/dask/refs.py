@@ -1,4 +1,4 @@
-"""Results on workers, and how they come here."""
+"""References to results on workers, and fetching them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from feste.scheduler.dask.remote import Emitted, Failed, Held
 __all__ = ["Fetcher", "Promises", "Ref", "lost"]
 
 
-#: How often a task that Dask blames for the death of workers is tried with no other suspect beside it.
+#: The number of attempts, without another suspect, of a task blamed for the death of workers.
 _TRIES_ALONE = 3
 
 
 class Ref:
-    """A result on a worker; when nothing holds the Ref any more, Dask lets the result go.
+    """A reference to a result on a worker; Dask releases the result with its last Ref.
 
-    :param future: Dask's name for it.
+    :param future: Dask's future for it.
     """
 
     __slots__ = ("future", "loading", "outcome")
@@ -31,23 +31,23 @@ class Ref:
     def __init__(self, future: distributed.Future[Any]) -> None:
         self.future = future
         self.loading: asyncio.Task[None] | None = None
-        #: What it is, once it has come here; it stays while the Ref lives.
+        #: The outcome, once it is fetched; kept as long as the Ref.
         self.outcome: Held | Emitted | Failed | None = None
 
     @property
     def value(self) -> Any:
-        """What came: the value, or the error."""
+        """The fetched value or error."""
         outcome = self.outcome
         return outcome.raised() if isinstance(outcome, Failed) else outcome and outcome.value
 
     @property
     def ok(self) -> bool:
-        """Whether a value came."""
+        """Whether a value was fetched."""
         return isinstance(self.outcome, Held)
 
 
 class Promises:
-    """What is waited for, each with what to do if it will never come."""
+    """Pending results, each with a function to call if it will never arrive."""
 
     def __init__(self) -> None:
         self._open: dict[int, Callable[[FesteError], None]] = {}
@@ -57,25 +57,25 @@ class Promises:
         return bool(self._open)
 
     def make(self, give_up: Callable[[FesteError], None]) -> int:
-        """Return the number of a new one.
+        """Add a pending result and return its number.
 
-        :param give_up: called with an error if it will never come.
+        :param give_up: called with an error if it will never arrive.
         """
         number = next(self._numbers)
         self._open[number] = give_up
         return number
 
     def keep(self, number: int) -> bool:
-        """Say that it has come; return False if it was given up before.
+        """Mark a result as arrived; return False if it was given up before.
 
         :param number: its number.
         """
         return self._open.pop(number, None) is not None
 
     def give_up(self, error: FesteError) -> None:
-        """Give up all of them.
+        """Give up all pending results.
 
-        :param error: why.
+        :param error: the reason.
         """
         for number in list(self._open):
             give_up = self._open.pop(number, None)
@@ -84,10 +84,10 @@ class Promises:
 
 
 class Fetcher:
-    """Brings results here, on the event loop of the client, so that nobody waits.
+    """Fetches results on the event loop of the client, without blocking a thread.
 
-    :param client: a ``distributed.Client``. It joins requests that are made at the same time.
-    :param promises: where to note what is under way.
+    :param client: a ``distributed.Client``. It joins requests made at the same time.
+    :param promises: records the pending results.
     """
 
     def __init__(self, client: Any, promises: Promises) -> None:
@@ -96,10 +96,10 @@ class Fetcher:
         self._alone = asyncio.Lock()
 
     def bring(self, refs: Sequence[Ref], then: Callable[[], None]) -> None:
-        """Bring results here; their outcomes are set then.
+        """Fetch results and set their outcomes.
 
         :param refs: the results.
-        :param then: something quick, called on any thread when all are here or have failed.
+        :param then: a quick function, called on any thread when all have arrived or failed.
         """
         missing = [r for r in refs if r.outcome is None]
         if not missing:
@@ -116,7 +116,7 @@ class Fetcher:
             give_up(lost(None))
 
     def on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
-        """Run a coroutine on the loop of the client; return False if there is none any more.
+        """Run a coroutine on the client's loop; return False if that loop has ended.
 
         :param coroutine: the coroutine.
         """
@@ -139,7 +139,7 @@ class Fetcher:
         outcome: Held | Emitted | Failed
         try:
             outcome = await self._gather(ref)
-        except Exception as error:  # whatever it is, there will be no value
+        except Exception as error:  # whatever it is, no value will arrive
             outcome = Failed(lost(error))
         ref.outcome = ref.outcome or outcome
         ref.loading = None
@@ -147,7 +147,7 @@ class Fetcher:
     async def _gather(self, ref: Ref) -> Any:
         try:
             (outcome,) = await self._client.gather([ref.future], asynchronous=True)
-        except KilledWorker:  # the worker that held it died, then those that made it again
+        except KilledWorker:  # the worker that held it died, then those that recomputed it
             if await self.run_alone(ref.future) is not None:
                 raise
             (outcome,) = await self._client.gather([ref.future], asynchronous=True)
@@ -156,13 +156,13 @@ class Fetcher:
     async def run_alone(
         self, future: Any, is_wanted: Callable[[], bool] = lambda: True
     ) -> BaseException | None:
-        """Run a suspect again, one suspect at a time; return its last error, or None.
+        """Run a suspected task again, one suspect at a time; return its last error, or None.
 
-        Dask blames the death of a worker on every task that was assigned to it. One that only
-        waited there, beside the guilty one, ends well when it is tried without it.
+        Dask blames the death of a worker on every task assigned to it. A task that only waited
+        there succeeds when it is run without the guilty one.
 
         :param future: a future that ended with KilledWorker.
-        :param is_wanted: asked before each try.
+        :param is_wanted: called before each attempt; False stops.
         """
         async with self._alone:
             error: BaseException | None = await future.exception(asynchronous=True)
@@ -173,9 +173,9 @@ class Fetcher:
                     keys = await self._client.scheduler.retry(
                         keys=[future.key], client=self._client.id
                     )
-                except Exception as lost_scheduler:  # the cluster goes away just now
+                except Exception as lost_scheduler:  # the cluster is closing
                     return lost_scheduler
-                for key in keys:  # what it needs may have been lost with it
+                for key in keys:  # its lost inputs are retried too
                     if key in self._client.futures:
                         self._client.futures[key].retry()
                 error = await future.exception(asynchronous=True)
@@ -185,7 +185,7 @@ class Fetcher:
 def lost(error: BaseException | None) -> WorkerLost:
     """Return the error for a result that the cluster lost.
 
-    :param error: what Dask says; None if Dask itself is gone.
+    :param error: Dask's error; None if Dask itself is gone.
     """
     if error is None:
         told = "the client was closed, or its connection to the scheduler broke"

@@ -1,10 +1,9 @@
-"""What runs on a worker: one task of a user, and how its outcome is kept and travels.
+"""Run one user's task on a worker, and keep and transfer its outcome.
 
-A worker keeps a :class:`Held` (a value), an :class:`Emitted` (a result with nodes inside) or a
-:class:`Failed`. The client learns the class of a result with the message that it is there, so it
-knows without fetching anything what it will find. All three reach other processes whatever they
-hold: what cannot be pickled arrives as a ``Failed`` that says so. Dask by itself would ask for such
-a value for ever.
+A worker keeps a :class:`Held` (a value), an :class:`Emitted` (a result with nodes) or a
+:class:`Failed`. The client learns the class when a result is ready, without fetching it. All three
+can always be transferred: what cannot be pickled arrives as a ``Failed`` that explains it, whereas
+Dask alone would request such a value for ever.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ __all__ = ["Emitted", "Failed", "Held", "packed", "work"]
 
 
 def packed(op: Any, args: Any, kwargs: Any, values: list[Any], holes: list[int]) -> bytes:
-    """Return a task as bytes; without the results that are on workers already.
+    """Return a task as bytes, without the results that are on workers already.
 
     :param op: the task.
     :param args: packed positional arguments.
     :param kwargs: packed keyword arguments.
-    :param values: what goes into the slots.
-    :param holes: which of the values are on workers.
+    :param values: the values for the slots.
+    :param holes: the positions of values that are on workers.
     """
     return dumps((op, args, kwargs, values, holes))
 
 
 def work(data: bytes, *results: Any) -> Any:
-    """Run a task on a worker and return its outcome; it raises nothing.
+    """Run a task on a worker and return its outcome; never raises.
 
-    :param data: what :func:`packed` gave.
-    :param results: the outcomes of other tasks that go into its holes.
+    :param data: the result of :func:`packed`.
+    :param results: the outcomes of other tasks that fill the holes.
     """
     with inside("worker"):
         try:
@@ -50,7 +49,7 @@ def work(data: bytes, *results: Any) -> Any:
                 values[position] = result.value
             value = evaluate(op.fn, args, kwargs, values)
             value = result_of(_awaited(value) if op.is_async else value)
-        except BaseException as error:  # a task may raise anything, SystemExit too
+        except BaseException as error:  # a task may raise anything, even SystemExit
             return Failed.of(describe(error))
     return Emitted(value) if type(value) is Emission else Held(value)
 
@@ -77,17 +76,17 @@ class Held:
     def __init__(self, value: Any) -> None:
         self.value = value
 
-    def __sizeof__(self) -> int:  # how Dask counts the memory of its workers
+    def __sizeof__(self) -> int:  # Dask uses it to measure the memory of workers
         return int(sizeof(self.value))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.value!r})"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        arrays: list[pickle.PickleBuffer] = []  # travel beside the bytes, not copied into them
+        arrays: list[pickle.PickleBuffer] = []  # sent separately, so that they are not copied
         try:
             data = dumps(self.value, int(protocol), arrays)
-        except Exception as error:  # anything can go wrong in the objects of others
+        except Exception as error:  # users' objects may raise anything
             return Failed.of(_stuck("sent to another process", error)).__reduce__()
         return (_arrived, (type(self), data, *arrays))
 
@@ -102,7 +101,7 @@ class Failed:
     """An error on a worker, as plain data.
 
     :param error: the error.
-    :param cause: the pickled exception behind it, or nothing.
+    :param cause: the pickled original exception, or empty bytes.
     """
 
     __slots__ = ("cause", "error")
@@ -113,23 +112,23 @@ class Failed:
 
     @classmethod
     def of(cls, error: FesteError) -> Failed:
-        """Return the outcome for an error; its cause is kept as far as it can be pickled.
+        """Return the outcome for an error; its cause is kept if it can be pickled.
 
         :param error: the error.
         """
         try:
             return cls(pickle.loads(dumps(error)), _pickled(error.__cause__))
-        except Exception:  # an error of the user's own kind that does not pickle
+        except Exception:  # an error class of the user that cannot be pickled
             return cls(NodeError(str(error), cause_type=type(error).__name__))
 
     def raised(self) -> FesteError:
-        """Return the error with its cause, where that can be had here."""
+        """Return the error, with its cause if that can be unpickled here."""
         if self.cause:
             try:
                 cause = pickle.loads(self.cause)
                 cause.add_note(f"On the worker:\n{getattr(self.error, 'traceback', '')}")
                 self.error.__cause__ = cause
-            except Exception:  # its class is known on the worker only
+            except Exception:  # its class exists on the worker only
                 pass
             self.cause = b""
         return self.error
@@ -144,7 +143,7 @@ class Failed:
 def _pickled(cause: BaseException | None) -> bytes:
     if cause is None:
         return b""
-    # their text has been taken; in the client, frames would keep alive whatever is on its stack
+    # drop the frames, which in the client would keep their variables alive; the text is kept
     cause.__traceback__ = cause.__cause__ = cause.__context__ = None
     try:
         data = dumps(cause)
@@ -157,7 +156,7 @@ def _pickled(cause: BaseException | None) -> bytes:
 def _arrived(kind: Callable[[Any], Any], data: bytes, *arrays: Any) -> Any:
     try:
         return kind(pickle.loads(data, buffers=arrays))
-    except Exception as error:  # a class that is not known here, or its own mistake
+    except Exception as error:  # an unknown class, or one that fails to unpickle
         return Failed.of(_stuck("read in another process", error))
 
 
@@ -166,14 +165,14 @@ def _stuck(what: str, error: Exception) -> NodeError:
     return NodeError(f"the result cannot be {what}: {kind}: {error}", cause_type=kind)
 
 
-# --- users' async tasks share one loop in each worker, as they do in one process ------------------
+# --- users' async tasks share one loop per worker, as in a single process -------------------------
 
 _loop: asyncio.AbstractEventLoop | None = None
 _lock = threading.Lock()
 
 
 def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Wait on this thread for a coroutine that runs on the loop for users' tasks."""
+    """Run a coroutine on the loop for users' tasks, and block this thread until it ends."""
     global _loop
     with _lock:
         if _loop is None:

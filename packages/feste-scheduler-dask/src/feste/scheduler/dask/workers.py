@@ -1,4 +1,4 @@
-"""Tasks on the workers of a cluster: sent, watched until they end, their outcomes sorted."""
+"""Run tasks on the workers of a cluster: send them, watch them, and report their outcomes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from feste.scheduler.dask.remote import Emitted, Held, packed, work
 
 __all__ = ["Workers"]
 
-#: Seconds between two looks at the size of the cluster.
+#: Seconds between two checks of the cluster's size.
 _REFRESH = 1.0
 
 Chunk = list[PyTask]
@@ -33,17 +33,17 @@ End = Callable[[bool, Any], None]
 
 
 class Workers:
-    """The workers, and the thread that talks to them: pickling and Dask may take their time.
+    """The workers, with a thread that talks to them, because pickling and Dask may be slow.
 
     :param link: the connection.
-    :param report: whom to tell what happened.
+    :param report: receives the reports.
     """
 
     def __init__(self, link: Link, report: Reporter) -> None:
         self._link = link
         self._client = link.client
         self._report = report
-        #: How many threads there are.
+        #: The number of threads of all workers.
         self.size = link.threads()
         self._looked = monotonic()
         self._promises = Promises()
@@ -57,7 +57,7 @@ class Workers:
     def run(self, chunk: Chunk) -> None:
         """Run a task.
 
-        :param chunk: a list with the task.
+        :param chunk: a list that holds the task.
         """
         if not self._link.closed:
             self._queue.put(chunk)
@@ -65,16 +65,16 @@ class Workers:
             self._end(chunk, perf_counter(), False, lost(None))
 
     def abandon(self, chunk: Chunk) -> None:
-        """Let Dask forget a task.
+        """Cancel a task.
 
-        :param chunk: any list of tasks; one that is not here is not heeded.
+        :param chunk: any list of tasks; one that does not run here is ignored.
         """
         future = self._futures.pop(id(chunk), None)
         if future is not None:
             self.fetcher.on_loop(self._client.cancel([future], asynchronous=True))
 
     def close(self) -> None:
-        """Give up what is under way, and close the link."""
+        """Give up work under way, and close the link."""
         self._queue.put(None)
         self._thread.join(timeout=1.0)
         self._link.close()
@@ -95,17 +95,17 @@ class Workers:
                 self._look()
             if chunk:
                 self._send(chunk)
-            chunk = None  # an idle thread keeps nobody's values alive
+            chunk = None  # so that an idle thread keeps no values alive
 
     def _look(self) -> None:
-        """See how large the cluster is; give up what waits if it is gone."""
+        """Update the size of the cluster; give up waiting tasks if the cluster is gone."""
         if self._link.closed:
             self._promises.give_up(lost(None))
         elif monotonic() - self._looked > _REFRESH:
             self._looked = monotonic()
             try:
                 size = self._link.threads()
-            except Exception:  # closing just now: the next look will see it
+            except Exception:  # it is closing; the next check notices that
                 return
             if size != self.size:
                 self.size = size
@@ -117,12 +117,12 @@ class Workers:
         number = self._promises.make(lambda error: end(False, error))
         refused: FesteError = lost(None)
         try:
-            # in the user's context, for dask.annotate() and the like
+            # in the user's context, so that dask.annotate() and similar apply
             future = context_of(task).run(self._submit, task)
             self._futures[id(chunk)] = future
             if self.fetcher.on_loop(self._watch(chunk, future, number, end)):
                 return
-        except Exception as error:  # the objects of others do not pickle, or Dask refuses
+        except Exception as error:  # pickling users' objects failed, or Dask refused
             refused = describe(error)
         if self._promises.keep(number):
             end(False, refused)
@@ -133,7 +133,7 @@ class Workers:
         values = [None if type(value) is Ref else value for value in task.values]
         try:
             data = packed(node.op, task.args, task.kwargs, values, holes)
-        except Exception as error:  # anything can go wrong in the objects of others
+        except Exception as error:  # users' objects may raise anything
             raise ConfigError(
                 f"{node.op.name} runs on a Dask worker, but it or an argument cannot be sent there: "
                 f"{type(error).__name__}: {error}. Give it plain data, or keep the task here with "
@@ -145,7 +145,7 @@ class Workers:
         return self._client.submit(work, data, *futures, key=key, pure=False)
 
     async def _watch(self, chunk: Chunk, future: Any, number: int, end: End) -> None:
-        """Report when a task has ended on its worker."""
+        """Report the end of a task on its worker."""
         (task,) = chunk
         error: BaseException | None = await future.exception(asynchronous=True)
         if isinstance(error, KilledWorker):
@@ -161,12 +161,12 @@ class Workers:
             self.fetcher.bring([ref], lambda: self._sort(task, ref, end))
 
     def _sort(self, task: PyTask, ref: Ref, end: End) -> None:
-        if type(ref.outcome) is not Emitted:  # a value, where Dask did not tell its class
+        if type(ref.outcome) is not Emitted:  # a value whose class Dask did not report
             end(ref.ok, ref if ref.ok else ref.value)
             return
         try:
             self._adopt(task.run, ref.value)
-        except Exception as error:  # a client that cannot tell its configuration
+        except Exception as error:  # a backend whose configuration cannot be read
             end(False, describe(error))
         else:
             end(True, ref.value)
@@ -177,7 +177,7 @@ class Workers:
         self._report.free("worker", chunk)
 
     def _adopt(self, run: Any, emission: Emission) -> None:
-        """Give emitted calls of clients that were made on workers equal ones, if the run has them."""
+        """Replace backends that were made on workers by equal ones of the run, if there are any."""
         here = self._backends.get(run)
         if here is None:
             here = self._backends[run] = {c.token: c for c in run.clients()}
