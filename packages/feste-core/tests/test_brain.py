@@ -307,6 +307,24 @@ def test_a_server_that_takes_shorter_lists_is_remembered(
     assert (first, second) == (sent, len(clock.sent) - sent)
 
 
+def test_a_limit_of_size_is_no_limit_of_items() -> None:
+    """Two long texts that were refused together say nothing of many short ones."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        if request.size > 5000:
+            raise ContextTooLong("too large")
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    clock.compute([llm.complete(letter * 4000) for letter in "ab"])
+    assert 3 == len(clock.sent)
+    results = clock.compute([llm.complete(f"short {i}") for i in range(16)])
+
+    assert all(isinstance(r, str) for r in results)
+    assert 4 == len(clock.sent)
+
+
 def test_a_parameter_that_no_call_may_have_costs_few_more_requests() -> None:
     """Where all calls of a list are refused, the search ends at once and each is tried singly."""
     llm = FakeBackend()
@@ -351,7 +369,7 @@ def test_every_good_call_is_answered_whatever_a_server_refuses(
     assert set(answered.values()) <= {1}
     assert len(clock.sent) <= 2 * count + 4
     # what was learnt is true of the server
-    assert all(learnt <= limit for learnt in clock.brain.lists.limits.values())
+    assert all(learnt.items <= limit for learnt in clock.brain.lists.limits.values())
 
 
 def test_the_critical_path_goes_first() -> None:

@@ -136,7 +136,8 @@ def test_a_failed_run_says_which_rows_failed() -> None:
     """Equal errors are counted together, with the places in .partial where they stand."""
     bad = [InvalidRequest("no", origin="job.py:9") for _ in range(5)]
     rows = ["fine", *bad, {"a": UpstreamFailed("not run", roots=[bad[0]])}]
-    failed = RunFailed("6 of 7 results failed", partial=(rows,), errors=bad)
+    where = {f"[0][{i}]": rows[i] for i in range(1, 6)} | {"[0][6]['a']": rows[-1]["a"]}  # type: ignore[index]
+    failed = RunFailed("6 of 7 results failed", partial=(rows,), errors=bad, where=where)
 
     assert str(failed).splitlines()[1:] == [
         "  6 x InvalidRequest: no (at job.py:9)",

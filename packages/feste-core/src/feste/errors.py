@@ -38,10 +38,9 @@ which carry the API key.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 __all__ = [
@@ -125,6 +124,8 @@ class FesteError(Exception):
         """
         made = type(self).__new__(type(self), *self.args)
         made.__dict__.update(self.__dict__)
+        if "__notes__" in made.__dict__:
+            made.__notes__ = list(made.__notes__)
         made.__cause__ = self.__cause__
         return made
 
@@ -383,6 +384,7 @@ class RunFailed(FesteError):
         in each failed place.
     :param report: the :class:`~feste.report.RunReport` of the run.
     :param errors: the errors of the nodes that failed themselves, in the order of failing.
+    :param where: the places in ``partial`` that failed, as Python, each with its error.
     """
 
     max_shown: ClassVar[int] = 3
@@ -394,20 +396,21 @@ class RunFailed(FesteError):
         partial: tuple[Any, ...] = (),
         report: Any = None,
         errors: Iterable[FesteError] = (),
+        where: Mapping[str, FesteError] | None = None,
     ) -> None:
         super().__init__(message)
         self.partial = partial
         self.report = report
         self.errors = tuple(errors)
+        self.where = dict(where or {})
 
     def places(self) -> list[tuple[str, FesteError]]:
-        """Return each error in ``partial`` with its position, written as a Python expression.
+        """Return where in ``partial`` errors stand: the way there as Python, and the error.
 
-        >>> error = RunFailed(partial=([1, NodeError("bad")], {"a": 2}))
-        >>> [(where, str(error)) for where, error in error.places()]
-        [('[0][1]', 'bad')]
+        >>> RunFailed(partial=([1, 2],), where={"[0][1]": NodeError("bad")}).places()
+        [('[0][1]', NodeError('bad'))]
         """
-        return list(_places(self.partial, "", 0))
+        return list(self.where.items())
 
     def __str__(self) -> str:
         groups: dict[tuple[str, str], list[str]] = {}
@@ -427,26 +430,6 @@ class RunFailed(FesteError):
         if len(groups) > self.max_shown:
             lines.append(f"  ... and {len(groups) - self.max_shown:,} more kinds in .errors")
         return "\n".join(lines)
-
-
-def _places(value: Any, where: str, depth: int) -> Iterator[tuple[str, FesteError]]:
-    """Yield each error inside a returned value, with its position."""
-    if isinstance(value, FesteError):
-        yield where, value
-    elif depth < 100:
-        for step, part in _steps(value):
-            yield from _places(part, where + step, depth + 1)
-
-
-def _steps(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (list, tuple)):
-        return ((f"[{i}]", part) for i, part in enumerate(value))
-    if isinstance(value, dict):
-        return ((f"[{name!r}]", part) for name, part in value.items())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
-        return ((f".{name}", getattr(value, name)) for name in names)
-    return iter(())
 
 
 class RunInterrupted(KeyboardInterrupt):

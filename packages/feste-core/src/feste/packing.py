@@ -157,13 +157,7 @@ def fresh(packed: Any, values: Sequence[Any]) -> Any:
         return values[packed.index]
     if kind is Nested:
         return packed.build([fresh(part, values) for part in packed.parts])
-    if kind is list:
-        return [part if type(part) in _ATOMS else fresh(part, values) for part in packed]
-    if kind is dict:
-        return {name: fresh(part, values) for name, part in packed.items()}
-    if kind is tuple:
-        return tuple([part if type(part) in _ATOMS else fresh(part, values) for part in packed])
-    return packed.copy() if kind is set else packed
+    return packed if kind in _ATOMS else pack(packed, Deps())
 
 
 def _parts(values: Iterable[Any], deps: Deps, depth: int) -> tuple[list[Any], bool]:
@@ -276,7 +270,9 @@ def _build_slice(parts: list[Any]) -> slice:
 
 def _pack_other(value: Iterable[Any], deps: Deps, depth: int) -> Any:
     """Keep a container that cannot be rebuilt; raise if it contains nodes."""
-    if any(isinstance(item, Lazy) for item in value):
+    inside = Deps()
+    pack(list(value), inside, depth)
+    if inside.nodes:
         raise GraphError(
             f"a {type(value).__name__} holds lazy values, which nobody would compute there: give a "
             "list of them"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -142,7 +143,10 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         driver().stop(run, 0.0)
         run.finished.wait(0.5)
     report = make_report(run)
-    partial = _put_back(run, repack, report)
+    try:
+        partial = _put_back(run, repack, report)
+    except RunFailed as failed:  # Ctrl-C it is, whether or not the values fit
+        partial = failed.partial
     done = sum(
         count for state, count in report.states.items() if state in ("done", "kept", "shared")
     )
@@ -173,7 +177,43 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
         told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
     else:
         told = f"{bad:,} of {wanted:,} results failed; the others are in .partial"
-    raise RunFailed(told, partial=results, report=report, errors=errors) from errors[0]
+    raise RunFailed(
+        told, partial=results, report=report, errors=errors, where=_failed_places(run, repack)
+    ) from errors[0]
+
+
+class _Place:
+    """Stands for an output that failed, to find where it is in what the user gave."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: FesteError) -> None:
+        self.error = error
+
+
+def _failed_places(run: Run, repack: Repack) -> dict[str, FesteError]:
+    """The places of failed outputs in what is handed back; the values themselves are not searched."""
+    try:
+        shape = repack([_Place(run.errors[i]) if i in run.errors else None for i in run.outputs])
+    except Exception:  # a container of the user's own that takes no such thing
+        return {}
+    return {where: place.error for where, place in _find_places(shape, "")}
+
+
+def _find_places(shape: Any, where: str) -> Iterator[tuple[str, _Place]]:
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(shape, _Place):
+        yield where, shape
+    elif isinstance(shape, (list, tuple)):
+        parts = ((f"[{i}]", part) for i, part in enumerate(shape))
+    elif isinstance(shape, dict):
+        parts = ((f"[{name!r}]", part) for name, part in shape.items())
+    elif dataclasses.is_dataclass(shape) and not isinstance(shape, type):
+        names = [f.name for f in dataclasses.fields(shape) if hasattr(shape, f.name)]
+        parts = ((f".{name}", getattr(shape, name)) for name in names)
+    for step, part in parts:
+        if part is not None and type(part) not in (str, int, float, bool):
+            yield from _find_places(part, where + step)
 
 
 def _put_back(run: Run, repack: Repack, report: RunReport) -> tuple[Any, ...]:

@@ -53,7 +53,7 @@ class _Simple(Operation[R]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         if not self.name:  # the method under `@name.batch` is the same operation, so keep its name
-            self.name = name
+            self.name, self.owner = name, owner
 
     def batch(
         self,

@@ -71,7 +71,12 @@ class BatchRule:
         r = request
         return canonical([r.plugin, r.operation, r.endpoint, r.account, r.parser, body])
 
-    def chunks(self, sizes: Sequence[tuple[int, int]], max_items: int | None = None) -> list[int]:
+    def chunks(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        max_items: int | None = None,
+        allows: Callable[[int, int], bool] | None = None,
+    ) -> list[int]:
         """Return the number of calls in each request, so that every limit is kept.
 
         Calls stay in order, and the last two requests are balanced: 17 calls with a limit of 16
@@ -79,16 +84,22 @@ class BatchRule:
 
         :param sizes: tokens and bytes of each call.
         :param max_items: a limit of items below the rule's, or None.
+        :param allows: tells whether a server takes so many items of so many bytes, or None.
 
         >>> rule = BatchRule("prompt", "prompt", 16, pack=None, unpack=None, max_tokens=None)
         >>> rule.chunks([(1, 4)] * 17), rule.chunks([(1, 4)] * 32)
         ([9, 8], [16, 16])
         """
         top = min(self.max_items, max_items or self.max_items)
+
+        def too_large(items: int, tokens: int, size: int) -> bool:
+            refused = allows is not None and not allows(items, size)
+            return refused or self._over(items, tokens, size, top)
+
         counts: list[int] = []
         items = tokens = size = 0
         for token, byte in sizes:
-            if items and self._over(items + 1, tokens + token, size + byte, top):
+            if items and too_large(items + 1, tokens + token, size + byte):
                 counts.append(items)
                 items = tokens = size = 0
             items, tokens, size = items + 1, tokens + token, size + byte
@@ -97,7 +108,7 @@ class BatchRule:
         if len(counts) > 1 and counts[-2] - counts[-1] > 1:
             both = counts[-2] + counts[-1]
             last = sizes[-(both // 2) :]
-            if not self._over(len(last), sum(t for t, _ in last), sum(b for _, b in last), top):
+            if not too_large(len(last), sum(t for t, _ in last), sum(b for _, b in last)):
                 counts[-2:] = [both - both // 2, both // 2]
         return counts
 
@@ -170,6 +181,7 @@ class Operation(Generic[R]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+        self.owner = owner
 
     @overload
     def __get__(self, instance: None, owner: type) -> Operation[R]: ...
@@ -189,7 +201,7 @@ class Operation(Generic[R]):
 
     def __call__(self, client: Backend, /, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
         """Call the operation as ``Class.operation(client, ...)``."""
-        call: Call[R] = getattr(client, self.name)
+        call: Call[R] = self.__get__(client, type(client))
         return call(*args, **kwargs)
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -257,7 +269,7 @@ class Call(Generic[R]):
     @property
     def token(self) -> Hashable:
         """Equal for operations of backends that may replace each other."""
-        return (self.client.token, self.name)
+        return (self.client.token, self.operation)
 
     @property
     def rule(self) -> BatchRule | None:
@@ -357,7 +369,9 @@ class Call(Generic[R]):
         return self.operation._parse(self.client, response, named)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (getattr, (self.client, self.name))
+        if getattr(type(self.client), self.name, None) is self.operation:
+            return (getattr, (self.client, self.name))
+        return (_call_of_base, (self.operation.owner, self.name, self.client))
 
     def __repr__(self) -> str:
         return f"<{self.identity}>"
@@ -373,3 +387,8 @@ def _constant(argument: Any) -> str | None:
         return canonical(argument)
     except ConfigError:
         return None
+
+
+def _call_of_base(owner: type, name: str, client: Backend) -> Any:
+    """The operation of a base class that a subclass has overridden, for one client."""
+    return owner.__dict__[name].__get__(client, owner)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from feste.backend import Call, Request, Response
 from feste.errors import CallError, CountMismatch
 
-__all__ = ["Group", "pack_requests", "unpack_response"]
+__all__ = ["Group", "Taken", "pack_requests", "unpack_response"]
 
 
 class Group:
@@ -58,8 +58,33 @@ class Group:
         return arrived
 
 
+class Taken(NamedTuple):
+    """The largest list that a server is known to take.
+
+    A server may limit how many items a list has or how large it is, and does not say which it was.
+    So a list is sent if it has no more items, or is no larger.
+
+    :param items: how many calls.
+    :param size: the bytes of their requests.
+    """
+
+    items: int
+    size: int
+
+    def allows(self, items: int, size: int) -> bool:
+        """Return whether a list may be sent; one call always may.
+
+        :param items: how many calls.
+        :param size: the bytes of their requests.
+
+        >>> [Taken(4, 1000).allows(*of) for of in [(4, 5000), (9, 900), (5, 1001)]]
+        [True, True, False]
+        """
+        return items <= max(1, self.items) or size <= self.size
+
+
 def pack_requests(
-    call: Call[Any], members: Sequence[int], requests: Sequence[Request], max_items: int
+    call: Call[Any], members: Sequence[int], requests: Sequence[Request], taken: Taken | None = None
 ) -> list[tuple[list[int], list[Request], Request]]:
     """Pack a group of calls into as few requests as the limits allow.
 
@@ -69,7 +94,7 @@ def pack_requests(
     :param call: the operation.
     :param members: the positions of the calls.
     :param requests: their requests.
-    :param max_items: the maximum number of calls in one request.
+    :param taken: the largest list that the server is known to take, or None.
     :returns: for each request to send: the members it answers, their own requests, and the request.
     """
     rule = call.rule
@@ -81,7 +106,7 @@ def pack_requests(
     for positions in alike.values():
         sizes = [(requests[i].tokens, requests[i].size) for i in positions]
         begin = 0
-        for count in rule.chunks(sizes, max_items):
+        for count in rule.chunks(sizes, call.max_items, taken and taken.allows):
             chosen = positions[begin : begin + count]
             begin += count
             own = [requests[i] for i in chosen]

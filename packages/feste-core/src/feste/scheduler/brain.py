@@ -60,6 +60,9 @@ from feste.scheduler.run import (
 
 __all__ = ["Brain"]
 
+#: Seconds that answers may take to be parsed when their run is interrupted.
+_PARSING = 1.0
+
 Event = tuple[Any, ...]
 Action = tuple[Any, ...]
 
@@ -183,9 +186,9 @@ class Brain:
         run.cancelled = True
         self.halt(run)
         if grace <= 0:
-            self._interrupt(run)
+            self.interrupt(run)
         else:
-            self.later(grace, lambda now: self._interrupt(run))
+            self.later(grace, lambda now: self.interrupt(run))
 
     def halt(self, run: Run) -> None:
         """Start nothing new; work that is under way continues."""
@@ -198,23 +201,34 @@ class Brain:
         run.groups.clear()
         self.end_if_done(run)
 
-    def _interrupt(self, run: Run) -> None:
-        """Give up all work that is still under way."""
+    def interrupt(self, run: Run, *, parsing: bool = False) -> None:
+        """Give up what is still running, except what other runs wait for.
+
+        Answers that are here are paid for: they get another second to be parsed.
+
+        :param run: the run.
+        :param parsing: give up on answers that are being parsed, too.
+        """
         if run.ended is not None:
             return
-        awaited = self.lifecycle.awaited(run)  # other runs wait for these nodes, so they continue
+        run.interrupted = True
+        spared = self.lifecycle.awaited(run)
+        if not parsing and PARSING in run.state:
+            spared.update(i for i, state in enumerate(run.state) if state == PARSING)
+            self.later(_PARSING, lambda now: self.interrupt(run, parsing=True))
         for parcel in self.calls.parcels.values():
-            if parcel.run is run and not awaited.isdisjoint(parcel.members):
-                awaited.update(parcel.members)
+            if parcel.run is run and not spared.isdisjoint(parcel.members):
+                spared.update(parcel.members)
         for handle, parcel in self.calls.parcels.items():
-            if parcel.run is run and awaited.isdisjoint(parcel.members):
+            if parcel.run is run and spared.isdisjoint(parcel.members):
                 self.calls.give_up(parcel)
                 self.act("cancel", run.executor, handle)
         for chunk in self.dispatcher.chunks.values():
-            if chunk[0].run is run and awaited.isdisjoint(task.index for task in chunk):
+            members = {i for task in chunk for i in task.members}
+            if chunk[0].run is run and spared.isdisjoint(members):
                 self.act("abandon", run.executor, chunk)
         for i, state in enumerate(run.state):
-            if state < OPEN and i not in awaited:
+            if state < OPEN and i not in spared:
                 sent = state == SENT
                 told = "the run was stopped while this was under way"
                 run.errors[i] = Interrupted(

@@ -148,8 +148,10 @@ class Calls:
             run.resumes_at = max(run.resumes_at, gate.closed_until)
         else:
             gate.lost()
-        if run.ended is not None:  # already recorded by give_up
-            return
+        if run.ended is not None or all(run.state[i] >= OPEN for i in parcel.members):
+            if ok and len(parcel.members) == 1:  # given up, and answered all the same
+                self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
+            return  # give_up has recorded it
         self._record(parcel, ok, value)
         if ok:
             self._answered(parcel, value)
@@ -213,9 +215,7 @@ class Calls:
     def _parse(self, run: Run, i: int, call: Call[Any], response: Response) -> None:
         node = run.program.nodes[i]
         values = [run.values[d] for d in run.program.deps[i]]
-        if run.keep != "none":
-            for keeper in run.program.keepers[i]:
-                keeper.paid = response
+        self.brain.lifecycle.keep_paid(run, i, response)
         args = (call, response, node.args, values)
         task = PyTask(run, i, "parse", _parsed, args, {}, [], f"{call.name}.parse")
         self.brain.dispatcher.push(run, QUICK, run.program.rank[i] + FINISHING, task)
@@ -237,6 +237,7 @@ class Calls:
                     run, parcel.call, [i], [request], request, parcel.gate, self.brain.now
                 )
                 alone.attempt, alone.since = parcel.attempt, parcel.since
+                alone.throttled = parcel.throttled
                 self._refused(alone, outcome)
 
     def on_parsed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:

@@ -34,6 +34,8 @@ CHUNK = 0.001
 TAIL = 0.005
 _MOST = 256
 _CHUNKED = ("thread", QUICK)
+#: The stages that make values of answers that are here: they run also when the run stops.
+_PAID = ("unpack", "parse")
 _FIRST_GUESS = 5e-5
 
 
@@ -90,7 +92,7 @@ class Dispatcher:
         while heap and (not chunk or (chunking and cost < CHUNK and len(chunk) < _MOST)):
             what = heapq.heappop(heap)[2]
             if type(what) is PyTask:
-                if run.state[what.index] < OPEN:
+                if _is_wanted(what):
                     chunk.append(what)
                     cost += self._cost(what)
             elif run.state[what] == READY:
@@ -143,6 +145,7 @@ class Dispatcher:
                 or node.op.kind == "call"
                 or self.place(run, j) != where
                 or program.keepers[j][0].value is not PENDING
+                or self.brain.lifecycle.paid(run, j) is not None
                 or (
                     node.determinism is not Determinism.PURE
                     and not self.brain.lifecycle.claim(run, j, node)
@@ -177,9 +180,9 @@ class Dispatcher:
         """Put tasks of a chunk that were not started back into the queue."""
         for task in tasks:
             run, i = task.run, task.index
-            if run.state[i] >= OPEN:
+            if not _is_wanted(task):
                 continue
-            if run.stopping:
+            if run.stopping and task.stage not in _PAID:
                 self.brain.lifecycle.end(run, i, NOT_STARTED)
             elif task.stage != "run":
                 self.push(run, QUICK, run.program.rank[i] + FINISHING, task)
@@ -201,7 +204,7 @@ class Dispatcher:
         self.cost[name] = seconds if known is None else 0.8 * known + 0.2 * min(seconds, 4 * known)
         run = task.run
         run.seconds[name] += seconds
-        if run.state[task.index] < OPEN or task.stage in ("pack", "unpack"):
+        if _is_wanted(task):
             self.brain.stages[task.stage](run, task, ok, value, seconds)
 
     def on_ran(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
@@ -218,3 +221,9 @@ class Dispatcher:
             self.brain.act("grow", run, task.index, value)
         else:
             self.brain.lifecycle.done(run, task.index, value, DONE)
+
+
+def _is_wanted(task: PyTask) -> bool:
+    """Whether a node still waits for a task."""
+    state = task.run.state
+    return any(state[i] < OPEN for i in task.members)

@@ -114,6 +114,8 @@ class PyTask:
     :param values: the values for the slots. A PyTask here stands for its result: it is an earlier
         task of the same chunk.
     :param name: the name used in measurements and reports.
+    :param members: the positions of all nodes that wait for it, where these are several: the calls
+        of a list that is packed or unpacked.
     """
 
     __slots__ = (
@@ -121,6 +123,7 @@ class PyTask:
         "fn",
         "index",
         "kwargs",
+        "members",
         "name",
         "node",
         "ok",
@@ -140,8 +143,10 @@ class PyTask:
         kwargs: Mapping[str, Any],
         values: list[Any],
         name: str,
+        members: Sequence[int] = (),
     ) -> None:
         self.run = run
+        self.members = members or (index,)
         self.index = index
         #: Its node, as it was when the task was made.
         self.node = run.program.nodes[index]

@@ -104,6 +104,7 @@ class Growth:
             self.brain.lifecycle.fail(run, i, program)
             return
         if run.stopping:
+            self.brain.lifecycle.keep_paid(run, i, emission)
             self.brain.lifecycle.end(run, i, NOT_STARTED)
             return
         needed = self._needed(run, program)
@@ -125,9 +126,7 @@ class Growth:
             if not run.uses[d]:
                 self.brain.lifecycle.release(run, d)
         main.nodes[i] = main.nodes[i].replace(op=_REPACK, args=(emission.packed,), kwargs={})
-        if run.keep != "none":
-            for keeper in main.keepers[i]:
-                keeper.paid = emission
+        self.brain.lifecycle.keep_paid(run, i, emission)
         main.deps[i] = wanted
         run.emitters.add(i)
         run.state[i] = WAITING

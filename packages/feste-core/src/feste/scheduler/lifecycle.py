@@ -75,7 +75,7 @@ class Lifecycle:
                 return
             if not others:
                 others.append((run, i))
-        paid = run.program.keepers[i][0].paid
+        paid = self.paid(run, i)
         if paid is not None and i not in run.emitters:
             self._go_on(run, i, paid)
             return
@@ -91,6 +91,27 @@ class Lifecycle:
         else:
             run.state[i] = RUNNING
             self.brain.act("grow", run, i, paid)
+
+    def paid(self, run: Run, i: int) -> Any:
+        """Return what an earlier run paid for on the way to a node's value, or None.
+
+        :param run: the run.
+        :param i: the node's position.
+        """
+        kept = (keeper.paid for keeper in run.program.keepers[i])
+        return next((paid for paid in kept if paid is not None), None)
+
+    def keep_paid(self, run: Run, i: int, paid: Any) -> None:
+        """Let a node keep what was paid for before its value is made of it.
+
+        :param run: the run.
+        :param i: the node's position.
+        :param paid: a :class:`~feste.backend.Response` or an emission.
+        """
+        if run.keep != "none":
+            for keeper in run.program.keepers[i]:
+                if keeper.value is PENDING:
+                    keeper.paid = paid
 
     def _is_joined(self, node: Node) -> bool:
         """Whether other runs wait for a node in flight; pure Python is cheaper to run again."""
@@ -121,7 +142,10 @@ class Lifecycle:
             if paid or (run.keep == "all" and not run.executor.remote):
                 for kept in program.keepers[i]:
                     if kept.value is PENDING:
-                        kept.value, kept.paid = value, None
+                        kept.value = value
+        for kept in program.keepers[i]:
+            if kept.value is not PENDING:
+                kept.paid = None
         self.end(run, i, state)
         for j in program.consumers[i]:
             run.pending[j] -= 1
@@ -221,6 +245,9 @@ class Lifecycle:
         if not others or others[0] != (run, i):
             if others and (run, i) in others:
                 others.remove((run, i))
+                first = others[0][0]
+                if len(others) == 1 and first.interrupted:  # nobody waits for it any more
+                    self.brain.later(0.0, lambda now: self.brain.interrupt(first))
             return
         del self.joined[shared]
         for other, j in others[1:]:

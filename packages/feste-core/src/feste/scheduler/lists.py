@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response
 from feste.errors import CountMismatch
-from feste.scheduler.batcher import Group, pack_requests, unpack_response
+from feste.scheduler.batcher import Group, Taken, pack_requests, unpack_response
 from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.run import FINISHING, GROUPED, NOT_STARTED, OPEN, Run
@@ -34,8 +34,8 @@ class Lists:
 
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
-        #: The longest list that a server was found to accept; 1 if it accepts none.
-        self.limits: dict[Server, int] = {}
+        #: What servers are known to take, where they have refused a list for its length.
+        self.limits: dict[Server, Taken] = {}
 
     # --- on the way out ---------------------------------------------------------------------------
 
@@ -63,13 +63,12 @@ class Lists:
         self, run: Run, calls: Sequence[tuple[int, Request]], split: Split | None = None
     ) -> None:
         call = _call_of(run, calls[0][0])
-        limit = min(call.max_items, self.limits.get(_server(call, calls[0][1]), call.max_items))
-        if len(calls) == 1 or limit < 2:
+        if len(calls) == 1:
             self._send_singly(run, calls, split)
             return
         members, requests = [i for i, _ in calls], [r for _, r in calls]
-        args = (call, members, requests, limit, split)
-        task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack")
+        args = (call, members, requests, self.limits.get(_server(call, requests[0])), split)
+        task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
         self.brain.dispatcher.push(run, QUICK, run.program.rank[members[0]] + FINISHING, task)
 
     def _send_singly(
@@ -86,7 +85,7 @@ class Lists:
             for i in task.args[1]:
                 if run.state[i] < OPEN:
                     self.brain.calls.fail(run, i, value)
-            self._part_ended(split, 0, bad=True)
+            self._part_ended(split, Taken(0, 0), bad=True)
             return
         parts = [part for part in value if run.state[part[0][0]] == GROUPED]
         if split is not None:
@@ -105,7 +104,7 @@ class Lists:
         run, first = parcel.run, parcel.members[0]
         args = (parcel.call, parcel.request, response, parcel)
         name = f"{parcel.call.name}.unpack"
-        task = PyTask(run, first, "unpack", _unpack, args, {}, [], name)
+        task = PyTask(run, first, "unpack", _unpack, args, {}, [], name, parcel.members)
         self.brain.dispatcher.push(run, QUICK, run.program.rank[first] + FINISHING, task)
 
     def on_unpacked(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
@@ -117,7 +116,7 @@ class Lists:
             self.brain.calls.deliver(parcel, value)
         elif isinstance(value.__cause__, CountMismatch) or isinstance(value, CountMismatch):
             # answers cannot be matched to calls: treat this server as taking no lists
-            self._learn(parcel, 1)
+            self._learn(parcel, Taken(1, 0))
             self.settled(parcel, taken=False)
             self._send_singly(run, self._waiting(parcel))
         else:
@@ -142,17 +141,20 @@ class Lists:
         :param parcel: the request.
         :param taken: whether the server accepted it.
         """
-        self._part_ended(parcel.split, len(parcel.members) if taken else 0, bad=not taken)
+        if parcel.split is not None:
+            size = Taken(len(parcel.members), parcel.size) if taken else Taken(0, 0)
+            self._part_ended(parcel.split, size, bad=not taken)
 
-    def _part_ended(self, split: Split | None, size: int, *, bad: bool) -> None:
+    def _part_ended(self, split: Split | None, taken: Taken, *, bad: bool) -> None:
         """Handle the end of a part of a refused list: send the rest, or conclude what was wrong."""
         while split is not None:
             split.open -= 1
-            split.longest = max(split.longest, size)
+            split.longest = max(split.longest, taken.items)
+            split.largest = max(split.largest, taken.size)
             split.bad = split.bad or bad
-            if split.open > 0:
-                return
             run = split.parcel.run
+            if split.open > 0 or run.stopping:  # a run that stops sends nothing and proves nothing
+                return
             rest = [(i, r) for i, r in split.rest if run.state[i] == GROUPED]
             split.rest = []
             if rest and split.longest:
@@ -162,12 +164,14 @@ class Lists:
                 self._send_singly(run, rest, split)
                 return
             if not split.bad:  # every call succeeded in the end, so the list was too long
-                self._learn(split.parcel, split.longest)
-            size, bad, split = split.longest, split.bad, split.parcel.split
+                self._learn(split.parcel, Taken(split.longest, split.largest))
+            taken, bad = Taken(split.longest, split.largest), split.bad
+            split = split.parcel.split
 
-    def _learn(self, parcel: Parcel, limit: int) -> None:
+    def _learn(self, parcel: Parcel, taken: Taken) -> None:
         server = _server(parcel.call, parcel.request)
-        self.limits[server] = min(limit, self.limits.get(server, limit))
+        known = self.limits.get(server, taken)
+        self.limits[server] = Taken(min(known.items, taken.items), min(known.size, taken.size))
 
     def _waiting(self, parcel: Parcel) -> list[tuple[int, Request]]:
         """Return the calls of a request to send again; none if the run is stopping."""
@@ -196,9 +200,13 @@ def _server(call: Call[Any], request: Request) -> Server:
 
 
 def _pack(
-    call: Call[Any], members: list[int], requests: list[Request], limit: int, split: Split | None
+    call: Call[Any],
+    members: list[int],
+    requests: list[Request],
+    taken: Taken | None,
+    split: Split | None,
 ) -> list[tuple[list[int], list[Request], Request]]:
-    return pack_requests(call, members, requests, limit)
+    return pack_requests(call, members, requests, taken)
 
 
 def _unpack(call: Call[Any], request: Request, response: Response, parcel: Parcel) -> list[Any]:

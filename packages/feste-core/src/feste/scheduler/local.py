@@ -118,6 +118,7 @@ class LocalExecutor(Executor):
         :param chunk: the list given to :meth:`call`.
         """
         self.threads.abandon(chunk)
+        self.quick.abandon(chunk)
         self.tasks.cancel(id(chunk))
         self.processes.abandon(chunk)
 

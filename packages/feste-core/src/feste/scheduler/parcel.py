@@ -19,7 +19,7 @@ class Split:
     :param rest: the calls of the second part, with their requests.
     """
 
-    __slots__ = ("bad", "longest", "open", "parcel", "rest")
+    __slots__ = ("bad", "largest", "longest", "open", "parcel", "rest")
 
     def __init__(self, parcel: Parcel, rest: list[tuple[int, Request]]) -> None:
         self.parcel = parcel
@@ -28,6 +28,8 @@ class Split:
         self.open = 1
         #: The number of calls in the longest request that was accepted.
         self.longest = 0
+        #: The bytes of the largest request that was taken.
+        self.largest = 0
         #: Whether a call failed on its own, so that the length may not have been the problem.
         self.bad = False
 
@@ -88,3 +90,8 @@ class Parcel:
         self.throttled = 0
         self.ambiguous = 0
         self.split = split
+
+    @property
+    def size(self) -> int:
+        """The bytes of the requests of its calls."""
+        return sum(request.size for request in self.requests)

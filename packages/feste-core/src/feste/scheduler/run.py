@@ -110,6 +110,8 @@ class Run:
         self.ended: float | None = None
         self.stopping = False
         self.cancelled = False
+        #: Whether it is over but for nodes that other runs wait for.
+        self.interrupted = False
         self.flying = 0
         self.requests: list[RequestFinished] = []
         #: The number of requests that wait for their next attempt, and until when (on the brain's

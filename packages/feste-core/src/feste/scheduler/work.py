@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from feste.errors import FesteError, NodeError
-from feste.packing import Deps, fresh, holds_nodes, pack
+from feste.packing import Deps, fill, fresh, holds_nodes, pack
 from feste.scheduler.executor import PyTask
 from feste.scheduler.growth import Emission
 from feste.scheduler.run import around
@@ -62,9 +62,12 @@ def run_task(task: PyTask) -> Any:
 
     :param task: the task.
     """
-    if task.stage == "run":
+    if task.stage != "run":
+        return task.fn(*task.args)
+    if task.node.op.kind == "task":
         return evaluate(task.fn, task.args, task.kwargs, task.values)
-    return task.fn(*task.args)
+    given = [fill(a, task.values) for a in task.args]
+    return task.fn(*given, **{k: fill(v, task.values) for k, v in task.kwargs.items()})
 
 
 def result_of(value: Any) -> Any:

@@ -104,7 +104,7 @@ class BackendContract:
                 batched.setdefault(made[0].name, []).append(made)
         for name, group in batched.items():
             call, requests = group[0][0], [request for *_, request in group]
-            parts = pack_requests(call, range(len(group)), requests, call.max_items)
+            parts = pack_requests(call, range(len(group)), requests)
             shared = [part for part in parts if part[2].packed]
             assert shared, f"calls() must return two calls of {name} that may share a request"
             for members, _, request in shared:
