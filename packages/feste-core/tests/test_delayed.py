@@ -1050,5 +1050,7 @@ def test_containers_that_cannot_be_made_again_hold_no_nodes(kind: Any) -> None:
     with pytest.raises(GraphError, match="give a list"):
         feste.compute(kind([node]))
     with pytest.raises(GraphError, match="give a list"):
+        feste.compute(kind([{"deeper": [node]}]))
+    with pytest.raises(GraphError, match="give a list"):
         feste.task(len)(kind([node]))
     assert feste.compute(feste.task(len)(kind([1]))) == (1,)

@@ -272,6 +272,56 @@ say("next", feste.compute(feste.task(abs)(-5)))
     assert lines[-1] == "next (5,)"
 
 
+def test_stuck_parsers_do_not_hold_up_later_calls(program: Any) -> None:
+    """Validators and parsers are users' code too: a thread that one of them holds is replaced."""
+    one = program(
+        """
+from feste.backend import Operation, Request, Response
+from feste.testing import FakeBackend
+feste._compute.steps.GRACE = 0.1
+
+class Stuck(Backend):
+    def _prepare(self, x: int):
+        return Request(self.plugin, "ask", self.endpoint, {"x": x})
+    async def _send(self, request, on_chunk=None):
+        return Response(1)
+    def _parse(self, response, arguments):
+        say("begun")
+        time.sleep(3600)
+    ask = Operation(prepare=_prepare, send=_send, parse=_parse)
+
+try:
+    feste.compute([Stuck().ask(i) for i in range(40)])
+except RunInterrupted as stop:
+    say("stopped")
+say("next", FakeBackend().chat("hello").compute())
+"""
+    )
+    one.until("begun")
+    one.interrupt()
+
+    assert one.end()[-1].startswith("next fake-1:")
+
+
+def test_ctrl_c_is_one_also_where_values_do_not_fit(program: Any) -> None:
+    """Vectors do not go into a set: what was computed is handed over one after the other."""
+    one = program(
+        """
+from feste.testing import FakeBackend
+feste._compute.steps.GRACE = 0.1
+vectors = FakeBackend()
+try:
+    feste.compute({vectors.embed("a"), vectors.embed("b")}, llm.ask("slow"))
+except RunInterrupted as stop:
+    say("partial", len(stop.partial))
+"""
+    )
+    one.until("sent")
+    one.interrupt()
+
+    assert one.end()[-1] == "partial 3"
+
+
 def test_an_eager_call_is_interrupted_likewise(program: Any) -> None:
     """Eager calls wait for their answers too."""
     one = program(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
+from collections import OrderedDict
 from typing import Any
 
+import cloudpickle
 import pytest
 
 import feste
 from feste import context
 from feste.backend import Backend, Limits, Operation, Request, Response, operation
+from feste.draw import Determinism
 from feste.errors import (
     CallTimeout,
     FesteError,
@@ -20,7 +24,9 @@ from feste.errors import (
     RunFailed,
     ServerError,
 )
+from feste.prompt import Prompt
 from feste.scheduler import driver
+from feste.scheduler.driver import driver as the_driver
 from feste.testing import FakeBackend, FakeParams, VirtualClock, fresh_draws
 
 GREEDY = FakeParams(temperature=0)
@@ -349,3 +355,162 @@ def test_a_shared_request_that_fails_in_a_run_that_stops_is_asked_again() -> Non
 
     assert isinstance(second.results()[0], str)
     assert len(clock.sent) == 2
+
+
+def test_a_list_that_others_wait_for_is_unpacked_though_its_run_is_over() -> None:
+    """The answer to a list waits for a thread; its run is stopped, another wants one of its calls."""
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer, places=1)
+    clock.task_seconds = lambda task: 10.0 if task.node.op.kind == "prompt" else 0.0
+    first, second = llm.complete("a"), llm.complete("b")
+
+    @feste.task(pure=True)
+    def one() -> str:
+        return "1"
+
+    stopped, waits = clock.run(first, second), clock.run(second)
+    slow = clock.run(Prompt("slow {{ x }}")(x=one()))  # it has the only thread as the answer comes
+    clock.tell(0.0, ("submit", stopped))
+    clock.tell(0.1, ("submit", waits))
+    clock.tell(0.6, ("submit", slow))
+    clock.tell(3.0, ("stop", stopped, 0.0))
+    clock.drive()
+
+    assert isinstance(waits.results()[0], str)
+    assert len(clock.sent) == 1
+
+
+def test_what_a_task_emitted_while_its_run_stopped_is_kept() -> None:
+    """Another run that waits for the task goes on from what it returned: the task has run once."""
+    llm = FakeBackend()
+    ran = []
+
+    @feste.task(emits=True)
+    def ask() -> Any:
+        ran.append(1)
+        return llm.chat("question")
+
+    clock = VirtualClock(llm.answer, task_seconds=lambda task: 5.0 if task.name == "ask" else 0.0)
+    node = ask()
+    stopped, waits = clock.run(node), clock.run(node)
+    clock.tell(0.0, ("submit", stopped))
+    clock.tell(1.0, ("submit", waits))
+    clock.tell(2.0, ("stop", stopped, 0.0))
+    clock.drive()
+
+    assert isinstance(waits.results()[0], str)
+    assert ran == [1]
+
+
+def test_answers_that_are_here_are_parsed_when_their_run_is_given_up() -> None:
+    """A cancelled run still makes values of what was paid for."""
+    llm = FakeBackend()
+    clock = VirtualClock(
+        llm.answer, task_seconds=lambda task: 0.5 if task.stage == "parse" else 0.0
+    )
+    node = llm.chat("hello")
+    run = clock.run(node)
+    clock.tell(0.0, ("submit", run))
+    clock.tell(1.2, ("stop", run, 0.0))
+    clock.drive()
+
+    assert isinstance(run.results()[0], str)
+    assert run.count_states() == {"done": 1}
+
+
+def test_two_runs_that_gave_up_a_shared_task_leave_nothing_behind() -> None:
+    """When the last one that waits for a task gives up, the task is cancelled."""
+    cancelled = threading.Event()
+
+    @feste.task
+    async def forever() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async def main() -> None:
+        node = forever()
+        first = asyncio.ensure_future(feste.acompute(node))
+        await asyncio.sleep(0.2)
+        second = asyncio.ensure_future(feste.acompute(node))
+        await asyncio.sleep(0.2)
+        for task in (first, second):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+
+    assert cancelled.wait(LONG)
+    deadline = time.monotonic() + LONG
+    while the_driver().brain.runs and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert the_driver().brain.runs == []
+
+
+class Mutable(list[Any]):
+    """A list of the user's own."""
+
+
+@dataclasses.dataclass
+class Box:
+    items: list[Any]
+
+
+@pytest.mark.parametrize("make", [list, dict, set, Mutable, OrderedDict, lambda: Box([])])
+def test_each_run_of_a_task_gets_its_own_copy(make: Any) -> None:
+    """Of any container that Feste looks into, also inside of others."""
+
+    @feste.task
+    def grow(wrapped: Any) -> int:
+        (given,) = wrapped
+        items = given.items if isinstance(given, Box) else given
+        if isinstance(items, dict):
+            items[len(items)] = 1
+        elif isinstance(items, set):
+            items.add(len(items))
+        else:
+            items.append(1)
+        return len(items)
+
+    node = grow((make(),))
+
+    assert (node.compute(), node.compute()) == (1, 1)
+
+
+class Parent(Backend):
+    @operation(determinism=Determinism.PURE)
+    async def say(self, text: str) -> str:
+        return "parent"
+
+    @say.batch(max_items=8)
+    async def say_many(self, texts: list[str]) -> list[str]:
+        return ["parent"] * len(texts)
+
+
+class Child(Parent):
+    @operation(determinism=Determinism.PURE)
+    async def say(self, text: str) -> str:
+        return "child"
+
+    @say.batch(max_items=8)
+    async def say_many(self, texts: list[str]) -> list[str]:
+        return ["child"] * len(texts)
+
+    def both(self, text: str) -> list[Any]:
+        return [self.say(text), super().say(text), Parent.say(self, text)]
+
+
+def test_an_overridden_operation_is_not_that_of_its_base() -> None:
+    """They share no request and are not merged, and travel as what they are."""
+    child = Child()
+
+    assert feste.compute(child.both("a"))[0] == ["child", "parent", "parent"]
+    assert (
+        feste.compute([*child.both("b"), *child.both("c")])[0] == ["child", "parent", "parent"] * 2
+    )
+    base = cloudpickle.loads(cloudpickle.dumps(Parent.say.__get__(child, Child)))
+    assert base("d").compute() == "parent"
