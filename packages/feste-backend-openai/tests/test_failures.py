@@ -341,6 +341,27 @@ class TestTheBrain:
             assert error.model == "bad" and error.backend == "openai"
             assert len(other.requests()) == 1
 
+    def test_a_404_without_a_model_asks_for_the_path(self, server: SimServer) -> None:
+        """A base_url without /v1 is the usual reason."""
+        with pytest.raises(
+            RunFailed, match=r"404: .*does base_url end as the server wants, in /v1"
+        ):
+            OpenAI("m", base_url=server.url).chat("hello").compute()
+
+    def test_an_answer_that_is_no_json_is_told_without_links(self, server: SimServer) -> None:
+        """Of pydantic's text only what is wrong is told."""
+
+        class City(BaseModel):
+            name: str
+
+        message = {"role": "assistant", "content": "no JSON at all"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        server.add(Fault(kind="garbage", body={"choices": [choice]}))
+        with pytest.raises(RunFailed) as caught:
+            client(server).chat("hello", output=City).compute()
+        assert "the answer is no City (Invalid JSON" in str(caught.value)
+        assert "http" not in str(caught.value.errors[0].args[0])
+
     def test_a_bad_prompt_costs_only_itself(self, server: SimServer) -> None:
         """A list that is refused for one prompt is sent one by one, and the others are answered."""
         server.add(Fault(status=400, match="poison", times=None))

@@ -223,10 +223,19 @@ def _instance(llm: OpenAI, reply: Reply, model: Any) -> Any:
     try:
         return model.model_validate_json(str(reply))
     except ValueError as error:  # includes pydantic's ValidationError
-        first = str(error).split("\n")[1:3]
-        why = f"the answer is no {model.__name__} ({': '.join(line.strip() for line in first)})"
+        why = f"the answer is no {model.__name__} ({_first_fault(error)})"
         fix = "the server may ignore JSON schemas, or the validators ask for more than they say"
     raise _unusable(llm, f"{why}; {fix}", reply)
+
+
+def _first_fault(error: ValueError) -> str:
+    """Say what is wrong with an answer: the first of pydantic's errors, with its field."""
+    faults: Any = getattr(error, "errors", None)
+    if faults is None:
+        return str(error)
+    first = faults(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {first['msg']}" if field else str(first["msg"])
 
 
 def _unusable(llm: OpenAI, why: str, text: str) -> MalformedResponse:

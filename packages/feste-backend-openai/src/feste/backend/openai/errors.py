@@ -121,9 +121,14 @@ def told(status: int, text: str, headers: Mapping[str, str], secret: Secret) -> 
             request_id=request_id,
         )
     message, code = _message(text)
+    message = message[:2000]
+    if status == 404 and "model" not in message.lower():  # the path is unknown, not the model
+        message = (
+            f"{message.strip() or 'not found'} (does base_url end as the server wants, in /v1?)"
+        )
     return error_for_status(
         status,
-        message[:2000],
+        message,
         code=short(code, secret),
         headers=headers,
         request_id=request_id,
