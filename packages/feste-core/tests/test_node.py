@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import feste
 from feste.delayed import FesteDelayed
-from feste.node import PENDING, Node, here, topological
+from feste.node import PENDING, Node, call_site, topological
 from feste.packing import MAX_DEPTH, Deps, Nested, Slot, fill, holds_nodes, pack
 
 
@@ -205,9 +205,9 @@ def test_a_node_pickles_with_all_that_it_needs() -> None:
 
 
 def test_here_is_the_users_line() -> None:
-    """``here()`` called inside Feste names the line outside it."""
+    """``call_site()`` called inside Feste names the line outside it."""
     frame = sys._getframe()
-    found = here()
+    found = call_site()
 
     assert found == f"{Path(__file__)}:{frame.f_lineno - 2}"
 

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from feste.errors import BlockingCallError, NestedRunError
 
-__all__ = ["Role", "Waits", "become", "belong", "check", "here", "inside", "waiting"]
+__all__ = ["Role", "Waits", "become", "belong", "check", "inside", "waiting"]
 
 Role = Literal["", "brain", "loop", "backend", "hook", "pass", "pool", "worker"]
 
@@ -79,11 +79,6 @@ def waiting(*, awaited: bool = False) -> Iterator[None]:
     finally:
         if pool is not None:
             pool.waiting(-1)
-
-
-def here() -> Role:
-    """Return the role of the calling thread."""
-    return _here.role
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, Typ
 from feste import context
 from feste.draw import Determinism
 from feste.errors import ConfigError, GraphError, LazyValueError, ParameterError
-from feste.node import Lazy, Node, here, node_of_handle, origin_of, records_of_handle
+from feste.node import Lazy, Node, call_site, node_of_handle, origin_of, records_of_handle
 from feste.packing import MAX_DEPTH, Deps, pack
 
 __all__ = ["FesteDelayed", "Task", "record", "refuse_node_text", "task"]
@@ -41,7 +41,7 @@ def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         packed = tuple([pack(a, deps) for a in args])
         named = {k: pack(v, deps) for k, v in kwargs.items()} if kwargs else {}
     except GraphError as error:
-        error.origin = here()
+        error.origin = call_site()
         raise
     node = Node(op, packed, named, tuple(deps.nodes), origin_of(sys._getframe(1)))
     if context.get("eager"):
@@ -234,7 +234,7 @@ def _handle_of_first(node: Node) -> FesteDelayed[Any]:
 
 
 def _refuse(value: FesteDelayed[Any], what: str, fix: str) -> NoReturn:
-    raise LazyValueError(f"{value!r} is a lazy value and was {what}. {fix}", origin=here())
+    raise LazyValueError(f"{value!r} is a lazy value and was {what}. {fix}", origin=call_site())
 
 
 def refuse_node_text(value: Any, depth: int = 0) -> None:
@@ -304,7 +304,7 @@ class Task(Generic[R]):
             except ValueError:  # a builtin without a readable signature
                 pass
             except TypeError as error:
-                raise ParameterError(f"{self.name}(): {error}", origin=here()) from None
+                raise ParameterError(f"{self.name}(): {error}", origin=call_site()) from None
         return record(self, args, kwargs)  # type: ignore[no-any-return]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:

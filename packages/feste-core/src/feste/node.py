@@ -24,7 +24,7 @@ from feste.draw import Determinism, Draw
 if TYPE_CHECKING:
     from feste.backend import Call
 
-__all__ = ["PENDING", "Lazy", "Node", "Op", "here", "origin_of", "process_name", "topological"]
+__all__ = ["PENDING", "Lazy", "Node", "Op", "call_site", "origin_of", "process_name", "topological"]
 
 Origin = tuple[CodeType, int]
 
@@ -326,7 +326,7 @@ def origin_of(frame: FrameType | None) -> Origin | None:
     return None
 
 
-def here() -> str:
+def call_site() -> str:
     """Return ``file:line`` of the user's current call, or an empty string."""
     return _line_of(origin_of(sys._getframe(1)))
 

@@ -26,7 +26,7 @@ from feste.errors import (
     ParameterError,
     suggest,
 )
-from feste.node import Lazy, here
+from feste.node import Lazy, call_site
 
 if TYPE_CHECKING:
     from feste.backend.base import Backend
@@ -288,7 +288,7 @@ class Call(Generic[R]):
             for argument in bound:
                 refuse_node_text(argument)
         except FesteError as error:
-            error.origin = here()
+            error.origin = call_site()
             raise
         return record(self, bound, {})  # type: ignore[no-any-return]
 

@@ -7,7 +7,7 @@ from typing import Any, Never
 
 from feste.delayed import FesteDelayed
 from feste.errors import ConfigError, PromptError, suggest
-from feste.node import here
+from feste.node import call_site
 from feste.prompt.environment import FesteEnvironment
 from feste.prompt.operation import PromptBase, PromptOp
 from feste.prompt.template import Template, standard_tag
@@ -54,11 +54,11 @@ class ChatPrompt(PromptBase):
     ) -> None:
         given = [(r, s) for r, s in (("system", system), ("user", user)) if s is not None]
         if messages is not None and given:
-            raise PromptError("give system and user, or messages, not both", origin=here())
+            raise PromptError("give system and user, or messages, not both", origin=call_site())
         given = given or list(messages or ())
         if not given:
             what = "a ChatPrompt needs a message: give system=..., user=..."
-            raise PromptError(what, origin=here())
+            raise PromptError(what, origin=call_site())
         prompts = [source for _, source in given if isinstance(source, Prompt)]
         for other in prompts[1:]:
             warn_of_languages(prompts[0], other)
@@ -66,7 +66,7 @@ class ChatPrompt(PromptBase):
         for role, _ in given:
             if role not in ROLES:
                 what = f"no role {role!r}.{suggest(str(role), ROLES)}"
-                raise ConfigError(what, origin=here())
+                raise ConfigError(what, origin=call_site())
         templates = tuple(
             source._op.templates[0]
             if isinstance(source, Prompt)

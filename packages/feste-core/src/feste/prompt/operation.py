@@ -8,7 +8,7 @@ from typing import Any
 from feste.delayed import record
 from feste.draw import Determinism
 from feste.errors import ExtraVariable, FesteError, PromptError, UndefinedVariable, suggest
-from feste.node import here
+from feste.node import call_site
 from feste.plain import plain
 from feste.prompt.environment import digest
 from feste.prompt.template import Template
@@ -82,7 +82,7 @@ class PromptOp:
         try:
             return self._plain(variables, lazy=True)
         except FesteError as error:
-            error.origin = here()
+            error.origin = call_site()
             raise
 
     def _wrong_names(
@@ -97,7 +97,7 @@ class PromptOp:
             known = suggest(extra[0], allowed) if allowed else " It has none at all."
             told.append(f"it has no variable {_listed(extra)}.{known}")
         kind = UndefinedVariable if missing else ExtraVariable
-        return kind(f"{where.label}: {'; '.join(told)}", origin=here())
+        return kind(f"{where.label}: {'; '.join(told)}", origin=call_site())
 
     def _plain(self, variables: dict[str, Any], lazy: bool = False) -> dict[str, Any]:
         try:
@@ -131,7 +131,7 @@ class PromptBase:
             how = f"give them by name: ({', '.join(f'{n}=...' for n in names)})"
             raise PromptError(
                 f"{self!r} takes no values by position; {how if names else 'it has no variables'}",
-                origin=here(),
+                origin=call_site(),
             )
         return record(self._op, (), self._op.checked(variables))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.delayed import refuse_node_text
 from feste.errors import ConfigError, LazyValueError, PromptError
-from feste.node import here
+from feste.node import call_site
 from feste.prompt.environment import FesteEnvironment, default_environment, digest
 from feste.prompt.limits import SOURCE_LIMIT, size
 
@@ -33,7 +33,7 @@ def standard_tag(language: str) -> str:
         raise ConfigError(
             f"language={language!r} is no language tag (BCP 47); use for example "
             '"en", "de" or "pt-BR"',
-            origin=here(),
+            origin=call_site(),
         )
     return langcodes.standardize_tag(language)
 
@@ -62,12 +62,12 @@ class Template:
                 f"a template source must be written by you, as a plain str, not "
                 f"{type(source).__name__}; give model answers as variables: "
                 'Prompt("... {{ answer }}")(answer=...)',
-                origin=here(),
+                origin=call_site(),
             )
         if not isinstance(environment, (FesteEnvironment, type(None))):
             kind = type(environment).__name__
             raise ConfigError(
-                f"environment: expected a FesteEnvironment, not {kind}", origin=here()
+                f"environment: expected a FesteEnvironment, not {kind}", origin=call_site()
             )
         self.source = source
         self.language = standard_tag(language)
@@ -80,7 +80,7 @@ class Template:
                 raise PromptError(f"{self.label}: {large}")
             self.compiled()
         except (PromptError, LazyValueError) as error:
-            error.origin = here()
+            error.origin = call_site()
             raise
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, Never
 
 from feste.delayed import FesteDelayed, refuse_node_text
 from feste.errors import LanguageMismatch, LazyValueError, PromptError
-from feste.node import Lazy, here
+from feste.node import Lazy, call_site
 from feste.prompt.environment import FesteEnvironment
 from feste.prompt.limits import SOURCE_LIMIT
 from feste.prompt.operation import PromptBase, PromptOp
@@ -80,7 +80,7 @@ class Prompt(PromptBase):
                 source = stream.read(SOURCE_LIMIT + 1)
         except UnicodeDecodeError as error:
             why = f"template {file.name}: {error}; name its encoding=..."
-            raise PromptError(why, origin=here()) from None
+            raise PromptError(why, origin=call_site()) from None
         return cls._of(Template(source, language, environment, file.name))
 
     @property
@@ -116,12 +116,12 @@ class Prompt(PromptBase):
             return self._with(_join(self.source, _data(other, before=self.source)))
         if isinstance(other, Lazy):
             what = f"{self!r} + a lazy value: give it as a variable of the template"
-            raise LazyValueError(what, origin=here())
+            raise LazyValueError(what, origin=call_site())
         if not isinstance(other, Prompt):
             return NotImplemented
         if self.environment.identity != other.environment.identity:
             what = f"{self!r} + {other!r}: give both the same environment"
-            raise PromptError(what, origin=here())
+            raise PromptError(what, origin=call_site())
         warn_of_languages(self, other)
         return self._with(_join(self.source, other.source))
 
@@ -163,7 +163,7 @@ def _data(text: str, *, before: str = "", after: str = "") -> str:
     try:
         refuse_node_text(text)
     except LazyValueError as error:
-        error.origin = here()
+        error.origin = call_site()
         raise
     text = str.__str__(text)
     stripped = before.endswith(("-}}", "-%}", "-#}")) or after.startswith(("{{-", "{%-", "{#-"))
