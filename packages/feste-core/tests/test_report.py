@@ -16,7 +16,14 @@ import pytest
 import feste
 from feste import context
 from feste.backend import Backend, Limits, Response, Usage, operation
-from feste.errors import ConfigError, InvalidRequest, RateLimited, RunFailed, ServerError
+from feste.errors import (
+    CallTimeout,
+    ConfigError,
+    InvalidRequest,
+    RateLimited,
+    RunFailed,
+    ServerError,
+)
 from feste.report import OperationRow, RunReport
 from feste.testing import FakeBackend, FakeParams
 
@@ -225,7 +232,7 @@ def test_json_is_versioned_and_complete() -> None:
 
     assert json.loads(json.dumps(data)) == data
     assert data["schema"] == 1
-    assert set(data) == {"schema", *names}
+    assert set(data) == {"schema", "perhaps_billed", *names}
     assert data["states"] == report.states and data["nodes"] == report.nodes
     assert [r["event"] for r in data["requests"]] == ["request_finished"] * 3
     assert {r["schema"] for r in data["requests"]} == {1}
@@ -379,3 +386,17 @@ def test_usage_is_added_up_by_operation_and_model() -> None:
         "report-c": 1,
     }
     assert Usage(1, 2) + Usage(3, 4) == Usage(4, 6) and Response({}).usage is None
+
+
+def test_requests_that_may_have_been_billed_are_named() -> None:
+    """A request that left and was not answered is counted apart, in text, HTML and JSON."""
+    llm = FakeBackend(fail={"late": CallTimeout("late"), "bad": InvalidRequest("no")})
+    feste.compute(llm.chat("late"), llm.chat("bad"), llm.chat("fine"), on_error="return")
+    report = feste.last_report()
+    assert report is not None
+
+    assert report.perhaps_billed == report.to_json()["perhaps_billed"] == 2  # it was tried twice
+    told = "2 requests ended without an answer and may have been billed"
+    assert told in str(report) and told in report._repr_html_()
+    feste.compute(llm.chat("also fine"))
+    assert "billed" not in str(feste.last_report())

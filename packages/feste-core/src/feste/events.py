@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from feste.errors import Billed
+
 __all__ = ["SCHEMA", "Event", "NodeFinished", "RequestFinished", "RunFinished", "RunStarted"]
 
 #: Incremented when a field changes its meaning; new fields do not change it.
@@ -92,6 +94,8 @@ class RequestFinished(Event):
     :param status: the HTTP status of a refusal, or None.
     :param error: the name of the error's class, or an empty string.
     :param request_id: the provider's ID of the request.
+    :param billed: whether the provider charged for it: ``"yes"``, ``"no"``, or ``"unknown"`` where the
+        request left and no answer came.
     """
 
     name: ClassVar[str] = "request_finished"
@@ -108,6 +112,7 @@ class RequestFinished(Event):
     status: int | None = None
     error: str = ""
     request_id: str | None = None
+    billed: Billed = "yes"
 
 
 @dataclass(frozen=True, slots=True)

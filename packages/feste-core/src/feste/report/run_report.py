@@ -123,7 +123,7 @@ class RunReport:
         data = {name: getattr(self, name) for name in self.__slots__ if name != "spans"}
         data["operations"] = [asdict(row) for row in self.operations]
         data["requests"] = [r.to_json() for r in self.requests]
-        return {"schema": SCHEMA, **data}
+        return {"schema": SCHEMA, **data, "perhaps_billed": self.perhaps_billed}
 
     def save(self, path: str | Path) -> None:
         """Write the report as ``.json``, ``.txt`` or ``.html``, or its timeline as ``.svg``.
@@ -165,6 +165,16 @@ class RunReport:
             f"in {self.seconds:,.2f} s{stopped}"
         )
 
+    @property
+    def perhaps_billed(self) -> int:
+        """Requests that left and were not answered: the provider may have charged for them."""
+        return sum(request.billed == "unknown" for request in self.requests)
+
+    def _doubts(self) -> list[str]:
+        count = self.perhaps_billed
+        told = f"{counted(count, 'request')} ended without an answer and may have been billed"
+        return [told] if count else []
+
     def _states(self) -> str:
         return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in self.states.items())
 
@@ -188,6 +198,7 @@ class RunReport:
         if self.operations:
             rows = self.table()
             lines += ["", *aligned(rows, 1 + ("model" in rows[0]))]
+        lines += [line for doubt in self._doubts() for line in wrapped(doubt, 2)]
         if self.errors:
             lines += ["", "errors:", *(line for e in self.errors[:5] for line in wrapped(e, 2))]
         return "\n".join(lines)
@@ -204,6 +215,7 @@ class RunReport:
             body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
             head = f"<thead><tr>{_html_cells('th', heading)}</tr></thead>"
             parts.append(f"<table>{head}<tbody>{body}</tbody></table>")
+        parts += [f"<p>{html.escape(doubt)}</p>" for doubt in self._doubts()]
         parts += [f"<pre>{html.escape(error)}</pre>" for error in self.errors[:5]]
         return "".join([*parts, self.timeline()])
 

@@ -183,6 +183,7 @@ class Calls:
             status=None if ok else value.status,
             error="" if ok else type(value).__name__,
             request_id=value.request_id,
+            billed="yes" if ok else value.billed,
         )
         run.requests.append(record)
         run.input_tokens += record.input_tokens or 0
