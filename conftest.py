@@ -85,6 +85,7 @@ def pytest_configure() -> None:
 
         settings.register_profile("feste", deadline=None)  # a busy machine fails no test
         settings.load_profile("feste")
+    os.environ["COLUMNS"] = "80"  # texts are as wide as the terminal
     for name in list(os.environ):
         if name.startswith(("FESTE_", "OPENAI_", "CO_API_")):
             del os.environ[name]

@@ -24,6 +24,7 @@ from feste.errors import (
     RunFailed,
     ServerError,
 )
+from feste.optimization.wording import wrapped
 from feste.report import OperationRow, RunReport
 from feste.testing import FakeBackend, FakeParams
 
@@ -400,3 +401,13 @@ def test_requests_that_may_have_been_billed_are_named() -> None:
     assert told in str(report) and told in report._repr_html_()
     feste.compute(llm.chat("also fine"))
     assert "billed" not in str(feste.last_report())
+
+
+@pytest.mark.parametrize(("columns", "longest"), [("40", 80), ("100", 100), ("200", 120)])
+def test_text_uses_a_wider_terminal(
+    columns: str, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines have 80 columns, up to 120 where the terminal has them."""
+    monkeypatch.setenv("COLUMNS", columns)
+
+    assert max(map(len, wrapped("word " * 100))) in range(longest - 5, longest + 1)

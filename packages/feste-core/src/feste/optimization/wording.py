@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 
-__all__ = ["WIDTH", "counted", "wrapped"]
+__all__ = ["counted", "width", "wrapped"]
 
-#: The default width of a terminal in columns.
-WIDTH = 80
+#: The columns of a text that goes to no terminal, and the most that are used of a wide one.
+_LEAST, _MOST = 80, 120
+
+
+def width() -> int:
+    """Return how many columns a line may have: as many as the terminal, from 80 to 120."""
+    return min(_MOST, max(_LEAST, shutil.get_terminal_size((_LEAST, 0)).columns))
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -24,7 +30,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def wrapped(text: str, indent: int = 0) -> list[str]:
-    """Wrap a text to lines of at most :data:`WIDTH` columns; longer words are not broken.
+    """Wrap a text to lines of at most :func:`width` columns; longer words are not broken.
 
     :param text: the text; line ends in it count as spaces.
     :param indent: the indentation of the first line; further lines are indented by two more.
@@ -34,7 +40,7 @@ def wrapped(text: str, indent: int = 0) -> list[str]:
     """
     return textwrap.wrap(
         text,
-        WIDTH,
+        width(),
         initial_indent=" " * indent,
         subsequent_indent=" " * (indent + 2),
         break_long_words=False,  # users copy paths and names from the output

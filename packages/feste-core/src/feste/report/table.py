@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from feste.optimization.wording import WIDTH
+from feste.optimization.wording import width
 
 __all__ = ["aligned"]
 
@@ -26,7 +26,7 @@ def aligned(rows: Sequence[Sequence[str]], names: int) -> list[str]:
     rows = [[*map(_short, row[:names]), *row[names:]] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     blocks: list[list[int]] = [[]]
-    room = first = WIDTH - _INDENT - sum(widths[:names]) - _GAP * (names - 1)
+    room = first = width() - _INDENT - sum(widths[:names]) - _GAP * (names - 1)
     for column in range(names, len(widths)):
         if _GAP + widths[column] > room and blocks[-1]:
             blocks.append([])
@@ -37,7 +37,7 @@ def aligned(rows: Sequence[Sequence[str]], names: int) -> list[str]:
     for block in blocks:
         lines += [""] * bool(lines)
         for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row[:names], widths)]
+            cells = [cell.ljust(size) for cell, size in zip(row[:names], widths)]
             cells += [row[column].rjust(widths[column]) for column in block]
             lines.append(" " * _INDENT + (" " * _GAP).join(cells).rstrip())
     return lines
