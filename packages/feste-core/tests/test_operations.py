@@ -1043,3 +1043,21 @@ def test_the_fake_counts_what_is_in_flight() -> None:
     feste.compute([llm.chat(str(i)) for i in range(6)])
 
     assert 1 <= llm.peak <= 2
+
+
+@pytest.mark.parametrize("wrong", [3, {"concurrency": 3}])
+def test_limits_are_limits(wrong: Any) -> None:
+    """Anything else is refused where the backend is made, not where the gate looks at it."""
+    with pytest.raises(ConfigError, match="Limits"):
+        FakeBackend(limits=wrong)
+
+
+def test_parameters_of_another_operation_are_refused_at_the_call() -> None:
+    """Before anything is sent, at the user's own line."""
+
+    class Other(Params):
+        volume: int | None = None
+
+    with pytest.raises(ParameterError, match="FakeParams") as caught:
+        FakeBackend().chat("a", Other())  # type: ignore[arg-type]
+    assert "test_operations.py" in caught.value.origin

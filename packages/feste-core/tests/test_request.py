@@ -150,7 +150,9 @@ def test_sizes() -> None:
 
     assert (request.items, dataclasses.replace(request, draws=draws).items) == (1, 2)
     assert request.size == len(json.dumps(request.body, separators=(",", ":")))
-    assert request.tokens == request.size // 4 + 1
+    assert request.tokens == 100 // 4 + 1  # the text alone
+    cyrillic = Request("p", "o", "e", {"input": ["Ж" * 200, {"text": "x" * 40}], "dimensions": 9})
+    assert cyrillic.tokens == (400 + 40) // 4 + 1
     assert (request.model, Request("p", "o", "e", {}).model) == ("m", "")
 
 

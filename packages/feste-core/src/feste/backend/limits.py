@@ -31,3 +31,17 @@ class Limits:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):
                 raise ConfigError(f"Limits({name}={value!r}): it must be at least 1")
+
+    @classmethod
+    def of(cls, given: Limits | None) -> Limits:
+        """Return the limits that a backend's constructor was given, or none.
+
+        :param given: the argument ``limits``.
+        :raises ConfigError: if it is something else.
+
+        >>> Limits.of(None)
+        Limits(concurrency=None, max_items=None)
+        """
+        if given is not None and not isinstance(given, cls):
+            raise ConfigError(f"limits={given!r}: it takes Limits(concurrency=...) or None")
+        return given or cls()

@@ -228,7 +228,7 @@ class Operation(Generic[R]):
         for name, value, default in zip(self.names, bound, self.defaults, strict=True):
             if value is inspect.Parameter.empty:
                 raise ParameterError(f"{self.name}() needs {name!r}")
-            if isinstance(default, Params) and not isinstance(value, (Params, Lazy)):
+            if isinstance(default, Params) and not isinstance(value, (type(default), Lazy)):
                 kind = type(default).__name__
                 raise ParameterError(
                     f"{self.name}() takes {name}={kind}(...), not a {type(value).__name__}"

@@ -6,7 +6,7 @@ import html
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from feste.backend import Params, Request
+from feste.backend import Call, Params, Request
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.optimizer import Plan
@@ -96,6 +96,12 @@ class Explanation:
         """A lower bound of requests for any order and grouping."""
         return sum(row.at_least for row in self.rows)
 
+    @property
+    def growing(self) -> int:
+        """The number of tasks that may return further calls (``emits=True``)."""
+        nodes = self.plan.graph.nodes.values()
+        return sum(n.op.emits and n.value is PENDING for n in nodes)
+
     def to_json(self) -> dict[str, Any]:
         """Return the explanation as JSON, with the schema version."""
         return {
@@ -116,6 +122,7 @@ class Explanation:
                 for report in self.plan.passes
             ],
             "accounted": dict(self.plan.accounted),
+            "growing": self.growing,
             "note": self.note,
         }
 
@@ -126,6 +133,9 @@ class Explanation:
             f"{_bought(self.calls, self.requests, self.at_least, '->')}"
         )
         lines += wrapped(self.note, 2)
+        if self.growing:
+            may = f"{counted(self.growing, 'task')} may add calls while the graph runs"
+            lines += wrapped(f"{may}: these are not counted here", 2)
         for row in self.rows:
             lines += row.lines()
         lines.append("PASSES" if self.plan.passes else "PASSES  none (optimize is off)")
@@ -155,6 +165,7 @@ def _rows(graph: FesteGraph) -> list[CallRow]:
         op: Any = node.op
         groups.setdefault((op.token, _model(node)), []).append(node)
     batched = {m: b for b in graph.batches for m in b.members}
+    prepared = {n.key: _request(n, graph) for nodes in groups.values() for n in nodes}
     levels = _levels(graph, groups) if groups else {}
     rows = []
     for (_, model), nodes in groups.items():
@@ -168,8 +179,8 @@ def _rows(graph: FesteGraph) -> list[CallRow]:
                 row.requests += 1
             elif batch.key not in seen:
                 seen.add(batch.key)
-                row.requests += -(-len(batch.members) // limit)
-            _count_tokens(row, node, graph)
+                row.requests += _requests_of(op, [prepared[m] for m in batch.members])
+            _count_tokens(row, node, graph, prepared[node.key])
         row.at_least = _bound([levels[n.key] for n in nodes], limit)
         rows.append(row)
     return rows
@@ -183,11 +194,19 @@ def _model(node: Node) -> str:
     return str(getattr(op.client, "model", None) or "")
 
 
-def _count_tokens(row: CallRow, node: Node, graph: FesteGraph) -> None:
+def _requests_of(op: Call[Any], requests: list[Request | None]) -> int:
+    """How many requests a batch becomes: by all limits if its requests are known, else by items."""
+    if op.rule is None or not all(requests):
+        return -(-len(requests) // op.max_items)
+    sizes = [(request.tokens, request.size) for request in requests if request is not None]
+    counts: list[int] = op.rule.chunks(sizes, op.max_items)
+    return len(counts)
+
+
+def _count_tokens(row: CallRow, node: Node, graph: FesteGraph, request: Request | None) -> None:
     values = [graph.nodes[key].value for key in graph.dependencies(node.key)]
     known = [value for value in values if value is not PENDING]
     row.unknown += len(known) < len(values)
-    request = _request(node, values) if len(known) == len(values) else None
     if request is not None:
         row.input_tokens += request.tokens
         bound = request.max_output
@@ -201,7 +220,11 @@ def _count_tokens(row: CallRow, node: Node, graph: FesteGraph) -> None:
         row.output_tokens += bound
 
 
-def _request(node: Node, values: list[Any]) -> Request | None:
+def _request(node: Node, graph: FesteGraph) -> Request | None:
+    """The request of a call whose inputs are known before the run."""
+    values = [graph.nodes[key].value for key in graph.dependencies(node.key)]
+    if any(value is PENDING for value in values):
+        return None
     op: Any = node.op
     try:
         request: Request = op.prepare([fill(argument, values) for argument in node.args])

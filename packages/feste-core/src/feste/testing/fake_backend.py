@@ -77,7 +77,7 @@ class FakeBackend(Backend):
         self.model = model
         self.latency = latency
         self.fail = dict(fail or {})
-        self.limits = limits or Limits()
+        self.limits = Limits.of(limits)
         self.requests: list[Request] = []
         self.peak = 0
         self._in_flight = 0

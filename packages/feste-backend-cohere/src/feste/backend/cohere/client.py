@@ -75,7 +75,7 @@ class Cohere(Backend):
         self.base_url = address.normal(base_url or os.environ.get("CO_API_URL") or _URL)
         self._local = address.is_local(self.base_url)
         self.timeout = timeout
-        self.limits = limits or Limits()
+        self.limits = Limits.of(limits)
         self._secret = Secret.of(api_key, "CO_API_KEY")
         # pickle the effective URL, because another process may have another CO_API_URL
         named = {"model": model, "api_key": api_key or None, "base_url": self.base_url}

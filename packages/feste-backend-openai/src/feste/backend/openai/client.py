@@ -109,7 +109,7 @@ class OpenAI(Backend):
             raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
         self.model = model
         self.timeout = float(timeout)
-        self.limits = limits or Limits()
+        self.limits = Limits.of(limits)
         self.organization = organization or os.environ.get("OPENAI_ORG_ID") or None
         self.project = project or os.environ.get("OPENAI_PROJECT_ID") or None
         self._endpoint = normal_url(base_url or os.environ.get("OPENAI_BASE_URL") or _URL)
