@@ -71,7 +71,7 @@ class Explanation:
     >>> print("\\n".join(str(plan).splitlines()[:3]))
     PLAN  40 nodes -> 40   40 calls -> 3 requests (at least 3)
       fake.complete m-1: 40 calls in 3 requests (at least 3)
-        ~520 tokens in, <= 360 tokens out
+        ~80 tokens in, <= 360 tokens out
     """
 
     plan: Plan
