@@ -122,7 +122,7 @@ class TestRequest:
 
     def test_parameters_of_another_backend(self) -> None:
         """Where two classes share a name, the error names their modules."""
-        wanted = r"feste\.backend\.cohere\.params\.ChatParams\(\.\.\.\), not as .*\.OtherParams"
+        wanted = r"feste\.backend\.cohere\.params\.ChatParams\(\.\.\.\), not .*\.OtherParams"
         with pytest.raises(errors.ParameterError, match=wanted):
             Cohere("m").chat.prepare(["Hi", OtherParams(), None])
 

@@ -265,7 +265,7 @@ class TestParams:
     def test_parameters_of_another_backend(self) -> None:
         """Where two classes may share a name, the error names their modules."""
         call: Any = OpenAI("m").chat
-        wanted = r"openai\.params\.ChatParams\(\.\.\.\), not as .*openai\.params\.EmbedParams"
+        wanted = r"openai\.params\.ChatParams\(\.\.\.\), not .*openai\.params\.EmbedParams"
         with pytest.raises(ParameterError, match=wanted):
             call.prepare(["hello", EmbedParams(), None])
 
@@ -282,7 +282,7 @@ class TestParams:
             (ChatParams(temperature=float("nan")), "temperature is nan"),
             (ChatParams(tools=[{"x": {1, 2}}]), r"ChatParams.tools\[0\]\['x'\] is a set"),
             (ChatParams(prediction={"x": object()}), "not plain data"),
-            ({"temperature": 0}, r"ChatParams\(\.\.\.\), not as a dict"),
+            ({"temperature": 0}, r"ChatParams\(\.\.\.\), not a dict"),
         ],
     )
     def test_what_is_no_json_is_refused_by_name(self, params: Any, why: str) -> None:

@@ -64,9 +64,9 @@ def test_what_are_no_messages(prompt: Any, why: str) -> None:
 def test_parameters_are_of_the_class_itself() -> None:
     """Classes of two backends may share a name, so the error names their modules."""
     assert as_params(SpeakParams(volume=1), SpeakParams, "speak").volume == 1
-    with pytest.raises(ParameterError, match=r"as SpeakParams\(\.\.\.\), not as a dict"):
+    with pytest.raises(ParameterError, match=r"params=SpeakParams\(\.\.\.\), not a dict"):
         as_params({}, SpeakParams, "speak")
-    with pytest.raises(ParameterError, match=r"\.SpeakParams\(\.\.\.\), not as feste\.testing\."):
+    with pytest.raises(ParameterError, match=r"\.SpeakParams\(\.\.\.\), not feste\.testing\."):
         as_params(FakeParams(), SpeakParams, "speak")
 
 

@@ -137,13 +137,13 @@ def test_a_failed_run_says_which_rows_failed() -> None:
     bad = [InvalidRequest("no", origin="job.py:9") for _ in range(5)]
     rows = ["fine", *bad, {"a": UpstreamFailed("not run", roots=[bad[0]])}]
     where = {f"[0][{i}]": rows[i] for i in range(1, 6)} | {"[0][6]['a']": rows[-1]["a"]}  # type: ignore[index]
-    failed = RunFailed("6 of 7 results failed", partial=(rows,), errors=bad, where=where)
+    failed = RunFailed("6 of 7 results failed", partial=(rows,), errors=bad, places=where)
 
     assert str(failed).splitlines()[1:] == [
         "  6 x InvalidRequest: no (at job.py:9)",
         "    at partial[0][1], partial[0][2], partial[0][3] and 3 more",
     ]
-    assert failed.places()[-1] == ("[0][6]['a']", rows[-1]["a"])  # type: ignore[index]
+    assert failed.places["[0][6]['a']"] is rows[-1]["a"]  # type: ignore[index]
 
 
 def test_a_copy_of_an_error_needs_no_constructor() -> None:

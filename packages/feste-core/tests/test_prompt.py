@@ -42,6 +42,7 @@ from feste.errors import (
 from feste.plain import MAX_DEPTH, plain
 from feste.prompt import ChatPrompt, FesteEnvironment, Prompt
 from feste.prompt.limits import SOURCE_LIMIT, STEP_LIMIT, TEXT_LIMIT, extent
+from feste.scheduler import QUICK
 
 HERE = os.path.basename(__file__)
 MARKS = ["{{ x }}", "{% raw %}", "{# #}", "{", "}", "%}", "\r\n", "\r", "\n", '"', "'", "\\", "\\n"]
@@ -104,7 +105,7 @@ def test_op_is_a_pure_prompt() -> None:
     """The op of a prompt says what the graph needs to know of it."""
     op = Prompt("{{ a }}")(a=1)._node.op
     assert (op.name, op.kind, op.emits, op.is_async) == ("prompt", "prompt", False, False)
-    assert op.executor == "thread"
+    assert op.executor == QUICK
     assert op.determinism((), {}) is Determinism.PURE
 
 

@@ -24,9 +24,9 @@ from feste.errors import (
     RunFailed,
     ServerError,
 )
-from feste.optimization.wording import wrapped
 from feste.report import OperationRow, RunReport
 from feste.testing import FakeBackend, FakeParams
+from feste.wording import wrapped
 
 
 @feste.task

@@ -76,12 +76,13 @@ def inside(drawn: Draw) -> Iterator[None]:
 
     :param drawn: the task's own draw.
     """
-    token = _scope.set(drawn.inner)
+    inner = drawn.inner
+    token = _scope.set(inner)
     try:
         yield
     finally:
         _scope.reset(token)
-        forget(drawn.inner)
+        forget(inner)
 
 
 _counters: dict[str, dict[str, int]] = {}

@@ -384,7 +384,13 @@ class RunFailed(FesteError):
         in each failed place.
     :param report: the :class:`~feste.report.RunReport` of the run.
     :param errors: the errors of the nodes that failed themselves, in the order of failing.
-    :param where: the places in ``partial`` that failed, as Python, each with its error.
+    :param places: the places in ``partial`` that failed, as Python such as ``[0][7]``, each with its
+        error.
+
+    >>> print(RunFailed("1 of 2 results failed", places={"[0][1]": NodeError("bad")}))
+    1 of 2 results failed
+      NodeError: bad
+        at partial[0][1]
     """
 
     max_shown: ClassVar[int] = 3
@@ -396,27 +402,19 @@ class RunFailed(FesteError):
         partial: tuple[Any, ...] = (),
         report: Any = None,
         errors: Iterable[FesteError] = (),
-        where: Mapping[str, FesteError] | None = None,
+        places: Mapping[str, FesteError] | None = None,
     ) -> None:
         super().__init__(message)
         self.partial = partial
         self.report = report
         self.errors = tuple(errors)
-        self.where = dict(where or {})
-
-    def places(self) -> list[tuple[str, FesteError]]:
-        """Return where in ``partial`` errors stand: the way there as Python, and the error.
-
-        >>> RunFailed(partial=([1, 2],), where={"[0][1]": NodeError("bad")}).places()
-        [('[0][1]', NodeError('bad'))]
-        """
-        return list(self.where.items())
+        self.places = dict(places or {})
 
     def __str__(self) -> str:
         groups: dict[tuple[str, str], list[str]] = {}
         for error in self.errors:
             groups.setdefault((type(error).__name__, str(error)), [])
-        for where, error in self.places():
+        for where, error in self.places.items():
             for root in (error.roots if isinstance(error, UpstreamFailed) else ()) or (error,):
                 groups.setdefault((type(root).__name__, str(root)), []).append(f"partial{where}")
         lines = [super().__str__()]

@@ -7,7 +7,7 @@ this package.
 
 from feste._compute.eager import run_eager
 from feste._compute.front import acompute, acompute_one, compute, explain
-from feste._compute.steps import last_report
+from feste._compute.results import last_report
 from feste._compute.through_dask import (
     lowered,
     optimize_lowered,

@@ -7,7 +7,8 @@ from typing import Any
 
 from feste import blocking, context, draw
 from feste._compute.front import compute
-from feste._compute.steps import make_report, wait_for
+from feste._compute.results import make_report
+from feste._compute.steps import wait_for
 from feste.delayed import FesteDelayed
 from feste.errors import (
     NodeError,
@@ -20,7 +21,6 @@ from feste.scheduler.choice import choose
 from feste.scheduler.executor import Executor
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
-from feste.scheduler.work import evaluate
 
 __all__ = ["alone", "run_eager"]
 
@@ -40,6 +40,8 @@ def run_eager(node: Node) -> Any:
         args = tuple(fill(a, values) for a in node.args)
         kwargs = {k: fill(v, values) for k, v in node.kwargs.items()}
         node = Node(op, args, kwargs, (), node.origin)
+    if op.kind == "prompt":
+        return op.fn(*node.args, **node.kwargs)
     draw.assign([node], draw.scope())
     assert node.draw is not None
     if op.kind == "call":
@@ -47,7 +49,7 @@ def run_eager(node: Node) -> Any:
     with draw.inside(node.draw):  # calls inside a task get the same draws as calls it returns
         if op.is_async:
             return alone(node)
-        result = evaluate(op.fn, node.args, node.kwargs, ())
+        result = op.fn(*node.args, **node.kwargs)  # recording has copied them
         return values_of([result])[0] if holds_nodes(result) else result
 
 
@@ -63,7 +65,7 @@ def values_of(lazy: Sequence[Any]) -> tuple[Any, ...]:
 
 def alone(node: Node) -> Any:
     """Run one node and raise its own error."""
-    settings = context.settings()
+    settings = context.settings(progress=False)
     hands = choose("local")
     assert isinstance(hands, Executor)
     with blocking.waiting():
@@ -71,7 +73,7 @@ def alone(node: Node) -> Any:
         if node.call is not None:
             node.call.client.preflight()
         run = Run(Program(graph, graph.nodes), settings, hands, "eager")
-        wait_for(run, tuple, context.settings(progress=False))
+        wait_for(run, tuple, settings)
     if run.failure is not None:
         raise run.failure
     make_report(run)

@@ -8,10 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from feste import blocking, context
+from feste._compute.results import forget_report, hand_back
 from feste._compute.steps import (
     LOOK,
-    forget_report,
-    hand_back,
     make_plan,
     make_run,
     run_elsewhere,

@@ -1,14 +1,13 @@
-"""The steps of a run: optimize, compile, wait, hand back."""
+"""The steps of a run between the user's code and the results: optimize, compile, wait."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
+from feste._compute.results import Repack, make_report, put_back
 from feste.context import Settings
 from feste.errors import (
     ConfigError,
@@ -22,7 +21,6 @@ from feste.lowering import Lowered, LoweredBatch
 from feste.node import PENDING, Node
 from feste.optimization import Optimizer, Plan
 from feste.packing import COLLECTION
-from feste.report import RunReport
 from feste.report.progress import in_terminal, shown
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor, Scheduler
@@ -33,11 +31,7 @@ from feste.scheduler.run import Run
 __all__ = [
     "LOOK",
     "for_dask",
-    "forget_report",
-    "hand_back",
-    "last_report",
     "make_plan",
-    "make_report",
     "make_run",
     "run_elsewhere",
     "wait_for",
@@ -47,26 +41,6 @@ __all__ = [
 GRACE = 2.0
 #: Seconds between checks for a signal in a waiting thread.
 LOOK = 0.25
-
-_last_report: ContextVar[RunReport | None] = ContextVar("feste_last_report", default=None)
-
-Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
-
-
-def last_report() -> RunReport | None:
-    """Return the report of the last run of this context (thread or async task), or None.
-
-    >>> import feste
-    >>> _ = feste.compute(feste.task(abs)(-1))
-    >>> last_report().states
-    {'done': 1}
-    """
-    return _last_report.get()
-
-
-def forget_report() -> None:
-    """Clear the last report when a run starts, so that ``last_report`` never shows an older one."""
-    _last_report.set(None)
 
 
 def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
@@ -144,7 +118,7 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         run.finished.wait(0.5)
     report = make_report(run)
     try:
-        partial = _put_back(run, repack, report)
+        partial = put_back(run, repack, report)
     except RunFailed as failed:  # Ctrl-C it is, whether or not the values fit
         partial = failed.partial
     done = sum(
@@ -155,80 +129,6 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         partial=partial,
         report=report,
     ) from None
-
-
-def make_report(run: Run) -> RunReport:
-    report = RunReport.of(run)
-    _last_report.set(report)
-    return report
-
-
-def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
-    if run.failure is not None:
-        raise run.failure
-    report = make_report(run)
-    results = _put_back(run, repack, report)
-    if not run.failed or run.on_error == "return":
-        return results
-    errors = [run.errors[i] for i in run.failed]
-    wanted = len(run.outputs)
-    bad = sum(i in run.errors for i in run.outputs)
-    if bad == wanted:
-        told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
-    else:
-        told = f"{bad:,} of {wanted:,} results failed; the others are in .partial"
-    raise RunFailed(
-        told, partial=results, report=report, errors=errors, where=_failed_places(run, repack)
-    ) from errors[0]
-
-
-class _Place:
-    """Stands for an output that failed, to find where it is in what the user gave."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: FesteError) -> None:
-        self.error = error
-
-
-def _failed_places(run: Run, repack: Repack) -> dict[str, FesteError]:
-    """The places of failed outputs in what is handed back; the values themselves are not searched."""
-    try:
-        shape = repack([_Place(run.errors[i]) if i in run.errors else None for i in run.outputs])
-    except Exception:  # a container of the user's own that takes no such thing
-        return {}
-    return {where: place.error for where, place in _find_places(shape, "")}
-
-
-def _find_places(shape: Any, where: str) -> Iterator[tuple[str, _Place]]:
-    parts: Iterable[tuple[str, Any]] = ()
-    if isinstance(shape, _Place):
-        yield where, shape
-    elif isinstance(shape, (list, tuple)):
-        parts = ((f"[{i}]", part) for i, part in enumerate(shape))
-    elif isinstance(shape, dict):
-        parts = ((f"[{name!r}]", part) for name, part in shape.items())
-    elif dataclasses.is_dataclass(shape) and not isinstance(shape, type):
-        names = [f.name for f in dataclasses.fields(shape) if hasattr(shape, f.name)]
-        parts = ((f".{name}", getattr(shape, name)) for name in names)
-    for step, part in parts:
-        if part is not None and type(part) not in (str, int, float, bool):
-            yield from _find_places(part, where + step)
-
-
-def _put_back(run: Run, repack: Repack, report: RunReport) -> tuple[Any, ...]:
-    """Put the values into the user's containers; raise if they do not fit, as vectors in a set."""
-    results = run.results()
-    try:
-        return repack(results)
-    except Exception as error:
-        raise RunFailed(
-            f"the values do not fit into what was given to compute: {type(error).__name__}: {error}. "
-            "They are in .partial, one after the other; give a list instead of a set",
-            partial=tuple(results),
-            report=report,
-            errors=[run.errors[i] for i in run.failed],
-        ) from error
 
 
 def run_elsewhere(

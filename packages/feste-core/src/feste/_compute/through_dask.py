@@ -11,7 +11,8 @@ from typing import Any
 
 from feste import blocking, context
 from feste._compute.front import compute
-from feste._compute.steps import for_dask, hand_back, make_plan, wait_for
+from feste._compute.results import hand_back
+from feste._compute.steps import for_dask, make_plan, wait_for
 from feste.delayed import FesteDelayed
 from feste.draw import forget
 from feste.errors import (

@@ -4,10 +4,11 @@ from pkgutil import extend_path
 
 from feste.backend.arguments import as_count, as_messages, as_params, as_text
 from feste.backend.base import Backend, create
+from feste.backend.batching import BatchRule, Outcome
 from feste.backend.clients import PerLoop
 from feste.backend.default_halves import operation
 from feste.backend.limits import Limits
-from feste.backend.operations import BatchRule, Call, OnChunk, Operation, Outcome
+from feste.backend.operations import Call, OnChunk, Operation
 from feste.backend.params import Params
 from feste.backend.reply import Message, Reply
 from feste.backend.request import Request, Response, Usage, canonical

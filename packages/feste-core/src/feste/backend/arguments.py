@@ -66,26 +66,27 @@ def as_messages(prompt: Any, operation: str = "chat") -> list[dict[str, Any]]:
     return made
 
 
-def as_params(params: Any, kind: type[P], operation: str) -> P:
+def as_params(params: Any, kind: type[P], operation: str, name: str = "params") -> P:
     """Check that a call's parameters are of the operation's own class, and return them.
 
     :param params: the argument.
     :param kind: the class; classes of two backends may have the same name.
     :param operation: the operation's name, for the error.
+    :param name: the name of the argument, for the error.
     :raises ParameterError: if they are of another class.
 
     >>> class SpeakParams(Params):
     ...     volume: int | None = None
     >>> as_params({"volume": 3}, SpeakParams, "speak")
     Traceback (most recent call last):
-    feste.errors.ParameterError: speak() takes its parameters as SpeakParams(...), not as a dict
+    feste.errors.ParameterError: speak() takes params=SpeakParams(...), not a dict
     """
     if isinstance(params, kind):
         return params
     wanted, given = kind.__name__, _a(params)
     if isinstance(params, Params):
         wanted, given = (f"{k.__module__}.{k.__qualname__}" for k in (kind, type(params)))
-    raise ParameterError(f"{operation}() takes its parameters as {wanted}(...), not as {given}")
+    raise ParameterError(f"{operation}() takes {name}={wanted}(...), not {given}")
 
 
 def as_count(value: Any, name: str) -> int:

@@ -30,7 +30,8 @@ from feste.plain import plain
 if TYPE_CHECKING:
     from feste.backend.base import Backend
 
-from feste.backend.operations import BatchRule, OnChunk, Operation, Outcome
+from feste.backend.batching import BatchRule, Outcome
+from feste.backend.operations import OnChunk, Operation
 
 __all__ = ["operation"]
 

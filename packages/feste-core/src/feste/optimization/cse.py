@@ -10,8 +10,8 @@ from feste.draw import Determinism
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.base import Level, PassContext, Phase
-from feste.optimization.wording import counted
 from feste.packing import Nested, Slot
+from feste.wording import counted
 
 __all__ = ["CommonSubexpressionOptimization"]
 

@@ -10,8 +10,8 @@ from feste.backend import Call, Params, Request
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.optimizer import Plan
-from feste.optimization.wording import counted, wrapped
 from feste.packing import fill
+from feste.wording import counted, wrapped
 
 __all__ = ["CallRow", "Explanation"]
 

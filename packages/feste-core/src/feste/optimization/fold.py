@@ -5,7 +5,7 @@ from __future__ import annotations
 from feste.graph import FesteGraph
 from feste.node import PENDING
 from feste.optimization.base import Level, PassContext, Phase
-from feste.optimization.wording import counted
+from feste.wording import counted
 
 __all__ = ["FoldOptimization"]
 

@@ -28,7 +28,7 @@ class PromptOp:
     kind = "prompt"
     emits = False
     pure = True
-    executor = "thread"
+    executor = "quick"  # feste.scheduler.QUICK, which stands above this module
     is_async = False
 
     def __init__(

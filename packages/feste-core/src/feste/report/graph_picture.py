@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from feste.optimization.wording import counted
 from feste.report.layers import Edge
 from feste.report.layout import Layout, Point, arrange
 from feste.report.summary import EDGES_PER_BOX, MAX_TEXT, Box, Picture, kind_of, picture_of
@@ -24,6 +23,7 @@ from feste.report.svg import (
     width_of,
     xml,
 )
+from feste.wording import counted
 
 __all__ = ["Box", "draw_svg"]
 

@@ -16,7 +16,7 @@ from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from feste.optimization.wording import counted
+from feste.wording import counted
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run

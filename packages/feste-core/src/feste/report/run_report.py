@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feste.events import SCHEMA, RequestFinished
-from feste.optimization.wording import counted, wrapped
 from feste.report.files import ending, page, write
 from feste.report.table import aligned
 from feste.report.timeline import Span, draw_timeline
+from feste.wording import counted, wrapped
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run

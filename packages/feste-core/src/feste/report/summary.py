@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from feste.optimization.wording import counted
 from feste.report.layers import Edge, cycle, depths
 from feste.report.svg import BOLD, KINDS, fit
+from feste.wording import counted
 
 MAX_TEXT = 200.0
 EDGES_PER_BOX = 5  # with more edges than this, the summary is easier to read than the picture

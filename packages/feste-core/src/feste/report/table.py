@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from feste.optimization.wording import width
+from feste.wording import width
 
 __all__ = ["aligned"]
 

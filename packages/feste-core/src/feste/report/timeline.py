@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate, groupby
 
-from feste.optimization.wording import counted
 from feste.report.axis import CHART, GUTTER, Axis, clock
 from feste.report.spans import Span, extent_of, lanes_of, packed
 from feste.report.svg import (
@@ -29,6 +28,7 @@ from feste.report.svg import (
     width_of,
     xml,
 )
+from feste.wording import counted
 
 __all__ = ["Span", "draw_timeline"]
 

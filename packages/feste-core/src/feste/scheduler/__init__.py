@@ -3,7 +3,7 @@
 from pkgutil import extend_path
 
 from feste.blocking import inside
-from feste.scheduler.executor import Executor, PyTask, Reporter, Scheduler
+from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter, Scheduler
 from feste.scheduler.growth import Emission
 from feste.scheduler.local import LocalExecutor
 from feste.scheduler.work import context_of, describe, evaluate, result_of
@@ -11,6 +11,7 @@ from feste.scheduler.work import context_of, describe, evaluate, result_of
 __path__ = extend_path(__path__, __name__)
 
 __all__ = [
+    "QUICK",
     "Emission",
     "Executor",
     "LocalExecutor",

@@ -40,7 +40,7 @@ from feste.scheduler.run import (
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
-__all__ = ["Calls", "prepare_request"]
+__all__ = ["Calls", "cause_of", "prepare_request"]
 
 
 class Calls:
@@ -245,7 +245,7 @@ class Calls:
         if ok:
             self.brain.lifecycle.done(run, task.index, value, DONE)
         else:
-            self.brain.lifecycle.fail(run, task.index, _cause(value, MalformedResponse))
+            self.brain.lifecycle.fail(run, task.index, cause_of(value, MalformedResponse))
 
     def _refused(self, parcel: Parcel, error: CallError) -> None:
         """Handle a failed request: send it again, split it, or fail its calls."""
@@ -291,7 +291,7 @@ class Calls:
         :param i: the node's position.
         :param error: the error, as described by the executor.
         """
-        self.brain.lifecycle.fail(run, i, _cause(error))
+        self.brain.lifecycle.fail(run, i, cause_of(error))
 
     def fail_members(self, parcel: Parcel, raised: FesteError) -> None:
         """Fail all unfinished calls of a request.
@@ -299,7 +299,7 @@ class Calls:
         :param parcel: the request.
         :param raised: the error.
         """
-        error = _cause(raised)
+        error = cause_of(raised)
         self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
             if parcel.run.state[i] < OPEN:
@@ -313,8 +313,12 @@ class Calls:
                 self.brain.lifecycle.fail(parcel.run, i, mine)
 
 
-def _cause(error: FesteError, kind: type[FesteError] | None = None) -> FesteError:
-    """Return the original error if a half of an operation raised one of Feste's errors."""
+def cause_of(error: FesteError, kind: type[FesteError] | None = None) -> FesteError:
+    """Return the original error if a half of an operation raised one of Feste's errors.
+
+    :param error: the error, as described by the executor.
+    :param kind: wraps an error that is none of Feste's; None returns it as it is.
+    """
     cause = error.__cause__ if isinstance(error, NodeError) else error
     if isinstance(cause, FesteError):
         return cause

@@ -114,7 +114,7 @@ class Dispatcher:
         known = self.cost.get(task.name)
         if known is not None:
             return known
-        user = task.stage == "run" and task.run.program.nodes[task.index].op.kind == "task"
+        user = task.stage == "run" and task.node.op.kind == "task"
         return CHUNK if user else _FIRST_GUESS
 
     def _begin(self, run: Run, i: int) -> PyTask:
@@ -211,7 +211,7 @@ class Dispatcher:
         """Handle the end of a node's own Python."""
         if seconds > CHUNK:
             begun = self.brain.now - seconds
-            lane = f"{run.program.nodes[task.index].op.kind} {task.name}"
+            lane = f"{task.node.op.kind} {task.name}"
             waited = max(0.0, begun - run.ready_at[task.index])
             end = self.brain.now - run.started
             run.spans.append((lane, task.key, begun - run.started, end, waited, ok))

@@ -262,8 +262,6 @@ class Executor:
 
         :param task: the op of a node that is not a call of an operation.
         """
-        if task.kind == "prompt":
-            return QUICK
         return "async" if task.is_async else str(task.executor)
 
     @property

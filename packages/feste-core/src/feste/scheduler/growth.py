@@ -73,7 +73,7 @@ class _Repack:
     kind = "data"
     identity = "repack"
     emits = False
-    executor = "thread"
+    executor = QUICK
     is_async = False
 
     def determinism(self, args: Any, kwargs: Any) -> Determinism:

@@ -142,10 +142,7 @@ class Lifecycle:
             if paid or (run.keep == "all" and not run.executor.remote):
                 for kept in program.keepers[i]:
                     if kept.value is PENDING:
-                        kept.value = value
-        for kept in program.keepers[i]:
-            if kept.value is not PENDING:
-                kept.paid = None
+                        kept.value, kept.paid = value, None
         self.end(run, i, state)
         for j in program.consumers[i]:
             run.pending[j] -= 1

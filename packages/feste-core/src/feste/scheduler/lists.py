@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from feste.backend import Call, Request, Response
 from feste.errors import CountMismatch
 from feste.scheduler.batcher import Group, Taken, pack_requests, unpack_response
+from feste.scheduler.calls import cause_of
 from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.run import FINISHING, GROUPED, NOT_STARTED, OPEN, Run
@@ -62,10 +63,10 @@ class Lists:
     def _send(
         self, run: Run, calls: Sequence[tuple[int, Request]], split: Split | None = None
     ) -> None:
-        call = _call_of(run, calls[0][0])
         if len(calls) == 1:
             self._send_singly(run, calls, split)
             return
+        call = _call_of(run, calls[0][0])
         members, requests = [i for i, _ in calls], [r for _, r in calls]
         args = (call, members, requests, self.limits.get(_server(call, requests[0])), split)
         task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
@@ -82,9 +83,9 @@ class Lists:
     def on_packed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         split: Split | None = task.args[4]
         if not ok:
-            for i in task.args[1]:
+            for i in task.members:
                 if run.state[i] < OPEN:
-                    self.brain.calls.fail(run, i, value)
+                    self.brain.calls.fail(run, i, value.copy())
             self._part_ended(split, Taken(0, 0), bad=True)
             return
         parts = [part for part in value if run.state[part[0][0]] == GROUPED]
@@ -109,12 +110,10 @@ class Lists:
 
     def on_unpacked(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         parcel: Parcel = task.args[3]
-        if run.ended is not None:
-            return
         if ok:
             self.settled(parcel, taken=True)
             self.brain.calls.deliver(parcel, value)
-        elif isinstance(value.__cause__, CountMismatch) or isinstance(value, CountMismatch):
+        elif isinstance(cause_of(value), CountMismatch):
             # answers cannot be matched to calls: treat this server as taking no lists
             self._learn(parcel, Taken(1, 0))
             self.settled(parcel, taken=False)

@@ -72,6 +72,7 @@ class LocalExecutor(Executor):
         self.coroutines = _Coroutines(report)
         self.tasks = LoopThread("feste-tasks", "pool", places=self.coroutines)
         self.threads = ThreadPool("thread", min(32, cores + 4), report)
+        # short pieces that hold the GIL: more threads than cores would only switch more
         self.quick = ThreadPool(QUICK, min(8, cores + 1), report)
         self.processes = ProcessPool(cores, report)
 

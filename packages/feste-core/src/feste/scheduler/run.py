@@ -112,7 +112,6 @@ class Run:
         self.cancelled = False
         #: Whether it is over but for nodes that other runs wait for.
         self.interrupted = False
-        self.flying = 0
         self.requests: list[RequestFinished] = []
         #: The number of requests that wait for their next attempt, and until when (on the brain's
         #: clock) a gate that this run queues at is closed.

@@ -16,8 +16,6 @@ from feste.scheduler.run import around
 
 __all__ = ["arguments", "context_of", "describe", "evaluate", "result_of", "run_task"]
 
-_ATOMS = frozenset((str, int, float, bool, type(None)))
-
 
 def context_of(task: PyTask) -> Context:
     """Return the context a task runs in: a copy of its run's context that also identifies the task.
@@ -39,7 +37,7 @@ def arguments(
     :param kwargs: packed keyword arguments.
     :param values: the values for the slots.
     """
-    given = [a if type(a) in _ATOMS else fresh(a, values) for a in args]
+    given = [fresh(a, values) for a in args]
     return given, {k: fresh(v, values) for k, v in kwargs.items()} if kwargs else {}
 
 

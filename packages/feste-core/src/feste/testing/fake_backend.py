@@ -123,9 +123,7 @@ class FakeBackend(Backend):
             said = "\n".join(_texts(request.body)) if self.fail else ""
             for text, error in self.fail.items():
                 if text in said:
-                    own = type(error)(*error.args)  # each call gets its own error object
-                    vars(own).update(vars(error))
-                    raise own
+                    raise error.copy()  # each call gets its own error object
             return self.answer(request)
         finally:
             with self._lock:

@@ -185,7 +185,7 @@ class Workers:
             op = node.op
             if isinstance(op, Call) and not was_here(op.client):
                 client = here.setdefault(op.client.token, op.client)
-                node.op = op if client is op.client else getattr(client, op.name)
+                node.op = op if client is op.client else op.operation.__get__(client, type(client))
 
 
 def _lost(task: PyTask, error: BaseException | None) -> FesteError:

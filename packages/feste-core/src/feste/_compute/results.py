@@ -1,0 +1,112 @@
+"""Hand results back: values in the user's containers, a report, or an error that says where.
+
+The report of the last run is kept for each context, a thread or an async task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from feste.errors import FesteError, RunFailed
+from feste.report import RunReport
+from feste.scheduler.run import Run
+
+__all__ = ["Repack", "forget_report", "hand_back", "last_report", "make_report", "put_back"]
+
+Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
+
+
+_last_report: ContextVar[RunReport | None] = ContextVar("feste_last_report", default=None)
+
+
+def last_report() -> RunReport | None:
+    """Return the report of the last run of this context (thread or async task), or None.
+
+    >>> import feste
+    >>> _ = feste.compute(feste.task(abs)(-1))
+    >>> last_report().states
+    {'done': 1}
+    """
+    return _last_report.get()
+
+
+def forget_report() -> None:
+    """Clear the last report when a run starts, so that ``last_report`` never shows an older one."""
+    _last_report.set(None)
+
+
+def make_report(run: Run) -> RunReport:
+    report = RunReport.of(run)
+    _last_report.set(report)
+    return report
+
+
+def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
+    if run.failure is not None:
+        raise run.failure
+    report = make_report(run)
+    results = put_back(run, repack, report)
+    if not run.failed or run.on_error == "return":
+        return results
+    errors = [run.errors[i] for i in run.failed]
+    wanted = len(run.outputs)
+    bad = sum(i in run.errors for i in run.outputs)
+    if bad == wanted:
+        told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
+    else:
+        told = f"{bad:,} of {wanted:,} results failed; the others are in .partial"
+    raise RunFailed(
+        told, partial=results, report=report, errors=errors, places=_failed_places(run, repack)
+    ) from errors[0]
+
+
+class _Place:
+    """Stands for an output that failed, to find where it is in what the user gave."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: FesteError) -> None:
+        self.error = error
+
+
+def _failed_places(run: Run, repack: Repack) -> dict[str, FesteError]:
+    """The places of failed outputs in what is handed back; the values themselves are not searched."""
+    try:
+        shape = repack([_Place(run.errors[i]) if i in run.errors else None for i in run.outputs])
+    except Exception:  # a container of the user's own that takes no such thing
+        return {}
+    return {where: place.error for where, place in _find_places(shape, "")}
+
+
+def _find_places(shape: Any, where: str) -> Iterator[tuple[str, _Place]]:
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(shape, _Place):
+        yield where, shape
+    elif isinstance(shape, (list, tuple)):
+        parts = ((f"[{i}]", part) for i, part in enumerate(shape))
+    elif isinstance(shape, dict):
+        parts = ((f"[{name!r}]", part) for name, part in shape.items())
+    elif dataclasses.is_dataclass(shape) and not isinstance(shape, type):
+        names = [f.name for f in dataclasses.fields(shape) if hasattr(shape, f.name)]
+        parts = ((f".{name}", getattr(shape, name)) for name in names)
+    for step, part in parts:
+        if part is not None and type(part) not in (str, int, float, bool):
+            yield from _find_places(part, where + step)
+
+
+def put_back(run: Run, repack: Repack, report: RunReport) -> tuple[Any, ...]:
+    """Put the values into the user's containers; raise if they do not fit, as vectors in a set."""
+    results = run.results()
+    try:
+        return repack(results)
+    except Exception as error:
+        raise RunFailed(
+            f"the values do not fit into what was given to compute: {type(error).__name__}: {error}. "
+            "They are in .partial, one after the other; give a list instead of a set",
+            partial=tuple(results),
+            report=report,
+            errors=[run.errors[i] for i in run.failed],
+        ) from error

@@ -1,0 +1,97 @@
+"""The rule by which several calls of an operation share one request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feste.backend.request import Request, Response, canonical
+from feste.errors import CallError
+
+__all__ = ["BatchRule", "Outcome"]
+
+Outcome = Response | CallError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRule:
+    """How several calls of an operation are packed into one request.
+
+    :param item: the parameter that differs between the calls; all others must be equal.
+    :param field: the field of the body that holds it.
+    :param max_items: the maximum number of calls in one request.
+    :param max_tokens: the maximum number of tokens in one request, or None. Counts are estimates,
+        so 5 % is kept in reserve.
+    :param max_bytes: the maximum size of the body in bytes, or None; 5 % is kept in reserve.
+    :param pack: ``pack(backend, requests) -> request``.
+    :param unpack: ``unpack(backend, request, response) -> outcomes``: each call's own response or
+        error, in the order of the calls. It may raise :class:`~feste.errors.CountMismatch`; the
+        calls are then sent one by one.
+    """
+
+    item: str
+    field: str
+    max_items: int
+    pack: Callable[[Any, Sequence[Request]], Request]
+    unpack: Callable[[Any, Request, Response], Sequence[Outcome]]
+    max_tokens: int | None = None
+    max_bytes: int | None = None
+
+    def signature(self, request: Request) -> str:
+        """Return a text that is equal for requests that may be packed together.
+
+        :param request: the request of one call.
+        """
+        body = {name: value for name, value in request.body.items() if name != self.field}
+        r = request
+        return canonical([r.plugin, r.operation, r.endpoint, r.account, r.parser, body])
+
+    def chunks(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        max_items: int | None = None,
+        allows: Callable[[int, int], bool] | None = None,
+    ) -> list[int]:
+        """Return the number of calls in each request, so that every limit is kept.
+
+        Calls stay in order, and the last two requests are balanced: 17 calls with a limit of 16
+        become 9 and 8.
+
+        :param sizes: tokens and bytes of each call.
+        :param max_items: a limit of items below the rule's, or None.
+        :param allows: tells whether a server takes so many items of so many bytes, or None.
+
+        >>> rule = BatchRule("prompt", "prompt", 16, pack=None, unpack=None, max_tokens=None)
+        >>> rule.chunks([(1, 4)] * 17), rule.chunks([(1, 4)] * 32)
+        ([9, 8], [16, 16])
+        """
+        top = min(self.max_items, max_items or self.max_items)
+
+        def too_large(items: int, tokens: int, size: int) -> bool:
+            refused = allows is not None and not allows(items, size)
+            return refused or self._over(items, tokens, size, top)
+
+        counts: list[int] = []
+        items = tokens = size = 0
+        for token, byte in sizes:
+            if items and too_large(items + 1, tokens + token, size + byte):
+                counts.append(items)
+                items = tokens = size = 0
+            items, tokens, size = items + 1, tokens + token, size + byte
+        if items:
+            counts.append(items)
+        if len(counts) > 1 and counts[-2] - counts[-1] > 1:
+            both = counts[-2] + counts[-1]
+            last = sizes[-(both // 2) :]
+            if not too_large(len(last), sum(t for t, _ in last), sum(b for _, b in last)):
+                counts[-2:] = [both - both // 2, both // 2]
+        return counts
+
+    def _over(self, items: int, tokens: int, size: int, top: int) -> bool:
+        """Whether a request with these numbers of items, tokens and bytes would be too large."""
+        return (
+            items > top
+            or (self.max_tokens is not None and tokens > 0.95 * self.max_tokens)
+            or (self.max_bytes is not None and size > 0.95 * self.max_bytes)
+        )
