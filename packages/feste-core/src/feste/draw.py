@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from feste.node import Node
 
-__all__ = ["MAIN", "Determinism", "Draw", "assign", "forget", "inside", "scope"]
+__all__ = ["MAIN", "Determinism", "Draw", "assign", "forget", "inside", "is_collected", "scope"]
 
 MAIN = "main"
 
@@ -106,6 +106,15 @@ def assign(nodes: Iterable[Node], scope: str = MAIN) -> None:
                 n = counters.get(fingerprint, 0)
                 counters[fingerprint] = n + 1
             node.draw = Draw(scope, fingerprint, n)
+
+
+def is_collected(drawn: Draw) -> bool:
+    """Whether this process has a node with this draw.
+
+    :param drawn: the draw.
+    """
+    with _lock:
+        return _counters.get(drawn.scope, {}).get(drawn.fingerprint, 0) > drawn.n
 
 
 def forget(scope: str | None = None) -> None:

@@ -17,10 +17,17 @@
     ├── BlockingCallError      a blocking call in a place where it would stop Feste itself
     ├── NestedRunError         a run inside a worker process: its second gate would double the quota
     ├── UngatedCall            a paid call outside the process that holds its gate
+    ├── JournalError           a store cannot be used
+    │   ├── JournalLocked      another process is writing it
+    │   ├── JournalTooNew      a newer version of Feste made it
+    │   ├── JournalDamaged     parts of the file are unreadable or missing
+    │   └── JournalFailed      an answer or an intent could not be written: the disk is full, ...
+    ├── OutcomeUnknown         a once=True task was started earlier and its end is not known
     ├── CallError              one LLM call failed
     │   ├── Rejected           the provider refused it: InvalidRequest, ContextTooLong, ContentFiltered,
     │   │                      AuthFailed, QuotaExhausted, ModelNotFound
     │   ├── Transient          it may work later: RateLimited, ServerError, Unreachable
+    │   ├── CacheMiss          cache_mode="replay-only", and the cache has no answer
     │   ├── Ambiguous          it may have been billed: CallTimeout, ConnectionLost, WorkerLost,
     │   │                      Interrupted
     │   └── Unusable           a paid answer that cannot be used: MalformedResponse, CountMismatch
@@ -47,6 +54,7 @@ __all__ = [
     "Ambiguous",
     "AuthFailed",
     "BlockingCallError",
+    "CacheMiss",
     "CallError",
     "CallTimeout",
     "ConfigError",
@@ -60,6 +68,11 @@ __all__ = [
     "GraphError",
     "Interrupted",
     "InvalidRequest",
+    "JournalDamaged",
+    "JournalError",
+    "JournalFailed",
+    "JournalLocked",
+    "JournalTooNew",
     "LanguageMismatch",
     "LazyValueError",
     "MalformedResponse",
@@ -68,6 +81,7 @@ __all__ = [
     "NestedRunError",
     "NodeError",
     "NotStarted",
+    "OutcomeUnknown",
     "ParameterError",
     "PlainDataError",
     "PluginError",
@@ -202,6 +216,46 @@ class UngatedCall(FesteError, RuntimeError):
     """A paid call outside the process that holds its gate."""
 
 
+class JournalError(FesteError):
+    """A store cannot be used; nothing was sent."""
+
+
+class JournalLocked(JournalError):
+    """Another process is writing the store.
+
+    :param pid: its process number; 0 if unknown.
+    """
+
+    pid: int = 0
+
+    def __init__(self, message: str = "", *, origin: str = "", pid: int = 0) -> None:
+        super().__init__(message, origin=origin)
+        self.pid = pid
+
+
+class JournalTooNew(JournalError):
+    """A newer version of Feste made the store."""
+
+
+class JournalDamaged(JournalError):
+    """Parts of the store are unreadable or missing; ``feste store salvage`` keeps what is good."""
+
+
+class JournalFailed(JournalError):
+    """The store could not be written, for example because the disk is full; spending stops."""
+
+
+class OutcomeUnknown(FesteError):
+    """A ``once=True`` task was started by an earlier run and did not return, so it is not run again.
+
+    :param key: the key of the call in the store.
+    """
+
+    def __init__(self, message: str = "", *, origin: str = "", key: str = "") -> None:
+        super().__init__(message, origin=origin)
+        self.key = key
+
+
 class CallError(FesteError):
     """One LLM call failed.
 
@@ -274,6 +328,10 @@ class QuotaExhausted(Rejected):
 
 class ModelNotFound(Rejected):
     """The provider has no such model or endpoint (404)."""
+
+
+class CacheMiss(CallError):
+    """``cache_mode="replay-only"``, and the cache has no answer; nothing was sent."""
 
 
 class Transient(CallError):

@@ -60,14 +60,21 @@ class Request:
     draws: tuple[Draw, ...] = field(default=(), repr=False)
     packed: bool = field(default=False, repr=False)
 
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 of the hashed fields, in hex; equal requests have equal keys on every machine.
+    @property
+    def text(self) -> str:
+        """The hashed fields as canonical JSON; a store keeps it beside the key.
 
         :raises ConfigError: if the body is not plain JSON.
         """
-        hashed = [self.plugin, self.operation, self.endpoint, self.parser, self.body]
-        return hashlib.sha256(canonical(hashed).encode()).hexdigest()
+        return canonical([self.plugin, self.operation, self.endpoint, self.parser, self.body])
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of :attr:`text`, in hex; equal requests have equal keys on every machine.
+
+        :raises ConfigError: if the body is not plain JSON.
+        """
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     def check(self) -> None:
         """Raise if the body cannot be sent.

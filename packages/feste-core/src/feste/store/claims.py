@@ -1,0 +1,89 @@
+"""Which stored answer a draw takes.
+
+A draw takes its own answer. Without one, it takes an answer to the same request that belongs to no
+draw of this process, so that a program which was rewritten, or runs eagerly now, still finds what
+it paid for. No answer serves two draws of a process: five samples stay five samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from feste import draw
+from feste.draw import Draw
+from feste.store.rows import draw_of
+
+__all__ = ["Claims"]
+
+
+class Claims:
+    """The answers that draws of this process have taken, and those that are still free.
+
+    Only answers that were there when the store was opened can be free: later ones are of draws of
+    this process.
+    """
+
+    def __init__(self) -> None:
+        #: The draw that took an answer which is not its own, by the answer's id.
+        self._taken: dict[int, Draw] = {}
+        self._given: dict[tuple[str, Draw], int] = {}
+        #: For each key the free answers by ordinal: ids and draws.
+        self._free: dict[str, dict[int, list[tuple[int, Draw]]]] = {}
+
+    def given(self, key: str, drawn: Draw) -> int | None:
+        """Return the id of the foreign answer that a draw took before, or None.
+
+        :param key: the call's key.
+        :param drawn: its draw.
+        """
+        return self._given.get((key, drawn))
+
+    def is_taken(self, answer: int, drawn: Draw) -> bool:
+        """Whether another draw than its own has taken an answer.
+
+        :param answer: its id.
+        :param drawn: its own draw.
+        """
+        return self._taken.get(answer, drawn) != drawn
+
+    def knows(self, key: str) -> bool:
+        """Whether the free answers of a key were given to :meth:`learn`.
+
+        :param key: the key.
+        """
+        return key in self._free
+
+    def learn(self, key: str, rows: Iterable[tuple[int, str]]) -> None:
+        """Note the answers of a key.
+
+        :param key: the key.
+        :param rows: their ids and draws, newest first.
+        """
+        free: dict[int, list[tuple[int, Draw]]] = {}
+        for answer, text in rows:
+            own = draw_of(text)
+            free.setdefault(own.n, []).append((answer, own))
+        self._free[key] = dict(sorted(free.items()))
+
+    def take(self, key: str, drawn: Draw) -> int | None:
+        """Take a free answer for a draw that has none; return its id or None.
+
+        An answer with the draw's own ordinal is preferred, so that a program that runs eagerly
+        gives each of its draws the same answer as when it ran lazily.
+
+        :param key: the call's key.
+        :param drawn: its draw.
+        """
+        free = self._free[key]
+        n = drawn.n
+        while free:
+            rows = free.get(n)
+            while rows:
+                answer, own = rows.pop()
+                if answer not in self._taken and not draw.is_collected(own):
+                    self._taken[answer] = drawn
+                    self._given[key, drawn] = answer
+                    return answer
+            free.pop(n, None)
+            n = next(iter(free), 0)
+        return None

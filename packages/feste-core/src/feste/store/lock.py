@@ -1,0 +1,103 @@
+"""One writer process for each store: an advisory lock on a file beside it.
+
+The same file notes how far the store has got, so that a store which lost what was acknowledged,
+because a part of the file was cut off or replaced, does not go unnoticed. The lock is a POSIX record
+lock: the system frees it when its process dies, and a forked child does not inherit it. It is also
+freed when its process closes the file through another descriptor, so nothing else may open it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import zlib
+from pathlib import Path
+
+from feste.errors import JournalError, JournalLocked
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Lock"]
+
+_PAUSE = 0.05
+_LENGTH = 128
+_NOTE = re.compile(rb"pid (\d+)\nrequests (\d+)\nanswers (\d+)\ncheck ([0-9a-f]{8})\n")
+
+
+class Lock:
+    """The lock of a store, held from construction until :meth:`close`.
+
+    :param path: the store's file.
+    :param wait: seconds to wait for another process to release it.
+    :raises JournalLocked: if another process still holds it then; it names the process.
+    """
+
+    def __init__(self, path: Path, wait: float = 0.0) -> None:
+        self.path = path.with_name(path.name + ".lock")
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        self._file = os.open(self.path, flags, 0o600)
+        until = time.monotonic() + wait
+        while not self._try():
+            if time.monotonic() >= until:
+                pid = _read(self._file)[0]
+                os.close(self._file)
+                named = f"process {pid}" if pid else "another process"
+                raise JournalLocked(
+                    f"{path} is being written by {named}: wait for it to end (store_wait=60 waits a "
+                    "minute for it), call feste.store.close() there, or give another file",
+                    pid=pid,
+                )
+            time.sleep(_PAUSE)
+        #: The highest request and answer that were acknowledged; (0, 0) if nothing is known.
+        self.acknowledged = _read(self._file)[1:]
+        self.note(*self.acknowledged)
+
+    def _try(self) -> bool:
+        if fcntl is None:
+            return True
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except PermissionError:  # how some systems say that it is held
+            return False
+        except OSError as error:
+            raise JournalError(
+                f"{self.path} cannot be locked ({error}), and without a lock two programs could "
+                "write the store at once: put it on another file system"
+            ) from None
+        return True
+
+    def note(self, requests: int, answers: int) -> None:
+        """Note how far the store has got.
+
+        It is not synced: what a power failure loses of it only makes the check weaker.
+
+        :param requests: the highest id of a request that was acknowledged.
+        :param answers: the highest id of an answer.
+        """
+        text = f"pid {os.getpid()}\nrequests {requests}\nanswers {answers}\n"
+        text += f"check {zlib.crc32(text.encode()):08x}\n"
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, text.encode().ljust(_LENGTH))
+
+    def close(self) -> None:
+        """Release the lock. The file stays: removing it would let two processes in."""
+        os.close(self._file)
+
+
+def _read(file: int) -> tuple[int, int, int]:
+    """Return the pid and how far the store had got, or zeros if the note is unreadable."""
+    os.lseek(file, 0, os.SEEK_SET)
+    found = _NOTE.match(os.read(file, _LENGTH))
+    if found is None:
+        return 0, 0, 0
+    pid, requests, answers, check = found.groups()
+    text = found.group().rpartition(b"check ")[0]
+    if zlib.crc32(text) != int(check, 16):
+        return 0, 0, 0
+    return int(pid), int(requests), int(answers)

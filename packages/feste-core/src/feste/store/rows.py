@@ -1,0 +1,144 @@
+"""What goes into a store and comes out of it: calls, answers, and requests of earlier sessions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from feste.backend import Request, Response, Usage
+from feste.draw import Draw
+
+__all__ = [
+    "Answer",
+    "Earlier",
+    "Found",
+    "Wanted",
+    "calls_as_json",
+    "decode",
+    "draw_of",
+    "encode",
+]
+
+
+class Wanted(NamedTuple):
+    """A call whose answer is looked up.
+
+    :param key: the key of its request, sent alone.
+    :param draw: its draw.
+    :param sample: whether it needs an answer of its own (SAMPLE, EFFECT); others take any.
+    """
+
+    key: str
+    draw: Draw
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A request that was sent by an earlier session, or earlier in this one, and has no known answer.
+
+    :param id: its number in the store.
+    :param plugin: the backend's plugin name; ``"task"`` for a ``once=True`` task.
+    :param operation: the operation, or the name of the task.
+    :param model: the requested model.
+    :param sent: when it was sent, in seconds since 1970.
+    :param outcome: ``"unknown"``, or ``"failed"`` for a task that raised.
+    :param error: why it ended, where that is known.
+    :param key: the key of the call.
+    :param draw: the call's draw, as text.
+    """
+
+    id: int
+    plugin: str
+    operation: str
+    model: str
+    sent: float
+    outcome: str
+    error: str
+    key: str
+    draw: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Found(NamedTuple):
+    """The result of looking up one call.
+
+    :param response: the stored answer, or None.
+    :param source: ``"replayed"`` from the store or ``"cached"`` from the cache; "" for no answer.
+    :param earlier: the request for the same call whose answer is not known, or None.
+    :param damaged: how many stored answers to it were unreadable.
+    """
+
+    response: Response | None = None
+    source: str = ""
+    earlier: Earlier | None = None
+    damaged: int = 0
+
+
+class Answer(NamedTuple):
+    """An answer to keep.
+
+    :param request: the call's request, as it would be sent alone; its one draw is the call's.
+    :param response: the answer, unparsed.
+    :param source: ``"bought"``, or ``"cache"`` if a cache had it.
+    """
+
+    request: Request
+    response: Response
+    source: str = "bought"
+
+
+_dumps = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+
+
+def encode(response: Response) -> str:
+    """Return a response as ASCII JSON, which holds lone surrogates and NUL too.
+
+    The headers are left out: they speak of the connection and the account.
+
+    :param response: the response.
+    :raises ValueError: if the payload is not JSON; TypeError likewise.
+
+    >>> encode(Response({"text": "é"}, Usage(3, 1), request_id="r-1"))
+    '{"payload":{"text":"\\\\u00e9"},"usage":[3,1,0],"request_id":"r-1"}'
+    """
+    used = response.usage
+    usage = [used.input, used.output, used.cached] if used is not None else None
+    parts = {"payload": response.payload, "usage": usage, "request_id": response.request_id}
+    return _dumps(parts)
+
+
+def decode(text: str) -> Response:
+    """Return the response that :func:`encode` made a text of.
+
+    :param text: the text.
+    """
+    parts: Mapping[str, Any] = json.loads(text)
+    usage = None if parts["usage"] is None else Usage(*parts["usage"])
+    return Response(parts["payload"], usage, request_id=parts["request_id"])
+
+
+def draw_of(text: str) -> Draw:
+    """Return the draw that ``str`` made a text of; damage gives a draw that no node has.
+
+    :param text: the text.
+
+    >>> draw_of(str(Draw("main", "abc", 2)))
+    Draw(scope='main', fingerprint='abc', n=2)
+    """
+    scope, _, rest = text.partition("/")
+    fingerprint, _, n = rest.rpartition(".")
+    return Draw(scope, fingerprint, int(n)) if n.isdecimal() else Draw(text, "", 0)
+
+
+def calls_as_json(requests: Iterable[Request]) -> str:
+    """Return the keys and draws of some calls as JSON.
+
+    :param requests: each call's request, as it would be sent alone.
+    """
+    return _dumps([[request.key, str(request.draws[0])] for request in requests])

@@ -1,0 +1,179 @@
+"""The tables of a store file, their version, and the seal of each row.
+
+A store is a SQLite file. Every row carries a seal, the SHA-256 of its other columns, because
+SQLite does not notice a flipped bit in the content of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from feste.errors import JournalDamaged, JournalTooNew
+
+__all__ = [
+    "APPLICATION",
+    "PAGE",
+    "TABLES",
+    "VERSION",
+    "create",
+    "identify",
+    "is_good",
+    "migrate",
+    "row_of",
+    "write",
+]
+
+#: Identifies the file as Feste's (``PRAGMA application_id``): "FEST" in ASCII.
+APPLICATION = 0x46455354
+#: The version of the tables (``PRAGMA user_version``).
+VERSION = 1
+#: Bytes of a page of the file.
+PAGE = 4096
+
+#: The columns of each table. The last one, ``seal``, is left out here.
+TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        # one process that had the store open for writing
+        "sessions": ("id", "began", "ended", "pid", "host", "program", "feste"),
+        # the hashed fields of a request as canonical JSON; its SHA-256 is the key
+        "prompts": ("key", "request"),
+        # each request that was sent, written before it is sent
+        "requests": (
+            *("id", "session", "run", "plugin", "operation", "endpoint", "model", "calls"),
+            *("attempt", "sent", "ended", "outcome", "billed", "error", "status", "request_id"),
+            *("input_tokens", "output_tokens", "raw"),
+        ),
+        # the answer to each call
+        "answers": ("id", "key", "draw", "request", "source", "kept", "response"),
+        # rows whose seal was wrong, as JSON
+        "quarantine": ("id", "place", "row", "found"),
+    }
+)
+
+#: The statements that make the tables; in the same order every page of the schema has its place.
+STATEMENTS = (
+    """CREATE TABLE sessions (id INTEGER PRIMARY KEY, began REAL, ended REAL, pid INTEGER,
+ host TEXT, program TEXT, feste TEXT, seal BLOB)""",
+    "CREATE TABLE prompts (key TEXT PRIMARY KEY, request TEXT, seal BLOB)",
+    """CREATE TABLE requests (id INTEGER PRIMARY KEY, session INTEGER, run TEXT, plugin TEXT,
+ operation TEXT, endpoint TEXT, model TEXT, calls TEXT, attempt INTEGER, sent REAL, ended REAL,
+ outcome TEXT, billed TEXT, error TEXT, status INTEGER, request_id TEXT, input_tokens INTEGER,
+ output_tokens INTEGER, raw TEXT, seal BLOB)""",
+    """CREATE INDEX requests_open ON requests (id)
+ WHERE outcome IN ('sent', 'unknown') OR (plugin = 'task' AND outcome = 'failed')""",
+    """CREATE TABLE answers (id INTEGER PRIMARY KEY, key TEXT, draw TEXT, request INTEGER,
+ source TEXT, kept REAL, response TEXT, seal BLOB, UNIQUE (key, draw))""",
+    """CREATE TABLE quarantine (id INTEGER PRIMARY KEY, place TEXT, row TEXT, found REAL,
+ seal BLOB)""",
+)
+
+_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False).encode
+_INSERT = {
+    table: f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * (len(columns) + 1))})"
+    for table, columns in TABLES.items()
+}
+
+
+def _seal(table: str, values: Sequence[Any]) -> bytes:
+    return hashlib.sha256(_encode([table, *values]).encode()).digest()
+
+
+def write(conn: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
+    """Write a row with its seal; it replaces one with the same id or the same unique columns.
+
+    :param conn: the connection.
+    :param table: the table.
+    :param row: the columns by name, JSON atoms; one that is missing becomes NULL.
+    """
+    values = [row.get(name) for name in TABLES[table]]
+    conn.execute(_INSERT[table], (*values, _seal(table, values)))
+
+
+def is_good(table: str, values: Sequence[Any]) -> bool:
+    """Whether a row is as it was written.
+
+    :param table: the table.
+    :param values: all its columns, the seal last.
+    """
+    try:
+        return bool(_seal(table, values[:-1]) == values[-1])
+    except (TypeError, ValueError):  # damage can turn a text into bytes
+        return False
+
+
+def row_of(table: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Return the columns of a row by name, without the seal.
+
+    :param table: the table.
+    :param values: all its columns, the seal last.
+    """
+    return dict(zip(TABLES[table], values[:-1], strict=True))
+
+
+def create(conn: sqlite3.Connection) -> None:
+    """Make the tables in an empty file.
+
+    :param conn: the connection, outside a transaction.
+    """
+    conn.execute("BEGIN IMMEDIATE")
+    conn.execute(f"PRAGMA application_id = {APPLICATION}")
+    conn.execute(f"PRAGMA user_version = {VERSION}")
+    for statement in STATEMENTS:
+        conn.execute(statement)
+    conn.execute("COMMIT")
+
+
+def identify(conn: sqlite3.Connection, path: str) -> int:
+    """Return the version of a store's tables; 0 for an empty file.
+
+    The tables must be exactly Feste's: a file from elsewhere could bring triggers of its own.
+
+    :param conn: the connection.
+    :param path: the file, for messages.
+    :raises JournalDamaged: if it is not a store.
+    :raises JournalTooNew: if a newer version of Feste made it.
+    """
+    (application,) = conn.execute("PRAGMA application_id").fetchone()
+    (version,) = conn.execute("PRAGMA user_version").fetchone()
+    found = conn.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    if not found and not version and not application:
+        return 0
+    if application != APPLICATION:
+        raise JournalDamaged(f"{path} is not a store of Feste; give another file")
+    if version > VERSION:
+        raise JournalTooNew(
+            f"{path} was made by a newer version of Feste (tables {version}; this one knows "
+            f"{VERSION}): update Feste, or give another file"
+        )
+    if version == VERSION and {sql for (sql,) in found} != set(STATEMENTS):
+        raise JournalDamaged(
+            f"the tables of {path} are not those of a store; `feste store salvage {path}` makes a new "
+            "file of what is good"
+        )
+    return int(version)
+
+
+#: For each version the function that turns its tables into those of the next.
+MIGRATIONS: Mapping[int, Callable[[sqlite3.Connection], None]] = MappingProxyType({})
+
+
+def migrate(conn: sqlite3.Connection, version: int) -> None:
+    """Bring the tables to this version, in one transaction.
+
+    :param conn: the connection, outside a transaction.
+    :param version: the version they have.
+    """
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        for old in range(version, VERSION):
+            MIGRATIONS[old](conn)
+        conn.execute(f"PRAGMA user_version = {VERSION}")
+    except BaseException:
+        conn.execute("ROLLBACK")
+        raise
+    conn.execute("COMMIT")
