@@ -153,7 +153,9 @@ def _choose_prompts(conn: sqlite3.Connection, choice: Choice) -> None:
     _note_keys(conn, "touched", f"SELECT calls FROM requests WHERE id IN ({gone})")
     open_now = f"outcome IN ('sent', 'unknown') AND id NOT IN ({gone})"
     _note_keys(conn, "open_keys", f"SELECT calls FROM requests WHERE {open_now}")
-    conn.execute("DELETE FROM open_keys WHERE key = ?", (choice.key,))
+    if choice == Choice(key=choice.key):  # whoever asked it
+        conn.execute("INSERT OR IGNORE INTO touched VALUES (?)", (choice.key,))
+        conn.execute("DELETE FROM open_keys WHERE key = ?", (choice.key,))
     conn.execute(
         "INSERT INTO gone_prompts SELECT key FROM prompts WHERE key IN (SELECT key FROM touched) "
         f"AND key NOT IN ({_LEFT.format('key')}) AND key NOT IN (SELECT key FROM open_keys)"

@@ -455,11 +455,11 @@ class Journal:
 
     def _candidate(self, conn: sqlite3.Connection, call: Wanted) -> tuple[Any, ...] | None:
         """Return the row that a call may take, or None; see :class:`Claims`."""
-        by_id = "SELECT * FROM answers WHERE id = ?"
+        by_id = "SELECT * FROM answers WHERE id = ? AND key = ?"  # a purge frees numbers
         claims, key, drawn = self.claims, call.key, call.draw
         given = claims.given(key, drawn)
         if given is not None:
-            return _one(conn, by_id, given)
+            return _one(conn, by_id, given, key)
         own = _one(conn, "SELECT * FROM answers WHERE key = ? AND draw = ?", key, str(drawn))
         if own is not None and not claims.is_taken(own[0], drawn):
             return own
@@ -469,7 +469,7 @@ class Journal:
             rows = "SELECT id, draw FROM answers WHERE key = ? AND id <= ? ORDER BY id DESC"
             claims.learn(key, conn.execute(rows, (key, self._at_open)).fetchall())
         taken = claims.take(key, drawn)
-        return None if taken is None else _one(conn, by_id, taken)
+        return None if taken is None else _one(conn, by_id, taken, key)
 
     def _claim_earlier(self, call: Wanted) -> Earlier | None:
         """Return the request for a call whose answer is not known; each is named for one call."""
