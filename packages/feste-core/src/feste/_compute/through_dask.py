@@ -12,7 +12,7 @@ from typing import Any
 from feste import blocking, context
 from feste._compute.front import compute
 from feste._compute.results import hand_back
-from feste._compute.steps import for_dask, make_plan, wait_for
+from feste._compute.steps import for_dask, make_plan, make_run, wait_for
 from feste.delayed import FesteDelayed
 from feste.draw import forget
 from feste.errors import (
@@ -28,7 +28,6 @@ from feste.packing import fill, holds_nodes
 from feste.scheduler.choice import choose
 from feste.scheduler.executor import Executor
 from feste.scheduler.program import Program
-from feste.scheduler.run import Run
 
 __all__ = ["lowered", "optimize_lowered", "persisted", "run_lowered", "run_lowered_batch"]
 
@@ -167,7 +166,8 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
     hands = choose("local")
     assert isinstance(hands, Executor)
     with blocking.waiting():
-        run = Run(Program(make_plan(graph, settings).graph, before), settings, hands)
+        program = Program(make_plan(graph, settings).graph, before)
+        run = make_run(program, settings, hands)
         wait_for(run, tuple, settings)
     return list(hand_back(run, tuple))
 

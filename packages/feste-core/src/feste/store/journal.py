@@ -33,6 +33,8 @@ __all__ = ["Journal"]
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], Any]
 Then = Callable[[bool, Any], None]
+#: How a request ended that brought nothing to keep.
+Outcome = Literal["failed", "unknown", "withdrawn"]
 
 #: At most this many operations share a transaction.
 _GROUP = 256
@@ -69,6 +71,7 @@ class Journal:
         self.path = Path(path)
         self.read_only = read_only
         self.claims = claims or Claims()
+        self.claims.reopen()
         #: Why the store can no longer be written, or None.
         self.failed: JournalError | None = None
         self.session = 0
@@ -193,9 +196,10 @@ class Journal:
     def finish(
         self,
         number: int,
-        outcome: Literal["failed", "unknown", "withdrawn"],
+        outcome: Outcome,
         error: FesteError | None = None,
         response: Response | None = None,
+        then: Then | None = None,
     ) -> None:
         """Write that a request ended without an answer to keep; nothing waits for it.
 
@@ -204,8 +208,9 @@ class Journal:
             it was not sent after all.
         :param error: why, or None.
         :param response: the response, if one came that could not be used.
+        :param then: receives whether it was written, and the error if not; None ignores it.
         """
-        self._put(lambda conn: self._end(conn, number, outcome, response, error), _ignore)
+        self._put(lambda conn: self._end(conn, number, outcome, response, error), then or _ignore)
 
     def run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Run an operation in a transaction, and wait until it is committed.
@@ -519,9 +524,10 @@ class Journal:
             input_tokens=usage.input if usage is not None else None,
             output_tokens=usage.output if usage is not None else None,
         )
+        if outcome != "answered":
+            row["raw"] = _raw(response)
         if error is not None:
             row["error"] = f"{type(error).__name__}: {error.message}"
-            row["raw"] = _raw(response)
         if isinstance(error, CallError):
             row.update(status=error.status, request_id=row["request_id"] or error.request_id)
         schema.write(conn, "requests", row)
