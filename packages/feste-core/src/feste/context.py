@@ -221,6 +221,13 @@ class Settings(Mapping[str, Any]):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("settings are immutable; use context.set(...)")
 
+    def replace(self, **values: Any) -> Settings:
+        """Return a snapshot with other values.
+
+        :param values: checked values by name.
+        """
+        return Settings({**self._values, **values})
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 

@@ -162,7 +162,7 @@ def run_elsewhere(
         if isinstance(hands, Scheduler):
             values = hands.run(plan.graph, keys, settings)
         else:
-            values = hands(for_dask(plan), keys)
+            values = hands(for_dask(plan, settings), keys)
     except FesteError as error:
         raise _failed_elsewhere(error) from error
     except Exception as error:
@@ -174,7 +174,7 @@ def _failed_elsewhere(error: FesteError) -> RunFailed:
     return RunFailed("the run failed; this scheduler keeps no partial results", errors=[error])
 
 
-def for_dask(plan: Plan) -> dict[str, Any]:
+def for_dask(plan: Plan, settings: Settings | None = None) -> dict[str, Any]:
     """Return a plan's Dask tasks; paid values are stored in the user's own nodes."""
     dsk = dict(plan.graph)
     keepers = program_of(plan).keepers
@@ -184,4 +184,5 @@ def for_dask(plan: Plan) -> dict[str, Any]:
         for member in low.members if isinstance(low, LoweredBatch) else [low]:
             if isinstance(member, Lowered):
                 member.belongs_to(*own[member.node.key])
+                member.settings = settings
     return dsk

@@ -109,7 +109,7 @@ class Journaling:
                 self.brain.calls.buy(run, i, request)
             return
         run.sources[i] = REPLAYED if found.source == "replayed" else CACHED
-        run.spared += response.usage or Usage()
+        run.reused += response.usage or Usage()
         if run.sources[i] == CACHED and run.store is not None:
             answer = Answer(request, response, "cache")
             question = partial(run.store.record, [answer], prompts=run.answers.prompts)

@@ -150,7 +150,7 @@ class Run:
         #: Earlier requests whose answers are not known, each with the position of its call.
         self.unknown: list[tuple[int, Earlier]] = []
         #: The usage of the answers that were replayed or cached.
-        self.spared = Usage()
+        self.reused = Usage()
         #: How many stored answers were damaged, and how many new ones could not be stored.
         self.damaged = 0
         self.unfit = 0

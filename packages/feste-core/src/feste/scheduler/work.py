@@ -78,7 +78,7 @@ def run_task(task: PyTask) -> Any:
         return task.fn(*task.args)
     op: Any = task.node.op
     if op.kind == "task":
-        if op.once:
+        if op.once and task.fn is op.fn:  # an executor may have put an error in its place
             given, named = arguments(task.args, task.kwargs, task.values)
             value, task.replayed = run_once(*_once(task), given, named, task.run.name)
             return value
