@@ -151,8 +151,8 @@ class RunReport:
             cancelled=run.cancelled,
             spans=spans,
             unknown=_unknown(run),
-            reused_input_tokens=run.reused.input,
-            reused_output_tokens=run.reused.output,
+            reused_input_tokens=round(run.reused_input_tokens),
+            reused_output_tokens=round(run.reused_output_tokens),
             damaged=run.damaged,
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Request, Response, Usage
+from feste.backend import Request, Response
 from feste.draw import Determinism
 from feste.errors import CacheMiss, FesteError
 from feste.scheduler.parcel import Parcel
@@ -109,7 +109,8 @@ class Journaling:
                 self.brain.calls.buy(run, i, request)
             return
         run.sources[i] = REPLAYED if found.source == "replayed" else CACHED
-        run.reused += response.usage or Usage()
+        run.reused_input_tokens += found.tokens[0]
+        run.reused_output_tokens += found.tokens[1]
         if run.sources[i] == CACHED and run.store is not None:
             answer = Answer(request, response, "cache")
             question = partial(run.store.record, [answer], prompts=run.answers.prompts)

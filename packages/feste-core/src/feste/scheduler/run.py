@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Backend, Request, Usage
+from feste.backend import Backend, Request
 from feste.context import Settings
 from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
@@ -149,8 +149,9 @@ class Run:
         self.sources: dict[int, int] = {}
         #: Earlier requests whose answers are not known, each with the position of its call.
         self.unknown: list[tuple[int, Earlier]] = []
-        #: The usage of the answers that were replayed or cached.
-        self.reused = Usage()
+        #: The tokens of answers that were replayed or cached, when they were bought.
+        self.reused_input_tokens = 0.0
+        self.reused_output_tokens = 0.0
         #: How many stored answers were damaged, and how many new ones could not be stored.
         self.damaged = 0
         self.unfit = 0

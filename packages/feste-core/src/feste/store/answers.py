@@ -82,9 +82,9 @@ class Answers:
                 then(False, value)
                 return
             for i, one in zip(missing, value, strict=True):
-                source = "cached" if one.response is not None else ""
                 damaged = found[i].damaged + one.damaged
-                found[i] = Found(one.response, source, found[i].earlier, damaged)
+                source = "cached" if one.response is not None else ""
+                found[i] = one._replace(source=source, earlier=found[i].earlier, damaged=damaged)
             then(True, found)
 
         self.cache.recall([calls[i] for i in missing], cached)

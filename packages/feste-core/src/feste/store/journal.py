@@ -81,6 +81,8 @@ class Journal:
         #: Requests under way, as they are in the file.
         self._under_way: dict[int, dict[str, Any]] = {}
         self._earlier: dict[str, list[Earlier]] = {}
+        #: The tokens of each call of requests for several calls.
+        self._shares: dict[int | None, tuple[float, float]] = {}
         self._named: dict[tuple[int, str, str], Any] = {}
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         opened: Future[None] = Future()
@@ -449,14 +451,32 @@ class Journal:
 
     def _find(self, conn: sqlite3.Connection, call: Wanted) -> Found:
         damaged = 0
-        response = None
+        response = values = None
         while response is None and (values := self._candidate(conn, call)) is not None:
             if schema.is_good("answers", values):
                 response = decode(values[6])
             else:
                 damaged += 1
                 self._quarantine(conn, "answers", values)
-        return Found(response, "replayed" if response else "", self._claim_earlier(call), damaged)
+        earlier = self._claim_earlier(call)
+        if response is None or values is None:
+            return Found(earlier=earlier, damaged=damaged)
+        return Found(
+            response, "replayed", self._tokens(conn, response, values[3]), earlier, damaged
+        )
+
+    def _tokens(
+        self, conn: sqlite3.Connection, response: Response, request: int | None
+    ) -> tuple[float, float]:
+        """Return the tokens that an answer cost: its own, or its share of a request for several."""
+        if response.usage is not None:
+            return response.usage.input, response.usage.output
+        if request not in self._shares:
+            query = "SELECT input_tokens, output_tokens, calls FROM requests WHERE id = ?"
+            read, made, calls = _one(conn, query, request) or (None, None, "[]")
+            count = max(1, len(json.loads(calls)))
+            self._shares[request] = (read or 0) / count, (made or 0) / count
+        return self._shares[request]
 
     def _candidate(self, conn: sqlite3.Connection, call: Wanted) -> tuple[Any, ...] | None:
         """Return the row that a call may take, or None; see :class:`Claims`."""
