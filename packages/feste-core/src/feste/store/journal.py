@@ -21,12 +21,13 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from feste import draw
 from feste.backend import Request, Response
 from feste.errors import CallError, FesteError, JournalDamaged, JournalError, JournalFailed
 from feste.store import schema
 from feste.store.claims import Claims
 from feste.store.lock import Lock
-from feste.store.rows import Answer, Earlier, Found, Wanted, calls_as_json, decode, encode
+from feste.store.rows import Answer, Earlier, Found, Wanted, calls_as_json, decode, draw_of, encode
 
 __all__ = ["Journal"]
 
@@ -499,7 +500,10 @@ class Journal:
     def _claim_earlier(self, call: Wanted) -> Earlier | None:
         """Return the request for a call whose answer is not known; each is named for one call."""
         known = self._earlier.get(call.key, ())
-        for earlier in sorted(known, key=lambda e: e.draw != str(call.draw)):
+        mine = str(call.draw)
+        for earlier in sorted(known, key=lambda e: e.draw != mine):
+            if earlier.draw != mine and draw.is_collected(draw_of(earlier.draw)):
+                continue
             name = (earlier.id, earlier.key, earlier.draw)
             if self._named.setdefault(name, call.draw) == call.draw:
                 return earlier
