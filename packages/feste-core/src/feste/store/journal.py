@@ -27,6 +27,7 @@ from feste.errors import CallError, FesteError, JournalDamaged, JournalError, Jo
 from feste.store import schema
 from feste.store.claims import Claims
 from feste.store.lock import Lock
+from feste.store.reading import check_end, configure, connect
 from feste.store.rows import Answer, Earlier, Found, Wanted, calls_as_json, decode, draw_of, encode
 
 __all__ = ["Journal"]
@@ -346,7 +347,7 @@ class Journal:
         _reserve(self._ballast)
         conn = sqlite3.connect(self.path, isolation_level=None)
         try:
-            _configure(conn)
+            configure(conn)
             conn.execute("PRAGMA journal_mode = WAL")  # where refused, a rollback journal serves
             conn.execute("PRAGMA synchronous = FULL")
             if version == 0:
@@ -367,9 +368,8 @@ class Journal:
 
         The connection only reads: closing a writing one would fold a damaged log into the file.
         """
-        conn = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        conn = connect(self.path, locked=True)
         try:
-            _configure(conn)
             version = schema.identify(conn, str(self.path))
             if version:
                 (said,) = conn.execute("PRAGMA integrity_check(1)").fetchone()
@@ -379,7 +379,7 @@ class Journal:
                     (last,) = conn.execute(f"SELECT max(id) FROM {table}").fetchone()
                     self._next[table] = (last or 0) + 1
             self._at_open = self._next["answers"] - 1
-            self._check_acknowledged(*lock.acknowledged)
+            check_end(self.path, lock.acknowledged, schema.last(conn) if version else (0, 0))
         finally:
             conn.close()
         return version
@@ -387,26 +387,13 @@ class Journal:
     def _open_read_only(self) -> sqlite3.Connection:
         if not self.path.exists():
             raise JournalError(f"there is no {self.path}")
-        # without a write-ahead log nobody is writing, and SQLite then needs no files beside it
-        fixed = not Path(f"{self.path}-wal").exists()
-        uri = f"{self.path.absolute().as_uri()}?mode=ro{'&immutable=1' if fixed else ''}"
-        conn = sqlite3.connect(uri, uri=True, isolation_level=None)
-        _configure(conn)
+        conn = connect(self.path)
         version = schema.identify(conn, str(self.path))
         if 0 < version < schema.VERSION:
             raise JournalError(f"{self.path} has older tables: open it once for writing")
         (last,) = conn.execute("SELECT max(id) FROM answers").fetchone()
         self._at_open = last or 0
         return conn
-
-    def _check_acknowledged(self, requests: int, answers: int) -> None:
-        lost = max(0, requests - self._next["requests"] + 1, answers - self._next["answers"] + 1)
-        if lost:
-            raise JournalDamaged(
-                f"{self.path} lacks {lost:,} rows at its end that were written before: was it cut off, "
-                f"or replaced by an older copy? `feste store salvage {self.path}` makes a new file of "
-                f"what is there; to go on with the file as it is, delete {self.path}.lock"
-            )
 
     def _begin_session(self, conn: sqlite3.Connection) -> None:
         from feste import __version__
@@ -593,21 +580,6 @@ def _raw(response: Response | None) -> str | None:
         return None if response is None else encode(response)
     except (TypeError, ValueError):
         return ascii(response.payload) if response is not None else None
-
-
-def _configure(conn: sqlite3.Connection) -> None:
-    conn.execute(f"PRAGMA page_size = {schema.PAGE}")
-    conn.execute("PRAGMA trusted_schema = OFF")
-    conn.execute("PRAGMA cell_size_check = ON")
-    conn.text_factory = _text
-
-
-def _text(data: bytes) -> str | bytes:
-    """Return a TEXT value; damage may have made it invalid, which its seal then tells."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
 
 
 def _rollback(conn: sqlite3.Connection) -> None:
