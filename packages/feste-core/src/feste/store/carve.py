@@ -26,6 +26,7 @@ __all__ = ["Row", "rows"]
 
 #: The serial types that a column can have, by its declared type. Floats may be stored as integers.
 _SHAPES = {
+    "": rb"\x00",  # the row's number, which is not stored
     "INTEGER": rb"[\x00-\x06\x08\x09]",
     "REAL": rb"[\x00-\x09]",
     "TEXT": rb"(?:\x00|[\x0d-\x7f]|[\x80-\xff]{1,4}[\x00-\x7f])",
@@ -114,22 +115,23 @@ def _columns() -> dict[str, list[str]]:
 def _headers() -> re.Pattern[bytes]:
     """Return what finds the record headers of all tables, also those that overlap."""
     tables = (
-        rb"(?P<%s>[\x03-\x7f]%s)"
-        % (table.encode(), b"".join(_SHAPES[kind] if kind else rb"\x00" for kind in kinds))
+        rb"(?P<%s>%s)" % (table.encode(), b"".join(map(_SHAPES.__getitem__, kinds)))
         for table, kinds in _columns().items()
     )
-    return re.compile(rb"(?=%s)" % b"|".join(tables), re.DOTALL)
+    # the first byte is the header's length; what follows is only looked at
+    return re.compile(rb"[\x03-\x3f](?=%s)" % b"|".join(tables), re.DOTALL)
 
 
 def _read(page: bytes, found: re.Match[bytes], pages: _Pages) -> Row | None:
     """Return the row that a header begins, or None if it is no good one."""
     table = str(found.lastgroup)
-    header = found[table]
-    types = _varints(header[1:])
-    size = len(header) + sum(map(_size, types))
+    at, start = found.start(), found.end(table)
+    if page[at] != start - at:
+        return None
+    types = _varints(page[at + 1 : start])
+    size = start - at + sum(map(_size, types))
     here = _local(size)
-    at = found.start(table)
-    if header[0] != len(header) or at + here > len(page) or size > len(pages.file) + len(pages.log):
+    if at + here > len(page) or size > len(pages.file) + len(pages.log):
         return None
     payload = page[at : at + here]
     if here < size:
@@ -138,7 +140,7 @@ def _read(page: bytes, found: re.Match[bytes], pages: _Pages) -> Row | None:
     if len(payload) < size:
         return None
     number = _before(page, at)
-    values = _values(payload[len(header) :], _columns()[table], types, number)
+    values = _values(payload[start - at :], _columns()[table], types, number)
     return Row(table, number, values) if schema.is_good(table, values) else None
 
 

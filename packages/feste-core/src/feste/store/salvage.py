@@ -145,9 +145,8 @@ def _lost(path: Path, good: dict[str, set[int]], acknowledged: tuple[int, int]) 
     try:
         lost = {}
         for table, ids in good.items():
-            first, last = max(ids, default=0) + 1, reached.get(table, 0)
-            expected = _listed(conn, table, max(first - 1, last)) | set(range(first, last + 1))
-            lost[table] = len(expected - ids)
+            top = max(reached.get(table, 0), max(ids, default=0))
+            lost[table] = len(_listed(conn, table, top) - ids)
         return lost
     finally:
         if conn is not None:
@@ -160,14 +159,14 @@ def _listed(conn: sqlite3.Connection | None, table: str, top: int) -> set[int]:
     low, high = 0, top + 1
     if conn is not None:
         numbers = f"SELECT rowid FROM {table} ORDER BY rowid"
-        with suppress(sqlite3.Error):
+        try:
             for (low,) in conn.execute(numbers):
                 found.add(low)
-            return found
-        with suppress(sqlite3.Error):
-            for (high,) in conn.execute(f"{numbers} DESC"):
-                found.add(high)
-    return found | set(range(low + 1, min(high, top + 1)))
+        except sqlite3.Error:
+            with suppress(sqlite3.Error):
+                for (high,) in conn.execute(f"{numbers} DESC"):
+                    found.add(high)
+    return found.union(range(low + 1, min(high, top + 1)))
 
 
 @contextmanager
