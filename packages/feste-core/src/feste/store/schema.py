@@ -92,8 +92,17 @@ def write(conn: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
     :param table: the table.
     :param row: the columns by name, JSON atoms; one that is missing becomes NULL.
     """
-    values = [row.get(name) for name in TABLES[table]]
+    values = [_storable(row.get(name)) for name in TABLES[table]]
     conn.execute(_INSERT[table], (*values, _seal(table, values)))
+
+
+def _storable(value: Any) -> Any:
+    """Return a value as SQLite can hold it: what a provider sends in an error may be anything."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode(errors="backslashreplace").decode()  # halves of surrogate pairs
+    if isinstance(value, int):
+        return max(-(2**63), min(int(value), 2**63 - 1))
+    return value
 
 
 def is_good(table: str, values: Sequence[Any]) -> bool:
