@@ -9,10 +9,13 @@ import functools
 import importlib.util
 import os
 import socket
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sybil import Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
@@ -89,6 +92,34 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name.startswith(("FESTE_", "OPENAI_", "CO_API_")):
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def stores_closed() -> Iterator[None]:
+    """Close the stores that a test has opened."""
+    yield
+    _close_stores()
+
+
+@pytest.fixture
+def restart() -> Callable[[], None]:
+    """Forget what a new process would not know: which draws were made, which answers taken."""
+
+    def forget() -> None:
+        from feste import draw
+
+        _close_stores()
+        draw.forget()
+
+    forget()
+    return forget
+
+
+def _close_stores() -> None:
+    opened = sys.modules.get("feste.store.opened")
+    if opened is not None:
+        opened.close()
+        opened._claims.clear()
 
 
 def _only_local(connect: Any) -> Any:

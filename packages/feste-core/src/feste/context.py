@@ -39,11 +39,14 @@ class Setting:
     :param type: the check of a value: a class, a union of classes, a ``Literal`` of allowed values,
         or a callable that returns the value to store and raises ValueError for a wrong one.
     :param help: one line for the reference.
+    :param everywhere: whether a ``with`` block sets it for all threads of the process, so that a call
+        made in another thread is not forgotten.
     """
 
     default: Any
     type: Any
     help: str
+    everywhere: bool = False
 
     def check(self, name: str, value: Any) -> Any:
         """Check a value and return the value to store.
@@ -148,6 +151,15 @@ def _scheduler(value: Any) -> Any:
     return value
 
 
+def _file(value: Any) -> str | None:
+    """Check the path of a file; relative ones mean the folder of this moment."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, (str, os.PathLike)):
+        return os.path.abspath(os.fsdecode(os.path.expanduser(value)))
+    raise ValueError("expected the path of a file, or None for none")
+
+
 #: The settings of feste-core. Plugins declare more with the hook ``feste_settings``.
 SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
@@ -161,6 +173,20 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         ),
         "keep": Setting(
             "paid", Literal["paid", "all", "none"], "which nodes keep their value while they live"
+        ),
+        "store": Setting(
+            None,
+            _file,
+            "the file that keeps paid answers, so that a rerun buys only the rest",
+            True,
+        ),
+        "store_wait": Setting(0.0, float, "seconds to wait while another process writes the store"),
+        "store_prompts": Setting(True, bool, "keep prompts in the store; False keeps their hashes"),
+        "cache": Setting(None, _file, "a file of answers that programs and tests share", True),
+        "cache_mode": Setting(
+            "replay",
+            Literal["replay", "record", "replay-only"],
+            "take known answers and buy the rest; buy all anew; or take known ones and send nothing",
         ),
         "progress": Setting("auto", Literal["auto", True, False], "show a progress bar"),
         "strict": Setting(False, bool, "check the graph after every pass; a failing pass raises"),
@@ -195,6 +221,13 @@ class Settings(Mapping[str, Any]):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("settings are immutable; use context.set(...)")
 
+    def replace(self, **values: Any) -> Settings:
+        """Return a snapshot with other values.
+
+        :param values: checked values by name.
+        """
+        return Settings({**self._values, **values})
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
@@ -209,6 +242,8 @@ class Settings(Mapping[str, Any]):
 
 
 _layers: list[Layer] = []
+#: Entered layers with settings that hold everywhere.
+_held: list[Layer] = []
 _overlays: ContextVar[tuple[Layer, ...]] = ContextVar("feste_settings", default=())
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):  # in a forked child, nothing would release the lock
@@ -233,10 +268,33 @@ class Layer:
     def __enter__(self) -> Layer:
         with _lock:
             _layers[:] = [layer for layer in _layers if layer is not self]
+            if any(_declared(name).everywhere for name in self.values):
+                self._hold()
         _overlays.set((*_overlays.get(), self))
         return self
 
+    def _hold(self) -> None:
+        """Make settings that hold everywhere known to all threads."""
+        around = _overlays.get()
+        for name, value in self.values.items():
+            for other in _held:
+                if (
+                    _declared(name).everywhere
+                    and other.values.get(name, value) != value
+                    and not any(layer is other for layer in around)
+                ):
+                    raise ConfigError(
+                        f"{name}={value!r} while another thread is inside a block that sets "
+                        f"{name}={other.values[name]!r}: it holds for the whole process"
+                    )
+        _held.append(self)
+
     def __exit__(self, *exc_info: object) -> None:
+        with _lock:
+            for i in reversed(range(len(_held))):
+                if _held[i] is self:
+                    del _held[i]
+                    break
         # no token: several threads and tasks may be inside the block of the same layer
         overlays = _overlays.get()
         for i in reversed(range(len(overlays))):
@@ -317,7 +375,10 @@ def get(name: str) -> Any:
     for overlay in reversed(_overlays.get()):
         if name in overlay.values:
             return overlay.values[name]
-    for layer in _layers[::-1]:  # a copy, because another thread may remove its layer
+    for layer in _held[::-1]:  # copies, because another thread may remove its layer
+        if name in layer.values and _declared(name).everywhere:
+            return layer.values[name]
+    for layer in _layers[::-1]:
         if name in layer.values:
             return layer.values[name]
     return _default(name)
@@ -335,8 +396,12 @@ def settings(**given: Any) -> Settings:
     """
     values = {name: _default(name) for name in declarations()}
     with _lock:
-        layers = list(_layers)
-    for layer in (*layers, *_overlays.get()):
+        layers, held = list(_layers), list(_held)
+    for layer in layers:
+        values.update(layer.values)
+    for layer in held:
+        values.update({k: v for k, v in layer.values.items() if _declared(k).everywhere})
+    for layer in _overlays.get():
         values.update(layer.values)
     values.update({k: _declared(k).check(k, v) for k, v in given.items()})
     return Settings(values)

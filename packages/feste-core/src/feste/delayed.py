@@ -265,7 +265,7 @@ def refuse_node_text(value: Any, depth: int = 0) -> None:
 class Task(Generic[R]):
     """A Python function whose calls become nodes; made by :func:`task`.
 
-    The attributes ``pure``, ``emits`` and ``executor`` hold the options of :func:`task`.
+    The attributes ``pure``, ``emits``, ``once`` and ``executor`` hold the options of :func:`task`.
     """
 
     kind = "task"
@@ -277,6 +277,7 @@ class Task(Generic[R]):
         name: str = "",
         pure: bool = False,
         emits: bool = False,
+        once: bool = False,
         executor: Where = "thread",
         identity: str = "",
     ) -> None:
@@ -284,6 +285,7 @@ class Task(Generic[R]):
         self.name = name or getattr(fn, "__name__", type(fn).__name__).strip("<>")
         self.pure = pure
         self.emits = emits
+        self.once = once
         self.executor = executor
         called = getattr(type(fn), "__call__", None)  # noqa: B004 - of an object that is callable
         self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(called)
@@ -324,7 +326,7 @@ class Task(Generic[R]):
         return (_rebuild_task, (self.fn, self._options()))
 
     def _options(self) -> dict[str, Any]:
-        names = ("name", "pure", "emits", "executor", "identity")
+        names = ("name", "pure", "emits", "once", "executor", "identity")
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
@@ -403,6 +405,7 @@ def task(
     *,
     pure: bool = False,
     emits: bool = False,
+    once: bool = False,
     executor: Where = "thread",
 ) -> _TaskMaker: ...
 def task(
@@ -411,6 +414,7 @@ def task(
     *,
     pure: bool = False,
     emits: bool = False,
+    once: bool = False,
     executor: Where = "thread",
 ) -> Any:
     """Turn a function into one whose calls are nodes of the graph.
@@ -421,11 +425,15 @@ def task(
     :param fn: the function, when used without parentheses.
     :param pure: equal calls give equal results and have no effects, so they may be merged.
     :param emits: it may return nodes, so that the graph grows while it runs.
+    :param once: it changes something outside, such as sending a mail, and must not do so twice when
+        the program is run again. It needs the setting ``store``, where its result is kept; arguments
+        and result are JSON data. A call that was started and is not known to have returned raises
+        :class:`~feste.errors.NotRepeated` instead of running again. It runs in this process.
     :param executor: where it runs: ``"thread"`` in the thread pool, ``"process"`` in a worker
         process (arguments and result are pickled), ``"inline"`` on the scheduler's own thread (only
         for tasks of microseconds).
-    :raises ConfigError: for an unknown executor, or an ``async def`` function with another executor
-        than ``"thread"``.
+    :raises ConfigError: for an unknown executor, an ``async def`` function with another executor than
+        ``"thread"``, or ``once`` together with ``pure``, ``emits`` or ``executor="process"``.
 
     >>> import feste
     >>> @feste.task(pure=True)
@@ -439,13 +447,19 @@ def task(
             f"executor={executor!r}: allowed are 'thread', 'process' and 'inline'",
         )
 
+    if once and (pure or emits or executor == "process"):
+        raise ConfigError(
+            "once=True is for a task with an effect that runs in this process and returns JSON data: "
+            "it cannot be pure, emit nodes or have executor='process'"
+        )
+
     def wrap(function: Callable[..., Any]) -> Task[Any]:
         if not callable(function):
             raise ConfigError(
                 f"a task needs a function, not a {type(function).__name__}; put @feste.task below "
                 "@classmethod and @staticmethod"
             )
-        made: Task[Any] = Task(function, pure=pure, emits=emits, executor=executor)
+        made: Task[Any] = Task(function, pure=pure, emits=emits, once=once, executor=executor)
         if made.is_async and executor != "thread":
             raise ConfigError(
                 f"{made.name} is async def and runs on Feste's loop for tasks; drop "

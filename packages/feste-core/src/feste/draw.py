@@ -23,7 +23,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from feste.node import Node
 
-__all__ = ["MAIN", "Determinism", "Draw", "assign", "forget", "inside", "is_collected", "scope"]
+__all__ = [
+    "MAIN",
+    "Determinism",
+    "Draw",
+    "assign",
+    "enter",
+    "forget",
+    "inside",
+    "is_collected",
+    "scope",
+]
 
 MAIN = "main"
 
@@ -62,27 +72,61 @@ class Draw(NamedTuple):
         return hashlib.blake2b(str(self).encode(), digest_size=12).hexdigest()
 
 
-_scope: ContextVar[str] = ContextVar("feste_scope", default=MAIN)
+class _Scope:
+    """The scope of calls made inside a task, named and counted from 0 when the first is made.
+
+    :param drawn: the task's own draw.
+    :param used: receives the name when it is used, so that the counts can be forgotten.
+    """
+
+    __slots__ = ("_drawn", "_name", "_used")
+
+    def __init__(self, drawn: Draw, used: set[str]) -> None:
+        self._drawn = drawn
+        self._used = used
+        self._name = ""
+
+    @property
+    def name(self) -> str:
+        if not self._name:
+            self._name = self._drawn.inner
+            self._used.add(self._name)
+            forget(self._name)
+        return self._name
+
+
+_scope: ContextVar[_Scope | None] = ContextVar("feste_scope", default=None)
 
 
 def scope() -> str:
-    """Return the scope of calls made here: of the task that eager mode runs, or the main one."""
-    return _scope.get()
+    """Return the scope of calls made here: of the task that runs, or the main one."""
+    inner = _scope.get()
+    return MAIN if inner is None else inner.name
+
+
+def enter(drawn: Draw, used: set[str]) -> None:
+    """Give calls made in this context the draws they would have if a task had returned them.
+
+    :param drawn: the task's own draw.
+    :param used: receives the names of scopes to :func:`forget` when the run ends.
+    """
+    _scope.set(_Scope(drawn, used))
 
 
 @contextmanager
 def inside(drawn: Draw) -> Iterator[None]:
-    """Give calls in a ``with`` block the draws they would have if a task had returned them.
+    """Do what :func:`enter` does, for a ``with`` block.
 
     :param drawn: the task's own draw.
     """
-    inner = drawn.inner
-    token = _scope.set(inner)
+    used: set[str] = set()
+    token = _scope.set(_Scope(drawn, used))
     try:
         yield
     finally:
         _scope.reset(token)
-        forget(inner)
+        for name in used:
+            forget(name)
 
 
 _counters: dict[str, dict[str, int]] = {}

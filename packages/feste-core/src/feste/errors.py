@@ -22,7 +22,7 @@
     │   ├── JournalTooNew      a newer version of Feste made it
     │   ├── JournalDamaged     parts of the file are unreadable or missing
     │   └── JournalFailed      an answer or an intent could not be written: the disk is full, ...
-    ├── OutcomeUnknown         a once=True task was started earlier and its end is not known
+    ├── NotRepeated            a once=True task was started before, so it is not run again
     ├── CallError              one LLM call failed
     │   ├── Rejected           the provider refused it: InvalidRequest, ContextTooLong, ContentFiltered,
     │   │                      AuthFailed, QuotaExhausted, ModelNotFound
@@ -80,8 +80,8 @@ __all__ = [
     "ModelNotFound",
     "NestedRunError",
     "NodeError",
+    "NotRepeated",
     "NotStarted",
-    "OutcomeUnknown",
     "ParameterError",
     "PlainDataError",
     "PluginError",
@@ -245,8 +245,8 @@ class JournalFailed(JournalError):
     """The store could not be written, for example because the disk is full; spending stops."""
 
 
-class OutcomeUnknown(FesteError):
-    """A ``once=True`` task was started by an earlier run and did not return, so it is not run again.
+class NotRepeated(FesteError):
+    """A ``once=True`` task was started before and raised, or its end is not known: it stays undone.
 
     :param key: the key of the call in the store.
     """

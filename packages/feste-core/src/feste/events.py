@@ -17,7 +17,17 @@ __all__ = ["SCHEMA", "Event", "NodeFinished", "RequestFinished", "RunFinished", 
 #: Incremented when a field changes its meaning; new fields do not change it.
 SCHEMA = 1
 
-State = Literal["done", "kept", "shared", "failed", "skipped", "interrupted", "not_started"]
+State = Literal[
+    "done",
+    "kept",
+    "shared",
+    "replayed",
+    "cached",
+    "failed",
+    "skipped",
+    "interrupted",
+    "not_started",
+]
 
 
 @dataclass(frozen=True, slots=True)

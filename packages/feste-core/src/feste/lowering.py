@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from feste import draw
+from feste.context import Settings
 from feste.node import Node, process_name, travelled, travels
 
 __all__ = ["Lowered", "LoweredBatch", "draw_lowered", "note_lowered", "unwrap"]
@@ -53,7 +54,7 @@ class Lowered:
     :param is_whole: False in a process that received the node without its inputs.
     """
 
-    __slots__ = ("is_whole", "node", "own", "process")
+    __slots__ = ("is_whole", "node", "own", "process", "settings")
 
     def __init__(self, node: Node, process: str = "", is_whole: bool = True) -> None:
         self.node = node
@@ -61,6 +62,8 @@ class Lowered:
         self.is_whole = is_whole
         #: The user's node; differs from `node` if an optimization replaced it.
         self.own = node
+        #: The settings of the run that it belongs to; None where Dask runs it by itself.
+        self.settings: Settings | None = None
 
     @property
     def __name__(self) -> str:

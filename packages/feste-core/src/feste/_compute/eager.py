@@ -8,7 +8,7 @@ from typing import Any
 from feste import blocking, context, draw
 from feste._compute.front import compute
 from feste._compute.results import make_report
-from feste._compute.steps import wait_for
+from feste._compute.steps import check_nodes, make_run, wait_for
 from feste.delayed import FesteDelayed
 from feste.errors import (
     NodeError,
@@ -20,7 +20,8 @@ from feste.packing import fill, holds_nodes
 from feste.scheduler.choice import choose
 from feste.scheduler.executor import Executor
 from feste.scheduler.program import Program
-from feste.scheduler.run import Run
+from feste.store.answers import answers_of
+from feste.store.once import run_once
 
 __all__ = ["alone", "run_eager"]
 
@@ -49,8 +50,18 @@ def run_eager(node: Node) -> Any:
     with draw.inside(node.draw):  # calls inside a task get the same draws as calls it returns
         if op.is_async:
             return alone(node)
+        if op.once:
+            return _once(node)
         result = op.fn(*node.args, **node.kwargs)  # recording has copied them
         return values_of([result])[0] if holds_nodes(result) else result
+
+
+def _once(node: Node) -> Any:
+    settings = context.settings()
+    check_nodes([node], settings)
+    answers = answers_of(settings)
+    assert answers is not None and node.draw is not None
+    return run_once(answers, node.op, node.draw, node.args, node.kwargs, "eager")[0]
 
 
 def values_of(lazy: Sequence[Any]) -> tuple[Any, ...]:
@@ -70,9 +81,8 @@ def alone(node: Node) -> Any:
     assert isinstance(hands, Executor)
     with blocking.waiting():
         graph = FesteGraph.of([node])
-        if node.call is not None:
-            node.call.client.preflight()
-        run = Run(Program(graph, graph.nodes), settings, hands, "eager")
+        check_nodes([node], settings)
+        run = make_run(Program(graph, graph.nodes), settings, hands, "eager")
         wait_for(run, tuple, settings)
     if run.failure is not None:
         raise run.failure

@@ -7,12 +7,13 @@ import inspect
 from contextlib import suppress
 from typing import Any
 
-from feste import blocking, context
+from feste import blocking, context, draw
 from feste._compute.results import forget_report, hand_back
 from feste._compute.steps import (
     LOOK,
     make_plan,
     make_run,
+    program_of,
     run_elsewhere,
     wait_for,
 )
@@ -46,7 +47,7 @@ def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
     ([3, 7], {'sum': 11})
     """
     chosen = context.settings(**settings)
-    graph, _, repack = FesteGraph.collect(*args)
+    graph, _, repack = FesteGraph.collect(*args, scope=draw.scope())
     if not graph.outputs:
         return repack([])
     forget_report()
@@ -55,7 +56,7 @@ def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
         hands = choose(chosen["scheduler"])
         if not isinstance(hands, Executor):
             return run_elsewhere(hands, plan, repack, chosen)
-        run = make_run(plan, chosen, hands)
+        run = make_run(program_of(plan), chosen, hands)
         wait_for(run, repack, chosen)
     return hand_back(run, repack)
 
@@ -76,7 +77,7 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
     (42,)
     """
     chosen = context.settings(**settings)
-    graph, _, repack = FesteGraph.collect(*args)
+    graph, _, repack = FesteGraph.collect(*args, scope=draw.scope())
     if not graph.outputs:
         return repack([])
     forget_report()
@@ -85,7 +86,8 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
         hands = await asyncio.to_thread(choose, chosen["scheduler"])  # may start a cluster
         if not isinstance(hands, Executor):
             return await asyncio.to_thread(run_elsewhere, hands, plan, repack, chosen)
-        run = await asyncio.to_thread(make_run, plan, chosen, hands)
+        program = await asyncio.to_thread(program_of, plan)
+        run = await asyncio.to_thread(make_run, program, chosen, hands)
         await _ended(run)
     return hand_back(run, repack)
 
@@ -135,7 +137,7 @@ def explain(*args: Any, **settings: Any) -> Explanation:
     (40, 3)
     """
     chosen = context.settings(**settings)
-    graph, _, _ = FesteGraph.collect(*args)
+    graph, _, _ = FesteGraph.collect(*args, scope=draw.scope())
     note = ""
     if not inspect.isclass(kind_of(chosen["scheduler"])):
         note = "this scheduler is a plain get function: nothing is batched while it runs, but as planned"

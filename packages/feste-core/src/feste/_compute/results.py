@@ -6,13 +6,15 @@ The report of the last run is kept for each context, a thread or an async task.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from feste.errors import FesteError, RunFailed
+from feste.errors import FesteError, FesteWarning, RunFailed
 from feste.report import RunReport
 from feste.scheduler.run import Run
+from feste.wording import counted
 
 __all__ = ["Repack", "forget_report", "hand_back", "last_report", "make_report", "put_back"]
 
@@ -49,8 +51,16 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
         raise run.failure
     report = make_report(run)
     results = put_back(run, repack, report)
-    if not run.failed or run.on_error == "return":
+    _warn(run)
+    if run.on_error == "return" or not (run.failed or run.unwritten):
         return results
+    if not run.failed:
+        raise RunFailed(
+            f"all results are in .partial, but not in the store: {run.unwritten}",
+            partial=results,
+            report=report,
+            errors=[run.unwritten] if run.unwritten else [],
+        ) from run.unwritten
     errors = [run.errors[i] for i in run.failed]
     wanted = len(run.outputs)
     bad = sum(i in run.errors for i in run.outputs)
@@ -61,6 +71,19 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
     raise RunFailed(
         told, partial=results, report=report, errors=errors, places=_failed_places(run, repack)
     ) from errors[0]
+
+
+def _warn(run: Run) -> None:
+    """Warn of what a store could not keep where no error tells it."""
+    if run.unwritten is not None and run.on_error == "return":
+        warnings.warn(str(run.unwritten), FesteWarning, stacklevel=4)
+    if run.unfit:
+        warnings.warn(
+            f"{counted(run.unfit, 'answer')} cannot be kept in a store, because a response of the "
+            "backend is not JSON: a rerun buys them again",
+            FesteWarning,
+            stacklevel=4,
+        )
 
 
 class _Place:

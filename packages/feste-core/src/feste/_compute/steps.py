@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from feste._compute.results import Repack, make_report, put_back
@@ -26,13 +26,16 @@ from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor, Scheduler
 from feste.scheduler.processes import check_picklable
 from feste.scheduler.program import Program
-from feste.scheduler.run import Run
+from feste.scheduler.run import STATES, VALUED, Run
+from feste.store.answers import answers_of
 
 __all__ = [
     "LOOK",
+    "check_nodes",
     "for_dask",
     "make_plan",
     "make_run",
+    "program_of",
     "run_elsewhere",
     "wait_for",
 ]
@@ -46,22 +49,33 @@ LOOK = 0.25
 def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
     """Optimize the graph, and raise the errors that can be known before anything is sent."""
     plan = Optimizer().run(_compute_collections(graph), settings)
+    check_nodes(plan.graph.nodes.values(), settings)
+    return plan
+
+
+def check_nodes(nodes: Iterable[Node], settings: Settings) -> None:
+    """Raise what would keep a node from running, before anything is sent."""
     checked = set()
-    for node in plan.graph.nodes.values():
+    sends = not (settings["cache"] and settings["cache_mode"] == "replay-only")
+    for node in nodes:
         if node.value is not PENDING:
             continue
         call = node.call
         try:
-            if call is not None and id(call.client) not in checked:  # clients may be unhashable
-                checked.add(id(call.client))
-                call.client.preflight()
+            if call is not None:
+                if sends and id(call.client) not in checked:  # clients may be unhashable
+                    checked.add(id(call.client))
+                    call.client.preflight()
             elif getattr(node.op, "executor", "") == "process":
                 check_picklable(node)
+            elif getattr(node.op, "once", False) and settings["store"] is None:
+                raise ConfigError(
+                    f'{node.op.name} has once=True, which needs a store: store="runs.db"'
+                )
         except FesteError as error:
             if not error.origin:
                 error.origin = node.where
             raise
-    return plan
 
 
 def _compute_collections(graph: FesteGraph) -> FesteGraph:
@@ -88,8 +102,13 @@ def _compute_collections(graph: FesteGraph) -> FesteGraph:
     return graph.with_nodes(itertools.chain.from_iterable(calls))
 
 
-def make_run(plan: Plan, settings: Settings, hands: Executor) -> Run:
-    return Run(Program(plan.graph, plan.before.nodes), settings, hands)
+def program_of(plan: Plan) -> Program:
+    return Program(plan.graph, plan.before.nodes)
+
+
+def make_run(program: Program, settings: Settings, hands: Executor, prefix: str = "run") -> Run:
+    """Make a run, and open its store and cache: after this, money may be spent."""
+    return Run(program, settings, hands, answers_of(settings), prefix)
 
 
 def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
@@ -121,9 +140,7 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         partial = put_back(run, repack, report)
     except RunFailed as failed:  # Ctrl-C it is, whether or not the values fit
         partial = failed.partial
-    done = sum(
-        count for state, count in report.states.items() if state in ("done", "kept", "shared")
-    )
+    done = sum(report.states.get(STATES[state], 0) for state in VALUED)
     raise RunInterrupted(
         f"interrupted after {done:,} of {report.nodes:,} nodes; what was finished is in .partial",
         partial=partial,
@@ -145,7 +162,7 @@ def run_elsewhere(
         if isinstance(hands, Scheduler):
             values = hands.run(plan.graph, keys, settings)
         else:
-            values = hands(for_dask(plan), keys)
+            values = hands(for_dask(plan, settings), keys)
     except FesteError as error:
         raise _failed_elsewhere(error) from error
     except Exception as error:
@@ -157,14 +174,15 @@ def _failed_elsewhere(error: FesteError) -> RunFailed:
     return RunFailed("the run failed; this scheduler keeps no partial results", errors=[error])
 
 
-def for_dask(plan: Plan) -> dict[str, Any]:
+def for_dask(plan: Plan, settings: Settings | None = None) -> dict[str, Any]:
     """Return a plan's Dask tasks; paid values are stored in the user's own nodes."""
     dsk = dict(plan.graph)
-    keepers = Program(plan.graph, plan.before.nodes).keepers
+    keepers = program_of(plan).keepers
     own = dict(zip(plan.graph.nodes, keepers, strict=True))
     for task in dsk.values():
         low = getattr(task, "func", None)
         for member in low.members if isinstance(low, LoweredBatch) else [low]:
             if isinstance(member, Lowered):
                 member.belongs_to(*own[member.node.key])
+                member.settings = settings
     return dsk

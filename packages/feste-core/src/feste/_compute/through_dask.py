@@ -12,7 +12,8 @@ from typing import Any
 from feste import blocking, context
 from feste._compute.front import compute
 from feste._compute.results import hand_back
-from feste._compute.steps import for_dask, make_plan, wait_for
+from feste._compute.steps import for_dask, make_plan, make_run, wait_for
+from feste.context import Settings
 from feste.delayed import FesteDelayed
 from feste.draw import forget
 from feste.errors import (
@@ -28,7 +29,6 @@ from feste.packing import fill, holds_nodes
 from feste.scheduler.choice import choose
 from feste.scheduler.executor import Executor
 from feste.scheduler.program import Program
-from feste.scheduler.run import Run
 
 __all__ = ["lowered", "optimize_lowered", "persisted", "run_lowered", "run_lowered_batch"]
 
@@ -111,10 +111,12 @@ def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
     """
     op: Any = low.node.op
     draw_lowered()
-    if op.kind == "call" and not low.is_here:
+    alone = op.kind == "call" or getattr(op, "once", False)
+    if alone and not low.is_here:
+        what = "a paid call" if op.kind == "call" else "a task with once=True"
         raise UngatedCall(
-            f"{low.node.key} is a paid call in a process without its gate: it would go round your "
-            'limits. Use feste.compute(..., scheduler="dask"), which sends requests from the '
+            f"{low.node.key} is {what} in a process without the gate and the store of its run: it would "
+            'go round your limits. Use feste.compute(..., scheduler="dask"), which keeps it in the '
             "process that made the graph",
             origin=low.node.where,
         )
@@ -122,7 +124,7 @@ def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
         kept = low.own.value
         if kept is not PENDING:
             return kept
-        if op.kind == "call" or getattr(op, "is_async", False):
+        if alone or getattr(op, "is_async", False):
             (outcome,) = _outcomes([low], [values])
             if isinstance(outcome, UpstreamFailed):  # from a node that it emitted
                 outcome = outcome.roots[0]
@@ -163,13 +165,18 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
         aliases.update({n.key: low.node.key for n in low.keepers[1:]})
     keys = [n.key for n in filled]
     graph = FesteGraph(dict(zip(keys, filled, strict=True)), keys, aliases)
-    settings = context.settings(on_error="return", progress=False)
+    settings = _settings_of(members[0]).replace(on_error="return", progress=False)
     hands = choose("local")
     assert isinstance(hands, Executor)
     with blocking.waiting():
-        run = Run(Program(make_plan(graph, settings).graph, before), settings, hands)
+        program = Program(make_plan(graph, settings).graph, before)
+        run = make_run(program, settings, hands)
         wait_for(run, tuple, settings)
     return list(hand_back(run, tuple))
+
+
+def _settings_of(low: Lowered) -> Settings:
+    return low.settings or context.settings()
 
 
 def _emitted(low: Lowered, result: Any) -> Any:
@@ -180,8 +187,10 @@ def _emitted(low: Lowered, result: Any) -> Any:
     forget(scope)  # the task ran from its start, so its draws are counted from 0 again
     graph, keys, repack = FesteGraph.collect(result, scope=scope)
     if low.is_here:
-        value = compute(result, scheduler="local", progress=False)[0]
-        if context.get("keep") != "none":
+        settings = _settings_of(low)
+        own = settings.replace(scheduler="local", progress=False, on_error="raise")
+        value = compute(result, **own)[0]
+        if settings["keep"] != "none":
             for node in low.keepers:
                 node.value = value
         return value

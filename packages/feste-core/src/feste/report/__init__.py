@@ -2,7 +2,7 @@
 
 from feste.report.graph_picture import Box, draw_svg
 from feste.report.mermaid import draw_mermaid
-from feste.report.run_report import OperationRow, RunReport
+from feste.report.run_report import OperationRow, RunReport, UnknownRequest
 from feste.report.timeline import Span, draw_timeline
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "OperationRow",
     "RunReport",
     "Span",
+    "UnknownRequest",
     "draw_mermaid",
     "draw_svg",
     "draw_timeline",

@@ -19,11 +19,13 @@ from feste.wording import counted, wrapped
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["OperationRow", "RunReport"]
+__all__ = ["OperationRow", "RunReport", "UnknownRequest"]
 
 #: Columns that are omitted if all their cells are in _NOTHING.
 _OPTIONAL = {"model", "failed", "tokens in", "tokens out"}
 _NOTHING = {"", "0", "unknown"}
+#: How many requests with unknown answers are named in the text.
+_NAMED = 3
 
 
 @dataclass(slots=True)
@@ -52,6 +54,29 @@ class OperationRow:
     longest: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class UnknownRequest:
+    """A request of an earlier session that was sent for one of the run's calls, answer unknown.
+
+    The process was killed while it was under way, for example. It may have been billed, so the call
+    may have been paid for twice.
+
+    :param call: the key of the call's node in this run.
+    :param origin: ``file:line`` of the call.
+    :param operation: ``plugin.operation``.
+    :param model: the model.
+    :param sent: when it was sent, in seconds since 1970.
+    :param error: why its answer is unknown, where that is known.
+    """
+
+    call: str
+    origin: str
+    operation: str
+    model: str
+    sent: float
+    error: str = ""
+
+
 @dataclass(slots=True)
 class RunReport:
     """The report of one run.
@@ -65,6 +90,11 @@ class RunReport:
     :param requests: all requests, in the order they ended.
     :param errors: the first errors, as text.
     :param cancelled: whether the run was stopped.
+    :param unknown: earlier requests for the run's calls whose answers are not known.
+    :param reused_input_tokens: tokens read for answers that were not bought now, because a store or
+        a cache had them.
+    :param reused_output_tokens: tokens generated for them.
+    :param damaged: how many stored answers were unreadable and so not used.
 
     >>> import feste
     >>> from feste.testing import FakeBackend
@@ -91,6 +121,10 @@ class RunReport:
     errors: list[str] = field(default_factory=list)
     cancelled: bool = False
     spans: list[Span] = field(default_factory=list)
+    unknown: list[UnknownRequest] = field(default_factory=list)
+    reused_input_tokens: int = 0
+    reused_output_tokens: int = 0
+    damaged: int = 0
 
     @classmethod
     def of(cls, run: Run) -> RunReport:
@@ -116,6 +150,10 @@ class RunReport:
             errors=[f"{type(run.errors[i]).__name__}: {run.errors[i]}" for i in run.failed[:20]],
             cancelled=run.cancelled,
             spans=spans,
+            unknown=_unknown(run),
+            reused_input_tokens=round(run.reused_input_tokens),
+            reused_output_tokens=round(run.reused_output_tokens),
+            damaged=run.damaged,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +161,7 @@ class RunReport:
         data = {name: getattr(self, name) for name in self.__slots__ if name != "spans"}
         data["operations"] = [asdict(row) for row in self.operations]
         data["requests"] = [r.to_json() for r in self.requests]
+        data["unknown"] = [asdict(unknown) for unknown in self.unknown]
         return {"schema": SCHEMA, **data, "perhaps_billed": self.perhaps_billed}
 
     def save(self, path: str | Path) -> None:
@@ -170,10 +209,28 @@ class RunReport:
         """Requests that left and were not answered: the provider may have charged for them."""
         return sum(request.billed == "unknown" for request in self.requests)
 
-    def _doubts(self) -> list[str]:
-        count = self.perhaps_billed
-        told = f"{counted(count, 'request')} ended without an answer and may have been billed"
-        return [told] if count else []
+    def _remarks(self) -> list[str]:
+        """Return what the figures do not show: what was not bought, and what may be paid twice."""
+        told = []
+        reused = sum(self.states.get(state, 0) for state in ("replayed", "cached"))
+        if reused:
+            read, made = self.reused_input_tokens, self.reused_output_tokens
+            tokens = f": {read:,} tokens in, {made:,} out" if read or made else ""
+            told.append(f"{counted(reused, 'answer')} not bought again{tokens}")
+        if self.damaged:
+            told.append(f"{counted(self.damaged, 'stored answer')} damaged, and so not used")
+        if self.perhaps_billed:
+            ended = counted(self.perhaps_billed, "request")
+            told.append(f"{ended} ended without an answer and may have been billed")
+        if self.unknown:
+            earlier = counted(len(self.unknown), "request")
+            told.append(
+                f"{earlier} of earlier runs for these calls may have been billed, answers unknown:"
+            )
+            told += [f"  {_named(unknown)}" for unknown in self.unknown[:_NAMED]]
+            if len(self.unknown) > _NAMED:
+                told.append(f"  and {len(self.unknown) - _NAMED:,} more in .unknown")
+        return told
 
     def _states(self) -> str:
         return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in self.states.items())
@@ -198,7 +255,7 @@ class RunReport:
         if self.operations:
             rows = self.table()
             lines += ["", *aligned(rows, 1 + ("model" in rows[0]))]
-        lines += [line for doubt in self._doubts() for line in wrapped(doubt, 2)]
+        lines += [line for remark in self._remarks() for line in wrapped(remark, 2)]
         if self.errors:
             lines += ["", "errors:", *(line for e in self.errors[:5] for line in wrapped(e, 2))]
         return "\n".join(lines)
@@ -215,9 +272,29 @@ class RunReport:
             body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
             head = f"<thead><tr>{_html_cells('th', heading)}</tr></thead>"
             parts.append(f"<table>{head}<tbody>{body}</tbody></table>")
-        parts += [f"<p>{html.escape(doubt)}</p>" for doubt in self._doubts()]
+        parts += [f"<p>{html.escape(remark)}</p>" for remark in self._remarks()]
         parts += [f"<pre>{html.escape(error)}</pre>" for error in self.errors[:5]]
         return "".join([*parts, self.timeline()])
+
+
+def _unknown(run: Run) -> list[UnknownRequest]:
+    nodes = run.program.nodes
+    return [
+        UnknownRequest(
+            call=nodes[i].key,
+            origin=nodes[i].where,
+            operation=f"{earlier.plugin}.{earlier.operation}",
+            model=earlier.model,
+            sent=earlier.sent,
+            error=earlier.error,
+        )
+        for i, earlier in run.unknown
+    ]
+
+
+def _named(unknown: UnknownRequest) -> str:
+    sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unknown.sent))
+    return f"{unknown.operation} {unknown.model}".rstrip() + f", sent {sent} (at {unknown.origin})"
 
 
 def _cells(row: OperationRow) -> list[str]:

@@ -15,11 +15,13 @@ the outcomes as new events. Both are tuples that start with a name:
               ("sent", executor, handle, ok, value, seconds)  a request ended
               ("fetched", executor, handle, values)           remote values arrived
               ("capacity", executor, where)                   an executor's capacity changed
+              ("told", ticket, ok, value)                     a store did what it was asked
     actions   ("call", executor, where, chunk)   ("reclaim", executor, chunk)
               ("send", executor, handle, call, request)   ("cancel", executor, handle)
               ("abandon", executor, chunk)
               ("fetch", executor, handle, refs)   ("release", executor, ref)
               ("grow", run, i, emission)   ("notify", event)   ("finish", run)
+              ("ask", ticket, question)    ask a store; `question` takes what receives the outcome
 
 States of a call's node: WAITING for inputs, READY, PREPARING its request, GROUPED until its batch
 is complete, QUEUED at the gate, SENT, PARSING, DONE. Of a task: WAITING, READY, RUNNING, DONE.
@@ -40,6 +42,7 @@ from feste.scheduler.calls import Calls
 from feste.scheduler.dispatcher import Dispatcher
 from feste.scheduler.executor import Executor
 from feste.scheduler.growth import Growth
+from feste.scheduler.journaling import Journaling
 from feste.scheduler.lifecycle import Lifecycle
 from feste.scheduler.lists import Lists
 from feste.scheduler.retry import RetryPolicy
@@ -85,6 +88,7 @@ class Brain:
         self.dispatcher = Dispatcher(self)
         self.growth = Growth(self)
         self.lists = Lists(self)
+        self.journaling = Journaling(self)
         self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
         self._handlers: dict[str, Callable[..., None]] = {
             "submit": self._on_submit,
@@ -97,6 +101,7 @@ class Brain:
             "sent": self.calls.on_sent,
             "fetched": self._on_fetched,
             "capacity": self.dispatcher.on_capacity,
+            "told": self.journaling.on_told,
         }
         self.stages: dict[str, Callable[..., None]] = {
             "run": self.dispatcher.on_ran,
@@ -119,6 +124,7 @@ class Brain:
             self._handlers[event[0]](*event[1:])
         while self.timers and self.timers[0][0] <= now:
             heapq.heappop(self.timers)[2](now)
+        self.journaling.flush()
         self.calls.admit()
         self.dispatcher.hand_out()
         actions, self._actions = self._actions, []

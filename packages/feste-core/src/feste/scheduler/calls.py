@@ -26,7 +26,6 @@ from feste.scheduler.gate import Gate
 from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
-    DONE,
     FINISHING,
     GROUPED,
     NOT_STARTED,
@@ -68,12 +67,24 @@ class Calls:
         if run.stopping:
             self.brain.lifecycle.end(run, i, NOT_STARTED)
             return
+        if run.answers is None:
+            self.buy(run, i, value)
+        else:
+            self.brain.journaling.look_up(run, i, value)
+
+    def buy(self, run: Run, i: int, request: Request) -> None:
+        """Send a call's request, alone or with its group.
+
+        :param run: the run.
+        :param i: the node's position.
+        :param request: its request.
+        """
         group = run.groups.get(i)
         if group is None:
-            self.queue(run, [i], [value], value)
+            self.queue(run, [i], [request], request)
             return
         run.state[i] = GROUPED
-        if group.arrive(i, value):
+        if group.arrive(i, request):
             self.brain.lists.flush(run, group)
 
     def withdraw(self, run: Run) -> None:
@@ -82,6 +93,7 @@ class Calls:
         :param run: the run.
         """
         waiting = [p for p in self.retrying.values() if p.run is run]
+        waiting += [p for p in self.brain.journaling.intending.values() if p.run is run]
         for gate in self.gates.values():
             waiting += gate.drop(lambda parcel: parcel.run is run)
         for parcel in waiting:
@@ -122,17 +134,28 @@ class Calls:
         """Send the requests that the gates admit."""
         for gate in self.gates.values():
             while (parcel := gate.pop(self.brain.now)) is not None:
-                handle = self.brain.number()
-                run = parcel.run
-                parcel.sent = self.brain.now
                 parcel.attempt += 1
-                self.parcels[handle] = parcel
-                for i in parcel.members:
-                    run.state[i] = SENT
-                self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
+                if parcel.run.store is not None:
+                    self.brain.journaling.intend(parcel)
+                else:
+                    self.launch(parcel)
             if len(gate) and gate.closed_until > max(self.brain.now, gate.wakes_at):
                 gate.wakes_at = gate.closed_until
                 self.brain.later(gate.closed_until - self.brain.now, lambda now: None)
+
+    def launch(self, parcel: Parcel) -> None:
+        """Send a request.
+
+        :param parcel: the request, counted as in flight by its gate.
+        """
+        handle = self.brain.number()
+        run = parcel.run
+        parcel.sent = self.brain.now
+        self.parcels[handle] = parcel
+        for i in parcel.members:
+            if run.state[i] < OPEN:
+                run.state[i] = SENT
+        self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
 
     def on_sent(
         self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float
@@ -149,13 +172,16 @@ class Calls:
         else:
             gate.lost()
         if run.ended is not None or all(run.state[i] >= OPEN for i in parcel.members):
-            if ok and len(parcel.members) == 1:  # given up, and answered all the same
-                self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
+            if ok:  # given up, and answered all the same
+                self.brain.journaling.keep_late(parcel, value)
+                if len(parcel.members) == 1:
+                    self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
             return  # give_up has recorded it
         self._record(parcel, ok, value)
         if ok:
             self._answered(parcel, value)
         else:
+            self.brain.journaling.ended(parcel, value)
             self._refused(parcel, value)
 
     def give_up(self, parcel: Parcel) -> None:
@@ -163,7 +189,9 @@ class Calls:
 
         :param parcel: the request; its run is ending.
         """
-        self._record(parcel, False, Interrupted("the run was stopped"))
+        error = Interrupted("the run was stopped")
+        self._record(parcel, False, error)
+        self.brain.journaling.ended(parcel, error)
 
     def _record(self, parcel: Parcel, ok: bool, value: Any) -> None:
         run, request = parcel.run, parcel.request
@@ -199,10 +227,16 @@ class Calls:
             self.brain.lists.answered(parcel, response)
             return
         self.brain.lists.settled(parcel, taken=True)
-        self._parse(run, members[0], parcel.call, response)
+        i = members[0]
+        self.brain.journaling.keep(
+            parcel,
+            [(parcel.requests[0], response)],
+            response,
+            lambda: self._parse(run, i, parcel.call, response),
+        )
 
     def parse_again(self, run: Run, i: int, response: Response) -> None:
-        """Parse a response that an earlier run paid for but did not parse.
+        """Parse a response that was paid for before: by an earlier run, or found in a store.
 
         :param run: the run.
         :param i: the node's position.
@@ -243,7 +277,7 @@ class Calls:
 
     def on_parsed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         if ok:
-            self.brain.lifecycle.done(run, task.index, value, DONE)
+            self.brain.journaling.remember(run, task.index, task.args[1], value)
         else:
             self.brain.lifecycle.fail(run, task.index, cause_of(value, MalformedResponse))
 
@@ -333,7 +367,7 @@ def cause_of(error: FesteError, kind: type[FesteError] | None = None) -> FesteEr
 
 
 def prepare_request(
-    call: Call[Any], draw: Draw, args: tuple[Any, ...], values: list[Any]
+    call: Call[Any], draw: Draw, args: tuple[Any, ...], values: list[Any], keyed: bool = False
 ) -> Request:
     """Prepare the request of a call and attach its draw.
 
@@ -341,9 +375,12 @@ def prepare_request(
     :param draw: the node's draw.
     :param args: the packed arguments of the call.
     :param values: the values for the slots.
+    :param keyed: whether to compute its key here, since a store needs it.
     """
-    request = call.prepare([fill(a, values) for a in args])
-    return replace(request, draws=(draw,))
+    request = replace(call.prepare([fill(a, values) for a in args]), draws=(draw,))
+    if keyed:
+        request.key  # noqa: B018 - cached
+    return request
 
 
 def _parsed(call: Call[Any], response: Response, args: tuple[Any, ...], values: list[Any]) -> Any:

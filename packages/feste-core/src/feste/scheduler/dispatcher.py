@@ -17,6 +17,7 @@ from feste.scheduler.run import (
     OPEN,
     PREPARING,
     READY,
+    REPLAYED,
     RUNNING,
     WAITING,
     Run,
@@ -123,7 +124,7 @@ class Dispatcher:
         op: Any = node.op
         if op.kind == "call":
             run.state[i] = PREPARING
-            args = (op, node.draw, node.args, values)
+            args = (op, node.draw, node.args, values, run.answers is not None)
             return PyTask(run, i, "prepare", prepare_request, args, {}, [], f"{op.name}.prepare")
         run.state[i] = RUNNING
         return PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)
@@ -220,7 +221,7 @@ class Dispatcher:
         elif type(value) is Emission:
             self.brain.act("grow", run, task.index, value)
         else:
-            self.brain.lifecycle.done(run, task.index, value, DONE)
+            self.brain.lifecycle.done(run, task.index, value, REPLAYED if task.replayed else DONE)
 
 
 def _is_wanted(task: PyTask) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from feste import store
 from feste.errors import FesteError
 from feste.events import Event
 from feste.scheduler.brain import Brain
@@ -153,6 +154,10 @@ class Driver:
     def _release(self, executor: Executor, ref: Any) -> None:
         executor.release(ref)
 
+    def _ask(self, ticket: int, question: Callable[..., None]) -> None:
+        put = self._events.put
+        question(then=lambda ok, value: put(("told", ticket, ok, value)))
+
     def _notify(self, event: Event) -> None:
         self._observers.tell(event)
 
@@ -205,6 +210,7 @@ def _forget() -> None:
 def _close() -> None:
     if _driver is not None:
         _driver.close()
+    store.close()  # after the last answer has come
 
 
 if hasattr(os, "register_at_fork"):

@@ -127,6 +127,7 @@ class PyTask:
         "name",
         "node",
         "ok",
+        "replayed",
         "result",
         "run",
         "stage",
@@ -157,6 +158,8 @@ class PyTask:
         self.values = values
         self.name = name
         self.ok: bool | None = None
+        #: Whether its result came from a store.
+        self.replayed = False
         self.result: Any = None
 
     @property

@@ -56,8 +56,9 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
     drawn = run.program.nodes[i].draw
     assert drawn is not None, "every node of a run was collected"
     scope = drawn.inner
-    run.scopes.append(scope)
-    draw.forget(scope)  # the task ran from its start, so its draws are counted from 0 again
+    if scope not in run.scopes:  # else the task itself computed nodes, and their counts go on
+        run.scopes.add(scope)
+        draw.forget(scope)
     try:
         graph = FesteGraph.of(emission.nodes, scope=scope)
         plan = run.context.copy().run(Optimizer().run, graph, run.settings)

@@ -112,8 +112,20 @@ class Lists:
         parcel: Parcel = task.args[3]
         if ok:
             self.settled(parcel, taken=True)
-            self.brain.calls.deliver(parcel, value)
-        elif isinstance(cause_of(value), CountMismatch):
+            answered = [
+                (request, outcome)
+                for request, outcome in zip(parcel.requests, value, strict=True)
+                if isinstance(outcome, Response)
+            ]
+            self.brain.journaling.keep(
+                parcel,
+                answered,
+                task.args[2],
+                lambda: self.brain.calls.deliver(parcel, value),
+            )
+            return
+        self.brain.journaling.ended(parcel, cause_of(value), task.args[2])
+        if isinstance(cause_of(value), CountMismatch):
             # answers cannot be matched to calls: treat this server as taking no lists
             self._learn(parcel, Taken(1, 0))
             self.settled(parcel, taken=False)

@@ -23,7 +23,7 @@ from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter
 from feste.scheduler.loops import LoopThread
 from feste.scheduler.processes import ProcessPool
 from feste.scheduler.threads import Begun, ThreadPool, run_chunk
-from feste.scheduler.work import arguments, context_of, describe, result_of
+from feste.scheduler.work import await_task, context_of, describe, result_of
 
 __all__ = ["LocalExecutor"]
 
@@ -203,7 +203,6 @@ class LocalExecutor(Executor):
 async def _outcome(task: PyTask) -> tuple[bool, Any]:
     """Await a user's coroutine; return the error rather than raise it into the loop."""
     try:
-        args, kwargs = arguments(task.args, task.kwargs, task.values)
-        return True, result_of(await task.fn(*args, **kwargs))
+        return True, result_of(await await_task(task))
     except BaseException as error:  # see run_chunk; cancellation ends here too
         return False, describe(error)

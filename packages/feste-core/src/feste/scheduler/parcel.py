@@ -54,6 +54,7 @@ class Parcel:
         "error",
         "gate",
         "members",
+        "number",
         "ready",
         "request",
         "requests",
@@ -85,6 +86,8 @@ class Parcel:
         self.since = now
         self.sent = now
         self.attempt = 0
+        #: The number of its last attempt in the store; 0 without a store.
+        self.number = 0
         #: Why the last attempt failed, or None.
         self.error: CallError | None = None
         self.throttled = 0

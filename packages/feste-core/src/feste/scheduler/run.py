@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Backend
+from feste.backend import Backend, Request
 from feste.context import Settings
 from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
@@ -20,8 +20,12 @@ from feste.scheduler.program import Program
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
+    from feste.store.answers import Answers
+    from feste.store.journal import Journal
+    from feste.store.rows import Earlier
 
 __all__ = [
+    "CACHED",
     "DONE",
     "FAILED",
     "FINISHING",
@@ -30,6 +34,7 @@ __all__ = [
     "NOT_STARTED",
     "OPEN",
     "READY",
+    "REPLAYED",
     "SHARED",
     "SKIPPED",
     "STATES",
@@ -40,15 +45,18 @@ __all__ = [
 
 # The states of a node. Those below OPEN are transitional, the others final.
 WAITING, READY, RUNNING, PREPARING, GROUPED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
-DONE, KEPT, SHARED, FAILED, SKIPPED, INTERRUPTED, NOT_STARTED = range(10, 17)
+DONE, KEPT, SHARED, REPLAYED, CACHED = range(10, 15)
+FAILED, SKIPPED, INTERRUPTED, NOT_STARTED = range(15, 19)
 #: The final states of nodes that have a value.
-VALUED = (DONE, KEPT, SHARED)
+VALUED = (DONE, KEPT, SHARED, REPLAYED, CACHED)
 #: Added to the rank of work that finishes a paid call, so that it precedes all new work.
 FINISHING = 1 << 40
 STATES = {
     DONE: "done",
     KEPT: "kept",
     SHARED: "shared",
+    REPLAYED: "replayed",
+    CACHED: "cached",
     FAILED: "failed",
     SKIPPED: "skipped",
     INTERRUPTED: "interrupted",
@@ -67,17 +75,24 @@ class Run:
     :param program: the program; it grows when a task emits nodes.
     :param settings: the snapshot of the settings.
     :param executor: the executor.
+    :param answers: the store and the cache that it uses, or None.
     :param prefix: the prefix of the run's name.
     """
 
     def __init__(
-        self, program: Program, settings: Settings, executor: Executor, prefix: str = "run"
+        self,
+        program: Program,
+        settings: Settings,
+        executor: Executor,
+        answers: Answers | None = None,
+        prefix: str = "run",
     ) -> None:
         count = len(program.nodes)
         self.name = f"{prefix}-{next(_names)}"
         self.program = program
         self.settings = settings
         self.executor = executor
+        self.answers = answers
         self.context = contextvars.copy_context()
         self.around = around.get()
         self.on_error: str = settings["on_error"]
@@ -103,7 +118,7 @@ class Run:
         #: Values kept while a task is emitting: a node that it returns may need them.
         self.held: list[int] = []
         self.gone = bytearray(count)
-        self.scopes: list[str] = []
+        self.scopes: set[str] = set()
 
         self.started = 0.0
         self.wall = 0.0
@@ -127,6 +142,21 @@ class Run:
         for members in program.batches:
             group = Group(members)
             self.groups.update((i, group) for i in members)
+
+        #: Calls whose answers are looked up or kept: their requests, as they would be sent alone.
+        self.asked: dict[int, Request] = {}
+        #: How calls got their answers, where these were not bought: REPLAYED or CACHED.
+        self.sources: dict[int, int] = {}
+        #: Earlier requests whose answers are not known, each with the position of its call.
+        self.unknown: list[tuple[int, Earlier]] = []
+        #: The tokens of answers that were replayed or cached, when they were bought.
+        self.reused_input_tokens = 0.0
+        self.reused_output_tokens = 0.0
+        #: How many stored answers were damaged, and how many new ones could not be stored.
+        self.damaged = 0
+        self.unfit = 0
+        #: Why the store could not be written, which stopped the run, or None.
+        self.unwritten: FesteError | None = None
 
         #: The bug in the scheduler that ended the run, or None.
         self.failure: FesteError | None = None
@@ -197,6 +227,11 @@ class Run:
         if self.state[i] < OPEN:  # the run was stopped but did not end in time
             return Interrupted("this was still under way", origin=self.program.nodes[i].where)
         return self.values[i]
+
+    @property
+    def store(self) -> Journal | None:
+        """Where requests are noted before they are sent, and answers kept; or None."""
+        return self.answers.store if self.answers is not None else None
 
     @property
     def outputs(self) -> list[int]:

@@ -8,13 +8,25 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any
 
+from feste import draw
+from feste.draw import Draw
 from feste.errors import FesteError, NodeError
 from feste.packing import Deps, fill, fresh, holds_nodes, pack
 from feste.scheduler.executor import PyTask
 from feste.scheduler.growth import Emission
 from feste.scheduler.run import around
+from feste.store.answers import Answers
+from feste.store.once import await_once, run_once
 
-__all__ = ["arguments", "context_of", "describe", "evaluate", "result_of", "run_task"]
+__all__ = [
+    "arguments",
+    "await_task",
+    "context_of",
+    "describe",
+    "evaluate",
+    "result_of",
+    "run_task",
+]
 
 
 def context_of(task: PyTask) -> Context:
@@ -25,6 +37,8 @@ def context_of(task: PyTask) -> Context:
     run = task.run
     copied = run.context.copy()
     copied.run(around.set, (run.name, task.index, run.around))
+    if task.stage == "run" and task.node.draw is not None:
+        copied.run(draw.enter, task.node.draw, run.scopes)
     return copied
 
 
@@ -62,10 +76,34 @@ def run_task(task: PyTask) -> Any:
     """
     if task.stage != "run":
         return task.fn(*task.args)
-    if task.node.op.kind == "task":
+    op: Any = task.node.op
+    if op.kind == "task":
+        if op.once and task.fn is op.fn:  # an executor may have put an error in its place
+            given, named = arguments(task.args, task.kwargs, task.values)
+            value, task.replayed = run_once(*_once(task), given, named, task.run.name)
+            return value
         return evaluate(task.fn, task.args, task.kwargs, task.values)
     given = [fill(a, task.values) for a in task.args]
     return task.fn(*given, **{k: fill(v, task.values) for k, v in task.kwargs.items()})
+
+
+async def await_task(task: PyTask) -> Any:
+    """Await an ``async def`` task.
+
+    :param task: the task.
+    """
+    op: Any = task.node.op
+    given, named = arguments(task.args, task.kwargs, task.values)
+    if not op.once:
+        return await task.fn(*given, **named)
+    value, task.replayed = await await_once(*_once(task), given, named, task.run.name)
+    return value
+
+
+def _once(task: PyTask) -> tuple[Answers, Any, Draw]:
+    answers, drawn = task.run.answers, task.node.draw
+    assert answers is not None and drawn is not None, "checked before the run"
+    return answers, task.node.op, drawn
 
 
 def result_of(value: Any) -> Any:

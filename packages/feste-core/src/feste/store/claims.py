@@ -30,6 +30,10 @@ class Claims:
         #: For each key the free answers by ordinal: ids and draws.
         self._free: dict[str, dict[int, list[tuple[int, Draw]]]] = {}
 
+    def reopen(self) -> None:
+        """Look for free answers anew: another process may have written the store meanwhile."""
+        self._free.clear()
+
     def given(self, key: str, drawn: Draw) -> int | None:
         """Return the id of the foreign answer that a draw took before, or None.
 

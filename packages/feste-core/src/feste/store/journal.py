@@ -9,30 +9,35 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from feste import draw
 from feste.backend import Request, Response
 from feste.errors import CallError, FesteError, JournalDamaged, JournalError, JournalFailed
 from feste.store import schema
 from feste.store.claims import Claims
 from feste.store.lock import Lock
-from feste.store.rows import Answer, Earlier, Found, Wanted, calls_as_json, decode, encode
+from feste.store.reading import beside, check_end, configure, connect
+from feste.store.rows import Answer, Earlier, Found, Wanted, calls_as_json, decode, draw_of, encode
 
 __all__ = ["Journal"]
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], Any]
 Then = Callable[[bool, Any], None]
+#: How a request ended that brought nothing to keep.
+Outcome = Literal["failed", "unknown", "withdrawn"]
 
 #: At most this many operations share a transaction.
 _GROUP = 256
@@ -69,6 +74,7 @@ class Journal:
         self.path = Path(path)
         self.read_only = read_only
         self.claims = claims or Claims()
+        self.claims.reopen()
         #: Why the store can no longer be written, or None.
         self.failed: JournalError | None = None
         self.session = 0
@@ -78,8 +84,11 @@ class Journal:
         #: Requests under way, as they are in the file.
         self._under_way: dict[int, dict[str, Any]] = {}
         self._earlier: dict[str, list[Earlier]] = {}
+        #: The tokens of each call of requests for several calls.
+        self._shares: dict[int | None, tuple[float, float]] = {}
         self._named: dict[tuple[int, str, str], Any] = {}
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._ended = False
         opened: Future[None] = Future()
         name = f"feste-store-{self.path.name}"
         self._thread = threading.Thread(
@@ -193,9 +202,10 @@ class Journal:
     def finish(
         self,
         number: int,
-        outcome: Literal["failed", "unknown", "withdrawn"],
+        outcome: Outcome,
         error: FesteError | None = None,
         response: Response | None = None,
+        then: Then | None = None,
     ) -> None:
         """Write that a request ended without an answer to keep; nothing waits for it.
 
@@ -204,8 +214,9 @@ class Journal:
             it was not sent after all.
         :param error: why, or None.
         :param response: the response, if one came that could not be used.
+        :param then: receives whether it was written, and the error if not; None ignores it.
         """
-        self._put(lambda conn: self._end(conn, number, outcome, response, error), _ignore)
+        self._put(lambda conn: self._end(conn, number, outcome, response, error), then or _ignore)
 
     def run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Run an operation in a transaction, and wait until it is committed.
@@ -242,6 +253,15 @@ class Journal:
 
     def _put(self, operation: Operation, then: Then, *, spends: bool = False) -> None:
         self._queue.put(_Item(operation, then, spends))
+        if self._ended or not self._thread.is_alive():  # closed, or in a forked child
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        with suppress(Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if item is not None:
+                    item.then(False, JournalError(f"{self.path} was closed; the next run opens it"))
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -251,13 +271,18 @@ class Journal:
             self.file = _identity(self.path)
         except BaseException as error:
             if self._lock is not None:
+                self._ballast.unlink(missing_ok=True)
                 self._lock.close()
             opened.set_exception(_described(error, self.path))
             return
         opened.set_result(None)
-        while self._turn(conn):
-            pass
-        self._close(conn)
+        try:
+            while self._turn(conn):
+                pass
+        finally:
+            self._close(conn)
+            self._ended = True
+            self._refuse_rest()
 
     def _turn(self, conn: sqlite3.Connection) -> bool:
         """Carry out the operations that wait; return False when the journal is closed."""
@@ -268,8 +293,10 @@ class Journal:
         except Empty:
             pass
         wanted = [item for item in items if item is not None]
-        for item, (ok, value) in zip(wanted, self._outcomes(conn, wanted), strict=True):
-            item.then(ok, value)
+        outcomes = self._outcomes(conn, wanted)
+        with ExitStack() as stack:  # an error in one of them keeps none of the others waiting
+            for item, (ok, value) in reversed(list(zip(wanted, outcomes, strict=True))):
+                stack.callback(item.then, ok, value)
         return items[-1] is not None
 
     def _outcomes(self, conn: sqlite3.Connection, items: list[_Item]) -> list[tuple[bool, Any]]:
@@ -291,22 +318,47 @@ class Journal:
             return False, _described(error, self.path)
 
     def _transaction(self, conn: sqlite3.Connection, items: list[_Item]) -> list[tuple[bool, Any]]:
+        if not items:
+            return []
         outcomes: list[tuple[bool, Any]] = []
-        before = conn.total_changes
-        if items:
+        changes, numbers, under_way = conn.total_changes, self._next.copy(), self._under_way.copy()
+        try:
             conn.execute("BEGIN")
-        for item in items:
-            try:
-                outcomes.append((True, item.operation(conn)))
-            except sqlite3.Error:
-                raise
-            except Exception as error:  # of a request that is not JSON, for example: only its call
-                outcomes.append((False, error))
-        if items:
+            for item in items:
+                conn.execute("SAVEPOINT item")
+                try:
+                    outcomes.append((True, item.operation(conn)))
+                except sqlite3.Error:
+                    raise
+                except Exception as error:  # such as a request that is not JSON: only its call
+                    conn.execute("ROLLBACK TO item")
+                    outcomes.append((False, error))
+                conn.execute("RELEASE item")
+            changed = conn.total_changes != changes
+            last = schema.last(conn) if changed else (0, 0)
+            if changed:
+                self._note(last, lower=True)
             conn.execute("COMMIT")
-        if self._lock is not None and conn.total_changes != before:
-            self._lock.note(self._next["requests"] - 1, self._next["answers"] - 1)
+        except sqlite3.Error:
+            # what was given and ended is not in the file
+            self._next, self._under_way = numbers, under_way
+            raise
+        if changed:
+            self._note(last)
         return outcomes
+
+    def _note(self, last: tuple[int, int], *, lower: bool = False) -> None:
+        """Note how far the store has got; only where that is less, before rows are deleted."""
+        if self._lock is None:
+            return
+        noted = self._lock.acknowledged
+        if lower:
+            last = min(last[0], noted[0]), min(last[1], noted[1])
+        try:
+            if last != noted:
+                self._lock.note(*last)
+        except OSError as error:  # what is committed stays committed, but no more is spent
+            self.failed = _described(error, self.path)
 
     def _fail(self, conn: sqlite3.Connection, error: sqlite3.Error) -> None:
         """Refuse all further spending, and free the reserved space for the answers in hand."""
@@ -333,12 +385,11 @@ class Journal:
         _make_file(self.path)
         version = self._check(self._lock)
         if 0 < version < schema.VERSION:
-            backup = self.path.with_name(f"{self.path.name}.tables-{version}")
-            shutil.copy2(self.path, backup)
+            _back_up(self.path, beside(self.path, f".tables-{version}"))
         _reserve(self._ballast)
         conn = sqlite3.connect(self.path, isolation_level=None)
         try:
-            _configure(conn)
+            configure(conn)
             conn.execute("PRAGMA journal_mode = WAL")  # where refused, a rollback journal serves
             conn.execute("PRAGMA synchronous = FULL")
             if version == 0:
@@ -359,9 +410,8 @@ class Journal:
 
         The connection only reads: closing a writing one would fold a damaged log into the file.
         """
-        conn = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        conn = connect(self.path, locked=True)
         try:
-            _configure(conn)
             version = schema.identify(conn, str(self.path))
             if version:
                 (said,) = conn.execute("PRAGMA integrity_check(1)").fetchone()
@@ -371,7 +421,7 @@ class Journal:
                     (last,) = conn.execute(f"SELECT max(id) FROM {table}").fetchone()
                     self._next[table] = (last or 0) + 1
             self._at_open = self._next["answers"] - 1
-            self._check_acknowledged(*lock.acknowledged)
+            check_end(self.path, lock.acknowledged, schema.last(conn) if version else (0, 0))
         finally:
             conn.close()
         return version
@@ -379,26 +429,18 @@ class Journal:
     def _open_read_only(self) -> sqlite3.Connection:
         if not self.path.exists():
             raise JournalError(f"there is no {self.path}")
-        # without a write-ahead log nobody is writing, and SQLite then needs no files beside it
-        fixed = not Path(f"{self.path}-wal").exists()
-        uri = f"{self.path.absolute().as_uri()}?mode=ro{'&immutable=1' if fixed else ''}"
-        conn = sqlite3.connect(uri, uri=True, isolation_level=None)
-        _configure(conn)
-        version = schema.identify(conn, str(self.path))
-        if 0 < version < schema.VERSION:
-            raise JournalError(f"{self.path} has older tables: open it once for writing")
-        (last,) = conn.execute("SELECT max(id) FROM answers").fetchone()
-        self._at_open = last or 0
+        conn = connect(self.path)
+        try:
+            version = schema.identify(conn, str(self.path))
+            if version < schema.VERSION:
+                raise JournalError(
+                    f"{self.path} has {'older' if version else 'no'} tables: open it once for writing"
+                )
+            _, self._at_open = schema.last(conn)
+        except BaseException:
+            conn.close()
+            raise
         return conn
-
-    def _check_acknowledged(self, requests: int, answers: int) -> None:
-        lost = max(0, requests - self._next["requests"] + 1, answers - self._next["answers"] + 1)
-        if lost:
-            raise JournalDamaged(
-                f"{self.path} lacks {lost:,} rows at its end that were written before: was it cut off, "
-                f"or replaced by an older copy? `feste store salvage {self.path}` makes a new file of "
-                f"what is there; to go on with the file as it is, delete {self.path}.lock"
-            )
 
     def _begin_session(self, conn: sqlite3.Connection) -> None:
         from feste import __version__
@@ -428,38 +470,58 @@ class Journal:
             self._note_earlier(row)
 
     def _close(self, conn: sqlite3.Connection) -> None:
-        try:
-            if not self.read_only:
-                schema.write(conn, "sessions", {**self._mine, "ended": time.time()})
-                conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error:  # the disk is full, say: everything acknowledged is in the log
-            _rollback(conn)
-        finally:
-            conn.close()
+        with ExitStack() as stack:
             if self._lock is not None:
-                self._ballast.unlink(missing_ok=True)
-                self._lock.close()
+                stack.callback(self._lock.close)
+                stack.callback(self._ballast.unlink, missing_ok=True)
+            stack.callback(conn.close)
+            try:
+                if not self.read_only:
+                    schema.write(conn, "sessions", {**self._mine, "ended": time.time()})
+                    conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error:  # the disk is full, say: everything acknowledged is in the log
+                _rollback(conn)
 
     # --- operations -------------------------------------------------------------------------------
 
     def _find(self, conn: sqlite3.Connection, call: Wanted) -> Found:
         damaged = 0
-        response = None
+        response = values = None
         while response is None and (values := self._candidate(conn, call)) is not None:
             if schema.is_good("answers", values):
                 response = decode(values[6])
             else:
                 damaged += 1
                 self._quarantine(conn, "answers", values)
-        return Found(response, "replayed" if response else "", self._claim_earlier(call), damaged)
+        earlier = self._claim_earlier(call)
+        if response is None or values is None:
+            return Found(earlier=earlier, damaged=damaged)
+        return Found(
+            response, "replayed", self._tokens(conn, response, values[3]), earlier, damaged
+        )
+
+    def _tokens(
+        self, conn: sqlite3.Connection, response: Response, request: int | None
+    ) -> tuple[float, float]:
+        """Return the tokens that an answer cost: its own, or its share of a request for several."""
+        if response.usage is not None:
+            return response.usage.input, response.usage.output
+        if request not in self._shares:
+            values = _one(conn, "SELECT * FROM requests WHERE id = ?", request)
+            good = values is not None and schema.is_good("requests", values)
+            row = schema.row_of("requests", values) if good and values else {}
+            count = max(1, len(json.loads(row.get("calls") or "[]")))
+            read, made = row.get("input_tokens") or 0, row.get("output_tokens") or 0
+            self._shares[request] = read / count, made / count
+        return self._shares[request]
 
     def _candidate(self, conn: sqlite3.Connection, call: Wanted) -> tuple[Any, ...] | None:
         """Return the row that a call may take, or None; see :class:`Claims`."""
         by_id = "SELECT * FROM answers WHERE id = ? AND key = ?"  # a purge frees numbers
         claims, key, drawn = self.claims, call.key, call.draw
         given = claims.given(key, drawn)
-        if given is not None:
-            return _one(conn, by_id, given, key)
+        if given is not None and (row := _one(conn, by_id, given, key)) is not None:
+            return row  # it is gone if it was damaged
         own = _one(conn, "SELECT * FROM answers WHERE key = ? AND draw = ?", key, str(drawn))
         if own is not None and not claims.is_taken(own[0], drawn):
             return own
@@ -474,7 +536,10 @@ class Journal:
     def _claim_earlier(self, call: Wanted) -> Earlier | None:
         """Return the request for a call whose answer is not known; each is named for one call."""
         known = self._earlier.get(call.key, ())
-        for earlier in sorted(known, key=lambda e: e.draw != str(call.draw)):
+        mine = str(call.draw)
+        for earlier in sorted(known, key=lambda e: e.draw != mine):
+            if earlier.draw != mine and draw.is_collected(draw_of(earlier.draw)):
+                continue
             name = (earlier.id, earlier.key, earlier.draw)
             if self._named.setdefault(name, call.draw) == call.draw:
                 return earlier
@@ -519,9 +584,10 @@ class Journal:
             input_tokens=usage.input if usage is not None else None,
             output_tokens=usage.output if usage is not None else None,
         )
+        if outcome != "answered":
+            row["raw"] = _raw(response)
         if error is not None:
             row["error"] = f"{type(error).__name__}: {error.message}"
-            row["raw"] = _raw(response)
         if isinstance(error, CallError):
             row.update(status=error.status, request_id=row["request_id"] or error.request_id)
         schema.write(conn, "requests", row)
@@ -565,21 +631,6 @@ def _raw(response: Response | None) -> str | None:
         return ascii(response.payload) if response is not None else None
 
 
-def _configure(conn: sqlite3.Connection) -> None:
-    conn.execute(f"PRAGMA page_size = {schema.PAGE}")
-    conn.execute("PRAGMA trusted_schema = OFF")
-    conn.execute("PRAGMA cell_size_check = ON")
-    conn.text_factory = _text
-
-
-def _text(data: bytes) -> str | bytes:
-    """Return a TEXT value; damage may have made it invalid, which its seal then tells."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
-
-
 def _rollback(conn: sqlite3.Connection) -> None:
     if conn.in_transaction:
         conn.execute("ROLLBACK")
@@ -593,6 +644,18 @@ def _make_file(path: Path) -> None:
     os.close(os.open(path, flags, 0o600))
 
 
+def _back_up(path: Path, backup: Path) -> None:
+    """Copy a store with what is in its log, or not at all."""
+    file, name = tempfile.mkstemp(prefix=f"{backup.name}-", dir=path.parent)
+    os.close(file)
+    try:
+        with closing(connect(path, locked=True)) as conn, closing(sqlite3.connect(name)) as copy:
+            conn.backup(copy)
+        os.replace(name, backup)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def _reserve(path: Path) -> None:
     """Reserve space on the disk for the answers in hand when it becomes full."""
     if path.exists() and path.stat().st_size >= BALLAST:
@@ -600,8 +663,9 @@ def _reserve(path: Path) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     file = os.open(path, flags, 0o600)
     try:
-        for _ in range(16):
-            os.write(file, bytes(BALLAST // 16))
+        left = BALLAST
+        while left:  # a disk that becomes full takes a part first, and raises then
+            left -= os.write(file, bytes(min(left, 1 << 18)))
     except OSError:
         path.unlink(missing_ok=True)
         raise

@@ -9,9 +9,10 @@ from pathlib import Path
 from feste.errors import ConfigError, JournalFailed
 from feste.store import opened
 from feste.store.choice import Choice, Tasks, choose, delete
-from feste.store.journal import Journal, _configure
+from feste.store.journal import Journal
 from feste.store.lock import Lock
 from feste.store.reader import Reader
+from feste.store.reading import configure
 
 __all__ = ["Purged", "Tasks", "purge"]
 
@@ -103,7 +104,7 @@ def _purge(path: Path, choice: Choice, lock: Lock, session: int) -> Purged:
     conn = sqlite3.connect(path, isolation_level=None)
     said = "nothing was deleted"
     try:
-        _configure(conn)
+        configure(conn)
         conn.execute("PRAGMA secure_delete = ON")
         conn.execute("BEGIN IMMEDIATE")
         purged = _counted(conn, choice, path)

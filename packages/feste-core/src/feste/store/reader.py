@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from feste.errors import JournalDamaged, JournalError
 from feste.store import schema
-from feste.store.journal import _configure
+from feste.store.reading import configure
 
 __all__ = ["Kept", "Reader", "Row"]
 
@@ -77,7 +77,7 @@ class Reader:
     def _identified(self, uri: str) -> sqlite3.Connection:
         conn = sqlite3.connect(uri, uri=True, isolation_level=None)
         try:
-            _configure(conn)
+            configure(conn)
             conn.execute("PRAGMA temp_store = MEMORY")
             version = schema.identify(conn, str(self.path))
             if version == 0:

@@ -70,12 +70,14 @@ class Found(NamedTuple):
 
     :param response: the stored answer, or None.
     :param source: ``"replayed"`` from the store or ``"cached"`` from the cache; "" for no answer.
+    :param tokens: the tokens read and generated for it, when it was bought.
     :param earlier: the request for the same call whose answer is not known, or None.
     :param damaged: how many stored answers to it were unreadable.
     """
 
     response: Response | None = None
     source: str = ""
+    tokens: tuple[float, float] = (0, 0)
     earlier: Earlier | None = None
     damaged: int = 0
 

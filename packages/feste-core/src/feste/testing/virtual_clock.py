@@ -11,6 +11,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from feste import context
@@ -24,6 +25,7 @@ from feste.scheduler.growth import Emission, compile_emission
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe, result_of, run_task
+from feste.store.answers import answers_of
 
 __all__ = ["VirtualClock", "VirtualHands"]
 
@@ -152,6 +154,7 @@ class VirtualClock:
     :param task_seconds: returns the seconds that a piece of Python takes.
     :param places: how many chunks of Python may run at once.
     :param seed: the seed of the brain's jitter.
+    :param store_seconds: the seconds that a store takes to write or look up something.
     :param brain: the brain; None makes one.
 
     >>> from feste.testing import FakeBackend
@@ -170,6 +173,7 @@ class VirtualClock:
         task_seconds: Seconds = lambda task: 0.0,
         places: int = 6,
         seed: int = 0,
+        store_seconds: float = 0.0,
         brain: Brain | None = None,
     ) -> None:
         self.answer = answer
@@ -178,6 +182,7 @@ class VirtualClock:
         self.brain = brain or Brain(seed=seed)
         self.hands = VirtualHands(self, places)
         self.rng = random.Random(seed)
+        self.store_seconds = store_seconds
         self.now = 0.0
         self.in_flight = 0
         self.peak = 0
@@ -212,7 +217,7 @@ class VirtualClock:
         chosen = context.settings(**settings)
         graph, _, _ = FesteGraph.collect(*args)
         plan = Optimizer().run(graph, chosen)
-        return Run(Program(plan.graph, plan.before.nodes), chosen, self.hands)
+        return Run(Program(plan.graph, plan.before.nodes), chosen, self.hands, answers_of(chosen))
 
     def compute(self, *args: Any, **settings: Any) -> list[Any]:
         """Run some arguments to the end; return a value or an error for each node in them.
@@ -225,13 +230,17 @@ class VirtualClock:
         self.drive()
         return run.results()
 
-    def drive(self) -> None:
+    def drive(self, until: float | None = None) -> None:
         """Advance the time until nothing more can happen.
 
+        :param until: stop at this virtual time, as if the process were killed then; or None.
         :raises FesteError: if a run has still not ended, so the brain has forgotten something.
         """
         while self._coming or self.brain.wake_at is not None:
             wake = self.brain.wake_at
+            coming = self._coming[0][0] if self._coming else wake
+            if until is not None and min(coming or 0.0, wake or coming or 0.0) > until:
+                return
             if self._coming and (wake is None or self._coming[0][0] <= wake):
                 self.now, _, event, before, then = heapq.heappop(self._coming)
                 if before is not None:
@@ -255,6 +264,11 @@ class VirtualClock:
                 self.tell(0.0, ("grown", run, i, part, emission))
             elif name == "finish":
                 rest[0].finish()
+            elif name == "ask":
+                ticket, question = rest
+                told: Future[tuple[bool, Any]] = Future()
+                question(then=lambda ok, value, told=told: told.set_result((ok, value)))
+                self.tell(self.store_seconds, ("told", ticket, *told.result()))
             elif name != "notify":
                 executor, *given = rest
                 getattr(executor, name)(*given)

@@ -55,9 +55,11 @@ class DaskExecutor(LocalExecutor):
     def place(self, task: Any) -> str:
         """Return ``"worker"`` for users' tasks, sync and async.
 
+        Tasks with ``once=True`` run in the client, where the store is.
+
         :param task: the op.
         """
-        if task.kind == "task" and task.executor != "inline":
+        if task.kind == "task" and task.executor != "inline" and not task.once:
             return "worker"
         return super().place(task)
 

@@ -1,0 +1,167 @@
+"""Run a ``once=True`` task: at most once for each of its calls, however often the program runs.
+
+Such a call is kept like a paid call: its arguments are the request, its result is the answer. What
+differs is the unknown window: a paid call whose answer is unknown is bought again, such a task is
+not run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, NamedTuple
+
+from feste.backend import Request, Response
+from feste.draw import Draw
+from feste.errors import ConfigError, NodeError, NotRepeated, PlainDataError
+from feste.plain import plain
+from feste.store.answers import Answers
+from feste.store.journal import Journal, Outcome
+from feste.store.rows import Answer, Earlier, Found, Wanted
+
+__all__ = ["await_once", "request_of", "run_once"]
+
+#: Characters of an exception's text that are kept.
+_ERROR = 1000
+
+
+class _Begun(NamedTuple):
+    """A call that has been noted and not ended."""
+
+    store: Journal
+    request: Request
+    number: int
+
+
+def request_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], drawn: Draw) -> Request:
+    """Return what stands for a call of a task, as a request stands for a call of a backend.
+
+    :param op: the task.
+    :param args: its positional arguments.
+    :param kwargs: its keyword arguments.
+    :param drawn: its draw.
+    :raises ConfigError: if an argument is not plain data, so that a rerun would not recognize it.
+    """
+    try:
+        body = {"args": plain(list(args), "args"), "kwargs": plain(dict(kwargs), "kwargs")}
+    except PlainDataError as error:
+        raise ConfigError(
+            f"{op.name} is a task with once=True, and a rerun knows its calls by their arguments, which "
+            f"must be plain data: {error.message}"
+        ) from None
+    return Request("task", op.name, f"task:{op.identity}", body, draws=(drawn,))
+
+
+def run_once(
+    answers: Answers, op: Any, drawn: Draw, args: Sequence[Any], kwargs: Mapping[str, Any], run: str
+) -> tuple[Any, bool]:
+    """Return the kept result of a call, or run it and keep its result.
+
+    :param answers: the run's store.
+    :param op: the task.
+    :param drawn: the draw of its node.
+    :param args: its positional arguments.
+    :param kwargs: its keyword arguments.
+    :param run: the run's name.
+    :returns: the result, and whether it was kept before.
+    :raises NotRepeated: if it was started before and is not known to have returned.
+    """
+    known, begun = _begin(answers, op, drawn, args, kwargs, run)
+    if begun is None:
+        return known, True
+    try:
+        result = op.fn(*args, **kwargs)
+    except BaseException as error:
+        _failed(begun, error)
+        raise
+    return _ended(begun, result), False
+
+
+async def await_once(
+    answers: Answers, op: Any, drawn: Draw, args: Sequence[Any], kwargs: Mapping[str, Any], run: str
+) -> tuple[Any, bool]:
+    """Do what :func:`run_once` does for an ``async def`` task; parameters are the same.
+
+    :param answers: the run's store.
+    """
+    known, begun = await asyncio.to_thread(_begin, answers, op, drawn, args, kwargs, run)
+    if begun is None:
+        return known, True
+    try:
+        result = await op.fn(*args, **kwargs)
+    except BaseException as error:
+        _failed(begun, error)
+        raise
+    return await asyncio.to_thread(_ended, begun, result), False
+
+
+def _begin(
+    answers: Answers, op: Any, drawn: Draw, args: Sequence[Any], kwargs: Mapping[str, Any], run: str
+) -> tuple[Any, _Begun | None]:
+    store = answers.store
+    assert store is not None, "checked before the run"
+    request = request_of(op, args, kwargs, drawn)
+    wanted = [Wanted(request.key, drawn, True)]
+    found: Found = _outcome(partial(store.recall, wanted))[0]
+    if found.response is not None:
+        return found.response.payload, None
+    if found.earlier is not None:
+        raise _not_repeated(store, op, found.earlier)
+    number: int = _outcome(
+        partial(store.intend, request, [request], run=run, prompts=answers.prompts)
+    )
+    return None, _Begun(store, request, number)
+
+
+def _ended(begun: _Begun, result: Any) -> Any:
+    """Keep the result; it is what JSON keeps of it, so that a rerun gives the same."""
+    try:
+        value = json.loads(json.dumps(result))
+    except (TypeError, ValueError) as error:
+        wrong = ConfigError(
+            f"{begun.request.operation} has run, but its result cannot be kept: {error}. A task with "
+            "once=True returns JSON data"
+        )
+        _failed(begun, wrong)
+        raise wrong from None
+    response = Response(value)
+    kept = [Answer(begun.request, response)]
+    _outcome(partial(begun.store.record, kept, number=begun.number, response=response))
+    return value
+
+
+def _failed(begun: _Begun, error: BaseException) -> None:
+    """Keep that the task raised; where it was interrupted nobody knows how far it got."""
+    told = NodeError(f"{type(error).__name__}: {str(error)[:_ERROR]}")
+    outcome: Outcome = "failed" if isinstance(error, Exception) else "unknown"
+    _outcome(partial(begun.store.finish, begun.number, outcome, told))
+
+
+def _not_repeated(store: Journal, op: Any, earlier: Earlier) -> NotRepeated:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(earlier.sent))
+    ended = (
+        f"raised {earlier.error.removeprefix('NodeError: ')}" if earlier.error else "did not return"
+    )
+    return NotRepeated(
+        f"{op.name} was started at {when} and {ended}; with once=True it is not run again. Look whether "
+        f"it has done its work. To let it run again: feste store purge {store.path} --key {earlier.key}",
+        key=earlier.key,
+    )
+
+
+def _outcome(question: Callable[..., None]) -> Any:
+    """Ask a journal, and wait for what it tells."""
+    told: Future[Any] = Future()
+
+    def then(ok: bool, value: Any) -> None:
+        if ok:
+            told.set_result(value)
+        else:
+            told.set_exception(value)
+
+    question(then=then)
+    return told.result()

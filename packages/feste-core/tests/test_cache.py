@@ -1,0 +1,182 @@
+"""The cache: answers that programs and tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import feste
+from feste import context, errors
+from feste.backend import Backend, Operation, Reply, Request, Response, Usage
+from feste.testing import FakeBackend, FakeParams
+
+bought = 0
+
+
+class Counter(Backend):
+    """Answers with a new number each time; some prompts are filtered, and keys are needed."""
+
+    plugin = "counter"
+
+    def _prepare(self, prompt: str) -> Request:
+        return Request(self.plugin, "chat", "plugin:counter", {"prompt": prompt})
+
+    async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+        global bought
+        bought += 1
+        why = "content_filter" if "rude" in request.body["prompt"] else "stop"
+        return Response({"text": f"answer {bought}", "why": why}, Usage(10, 5))
+
+    def _parse(self, response: Response, arguments: Any) -> Reply:
+        return Reply(response.payload["text"], finish_reason=response.payload["why"])
+
+    chat = Operation(prepare=_prepare, send=_send, parse=_parse)
+
+
+@pytest.fixture
+def path(tmp_path: Path, restart: Callable[[], None]) -> Path:
+    global bought
+    bought = 0
+    return tmp_path / "answers.db"
+
+
+def report() -> Any:
+    found = feste.last_report()
+    assert found is not None
+    return found
+
+
+def program(*prompts: str, **settings: Any) -> list[Any]:
+    llm = Counter()
+    return feste.compute([llm.chat(p) for p in prompts], **settings)[0]
+
+
+def test_replay_takes_what_is_known_and_buys_the_rest(
+    path: Path, restart: Callable[[], None]
+) -> None:
+    first = program("a", "b", cache=path)
+    restart()
+    assert program("a", "b", "c", cache=path)[:2] == first and bought == 3
+    assert report().states == {"done": 1, "cached": 2}
+    assert (report().reused_input_tokens, report().reused_output_tokens) == (20, 10)
+    assert len(report().requests) == 1 and "2 answers not bought again" in str(report())
+
+
+def test_record_buys_all_and_replaces(path: Path, restart: Callable[[], None]) -> None:
+    first = program("a", "a", cache=path)
+    restart()
+    second = program("a", "a", cache=path, cache_mode="record")
+    assert not {*first} & {*second} and bought == 4
+    restart()
+    assert program("a", "a", cache=path) == second
+
+
+def test_replay_only_sends_nothing(path: Path, restart: Callable[[], None]) -> None:
+    """Neither a key nor a network is needed; what is missing fails alone."""
+    first = program("a", cache=path)
+    restart()
+    (known, missing) = program("a", "b", cache=path, cache_mode="replay-only", on_error="return")
+    assert [known] == first and bought == 1
+    assert isinstance(missing, errors.CacheMiss) and missing.billed == "no"
+    assert 'cache_mode="replay"' in str(missing) and "test_cache.py" in str(missing)
+
+
+def test_replay_only_needs_no_key(path: Path, restart: Callable[[], None]) -> None:
+    class Keyless(Counter):
+        plugin = "counter"
+
+        def preflight(self) -> None:
+            raise errors.MissingKey("A_KEY is not set")
+
+    first = program("a", cache=path)
+    restart()
+    llm = Keyless()
+    with pytest.raises(errors.MissingKey):
+        llm.chat("a").compute(cache=path)
+    for eager in (False, True):
+        restart()
+        with context.set(cache=path, cache_mode="replay-only", eager=eager):
+            assert feste.compute([llm.chat("a")])[0] == first
+
+
+def test_replay_only_reads_a_file_that_cannot_be_written(
+    path: Path, restart: Callable[[], None]
+) -> None:
+    """As a checked-in file in a read-only checkout, read by several processes."""
+    first = program("a", cache=path)
+    restart()
+    os.chmod(path, 0o400)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    assert program("a", cache=path, cache_mode="replay-only") == first
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_a_missing_cache_is_an_error_in_replay_only_mode(path: Path) -> None:
+    with pytest.raises(errors.JournalError, match="there is no"):
+        program("a", cache=path, cache_mode="replay-only")
+    assert not path.exists()
+
+
+def test_filtered_and_failed_answers_are_not_cached(
+    path: Path, restart: Callable[[], None]
+) -> None:
+    program("rude", "nice", cache=path)
+    restart()
+    program("rude", "nice", cache=path)
+    assert report().states == {"done": 1, "cached": 1} and bought == 3
+    failing = FakeBackend(fail={"bad": errors.InvalidRequest("no")})
+    with pytest.raises(errors.RunFailed):
+        failing.chat("bad", FakeParams()).compute(cache=path, on_error="stop")
+    restart()
+    FakeBackend().chat("bad").compute(cache=path)
+    assert report().states == {"done": 1}
+
+
+def test_a_store_beside_a_cache(path: Path, restart: Callable[[], None]) -> None:
+    """A cached answer is put into the store, a stored one into the cache; each is shown as its own."""
+    stored = path.with_name("runs.db")
+    first = program("a", cache=path)
+    restart()
+    assert program("a", cache=path, store=stored) == first
+    assert report().states == {"cached": 1}
+    restart()
+    assert program("a", store=stored) == first and report().states == {"replayed": 1}
+    restart()
+    other = path.with_name("other.db")
+    assert program("a", store=stored, cache=other) == first
+    restart()
+    assert program("a", cache=other, cache_mode="replay-only") == first
+    assert bought == 1
+
+
+def test_draws_stay_draws(path: Path, restart: Callable[[], None]) -> None:
+    five = program(*"aaaaa", cache=path)
+    assert len({*five}) == 5
+    restart()
+    assert program(*"aaaaa", cache=path) == five
+    restart()
+    with context.set(eager=True, cache=path):
+        assert [Counter().chat("a") for _ in range(5)] == five
+    assert bought == 5
+
+
+def test_one_file_cannot_be_both(path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="same file"):
+        program("a", cache=path, store=path)
+
+
+def test_a_wrong_mode_is_refused(path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="'replay-only'"):
+        program("a", cache=path, cache_mode="never")
+
+
+def test_embeddings_are_cached(path: Path, restart: Callable[[], None]) -> None:
+    texts = [f"text {i}" for i in range(10)]
+    first = feste.compute([FakeBackend().embed(t) for t in texts], cache=path)
+    restart()
+    assert feste.compute([FakeBackend().embed(t) for t in texts], cache=path) == first
+    assert report().states == {"cached": 10}
