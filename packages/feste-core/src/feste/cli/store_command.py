@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from feste import context
 from feste.cli import store_purge
 from feste.errors import ConfigError
-from feste.wording import counted, printable
+from feste.wording import counted, printable, wrapped
 
 __all__ = ["add"]
 
@@ -39,6 +40,9 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     export.add_argument("--force", action="store_true", help="replace an existing file")
     purge = _parser(inner, "purge", _purge, "delete answers for good")
     store_purge.add_options(purge)
+    verify = _parser(inner, "verify", _verify, "check the whole file; exit code 1 if it is damaged")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    _parser(inner, "salvage", _salvage, "make a new store of all that is good in a damaged one")
 
 
 def _parser(
@@ -106,6 +110,39 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _purge(arguments: argparse.Namespace) -> int:
     return store_purge.run(_path(arguments), arguments)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from feste.store.verify import verify
+
+    path = _path(arguments)
+    verdict = verify(path)
+    if arguments.json:
+        _print_json({**asdict(verdict), "quarantined": verdict.quarantined})
+        return 1 if verdict.problems else 0
+    name = printable(str(path))
+    told = ", ".join(f"{count:,} {table}" for table, count in verdict.good.items())
+    said = f"{counted(len(verdict.problems), 'problem')} found" if verdict.problems else "good"
+    _print(wrapped(f"{name}: {said}; {told}"))
+    for problem in verdict.problems:
+        _print(wrapped(printable(problem), 2))
+    if verdict.problems:
+        _print(wrapped(_advice(name, verdict.opens), 2))
+    return 1 if verdict.problems else 0
+
+
+def _advice(name: str, opens: bool) -> str:
+    if opens:
+        return "programs can use it: a damaged row is set aside when it is met, and bought again"
+    return f"programs cannot use it: `feste store salvage {name}` makes a new store of what is good"
+
+
+def _salvage(arguments: argparse.Namespace) -> int:
+    from feste.store.salvage import salvage
+
+    for line in salvage(_path(arguments)).lines:
+        print(printable(line))
+    return 0
 
 
 def _print(lines: Iterable[str]) -> None:

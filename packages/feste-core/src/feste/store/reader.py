@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from feste.errors import JournalDamaged, JournalError
 from feste.store import schema
-from feste.store.reading import configure
+from feste.store.reading import beside, connect
 
 __all__ = ["Kept", "Reader", "Row"]
 
@@ -64,20 +64,17 @@ class Reader:
         self.conn.close()
 
     def _connect(self) -> sqlite3.Connection:
-        uri = f"{self.path.absolute().as_uri()}?mode=ro"
         try:
-            return self._identified(uri)
+            return self._identified(shared=True)
         except sqlite3.OperationalError:
-            log = Path(f"{self.path}-wal")
+            log = beside(self.path, "-wal")
             if log.exists() and log.stat().st_size:
                 raise
-            # in a folder that is read-only SQLite cannot make the log that it looks for
-            return self._identified(f"{uri}&immutable=1")
+            return self._identified(shared=False)  # the folder is read-only, for example
 
-    def _identified(self, uri: str) -> sqlite3.Connection:
-        conn = sqlite3.connect(uri, uri=True, isolation_level=None)
+    def _identified(self, *, shared: bool) -> sqlite3.Connection:
+        conn = connect(self.path, shared=shared)
         try:
-            configure(conn)
             conn.execute("PRAGMA temp_store = MEMORY")
             version = schema.identify(conn, str(self.path))
             if version == 0:

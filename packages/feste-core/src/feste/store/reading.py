@@ -23,12 +23,14 @@ def beside(path: Path, end: str) -> Path:
     return path.with_name(path.name + end)
 
 
-def connect(path: Path, *, locked: bool = False) -> sqlite3.Connection:
+def connect(path: Path, *, locked: bool = False, shared: bool = False) -> sqlite3.Connection:
     """Open a store for reading; nothing in it or beside it changes while no one writes it.
 
     :param path: the file.
     :param locked: whether the caller holds the store's lock; then a transaction that a crash cut off
         in a rollback journal is undone, without which the file cannot be read.
+    :param shared: whether a writer may come while it is read; then SQLite puts an empty log beside it,
+        which the next writer removes.
     :raises JournalDamaged: if the file is empty and its log is not.
     """
     log = beside(path, "-wal")
@@ -41,7 +43,7 @@ def connect(path: Path, *, locked: bool = False) -> sqlite3.Connection:
     options = "mode=ro"
     if locked and beside(path, "-journal").exists():
         options = "mode=rw"
-    elif not log.exists():
+    elif not log.exists() and not shared:
         # nobody is writing, and SQLite then needs no files beside it
         options += "&immutable=1"
     uri = f"{path.absolute().as_uri()}?{options}"
