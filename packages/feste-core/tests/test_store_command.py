@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 
 from feste.errors import InvalidRequest
+from feste.store import schema
 from feste.store.journal import Journal
+from feste.store.reader import Reader
 from feste.store.rows import Wanted
+from feste.store.summary import summarize
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -87,6 +90,7 @@ def test_show_counts_and_names_what_has_no_answer(
         ("ship", "unknown"),
     ]
     assert [[c["kept"] for c in r["calls"]] for r in data["unanswered"]] == [[True], [False]]
+    assert "CallTimeout: no answer after 60 s" in " ".join(done.stdout.split())
     assert "$" not in done.stdout
 
 
@@ -139,6 +143,30 @@ def test_a_session_that_was_killed(
     assert "1 request may have been billed without an answer:" in shown
     assert [s["state"] for s in sessions] == ["killed", "closed"]
     assert [s["unknown"] for s in sessions] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("newest", "changes", "state"),
+    [
+        (True, {}, "running"),
+        (False, {}, "killed"),
+        (True, {"host": "elsewhere"}, "unknown"),
+        (True, {"pid": 2**22 + 1}, "killed"),
+    ],
+)
+def test_what_became_of_a_session_that_did_not_close(
+    store: Path, filler: Any, newest: bool, changes: Any, state: str
+) -> None:
+    """Only the newest can be at work, and only a process of this machine is known to be."""
+    with filler(store) as session:
+        own = session.journal.run(lambda conn: conn.execute("SELECT * FROM sessions").fetchone())
+        row = {**schema.row_of("sessions", own), **changes, "id": 2 if newest else 0}
+        session.journal.run(lambda conn: schema.write(conn, "sessions", row))
+
+    with Reader(store) as reader:
+        summary = summarize(reader)
+
+    assert summary.sessions[2 if newest else 0].state == state
 
 
 def test_what_a_provider_sent_cannot_act_on_the_terminal(

@@ -19,6 +19,7 @@ from feste.backend import Request, Usage
 from feste.draw import Draw
 from feste.errors import ConfigError, JournalError
 from feste.store.export import export
+from feste.store.reader import Reader
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -202,6 +203,22 @@ def test_an_export_beside_a_writer(store: Path, filler: Any, call: Any, tmp_path
 
     assert done.answers == 250
     assert len({line["key"] for line in lines(tmp_path / "out.jsonl")}) == 250
+
+
+def test_a_writer_that_comes_while_it_is_read(store: Path, filler: Any, call: Any) -> None:
+    """The reader sees its rows, and takes none for damaged."""
+    with filler(store) as session:
+        session.buy(*[call(f"text {number}" * 100) for number in range(300)])
+
+    with Reader(store) as reader:
+        answers = reader.answers()
+        keys = [next(answers).answer["key"]]
+        with filler(store) as session:
+            session.buy(*[call(f"more {number}" * 1000) for number in range(300)])
+        keys += [kept.answer["key"] for kept in answers]
+        total = reader.count("answers")
+
+    assert (len(keys), total, reader.damaged) == (300, 600, set())
 
 
 #: Any text at all, with what terminals, CSV and JSON stumble over more often.

@@ -21,12 +21,14 @@ from feste.errors import (
     InvalidRequest,
     JournalDamaged,
     JournalError,
+    JournalFailed,
     JournalLocked,
 )
 from feste.store import opened
 from feste.store.journal import Journal
 from feste.store.lock import Lock
 from feste.store.purge import Purged, purge
+from feste.store.reader import Reader
 from feste.store.rows import Wanted
 
 
@@ -81,6 +83,7 @@ def test_what_is_purged_is_gone_from_the_files(
     assert planned == done and counts(done) == (1, 1, 3)
     assert b"apricot" not in all_bytes(store.parent)
     assert mine.key.encode() not in all_bytes(store.parent)
+    assert rows(store, "SELECT count(*) FROM sessions") == [(2,)]
     assert answers_found(store, mine, call("banana")) == [None, "reply to banana"]
 
 
@@ -202,11 +205,12 @@ def test_prompts_of_one_session(store: Path, filler: Any, call: Any) -> None:
 def test_everything(store: Path, filler: Any, call: Any) -> None:
     """The store is as new, and can be used at once."""
     with filler(store) as session:
-        session.buy(call("apricot"))
+        session.buy(call("apricot" * 100_000))
         session.lose(call("banana"))
         session.task("cherry", "failed")
 
     done = purge(store, everything=True)
+    assert store.stat().st_size < 50_000
 
     assert counts(done) == (1, 3, 3)
     for table in ("sessions", "prompts", "requests", "answers", "quarantine"):
@@ -300,6 +304,26 @@ def test_a_store_in_use_is_left_alone(store: Path, filler: Any, call: Any, left_
     assert caught.value.pid == process.pid
     assert counts(purge(store, everything=True, dry_run=True)) == (0, 1, 1)
     assert rows(store, "SELECT outcome FROM requests") == [("sent",)]
+
+
+def test_programs_that_read_meanwhile(store: Path, filler: Any, call: Any) -> None:
+    """One that only has the store open does not matter; one in the middle of reading is told of."""
+    for text in ("apricot", "banana", "cherry"):
+        with filler(store) as session:
+            session.buy(call(text))
+
+    with Reader(store) as reader:
+        purge(store, session=3)
+        assert b"cherry" not in all_bytes(store.parent)
+    with Reader(store) as reader:
+        reader.conn.execute("BEGIN")
+        assert reader.count("answers") == 2
+        with pytest.raises(JournalFailed, match=r"another program is reading it.*purge again"):
+            purge(store, session=2)
+    assert counts(purge(store, session=2)) == (0, 0, 0)
+
+    assert b"banana" not in all_bytes(store.parent)
+    assert rows(store, "SELECT count(*) FROM answers") == [(1,)]
 
 
 def test_a_choice_must_be_clear(store: Path, filler: Any, call: Any, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))
+    print(json.dumps(value, indent=1))
 
 
 def _warn(damaged: Iterable[tuple[str, Any]]) -> int:

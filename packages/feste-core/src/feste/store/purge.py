@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feste.errors import ConfigError, JournalFailed
-from feste.store import opened
 from feste.store.choice import Choice, Tasks, choose, delete
 from feste.store.journal import Journal
 from feste.store.lock import Lock
@@ -115,7 +114,6 @@ def _purge(path: Path, choice: Choice, lock: Lock, session: int) -> Purged:
         lock.note(0, 0)  # from here on fewer rows are no loss
         conn.execute("COMMIT")
         said = "the rows are deleted, but their text may still be in the file: purge again"
-        opened.forget_claims(path)
         conn.execute("VACUUM")
         (busy, *_) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:

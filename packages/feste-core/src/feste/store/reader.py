@@ -75,7 +75,6 @@ class Reader:
     def _identified(self, *, shared: bool) -> sqlite3.Connection:
         conn = connect(self.path, shared=shared)
         try:
-            conn.execute("PRAGMA temp_store = MEMORY")
             version = schema.identify(conn, str(self.path))
             if version == 0:
                 raise JournalError(f"{self.path} is empty: nothing has been stored in it yet")

@@ -89,10 +89,9 @@ def dumps(value: Any) -> str:
     '["\\\\u007f",null]'
     """
     try:
-        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except ValueError:  # what some providers send as NaN is no JSON
-        text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
-    return text.replace("\x7f", "\\u007f")
+        return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
