@@ -48,7 +48,9 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
 def _parser(
     inner: argparse._SubParsersAction[Any], name: str, run: Any, text: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = inner.add_parser(name, help=text, description=f"{text}.")
+    parser: argparse.ArgumentParser = inner.add_parser(
+        name, help=text, description=f"{text.capitalize()}."
+    )
     parser.add_argument("path", nargs="?", metavar="PATH", help="the store (FESTE_STORE)")
     parser.set_defaults(run=run)
     return parser

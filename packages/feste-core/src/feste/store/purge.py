@@ -108,9 +108,8 @@ def _purge(path: Path, choice: Choice, lock: Lock, session: int) -> Purged:
         conn.execute("BEGIN IMMEDIATE")
         purged = _counted(conn, choice, path)
         delete(conn, choice)
-        conn.execute(
-            "DELETE FROM sessions WHERE id = ?", (session,)
-        )  # of the check: it bought nothing
+        # the session of the check bought nothing
+        conn.execute("DELETE FROM sessions WHERE id = ?", (session,))
         lock.note(0, 0)  # from here on fewer rows are no loss
         conn.execute("COMMIT")
         said = "the rows are deleted, but their text may still be in the file: purge again"

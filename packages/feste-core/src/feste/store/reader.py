@@ -153,15 +153,13 @@ class Reader:
             self.check_session(session)
         with self.explained():
             (last,) = self.conn.execute("SELECT max(id) FROM answers").fetchone()
-        bought = (
-            ""
-            if session is None
-            else ("AND request IN (SELECT id FROM requests WHERE session = ?)")
-        )
+        bought = ""
+        more: tuple[int, ...] = ()
+        if session is not None:
+            bought, more = "AND request IN (SELECT id FROM requests WHERE session = ?)", (session,)
         query = (
             f"SELECT * FROM answers WHERE id > ? AND id <= ? {bought} ORDER BY id LIMIT {_AT_ONCE}"
         )
-        more = () if session is None else (session,)
         request: Row | None = None
         after = 0
         while True:
