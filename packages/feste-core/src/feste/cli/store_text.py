@@ -189,7 +189,7 @@ def _bytes(size: float) -> str:
     """Return a size with its unit.
 
     >>> _bytes(512), _bytes(1_234_567)
-    ('512 B', '1.2 MB')
+    ('512 B', '1.23 MB')
     """
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from feste.errors import ConfigError, JournalError
+from feste.store import parquet
 from feste.store.reader import Reader
 from feste.store.records import dumps, record_of
 
@@ -52,12 +53,9 @@ def export(
     :raises ConfigError: if the file exists, or the format needs something else.
     :raises JournalError: if the store cannot be read, or the file cannot be written.
     """
-    if format == "parquet":
-        if str(out) == "-":
-            raise ConfigError("Parquet needs a file: give --out FILE, or --format jsonl")
-        from feste.store.parquet import write
-    else:
-        write = _write_lines
+    if format == "parquet" and str(out) == "-":
+        raise ConfigError("Parquet needs a file: give --out FILE, or --format jsonl")
+    write = parquet.write if format == "parquet" else _write_lines
     with Reader(path) as reader:
         records = (record_of(kept) for kept in reader.answers(session))
         if str(out) == "-":

@@ -9,14 +9,6 @@ from typing import IO, Any
 from feste.errors import ConfigError
 from feste.store.records import dumps
 
-try:
-    import pyarrow
-    import pyarrow.parquet
-except ImportError as error:
-    raise ConfigError(
-        "Parquet needs pyarrow: pip install 'feste-core[parquet]', or give --format jsonl"
-    ) from error
-
 __all__ = ["write"]
 
 #: A row group ends at so many rows, or characters of JSON.
@@ -30,7 +22,15 @@ def write(file: IO[bytes], records: Iterable[dict[str, Any]]) -> int:
 
     :param file: the file.
     :param records: what :func:`~feste.store.records.record_of` returns.
+    :raises ConfigError: if pyarrow is not installed.
     """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(
+            "Parquet needs pyarrow: pip install 'feste-core[parquet]', or give --format jsonl"
+        ) from error
     columns = [(name, pyarrow.string()) for name in (*_TEXTS, "request_id", "run", "source")]
     columns += [(name, pyarrow.int64()) for name in _NUMBERS]
     columns += [("kept", pyarrow.timestamp("ms", "UTC"))]
