@@ -299,20 +299,24 @@ class Journal:
             return False, _described(error, self.path)
 
     def _transaction(self, conn: sqlite3.Connection, items: list[_Item]) -> list[tuple[bool, Any]]:
+        if not items:
+            return []
         outcomes: list[tuple[bool, Any]] = []
-        before = conn.total_changes
-        if items:
+        changes, numbers = conn.total_changes, dict(self._next)
+        try:
             conn.execute("BEGIN")
-        for item in items:
-            try:
-                outcomes.append((True, item.operation(conn)))
-            except sqlite3.Error:
-                raise
-            except Exception as error:  # of a request that is not JSON, for example: only its call
-                outcomes.append((False, error))
-        if items:
+            for item in items:
+                try:
+                    outcomes.append((True, item.operation(conn)))
+                except sqlite3.Error:
+                    raise
+                except Exception as error:  # such as a request that is not JSON: only its call
+                    outcomes.append((False, error))
             conn.execute("COMMIT")
-        if self._lock is not None and conn.total_changes != before:
+        except sqlite3.Error:
+            self._next = numbers  # those given are not in the file
+            raise
+        if self._lock is not None and conn.total_changes != changes:
             self._lock.note(self._next["requests"] - 1, self._next["answers"] - 1)
         return outcomes
 
