@@ -520,3 +520,51 @@ def test_graphs_have_the_scope_of_their_task() -> None:
     assert scopes == [outer._node.draw.inner]
     graph, _, _ = FesteGraph.collect(Counter().chat("outer"))
     assert next(iter(graph.nodes.values())).draw.scope == "main"  # type: ignore[union-attr]
+
+
+def test_a_store_that_is_closed_under_a_run_ends_it(path: Path) -> None:
+    """Nothing waits for a journal that is gone."""
+
+    @feste.task
+    def close() -> str:
+        store.close()
+        return "go on"
+
+    llm = Counter()
+    with pytest.raises(errors.RunFailed, match="was closed while a run used it"):
+        feste.compute(llm.chat(ask(x=close())), store=path)
+
+
+def test_explain_says_that_it_counts_all_calls(path: Path) -> None:
+    llm = Counter()
+    feste.compute(llm.chat("x"), store=path)
+    told = str(feste.explain(Counter().chat("x"), store=path))
+    assert "runs.db are not bought again" in " ".join(told.split())
+    assert "not bought again" not in str(feste.explain(Counter().chat("x")))
+
+
+def test_the_unknown_window_is_named(path: Path, restart: Restart) -> None:
+    """A request that was under way when the process died is in the report of the next run."""
+    journal = opened(path)
+    lost = Counter().chat("x")
+    FesteGraph.collect(lost)
+    node = lost._node
+    assert node.draw is not None and node.call is not None
+    request = dataclasses.replace(node.call.prepare(["x", FakeParams()]), draws=(node.draw,))
+    noted: list[Any] = []
+    journal.intend(request, [request], lambda ok, value: noted.append((ok, value)))
+    restart()
+    assert noted == [(True, 1)]
+    for _ in range(2):  # bought again, then replayed: it may have been paid twice all the same
+        values = feste.compute([Counter().chat("x"), Counter().chat("y")], store=path)
+        (unknown,) = report().unknown
+        assert (unknown.operation, unknown.model) == ("counter.chat", "fake-1")
+        assert "test_resume.py" in unknown.origin and unknown.sent > 1e9
+        text = " ".join(str(report()).split())
+        assert "1 request of earlier runs for these calls may have been billed" in text
+        assert "counter.chat fake-1, sent 20" in text
+        assert report().to_json()["unknown"][0]["origin"] == unknown.origin
+        assert values
+        restart()
+    feste.compute(Counter().chat("y"), store=path)
+    assert not report().unknown

@@ -86,6 +86,8 @@ class Journal:
         self._shares: dict[int | None, tuple[float, float]] = {}
         self._named: dict[tuple[int, str, str], Any] = {}
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._putting = threading.Lock()
+        self._closed = False
         opened: Future[None] = Future()
         name = f"feste-store-{self.path.name}"
         self._thread = threading.Thread(
@@ -233,15 +235,20 @@ class Journal:
         return done.result()
 
     def close(self) -> None:
-        """Write what is queued, fold the write-ahead log into the file, and release the lock."""
-        self._queue.put(None)
+        """Write what is queued, fold the write-ahead log into the file, and release the lock.
+
+        A run that still uses it fails.
+        """
+        with self._putting:
+            self._closed = True
+            self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     @property
     def is_current(self) -> bool:
         """Whether it can be used, and the path still leads to the file that is open."""
-        if self.failed is not None or not self._thread.is_alive():
+        if self.failed is not None or self._closed or not self._thread.is_alive():
             return False
         try:
             return _identity(self.path) == self.file
@@ -249,7 +256,11 @@ class Journal:
             return False
 
     def _put(self, operation: Operation, then: Then, *, spends: bool = False) -> None:
-        self._queue.put(_Item(operation, then, spends))
+        with self._putting:
+            if not self._closed:
+                self._queue.put(_Item(operation, then, spends))
+                return
+        then(False, JournalFailed(f"{self.path} was closed while a run used it: run again"))
 
     # --- the thread -------------------------------------------------------------------------------
 
