@@ -568,3 +568,34 @@ def test_the_unknown_window_is_named(path: Path, restart: Restart) -> None:
         restart()
     feste.compute(Counter().chat("y"), store=path)
     assert not report().unknown
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_an_answer_that_cannot_be_written_is_delivered(
+    path: Path, restart: Restart, eager: bool
+) -> None:
+    """The run says that it could not keep it, and sends nothing more."""
+
+    class Filling(Counter):
+        def answer(self, request: Request) -> Response:
+            pages = "PRAGMA max_page_count = 1"  # no page can be added from here on
+            opened(path).run(lambda conn: conn.execute(pages).fetchall())
+            return Response({"answers": ["text"], "much": "x" * 100_000})
+
+    llm = Filling()
+    with context.set(store=path, eager=eager):
+        if eager:
+            with pytest.warns(errors.FesteWarning, match="could not be written"):
+                assert llm.chat("x") == "fake-1:text"
+            with pytest.raises(errors.JournalFailed, match="nothing more is sent"):
+                llm.chat("y")
+            return
+        first = llm.chat("x")
+        with pytest.raises(errors.RunFailed, match="the store could not keep them") as failed:
+            feste.compute(first)
+        assert failed.value.partial == ("fake-1:text",)
+        assert isinstance(failed.value.__cause__, errors.JournalFailed)
+        assert first.compute() == "fake-1:text"  # the node has it
+    with pytest.warns(errors.FesteWarning, match="could not be written"):
+        restart()
+        assert Filling().chat("z").compute(store=path, on_error="return") == "fake-1:text"

@@ -1,11 +1,11 @@
-"""Format counts with their nouns, and wrap lines to the width of a terminal."""
+"""Format counts with their nouns, and make texts fit and safe for a terminal."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
 
-__all__ = ["counted", "width", "wrapped"]
+__all__ = ["counted", "printable", "width", "wrapped"]
 
 #: The columns of a text that goes to no terminal, and the most that are used of a wide one.
 _LEAST, _MOST = 80, 120
@@ -27,6 +27,17 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     ('1 request', '20,000 calls', '0 boxes')
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def printable(text: str) -> str:
+    """Return a text with everything escaped that a terminal could obey instead of showing it.
+
+    :param text: the text, perhaps from a provider.
+
+    >>> printable("\x1b[2Jcafé\u202e")
+    '\\\\x1b[2Jcafé\\\\u202e'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def wrapped(text: str, indent: int = 0) -> list[str]:

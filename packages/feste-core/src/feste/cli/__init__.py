@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+import io
+import os
 import sys
 from collections.abc import Sequence
 
 import feste
-from feste.cli.plugins_command import plugins_table
+from feste.cli import plugins_command, store_command
 from feste.errors import FesteError
+from feste.wording import printable
 
 __all__ = ["main"]
 
@@ -23,21 +25,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="feste", description="Graphs of LLM calls.")
     parser.add_argument("--version", action="version", version=f"feste {feste.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    plugins = commands.add_parser("plugins", help="list the plugins and what each registers")
-    plugins.add_argument("--json", action="store_true", help="print JSON")
+    for command in (plugins_command, store_command):
+        command.add(commands)
     arguments = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters it cannot show
     try:
-        rows, broken = plugins_table()
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
     except FesteError as error:
-        print(f"feste: {error}", file=sys.stderr)
+        print(f"feste: {printable(str(error))}", file=sys.stderr)
         return 1
-    if arguments.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        for row in rows:
-            print(f"{row['name']:<14} {row['state']:<9} {row['distribution']} {row['version']}")
-            for kind, names in row["offers"].items():
-                print(f"{'':<14} {kind}: {', '.join(names)}")
-            if row["error"]:
-                print(f"{'':<14} {row['error']}")
-    return 1 if broken else 0
+    except BrokenPipeError:  # `feste ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code

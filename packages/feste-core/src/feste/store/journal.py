@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -27,6 +28,7 @@ from feste.errors import CallError, FesteError, JournalDamaged, JournalError, Jo
 from feste.store import schema
 from feste.store.claims import Claims
 from feste.store.lock import Lock
+from feste.store.reading import beside, check_end, configure, connect
 from feste.store.rows import Answer, Earlier, Found, Wanted, calls_as_json, decode, draw_of, encode
 
 __all__ = ["Journal"]
@@ -86,8 +88,7 @@ class Journal:
         self._shares: dict[int | None, tuple[float, float]] = {}
         self._named: dict[tuple[int, str, str], Any] = {}
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
-        self._putting = threading.Lock()
-        self._closed = False
+        self._ended = False
         opened: Future[None] = Future()
         name = f"feste-store-{self.path.name}"
         self._thread = threading.Thread(
@@ -239,16 +240,14 @@ class Journal:
 
         A run that still uses it fails.
         """
-        with self._putting:
-            self._closed = True
-            self._queue.put(None)
+        self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     @property
     def is_current(self) -> bool:
         """Whether it can be used, and the path still leads to the file that is open."""
-        if self.failed is not None or self._closed or not self._thread.is_alive():
+        if self.failed is not None or self._ended or not self._thread.is_alive():
             return False
         try:
             return _identity(self.path) == self.file
@@ -256,11 +255,17 @@ class Journal:
             return False
 
     def _put(self, operation: Operation, then: Then, *, spends: bool = False) -> None:
-        with self._putting:
-            if not self._closed:
-                self._queue.put(_Item(operation, then, spends))
-                return
-        then(False, JournalFailed(f"{self.path} was closed while a run used it: run again"))
+        self._queue.put(_Item(operation, then, spends))
+        if self._ended or not self._thread.is_alive():  # closed, or in a forked child
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        with suppress(Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if item is not None:
+                    told = f"{self.path} was closed while a run used it: run again"
+                    item.then(False, JournalFailed(told))
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -270,13 +275,18 @@ class Journal:
             self.file = _identity(self.path)
         except BaseException as error:
             if self._lock is not None:
+                self._ballast.unlink(missing_ok=True)
                 self._lock.close()
             opened.set_exception(_described(error, self.path))
             return
         opened.set_result(None)
-        while self._turn(conn):
-            pass
-        self._close(conn)
+        try:
+            while self._turn(conn):
+                pass
+        finally:
+            self._close(conn)
+            self._ended = True
+            self._refuse_rest()
 
     def _turn(self, conn: sqlite3.Connection) -> bool:
         """Carry out the operations that wait; return False when the journal is closed."""
@@ -287,8 +297,10 @@ class Journal:
         except Empty:
             pass
         wanted = [item for item in items if item is not None]
-        for item, (ok, value) in zip(wanted, self._outcomes(conn, wanted), strict=True):
-            item.then(ok, value)
+        outcomes = self._outcomes(conn, wanted)
+        with ExitStack() as stack:  # an error in one of them keeps none of the others waiting
+            for item, (ok, value) in reversed(list(zip(wanted, outcomes, strict=True))):
+                stack.callback(item.then, ok, value)
         return items[-1] is not None
 
     def _outcomes(self, conn: sqlite3.Connection, items: list[_Item]) -> list[tuple[bool, Any]]:
@@ -313,23 +325,44 @@ class Journal:
         if not items:
             return []
         outcomes: list[tuple[bool, Any]] = []
-        changes, numbers = conn.total_changes, dict(self._next)
+        changes, numbers, under_way = conn.total_changes, self._next.copy(), self._under_way.copy()
         try:
             conn.execute("BEGIN")
             for item in items:
+                conn.execute("SAVEPOINT item")
                 try:
                     outcomes.append((True, item.operation(conn)))
                 except sqlite3.Error:
                     raise
                 except Exception as error:  # such as a request that is not JSON: only its call
+                    conn.execute("ROLLBACK TO item")
                     outcomes.append((False, error))
+                conn.execute("RELEASE item")
+            changed = conn.total_changes != changes
+            last = schema.last(conn) if changed else (0, 0)
+            if changed:
+                self._note(last, lower=True)
             conn.execute("COMMIT")
         except sqlite3.Error:
-            self._next = numbers  # those given are not in the file
+            # what was given and ended is not in the file
+            self._next, self._under_way = numbers, under_way
             raise
-        if self._lock is not None and conn.total_changes != changes:
-            self._lock.note(self._next["requests"] - 1, self._next["answers"] - 1)
+        if changed:
+            self._note(last)
         return outcomes
+
+    def _note(self, last: tuple[int, int], *, lower: bool = False) -> None:
+        """Note how far the store has got; only where that is less, before rows are deleted."""
+        if self._lock is None:
+            return
+        noted = self._lock.acknowledged
+        if lower:
+            last = min(last[0], noted[0]), min(last[1], noted[1])
+        try:
+            if last != noted:
+                self._lock.note(*last)
+        except OSError as error:  # what is committed stays committed, but no more is spent
+            self.failed = _described(error, self.path)
 
     def _fail(self, conn: sqlite3.Connection, error: sqlite3.Error) -> None:
         """Refuse all further spending, and free the reserved space for the answers in hand."""
@@ -356,12 +389,11 @@ class Journal:
         _make_file(self.path)
         version = self._check(self._lock)
         if 0 < version < schema.VERSION:
-            backup = self.path.with_name(f"{self.path.name}.tables-{version}")
-            shutil.copy2(self.path, backup)
+            _back_up(self.path, beside(self.path, f".tables-{version}"))
         _reserve(self._ballast)
         conn = sqlite3.connect(self.path, isolation_level=None)
         try:
-            _configure(conn)
+            configure(conn)
             conn.execute("PRAGMA journal_mode = WAL")  # where refused, a rollback journal serves
             conn.execute("PRAGMA synchronous = FULL")
             if version == 0:
@@ -382,9 +414,8 @@ class Journal:
 
         The connection only reads: closing a writing one would fold a damaged log into the file.
         """
-        conn = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+        conn = connect(self.path, locked=True)
         try:
-            _configure(conn)
             version = schema.identify(conn, str(self.path))
             if version:
                 (said,) = conn.execute("PRAGMA integrity_check(1)").fetchone()
@@ -394,7 +425,7 @@ class Journal:
                     (last,) = conn.execute(f"SELECT max(id) FROM {table}").fetchone()
                     self._next[table] = (last or 0) + 1
             self._at_open = self._next["answers"] - 1
-            self._check_acknowledged(*lock.acknowledged)
+            check_end(self.path, lock.acknowledged, schema.last(conn) if version else (0, 0))
         finally:
             conn.close()
         return version
@@ -402,26 +433,18 @@ class Journal:
     def _open_read_only(self) -> sqlite3.Connection:
         if not self.path.exists():
             raise JournalError(f"there is no {self.path}")
-        # without a write-ahead log nobody is writing, and SQLite then needs no files beside it
-        fixed = not Path(f"{self.path}-wal").exists()
-        uri = f"{self.path.absolute().as_uri()}?mode=ro{'&immutable=1' if fixed else ''}"
-        conn = sqlite3.connect(uri, uri=True, isolation_level=None)
-        _configure(conn)
-        version = schema.identify(conn, str(self.path))
-        if 0 < version < schema.VERSION:
-            raise JournalError(f"{self.path} has older tables: open it once for writing")
-        (last,) = conn.execute("SELECT max(id) FROM answers").fetchone()
-        self._at_open = last or 0
+        conn = connect(self.path)
+        try:
+            version = schema.identify(conn, str(self.path))
+            if version < schema.VERSION:
+                raise JournalError(
+                    f"{self.path} has {'older' if version else 'no'} tables: open it once for writing"
+                )
+            _, self._at_open = schema.last(conn)
+        except BaseException:
+            conn.close()
+            raise
         return conn
-
-    def _check_acknowledged(self, requests: int, answers: int) -> None:
-        lost = max(0, requests - self._next["requests"] + 1, answers - self._next["answers"] + 1)
-        if lost:
-            raise JournalDamaged(
-                f"{self.path} lacks {lost:,} rows at its end that were written before: was it cut off, "
-                f"or replaced by an older copy? `feste store salvage {self.path}` makes a new file of "
-                f"what is there; to go on with the file as it is, delete {self.path}.lock"
-            )
 
     def _begin_session(self, conn: sqlite3.Connection) -> None:
         from feste import __version__
@@ -451,17 +474,17 @@ class Journal:
             self._note_earlier(row)
 
     def _close(self, conn: sqlite3.Connection) -> None:
-        try:
-            if not self.read_only:
-                schema.write(conn, "sessions", {**self._mine, "ended": time.time()})
-                conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error:  # the disk is full, say: everything acknowledged is in the log
-            _rollback(conn)
-        finally:
-            conn.close()
+        with ExitStack() as stack:
             if self._lock is not None:
-                self._ballast.unlink(missing_ok=True)
-                self._lock.close()
+                stack.callback(self._lock.close)
+                stack.callback(self._ballast.unlink, missing_ok=True)
+            stack.callback(conn.close)
+            try:
+                if not self.read_only:
+                    schema.write(conn, "sessions", {**self._mine, "ended": time.time()})
+                    conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error:  # the disk is full, say: everything acknowledged is in the log
+                _rollback(conn)
 
     # --- operations -------------------------------------------------------------------------------
 
@@ -488,19 +511,21 @@ class Journal:
         if response.usage is not None:
             return response.usage.input, response.usage.output
         if request not in self._shares:
-            query = "SELECT input_tokens, output_tokens, calls FROM requests WHERE id = ?"
-            read, made, calls = _one(conn, query, request) or (None, None, "[]")
-            count = max(1, len(json.loads(calls)))
-            self._shares[request] = (read or 0) / count, (made or 0) / count
+            values = _one(conn, "SELECT * FROM requests WHERE id = ?", request)
+            good = values is not None and schema.is_good("requests", values)
+            row = schema.row_of("requests", values) if good and values else {}
+            count = max(1, len(json.loads(row.get("calls") or "[]")))
+            read, made = row.get("input_tokens") or 0, row.get("output_tokens") or 0
+            self._shares[request] = read / count, made / count
         return self._shares[request]
 
     def _candidate(self, conn: sqlite3.Connection, call: Wanted) -> tuple[Any, ...] | None:
         """Return the row that a call may take, or None; see :class:`Claims`."""
-        by_id = "SELECT * FROM answers WHERE id = ?"
+        by_id = "SELECT * FROM answers WHERE id = ? AND key = ?"  # a purge frees numbers
         claims, key, drawn = self.claims, call.key, call.draw
         given = claims.given(key, drawn)
-        if given is not None:
-            return _one(conn, by_id, given)
+        if given is not None and (row := _one(conn, by_id, given, key)) is not None:
+            return row  # it is gone if it was damaged
         own = _one(conn, "SELECT * FROM answers WHERE key = ? AND draw = ?", key, str(drawn))
         if own is not None and not claims.is_taken(own[0], drawn):
             return own
@@ -510,7 +535,7 @@ class Journal:
             rows = "SELECT id, draw FROM answers WHERE key = ? AND id <= ? ORDER BY id DESC"
             claims.learn(key, conn.execute(rows, (key, self._at_open)).fetchall())
         taken = claims.take(key, drawn)
-        return None if taken is None else _one(conn, by_id, taken)
+        return None if taken is None else _one(conn, by_id, taken, key)
 
     def _claim_earlier(self, call: Wanted) -> Earlier | None:
         """Return the request for a call whose answer is not known; each is named for one call."""
@@ -610,21 +635,6 @@ def _raw(response: Response | None) -> str | None:
         return ascii(response.payload) if response is not None else None
 
 
-def _configure(conn: sqlite3.Connection) -> None:
-    conn.execute(f"PRAGMA page_size = {schema.PAGE}")
-    conn.execute("PRAGMA trusted_schema = OFF")
-    conn.execute("PRAGMA cell_size_check = ON")
-    conn.text_factory = _text
-
-
-def _text(data: bytes) -> str | bytes:
-    """Return a TEXT value; damage may have made it invalid, which its seal then tells."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
-
-
 def _rollback(conn: sqlite3.Connection) -> None:
     if conn.in_transaction:
         conn.execute("ROLLBACK")
@@ -638,6 +648,18 @@ def _make_file(path: Path) -> None:
     os.close(os.open(path, flags, 0o600))
 
 
+def _back_up(path: Path, backup: Path) -> None:
+    """Copy a store with what is in its log, or not at all."""
+    file, name = tempfile.mkstemp(prefix=f"{backup.name}-", dir=path.parent)
+    os.close(file)
+    try:
+        with closing(connect(path, locked=True)) as conn, closing(sqlite3.connect(name)) as copy:
+            conn.backup(copy)
+        os.replace(name, backup)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def _reserve(path: Path) -> None:
     """Reserve space on the disk for the answers in hand when it becomes full."""
     if path.exists() and path.stat().st_size >= BALLAST:
@@ -645,8 +667,9 @@ def _reserve(path: Path) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     file = os.open(path, flags, 0o600)
     try:
-        for _ in range(16):
-            os.write(file, bytes(BALLAST // 16))
+        left = BALLAST
+        while left:  # a disk that becomes full takes a part first, and raises then
+            left -= os.write(file, bytes(min(left, 1 << 18)))
     except OSError:
         path.unlink(missing_ok=True)
         raise

@@ -3,7 +3,8 @@
 The same file notes how far the store has got, so that a store which lost what was acknowledged,
 because a part of the file was cut off or replaced, does not go unnoticed. The lock is a POSIX record
 lock: the system frees it when its process dies, and a forked child does not inherit it. It is also
-freed when its process closes the file through another descriptor, so nothing else may open it.
+freed when its process closes the file through another descriptor, so nothing else may open it, and
+a process that holds it closes no other descriptor of it before.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Lock"]
+__all__ = ["Lock", "acknowledged"]
 
 _PAUSE = 0.05
 _LENGTH = 128
 _NOTE = re.compile(rb"pid (\d+)\nrequests (\d+)\nanswers (\d+)\ncheck ([0-9a-f]{8})\n")
+#: The locks that this process holds, by their files: the system lets one process in twice.
+_held: dict[tuple[int, int], Lock] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_held.clear)
 
 
 class Lock:
@@ -40,11 +45,22 @@ class Lock:
         self.path = path.with_name(path.name + ".lock")
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         self._file = os.open(self.path, flags, 0o600)
-        until = time.monotonic() + wait
+        self._identity = _identity(os.fstat(self._file))
+        #: Descriptors of the same file that may be closed only with this lock.
+        self._others: list[int] = []
+        try:
+            self._wait(path, time.monotonic() + wait)
+            #: The highest request and answer that were acknowledged; (0, 0) if nothing is known.
+            self.acknowledged = _read(self._file)[1:]
+            self.note(*self.acknowledged)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self, path: Path, until: float) -> None:
         while not self._try():
             if time.monotonic() >= until:
                 pid = _read(self._file)[0]
-                os.close(self._file)
                 named = f"process {pid}" if pid else "another process"
                 raise JournalLocked(
                     f"{path} is being written by {named}: wait for it to end (store_wait=60 waits a "
@@ -52,15 +68,13 @@ class Lock:
                     pid=pid,
                 )
             time.sleep(_PAUSE)
-        #: The highest request and answer that were acknowledged; (0, 0) if nothing is known.
-        self.acknowledged = _read(self._file)[1:]
-        self.note(*self.acknowledged)
 
     def _try(self) -> bool:
-        if fcntl is None:
-            return True
+        if self._identity in _held:
+            return False
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except PermissionError:  # how some systems say that it is held
@@ -70,7 +84,7 @@ class Lock:
                 f"{self.path} cannot be locked ({error}), and without a lock two programs could "
                 "write the store at once: put it on another file system"
             ) from None
-        return True
+        return _held.setdefault(self._identity, self) is self  # another thread was faster
 
     def note(self, requests: int, answers: int) -> None:
         """Note how far the store has got.
@@ -84,10 +98,40 @@ class Lock:
         text += f"check {zlib.crc32(text.encode()):08x}\n"
         os.lseek(self._file, 0, os.SEEK_SET)
         os.write(self._file, text.encode().ljust(_LENGTH))
+        self.acknowledged = (requests, answers)
 
     def close(self) -> None:
         """Release the lock. The file stays: removing it would let two processes in."""
-        os.close(self._file)
+        holder = _held.get(self._identity, self)
+        if holder is not self:
+            holder._others.append(self._file)
+            return
+        for file in (*self._others, self._file):
+            os.close(file)
+        _held.pop(self._identity, None)
+
+
+def acknowledged(path: Path) -> tuple[int, int]:
+    """Return the highest request and answer of a store that were acknowledged; zeros if unknown.
+
+    :param path: the store's file.
+    """
+    name = path.with_name(path.name + ".lock")
+    try:
+        holder = _held.get(_identity(name.stat()))
+        if holder is not None:
+            return holder.acknowledged
+        file = os.open(name, os.O_RDONLY)
+    except OSError:
+        return 0, 0
+    try:
+        return _read(file)[1:]
+    finally:
+        os.close(file)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _read(file: int) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from feste.store.claims import Claims
 from feste.store.journal import Journal
 
-__all__ = ["close", "opened"]
+__all__ = ["close", "forget_claims", "opened"]
 
 _journals: dict[tuple[Path, bool], Journal] = {}
 _claims: dict[tuple[Path, tuple[int, int]], Claims] = {}
@@ -51,6 +51,19 @@ def _claims_of(path: Path) -> Claims | None:
     except OSError:
         return None
     return _claims.get((path, (status.st_dev, status.st_ino)))
+
+
+def forget_claims(path: str | Path) -> None:
+    """Forget which draws took which answers: after a purge the numbers of answers are used again.
+
+    :param path: the file.
+    """
+    given = Path(os.path.abspath(path))
+    with _lock:
+        for known in [
+            known for known in _claims if known[0] == given.parent.resolve() / given.name
+        ]:
+            del _claims[known]
 
 
 def close(path: str | Path | None = None) -> None:

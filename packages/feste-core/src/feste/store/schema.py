@@ -23,8 +23,10 @@ __all__ = [
     "create",
     "identify",
     "is_good",
+    "last",
     "migrate",
     "row_of",
+    "tables",
     "write",
 ]
 
@@ -90,8 +92,17 @@ def write(conn: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
     :param table: the table.
     :param row: the columns by name, JSON atoms; one that is missing becomes NULL.
     """
-    values = [row.get(name) for name in TABLES[table]]
+    values = [_storable(row.get(name)) for name in TABLES[table]]
     conn.execute(_INSERT[table], (*values, _seal(table, values)))
+
+
+def _storable(value: Any) -> Any:
+    """Return a value as SQLite can hold it: what a provider sends in an error may be anything."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode(errors="backslashreplace").decode()  # halves of surrogate pairs
+    if isinstance(value, int):
+        return max(-(2**63), min(int(value), 2**63 - 1))
+    return value
 
 
 def is_good(table: str, values: Sequence[Any]) -> bool:
@@ -140,22 +151,43 @@ def identify(conn: sqlite3.Connection, path: str) -> int:
     """
     (application,) = conn.execute("PRAGMA application_id").fetchone()
     (version,) = conn.execute("PRAGMA user_version").fetchone()
-    found = conn.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    found = tables(conn)
     if not found and not version and not application:
         return 0
-    if application != APPLICATION:
+    ours = found == set(STATEMENTS)
+    if application != APPLICATION and not ours:
         raise JournalDamaged(f"{path} is not a store of Feste; give another file")
     if version > VERSION:
         raise JournalTooNew(
             f"{path} was made by a newer version of Feste (tables {version}; this one knows "
             f"{VERSION}): update Feste, or give another file"
         )
-    if version == VERSION and {sql for (sql,) in found} != set(STATEMENTS):
+    if application != APPLICATION or version < 1 or (version == VERSION and not ours):
         raise JournalDamaged(
             f"the tables of {path} are not those of a store; `feste store salvage {path}` makes a new "
             "file of what is good"
         )
     return int(version)
+
+
+def tables(conn: sqlite3.Connection) -> set[str]:
+    """Return the statements that made what is in a file.
+
+    :param conn: a connection to it.
+    """
+    return {sql for (sql,) in conn.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+
+
+def last(conn: sqlite3.Connection) -> tuple[int, int]:
+    """Return the highest ids of the requests and answers that a store holds; 0 for none.
+
+    :param conn: a connection to it.
+    """
+    row = (
+        "SELECT ifnull((SELECT max(id) FROM requests), 0), ifnull((SELECT max(id) FROM answers), 0)"
+    )
+    requests, answers = conn.execute(row).fetchone()
+    return int(requests), int(answers)
 
 
 #: For each version the function that turns its tables into those of the next.
