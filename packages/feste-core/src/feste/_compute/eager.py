@@ -87,7 +87,8 @@ def alone(node: Node) -> Any:
     if run.failure is not None:
         raise run.failure
     make_report(run)
-    warn_of(run)
+    if not run.failed:
+        warn_of(run)
     (result,) = run.results()
     if run.failed:
         root = run.errors[run.failed[0]]  # may belong to a node that a task emitted
