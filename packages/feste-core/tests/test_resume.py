@@ -587,8 +587,6 @@ def test_an_answer_that_cannot_be_written_is_delivered(
         if eager:
             with pytest.warns(errors.FesteWarning, match="could not be written"):
                 assert llm.chat("x") == "fake-1:text"
-            with pytest.raises(errors.JournalFailed, match="nothing more is sent"):
-                llm.chat("y")
             return
         first = llm.chat("x")
         with pytest.raises(errors.RunFailed, match="the store could not keep them") as failed:
