@@ -251,13 +251,17 @@ def test_killed_programs_keep_what_they_had_and_buy_only_the_rest(
             nodes = program(random.Random(seed), server.llm)
             run = clock.run(nodes, on_error="return", store=path)
             clock.tell(0.0, ("submit", run))
+            if kill is not None and rng.random() < 0.5:  # stopped by Ctrl-C instead
+                clock.tell(kill, ("stop", run, rng.choice([0.0, 0.5, 1e6])))
+                kill = 1e9
             clock.drive(until=kill)
+            if kill in (None, 1e9):
+                check_ended(clock, [run])
+                assert not clock.brain.journaling.intending
             for node in run.program.nodes:
                 if node.op.kind == "call" and node.value is not PENDING:
                     assert seen.setdefault(str(node.draw), node.value) == node.value, seed
-        check_ended(clock, [run])
         check_values(seed, run, nodes)
-        assert not clock.brain.journaling.intending
         unknown = unknown_draws(path)
         named = {earlier.draw for _, earlier in run.unknown}
         for drawn, times in generated.items():

@@ -20,7 +20,7 @@ from feste.backend import Operation, Request, Response, Usage
 from feste.graph import FesteGraph
 from feste.prompt import Prompt
 from feste.store.opened import opened
-from feste.testing import FakeBackend, FakeParams
+from feste.testing import FakeBackend, FakeParams, VirtualClock
 
 Restart = Callable[[], None]
 ask = Prompt("Ask {{ x }}")
@@ -597,3 +597,46 @@ def test_an_answer_that_cannot_be_written_is_delivered(
     with pytest.warns(errors.FesteWarning, match="could not be written"):
         restart()
         assert Filling().chat("z").compute(store=path, on_error="return") == "fake-1:text"
+
+
+def test_a_request_that_may_have_been_billed_is_noted_as_unknown(
+    path: Path, restart: Restart
+) -> None:
+    def gone(request: Request) -> Response:
+        raise errors.ConnectionLost("gone")
+
+    VirtualClock(gone).compute(FakeBackend().chat("x"), store=path)
+    outcomes = rows(path, "SELECT outcome, billed, error FROM requests")
+    assert outcomes == [("unknown", "unknown", "ConnectionLost: gone")] * 2
+    restart()
+    FakeBackend().chat("x").compute(store=path)
+    assert len(report().unknown) == 1
+
+
+@pytest.mark.parametrize("calls", [1, 5])
+def test_an_answer_that_comes_after_its_run_was_stopped_is_kept(
+    path: Path, restart: Restart, calls: int
+) -> None:
+    """A single one is replayed; of a list the whole response is kept, for it was not taken apart."""
+
+    def start() -> tuple[VirtualClock, Any]:
+        llm = Counter()
+        clock = VirtualClock(llm.answer, request_seconds=lambda request: 5.0)
+        run = clock.run([llm.complete(f"word {i}") for i in range(calls)], store=path)
+        clock.tell(0.0, ("submit", run))
+        return clock, run
+
+    clock, run = start()
+    clock.tell(1.0, ("stop", run, 0.0))
+    clock.drive()
+    assert run.count_states() == {"interrupted": calls} and clock.now == 5.0
+    ((outcome, raw),) = rows(path, "SELECT outcome, raw FROM requests")
+    restart()
+    clock, run = start()
+    clock.drive()
+    if calls == 1:
+        assert (outcome, raw) == ("answered", None)
+        assert run.count_states() == {"replayed": 1} and not run.unknown
+    else:
+        assert outcome == "unknown" and raw.count("#") == calls
+        assert run.count_states() == {"done": calls} and len(run.unknown) == calls
