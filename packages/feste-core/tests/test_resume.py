@@ -640,3 +640,32 @@ def test_an_answer_that_comes_after_its_run_was_stopped_is_kept(
     else:
         assert outcome == "unknown" and raw.count("#") == calls
         assert run.count_states() == {"done": calls} and len(run.unknown) == calls
+
+
+def test_nothing_is_sent_after_a_stop_that_comes_while_answers_are_looked_up(path: Path) -> None:
+    llm = Counter()
+    for seconds in (0.5, 1.5):  # during the look-up, and while the intent is written
+        clock = VirtualClock(llm.answer, store_seconds=1.0)
+        run = clock.run([llm.chat("x"), llm.complete("y"), llm.complete("z")], store=path)
+        clock.tell(0.0, ("submit", run))
+        clock.tell(seconds, ("stop", run, 10.0))
+        clock.drive()
+        assert run.count_states() == {"not_started": 3} and not clock.sent
+        assert all(not gate.in_flight for gate in clock.brain.calls.gates.values())
+    assert rows(path, "SELECT DISTINCT outcome FROM requests") == [("withdrawn",)]
+    run = clock.run(llm.chat("x"), store=path)
+    clock.tell(0.0, ("submit", run))
+    clock.drive()
+    assert not run.unknown  # it was never sent
+
+
+def test_what_was_taken_stays_taken_when_the_store_is_opened_again(
+    path: Path, restart: Restart
+) -> None:
+    lazy = Counter().chat(ask(x="y")).compute(store=path)
+    restart()
+    with context.set(eager=True, store=path):
+        llm = Counter()
+        assert llm.chat(ask(x="y")) == lazy
+        store.close()
+        assert llm.chat(ask(x="y")) != lazy
