@@ -160,7 +160,9 @@ def prompts_of(shape: str, values: Sequence[str]) -> list[str]:
     """What each call asked, given what all of them got."""
     if shape == "steps":
         return [
-            (f"topic {i // 3 // EQUAL}", f"review: {values[i - 1]}", f"final: {values[i - 1]}")[i % 3]
+            (f"topic {i // 3 // EQUAL}", f"review: {values[i - 1]}", f"final: {values[i - 1]}")[
+                i % 3
+            ]
             for i in range(len(values))
         ]
     return [f"{'question' if shape == 'flat' else 'line'} {i // EQUAL}" for i in range(len(values))]

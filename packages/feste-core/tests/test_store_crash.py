@@ -164,7 +164,9 @@ def check(crashes: Crashes, told: Any, most: int) -> None:
 def check_unknown(crashes: Crashes, told: Any, ledger: list[Any]) -> None:
     """See that the store, and the report of the last run, name all that may be paid for twice."""
     store = crashes.store
-    answered = {i for (i,) in rows(store, "SELECT request_id FROM requests WHERE outcome='answered'")}
+    answered = {
+        i for (i,) in rows(store, "SELECT request_id FROM requests WHERE outcome='answered'")
+    }
     lost = Counter(entry["prompt"] for entry in ledger if entry["request"] not in answered)
     texts = {
         key: json.loads(text)[-1]["texts"][0]
