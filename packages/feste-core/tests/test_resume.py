@@ -669,3 +669,48 @@ def test_what_was_taken_stays_taken_when_the_store_is_opened_again(
         assert llm.chat(ask(x="y")) == lazy
         store.close()
         assert llm.chat(ask(x="y")) != lazy
+
+
+def test_an_answer_that_another_draw_took_is_bought_anew(path: Path, restart: Restart) -> None:
+    """Also by the draw that it was bought for."""
+
+    def lazy() -> str:
+        return Counter().chat(ask(x="y")).compute(store=path)
+
+    first = lazy()
+    restart()
+    with context.set(eager=True, store=path):
+        assert Counter().chat(ask(x="y")) == first
+    assert lazy() != first
+
+
+def test_the_answers_of_a_task_serve_no_other_call(path: Path, restart: Restart) -> None:
+    """Its scope is forgotten when its run has ended, but not that its answers are taken."""
+
+    @feste.task(emits=True)
+    def emitting(llm: Any) -> Any:
+        return llm.chat("same")
+
+    emitted = emitting(Counter()).compute(store=path)
+    restart()
+    assert emitting(Counter()).compute(store=path) == emitted
+    assert Counter().chat("same").compute(store=path) != emitted
+
+
+def test_a_draw_that_took_an_answer_keeps_it(path: Path, restart: Restart) -> None:
+    first = Counter().chat("x y").compute(store=path)
+    restart()
+    node = Counter().chat(Prompt("x {{ z }}")(z="y"))
+    assert node.compute(store=path, keep="none") == first
+    assert node.compute(store=path, keep="none") == first
+
+
+def test_equal_ordinals_find_each_other() -> None:
+    """Draws of an edited program ask in any order, and get the answers in theirs."""
+    from feste.store.claims import Claims
+
+    claims = Claims()
+    claims.learn("key", [(10 + n, f"main/old.{n}") for n in reversed(range(5))])
+    order = [3, 0, 4, 1, 2, 5]
+    taken = [claims.take("key", draw.Draw("main", "new", n)) for n in order]
+    assert taken == [13, 10, 14, 11, 12, None]

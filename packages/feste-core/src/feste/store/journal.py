@@ -527,7 +527,7 @@ class Journal:
         if given is not None and (row := _one(conn, by_id, given, key)) is not None:
             return row  # it is gone if it was damaged
         own = _one(conn, "SELECT * FROM answers WHERE key = ? AND draw = ?", key, str(drawn))
-        if own is not None and not claims.is_taken(own[0], drawn):
+        if own is not None and (not call.sample or claims.take_own(own[0], drawn)):
             return own
         if not call.sample:
             return _one(conn, "SELECT * FROM answers WHERE key = ? ORDER BY id LIMIT 1", key)
