@@ -12,6 +12,7 @@ import pytest
 import feste
 from feste import context, errors
 from feste.backend import Backend, Operation, Reply, Request, Response, Usage
+from feste.prompt import Prompt
 from feste.testing import FakeBackend, FakeParams
 
 bought = 0
@@ -180,3 +181,20 @@ def test_embeddings_are_cached(path: Path, restart: Callable[[], None]) -> None:
     restart()
     assert feste.compute([FakeBackend().embed(t) for t in texts], cache=path) == first
     assert report().states == {"cached": 10}
+
+
+def test_an_answer_that_was_taken_is_not_added_again(
+    path: Path, restart: Callable[[], None]
+) -> None:
+    """Else one answer could serve two samples later."""
+    first = program("a", cache=path)
+    restart()
+    with context.set(eager=True, cache=path):
+        assert Counter().chat(Prompt("{{ x }}")(x="a")) == first[0]
+    restart()
+    llm = Counter()
+    lazy = feste.compute(llm.chat(Prompt("{{ x }}")(x="a")), cache=path)
+    assert lazy == tuple(first) and bought == 1
+    restart()
+    two = program("a", "a", cache=path)
+    assert two[0] == first[0] != two[1] and bought == 2

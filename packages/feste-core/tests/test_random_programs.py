@@ -2,13 +2,19 @@
 
 A program has calls that share requests, bad items, prompts, tools and emitting tasks. A server limits
 lists, fails now and then, throttles, or returns too few answers. One to three runs share the nodes,
-and some are stopped. Then the server is calm and everything is computed again.
+and some are stopped. Then the server is calm and everything is computed again. With a store, the
+process is killed at any time, and the program starts anew.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
+import sqlite3
 from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,10 +33,12 @@ from feste.errors import (
 from feste.node import PENDING
 from feste.prompt import Prompt
 from feste.scheduler.run import OPEN, Run
+from feste.store.opened import opened
 from feste.testing import FakeBackend, VirtualClock
 
 ask = Prompt("Ask {{ x }}")
 PROGRAMS = 250
+STORED = 40
 
 
 @feste.task
@@ -190,3 +198,105 @@ def check_values(seed: int, last: Run, nodes: list[Any]) -> None:
             )
         else:
             assert isinstance(value, list if kind == "agent" else str) or kind == "embed", seed
+
+
+# --- with a store: killed at any virtual time, and run again --------------------------------------
+
+
+class Numbering(Server):
+    """A server whose answers are numbered over all processes, so that no two are equal."""
+
+    def __init__(self, seed: int, numbers: Iterator[int], generated: Counter[str]) -> None:
+        super().__init__(seed)
+        self.numbers = numbers
+        self.generated = generated
+
+    def answer(self, request: Request) -> Response:
+        response = super().answer(request)
+        if request.operation == "embed":
+            return response
+        answers = [f"#{next(self.numbers)} {text}" for text in response.payload["answers"]]
+        if len(answers) == request.items:  # else the list is too short, and none can be used
+            self.generated.update(map(str, request.draws))
+        return Response({"answers": answers}, response.usage)
+
+
+def stored(path: Path, query: str) -> list[Any]:
+    with sqlite3.connect(path) as conn:
+        return conn.execute(query).fetchall()
+
+
+def unknown_draws(path: Path) -> Counter[str]:
+    """The draws of the requests in a store whose answers are not known."""
+    found = stored(path, "SELECT calls FROM requests WHERE outcome IN ('unknown', 'sent')")
+    return Counter(drawn for (calls,) in found for _, drawn in json.loads(calls))
+
+
+def test_killed_programs_keep_what_they_had_and_buy_only_the_rest(
+    tmp_path: Path, restart: Callable[[], None]
+) -> None:
+    """What a process got, later ones get; what was bought twice is unknown, and the run names it."""
+    for seed in range(STORED):
+        rng = random.Random(seed)
+        path = tmp_path / f"{seed}.db"
+        numbers, generated, seen = itertools.count(1), Counter[str](), dict[str, Any]()
+        kills = [rng.choice([0.5, 2.0, 6.0, 30.0]) for _ in range(rng.randint(1, 3))]
+        for kill in (*kills, None):
+            restart()
+            server = Numbering(seed, numbers, generated)
+            server.calm = kill is None
+            clock = VirtualClock(server.answer, places=rng.choice([1, 6]), seed=seed)
+            clock.store_seconds = rng.choice([0.0, 0.1])
+            clock.request_seconds = lambda request, rng=rng: rng.choice([0.1, 1.0, 3.0])
+            nodes = program(random.Random(seed), server.llm)
+            run = clock.run(nodes, on_error="return", store=path)
+            clock.tell(0.0, ("submit", run))
+            if kill is not None and rng.random() < 0.5:  # stopped by Ctrl-C instead
+                clock.tell(kill, ("stop", run, rng.choice([0.0, 0.5, 1e6])))
+                kill = 1e9
+            clock.drive(until=kill)
+            if kill in (None, 1e9):
+                check_ended(clock, [run])
+                assert not clock.brain.journaling.intending
+            for node in run.program.nodes:
+                if node.op.kind == "call" and node.value is not PENDING:
+                    assert seen.setdefault(str(node.draw), node.value) == node.value, seed
+        check_values(seed, run, nodes)
+        unknown = unknown_draws(path)
+        named = {earlier.draw for _, earlier in run.unknown}
+        for drawn, times in generated.items():
+            assert times - 1 <= unknown[drawn], (seed, drawn)
+            assert times == 1 or drawn in named, (seed, drawn)
+
+
+def test_a_full_store_stops_the_run_and_loses_nothing(
+    tmp_path: Path, restart: Callable[[], None]
+) -> None:
+    """No request leaves that was not noted; what was answered before is replayed afterwards."""
+    failures = 0
+    for seed in range(STORED):
+        restart()
+        rng = random.Random(seed)
+        path = tmp_path / f"{seed}.db"
+        server = Server(seed)
+        server.calm, server.short = True, False
+        clock = VirtualClock(server.answer, seed=seed, store_seconds=0.01)
+        nodes = program(rng, server.llm)
+        run = clock.run(nodes, store=path, on_error="return")
+        clock.tell(0.0, ("submit", run))
+        clock.drive(until=rng.choice([0.0, 0.5, 1.5, 2.5]))
+        opened(path).run(lambda conn: conn.execute("PRAGMA max_page_count = 1").fetchall())
+        clock.drive()
+        check_ended(clock, [run])
+        ((noted,),) = stored(path, "SELECT count(*) FROM requests")
+        assert len(clock.sent) <= noted, seed
+        failures += run.unwritten is not None
+        ((kept,),) = stored(path, "SELECT count(*) FROM answers WHERE draw LIKE 'main/%'")
+        restart()
+        clock = VirtualClock(server.answer, seed=seed)
+        again = clock.run(program(random.Random(seed), server.llm), store=path, on_error="return")
+        clock.tell(0.0, ("submit", again))
+        clock.drive()
+        check_ended(clock, [again])
+        assert again.count_states().get("replayed", 0) >= kept, seed
+    assert failures > STORED / 3

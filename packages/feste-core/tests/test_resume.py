@@ -20,7 +20,7 @@ from feste.backend import Operation, Request, Response, Usage
 from feste.graph import FesteGraph
 from feste.prompt import Prompt
 from feste.store.opened import opened
-from feste.testing import FakeBackend, FakeParams
+from feste.testing import FakeBackend, FakeParams, VirtualClock
 
 Restart = Callable[[], None]
 ask = Prompt("Ask {{ x }}")
@@ -520,3 +520,197 @@ def test_graphs_have_the_scope_of_their_task() -> None:
     assert scopes == [outer._node.draw.inner]
     graph, _, _ = FesteGraph.collect(Counter().chat("outer"))
     assert next(iter(graph.nodes.values())).draw.scope == "main"  # type: ignore[union-attr]
+
+
+def test_a_store_that_is_closed_under_a_run_ends_it(path: Path) -> None:
+    """Nothing waits for a journal that is gone."""
+
+    @feste.task
+    def close() -> str:
+        store.close()
+        return "go on"
+
+    llm = Counter()
+    with pytest.raises(errors.RunFailed, match="was closed while a run used it"):
+        feste.compute(llm.chat(ask(x=close())), store=path)
+
+
+def test_explain_says_that_it_counts_all_calls(path: Path) -> None:
+    llm = Counter()
+    feste.compute(llm.chat("x"), store=path)
+    told = str(feste.explain(Counter().chat("x"), store=path))
+    assert "runs.db are not bought again" in " ".join(told.split())
+    assert "not bought again" not in str(feste.explain(Counter().chat("x")))
+
+
+def test_the_unknown_window_is_named(path: Path, restart: Restart) -> None:
+    """A request that was under way when the process died is in the report of the next run."""
+    journal = opened(path)
+    lost = Counter().chat("x")
+    FesteGraph.collect(lost)
+    node = lost._node
+    assert node.draw is not None and node.call is not None
+    request = dataclasses.replace(node.call.prepare(["x", FakeParams()]), draws=(node.draw,))
+    noted: list[Any] = []
+    journal.intend(request, [request], lambda ok, value: noted.append((ok, value)))
+    restart()
+    assert noted == [(True, 1)]
+    for _ in range(2):  # bought again, then replayed: it may have been paid twice all the same
+        values = feste.compute([Counter().chat("x"), Counter().chat("y")], store=path)
+        (unknown,) = report().unknown
+        assert (unknown.operation, unknown.model) == ("counter.chat", "fake-1")
+        assert "test_resume.py" in unknown.origin and unknown.sent > 1e9
+        text = " ".join(str(report()).split())
+        assert "1 request of earlier runs for these calls may have been billed" in text
+        assert "counter.chat fake-1, sent 20" in text
+        assert report().to_json()["unknown"][0]["origin"] == unknown.origin
+        assert values
+        restart()
+    feste.compute(Counter().chat("y"), store=path)
+    assert not report().unknown
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_an_answer_that_cannot_be_written_is_delivered(
+    path: Path, restart: Restart, eager: bool
+) -> None:
+    """The run says that it could not keep it, and sends nothing more."""
+
+    class Filling(Counter):
+        def answer(self, request: Request) -> Response:
+            pages = "PRAGMA max_page_count = 1"  # no page can be added from here on
+            opened(path).run(lambda conn: conn.execute(pages).fetchall())
+            return Response({"answers": ["text"], "much": "x" * 100_000})
+
+    llm = Filling()
+    with context.set(store=path, eager=eager):
+        if eager:
+            with pytest.warns(errors.FesteWarning, match="could not be written"):
+                assert llm.chat("x") == "fake-1:text"
+            return
+        first = llm.chat("x")
+        with pytest.raises(errors.RunFailed, match="the store could not keep them") as failed:
+            feste.compute(first)
+        assert failed.value.partial == ("fake-1:text",)
+        assert isinstance(failed.value.__cause__, errors.JournalFailed)
+        assert first.compute() == "fake-1:text"  # the node has it
+    with pytest.warns(errors.FesteWarning, match="could not be written"):
+        restart()
+        assert Filling().chat("z").compute(store=path, on_error="return") == "fake-1:text"
+
+
+def test_a_request_that_may_have_been_billed_is_noted_as_unknown(
+    path: Path, restart: Restart
+) -> None:
+    def gone(request: Request) -> Response:
+        raise errors.ConnectionLost("gone")
+
+    VirtualClock(gone).compute(FakeBackend().chat("x"), store=path)
+    outcomes = rows(path, "SELECT outcome, billed, error FROM requests")
+    assert outcomes == [("unknown", "unknown", "ConnectionLost: gone")] * 2
+    restart()
+    FakeBackend().chat("x").compute(store=path)
+    assert len(report().unknown) == 1
+
+
+@pytest.mark.parametrize("calls", [1, 5])
+def test_an_answer_that_comes_after_its_run_was_stopped_is_kept(
+    path: Path, restart: Restart, calls: int
+) -> None:
+    """A single one is replayed; of a list the whole response is kept, for it was not taken apart."""
+
+    def start() -> tuple[VirtualClock, Any]:
+        llm = Counter()
+        clock = VirtualClock(llm.answer, request_seconds=lambda request: 5.0)
+        run = clock.run([llm.complete(f"word {i}") for i in range(calls)], store=path)
+        clock.tell(0.0, ("submit", run))
+        return clock, run
+
+    clock, run = start()
+    clock.tell(1.0, ("stop", run, 0.0))
+    clock.drive()
+    assert run.count_states() == {"interrupted": calls} and clock.now == 5.0
+    ((outcome, raw),) = rows(path, "SELECT outcome, raw FROM requests")
+    restart()
+    clock, run = start()
+    clock.drive()
+    if calls == 1:
+        assert (outcome, raw) == ("answered", None)
+        assert run.count_states() == {"replayed": 1} and not run.unknown
+    else:
+        assert outcome == "unknown" and raw.count("#") == calls
+        assert run.count_states() == {"done": calls} and len(run.unknown) == calls
+
+
+def test_nothing_is_sent_after_a_stop_that_comes_while_answers_are_looked_up(path: Path) -> None:
+    llm = Counter()
+    for seconds in (0.5, 1.5):  # during the look-up, and while the intent is written
+        clock = VirtualClock(llm.answer, store_seconds=1.0)
+        run = clock.run([llm.chat("x"), llm.complete("y"), llm.complete("z")], store=path)
+        clock.tell(0.0, ("submit", run))
+        clock.tell(seconds, ("stop", run, 10.0))
+        clock.drive()
+        assert run.count_states() == {"not_started": 3} and not clock.sent
+        assert all(not gate.in_flight for gate in clock.brain.calls.gates.values())
+    assert rows(path, "SELECT DISTINCT outcome FROM requests") == [("withdrawn",)]
+    run = clock.run(llm.chat("x"), store=path)
+    clock.tell(0.0, ("submit", run))
+    clock.drive()
+    assert not run.unknown  # it was never sent
+
+
+def test_what_was_taken_stays_taken_when_the_store_is_opened_again(
+    path: Path, restart: Restart
+) -> None:
+    lazy = Counter().chat(ask(x="y")).compute(store=path)
+    restart()
+    with context.set(eager=True, store=path):
+        llm = Counter()
+        assert llm.chat(ask(x="y")) == lazy
+        store.close()
+        assert llm.chat(ask(x="y")) != lazy
+
+
+def test_an_answer_that_another_draw_took_is_bought_anew(path: Path, restart: Restart) -> None:
+    """Also by the draw that it was bought for."""
+
+    def lazy() -> str:
+        return Counter().chat(ask(x="y")).compute(store=path)
+
+    first = lazy()
+    restart()
+    with context.set(eager=True, store=path):
+        assert Counter().chat(ask(x="y")) == first
+    assert lazy() != first
+
+
+def test_the_answers_of_a_task_serve_no_other_call(path: Path, restart: Restart) -> None:
+    """Its scope is forgotten when its run has ended, but not that its answers are taken."""
+
+    @feste.task(emits=True)
+    def emitting(llm: Any) -> Any:
+        return llm.chat("same")
+
+    emitted = emitting(Counter()).compute(store=path)
+    restart()
+    assert emitting(Counter()).compute(store=path) == emitted
+    assert Counter().chat("same").compute(store=path) != emitted
+
+
+def test_a_draw_that_took_an_answer_keeps_it(path: Path, restart: Restart) -> None:
+    first = Counter().chat("x y").compute(store=path)
+    restart()
+    node = Counter().chat(Prompt("x {{ z }}")(z="y"))
+    assert node.compute(store=path, keep="none") == first
+    assert node.compute(store=path, keep="none") == first
+
+
+def test_equal_ordinals_find_each_other() -> None:
+    """Draws of an edited program ask in any order, and get the answers in theirs."""
+    from feste.store.claims import Claims
+
+    claims = Claims()
+    claims.learn("key", [(10 + n, f"main/old.{n}") for n in reversed(range(5))])
+    order = [3, 0, 4, 1, 2, 5]
+    taken = [claims.take("key", draw.Draw("main", "new", n)) for n in order]
+    assert taken == [13, 10, 14, 11, 12, None]

@@ -7,7 +7,7 @@ from typing import Any
 
 from feste import blocking, context, draw
 from feste._compute.front import compute
-from feste._compute.results import make_report
+from feste._compute.results import make_report, warn_of
 from feste._compute.steps import check_nodes, make_run, wait_for
 from feste.delayed import FesteDelayed
 from feste.errors import (
@@ -76,7 +76,7 @@ def values_of(lazy: Sequence[Any]) -> tuple[Any, ...]:
 
 def alone(node: Node) -> Any:
     """Run one node and raise its own error."""
-    settings = context.settings(progress=False)
+    settings = context.settings(progress=False, on_error="return")
     hands = choose("local")
     assert isinstance(hands, Executor)
     with blocking.waiting():
@@ -87,6 +87,8 @@ def alone(node: Node) -> Any:
     if run.failure is not None:
         raise run.failure
     make_report(run)
+    if not run.failed:
+        warn_of(run)
     (result,) = run.results()
     if run.failed:
         root = run.errors[run.failed[0]]  # may belong to a node that a task emitted

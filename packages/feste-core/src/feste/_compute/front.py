@@ -139,6 +139,9 @@ def explain(*args: Any, **settings: Any) -> Explanation:
     chosen = context.settings(**settings)
     graph, _, _ = FesteGraph.collect(*args, scope=draw.scope())
     note = ""
+    known = chosen["store"] or chosen["cache"]
+    if known:
+        note = f"answers in {known} are not bought again; all calls are counted here"
     if not inspect.isclass(kind_of(chosen["scheduler"])):
         note = "this scheduler is a plain get function: nothing is batched while it runs, but as planned"
     return Explanation(Optimizer().run(graph, chosen), note)

@@ -16,7 +16,15 @@ from feste.report import RunReport
 from feste.scheduler.run import Run
 from feste.wording import counted
 
-__all__ = ["Repack", "forget_report", "hand_back", "last_report", "make_report", "put_back"]
+__all__ = [
+    "Repack",
+    "forget_report",
+    "hand_back",
+    "last_report",
+    "make_report",
+    "put_back",
+    "warn_of",
+]
 
 Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
 
@@ -51,20 +59,17 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
         raise run.failure
     report = make_report(run)
     results = put_back(run, repack, report)
-    _warn(run)
-    if run.on_error == "return" or not (run.failed or run.unwritten):
-        return results
-    if not run.failed:
-        raise RunFailed(
-            f"all results are in .partial, but not in the store: {run.unwritten}",
-            partial=results,
-            report=report,
-            errors=[run.unwritten] if run.unwritten else [],
-        ) from run.unwritten
+    warn_of(run)
     errors = [run.errors[i] for i in run.failed]
+    if run.unwritten is not None:
+        errors.insert(0, run.unwritten)
+    if run.on_error == "return" or not errors:
+        return results
     wanted = len(run.outputs)
     bad = sum(i in run.errors for i in run.outputs)
-    if bad == wanted:
+    if not bad:
+        told = "all results are in .partial, but the store could not keep them"
+    elif bad == wanted:
         told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
     else:
         told = f"{bad:,} of {wanted:,} results failed; the others are in .partial"
@@ -73,7 +78,7 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
     ) from errors[0]
 
 
-def _warn(run: Run) -> None:
+def warn_of(run: Run) -> None:
     """Warn of what a store could not keep where no error tells it."""
     if run.unwritten is not None and run.on_error == "return":
         warnings.warn(str(run.unwritten), FesteWarning, stacklevel=4)

@@ -248,9 +248,11 @@ class Calls:
         self._parse(run, i, call, response)
 
     def _parse(self, run: Run, i: int, call: Call[Any], response: Response) -> None:
+        self.brain.lifecycle.keep_paid(run, i, response)
+        if run.state[i] >= OPEN:  # given up while its answer was written
+            return
         node = run.program.nodes[i]
         values = [run.values[d] for d in run.program.deps[i]]
-        self.brain.lifecycle.keep_paid(run, i, response)
         args = (call, response, node.args, values)
         task = PyTask(run, i, "parse", _parsed, args, {}, [], f"{call.name}.parse")
         self.brain.dispatcher.push(run, QUICK, run.program.rank[i] + FINISHING, task)

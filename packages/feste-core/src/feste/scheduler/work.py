@@ -30,16 +30,20 @@ __all__ = [
 
 
 def context_of(task: PyTask) -> Context:
-    """Return the context a task runs in: a copy of its run's context that also identifies the task.
+    """Return the context a task runs in: a copy of its run's, which also identifies the task.
 
     :param task: the task.
     """
-    run = task.run
-    copied = run.context.copy()
-    copied.run(around.set, (run.name, task.index, run.around))
-    if task.stage == "run" and task.node.draw is not None:
-        copied.run(draw.enter, task.node.draw, run.scopes)
+    copied = task.run.context.copy()
+    copied.run(_enter, task)
     return copied
+
+
+def _enter(task: PyTask) -> None:
+    run, drawn = task.run, task.node.draw
+    around.set((run.name, task.index, run.around))
+    if drawn is not None and task.stage == "run":
+        draw.enter(drawn, run.scopes)
 
 
 def arguments(

@@ -24,7 +24,7 @@ class Claims:
     """
 
     def __init__(self) -> None:
-        #: The draw that took an answer which is not its own, by the answer's id.
+        #: The draw that took an answer, by the answer's id.
         self._taken: dict[int, Draw] = {}
         self._given: dict[tuple[str, Draw], int] = {}
         #: For each key the free answers by ordinal: ids and draws.
@@ -42,13 +42,13 @@ class Claims:
         """
         return self._given.get((key, drawn))
 
-    def is_taken(self, answer: int, drawn: Draw) -> bool:
-        """Whether another draw than its own has taken an answer.
+    def take_own(self, answer: int, drawn: Draw) -> bool:
+        """Take a draw's own answer; return False if another draw has taken it.
 
         :param answer: its id.
         :param drawn: its own draw.
         """
-        return self._taken.get(answer, drawn) != drawn
+        return self._taken.setdefault(answer, drawn) == drawn
 
     def knows(self, key: str) -> bool:
         """Whether the free answers of a key were given to :meth:`learn`.

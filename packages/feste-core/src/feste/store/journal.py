@@ -236,7 +236,10 @@ class Journal:
         return done.result()
 
     def close(self) -> None:
-        """Write what is queued, fold the write-ahead log into the file, and release the lock."""
+        """Write what is queued, fold the write-ahead log into the file, and release the lock.
+
+        A run that still uses it fails.
+        """
         self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -244,7 +247,7 @@ class Journal:
     @property
     def is_current(self) -> bool:
         """Whether it can be used, and the path still leads to the file that is open."""
-        if self.failed is not None or not self._thread.is_alive():
+        if self.failed is not None or self._ended or not self._thread.is_alive():
             return False
         try:
             return _identity(self.path) == self.file
@@ -261,7 +264,8 @@ class Journal:
             while True:
                 item = self._queue.get_nowait()
                 if item is not None:
-                    item.then(False, JournalError(f"{self.path} was closed; the next run opens it"))
+                    told = f"{self.path} was closed while a run used it: run again"
+                    item.then(False, JournalFailed(told))
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -523,7 +527,7 @@ class Journal:
         if given is not None and (row := _one(conn, by_id, given, key)) is not None:
             return row  # it is gone if it was damaged
         own = _one(conn, "SELECT * FROM answers WHERE key = ? AND draw = ?", key, str(drawn))
-        if own is not None and not claims.is_taken(own[0], drawn):
+        if own is not None and (not call.sample or claims.take_own(own[0], drawn)):
             return own
         if not call.sample:
             return _one(conn, "SELECT * FROM answers WHERE key = ? ORDER BY id LIMIT 1", key)

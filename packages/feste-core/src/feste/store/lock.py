@@ -52,15 +52,15 @@ class Lock:
             self._wait(path, time.monotonic() + wait)
             #: The highest request and answer that were acknowledged; (0, 0) if nothing is known.
             self.acknowledged = _read(self._file)[1:]
-            self.note(*self.acknowledged)
+            self._write(os.getpid())
         except BaseException:
-            self.close()
+            self._release()
             raise
 
     def _wait(self, path: Path, until: float) -> None:
         while not self._try():
             if time.monotonic() >= until:
-                pid = _read(self._file)[0]
+                pid = _owner(self._file)
                 named = f"process {pid}" if pid else "another process"
                 raise JournalLocked(
                     f"{path} is being written by {named}: wait for it to end (store_wait=60 waits a "
@@ -94,14 +94,22 @@ class Lock:
         :param requests: the highest id of a request that was acknowledged.
         :param answers: the highest id of an answer.
         """
-        text = f"pid {os.getpid()}\nrequests {requests}\nanswers {answers}\n"
+        self.acknowledged = requests, answers
+        self._write(os.getpid())
+
+    def _write(self, pid: int) -> None:
+        requests, answers = self.acknowledged
+        text = f"pid {pid}\nrequests {requests}\nanswers {answers}\n"
         text += f"check {zlib.crc32(text.encode()):08x}\n"
         os.lseek(self._file, 0, os.SEEK_SET)
         os.write(self._file, text.encode().ljust(_LENGTH))
-        self.acknowledged = (requests, answers)
 
     def close(self) -> None:
         """Release the lock. The file stays: removing it would let two processes in."""
+        self._write(0)
+        self._release()
+
+    def _release(self) -> None:
         holder = _held.get(self._identity, self)
         if holder is not self:
             holder._others.append(self._file)
@@ -132,6 +140,24 @@ def acknowledged(path: Path) -> tuple[int, int]:
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def _owner(file: int) -> int:
+    """Return the process that holds the lock; one that just got it is given time to note itself."""
+    until = time.monotonic() + 1.0
+    while not _lives(pid := _read(file)[0]) and time.monotonic() < until:
+        time.sleep(_PAUSE)
+    return pid
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # of another user
+        return True
+    except OSError:
+        return False
+    return pid > 0
 
 
 def _read(file: int) -> tuple[int, int, int]:
