@@ -267,6 +267,23 @@ def test_what_is_no_store_is_told_without_a_traceback(
     )
 
 
+def test_what_the_system_refuses_is_told_without_a_traceback(
+    store: Path, filler: Any, call: Any, feste_command: Run
+) -> None:
+    """One line, exit code 1."""
+    with filler(store) as session:
+        session.buy(call("one"))
+    lock = Path(f"{store}.lock")
+    lock.unlink()
+    lock.mkdir()
+
+    for arguments in (("salvage", store), ("purge", store, "--all", "--yes")):
+        done = feste_command("store", *arguments)
+
+        assert done.returncode == 1 and "irectory" in done.stderr, done
+        assert done.stderr.startswith("feste: ") and done.stderr.count("\n") == 1
+
+
 def test_a_damaged_file_is_told_without_a_traceback(
     store: Path, filler: Any, call: Any, feste_command: Run
 ) -> None:
@@ -303,7 +320,7 @@ def test_verify_and_salvage(
     missing = feste_command("store", "salvage", tmp_path / "no.db")
 
     assert (good.returncode, bad.returncode, again.returncode) == (0, 1, 0)
-    assert " good; 1 sessions, 2 prompts, 2 requests, 2 answers" in " ".join(good.stdout.split())
+    assert " good; 1 session, 2 answers, 2 prompts, 2 requests" in " ".join(good.stdout.split())
     assert "row 1 of answers is not as it was written" in " ".join(bad.stdout.split())
     assert (data["bad"]["answers"], data["opens"]) == (1, True)
     assert saved.returncode == 0 and "answers: kept 1, lost 1" in saved.stdout

@@ -17,6 +17,8 @@ from feste.wording import counted, printable, wrapped
 
 __all__ = ["add"]
 
+_ROWS = ("session", "answer", "prompt", "request")
+
 
 def add(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command.
@@ -123,7 +125,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         _print_json({**asdict(verdict), "quarantined": verdict.quarantined})
         return 1 if verdict.problems else 0
     name = printable(str(path))
-    told = ", ".join(f"{count:,} {table}" for table, count in verdict.good.items())
+    told = ", ".join(counted(verdict.good[f"{row}s"], row) for row in _ROWS)
+    if verdict.quarantined:
+        told += f", {counted(verdict.quarantined, 'damaged row')} in quarantine"
     said = f"{counted(len(verdict.problems), 'problem')} found" if verdict.problems else "good"
     _print(wrapped(f"{name}: {said}; {told}"))
     for problem in verdict.problems:
