@@ -18,7 +18,7 @@ __path__ = extend_path(__path__, __name__)
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from feste import backend, context, errors
+    from feste import backend, context, errors, store
     from feste._compute import acompute, compute, explain, last_report
     from feste.delayed import FesteDelayed, task
     from feste.hookspecs import hookimpl
@@ -37,6 +37,7 @@ __all__ = [
     "explain",
     "hookimpl",
     "last_report",
+    "store",
     "task",
 ]
 
@@ -57,7 +58,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
-    elif name in ("backend", "context", "errors"):
+    elif name in ("backend", "context", "errors", "store"):
         value = import_module(f"feste.{name}")
     else:
         raise AttributeError(f"module 'feste' has no attribute {name!r}")
