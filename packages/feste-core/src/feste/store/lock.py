@@ -70,7 +70,7 @@ class Lock:
             time.sleep(_PAUSE)
 
     def _try(self) -> bool:
-        if self._identity in _held:
+        if self._identity in _held:  # asked first: when that lock is closed, this one would go too
             return False
         try:
             if fcntl is not None:
