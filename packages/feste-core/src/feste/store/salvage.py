@@ -20,7 +20,7 @@ from pathlib import Path
 from feste.errors import JournalDamaged, JournalError, JournalFailed, JournalTooNew
 from feste.store import carve, schema
 from feste.store.lock import Lock
-from feste.store.reading import beside, connect
+from feste.store.reading import UNREADABLE, beside, connect
 from feste.store.verify import verify
 
 __all__ = ["Salvaged", "salvage"]
@@ -96,7 +96,7 @@ def salvage(path: str | Path) -> Salvaged:
 
 def _check_version(path: Path) -> None:
     """Leave a store alone whose tables this version does not know."""
-    with suppress(sqlite3.Error, JournalDamaged), closing(connect(path)) as conn:
+    with suppress(*UNREADABLE, JournalDamaged), closing(connect(path)) as conn:
         try:
             schema.identify(conn, str(path))
         except JournalTooNew:
@@ -140,7 +140,7 @@ def _lost(path: Path, good: dict[str, set[int]], acknowledged: tuple[int, int]) 
     """Return how many rows of each table the damaged store had besides the good ones."""
     reached = dict(zip(("requests", "answers"), acknowledged, strict=True))
     conn = None
-    with suppress(sqlite3.Error, JournalDamaged):
+    with suppress(*UNREADABLE, JournalDamaged):
         conn = connect(path)
     try:
         lost = {}
@@ -162,8 +162,8 @@ def _listed(conn: sqlite3.Connection | None, table: str, top: int) -> set[int]:
         try:
             for (low,) in conn.execute(numbers):
                 found.add(low)
-        except sqlite3.Error:
-            with suppress(sqlite3.Error):
+        except UNREADABLE:
+            with suppress(*UNREADABLE):
                 for (high,) in conn.execute(f"{numbers} DESC"):
                     found.add(high)
     return found.union(range(low + 1, min(high, top + 1)))

@@ -177,7 +177,7 @@ def tables(conn: sqlite3.Connection) -> set[str]:
     """
     try:
         found = conn.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-    except UnicodeDecodeError:  # SQLite tells of damage in words that are damaged
+    except UnicodeDecodeError:  # SQLite names what is malformed, which may be no text
         return {""}
     return {sql for (sql,) in found}
 
