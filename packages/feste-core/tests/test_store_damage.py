@@ -580,6 +580,22 @@ def test_a_damaged_answer_is_moved_to_quarantine(moments: Moments, tmp_path: Pat
     assert known(path) == set(range(CALLS))
 
 
+def test_a_damaged_request_at_the_end_is_no_loss(tmp_path: Path) -> None:
+    """It is moved to quarantine when the store is opened, and not missed the next time."""
+    path = tmp_path / "s.db"
+    with closing(Journal(path)) as journal:
+        buy(journal, 1)
+        ask(journal.intend, request(2), [request(2)])
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("UPDATE requests SET model = 'n' WHERE id = 2")
+        conn.commit()
+    Journal(path).close()
+
+    assert known(path) == {1}
+    assert verify(path).quarantined == 1
+    assert verify(path).problems == []
+
+
 def test_rows_at_the_end_may_be_deleted(tmp_path: Path) -> None:
     """What is noted beside the store is lowered before: a crash in between looks like no damage."""
     path = tmp_path / "s.db"
