@@ -346,6 +346,39 @@ def test_salvage_keeps_the_damaged_files(moments: Moments, tmp_path: Path) -> No
     assert first.lines[-1] == f"The damaged files are in {first.folder}"
 
 
+@pytest.mark.parametrize("step", range(1, 4))
+def test_a_salvage_that_is_killed_loses_nothing(
+    moments: Moments, tmp_path: Path, step: int
+) -> None:
+    """Before each of its changes: the store is the damaged one, or noticed, and nothing is gone."""
+    whole, _ = moments.killed[-1]
+    log = whole.log[:99] + b"x" + whole.log[100:]
+    path = whole._replace(log=log).put(tmp_path / "s")
+    script = f"""
+import os, sys
+from feste.store.salvage import salvage
+steps = []
+def watch(event, args):
+    if event in ("os.link", "os.rename"):
+        steps.append(event)
+        if len(steps) == {step}:
+            os._exit(9)
+sys.addaudithook(watch)
+salvage({str(path)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 9
+    with pytest.raises(JournalDamaged, match="lacks"):
+        Journal(path)
+    (folder,) = path.parent.glob("*.damaged-*")
+    left = folder if step > 2 else path.parent
+    assert (left / "s.db").read_bytes() == whole.file
+    assert (left / "s.db-wal").read_bytes() == log
+    (left / "s.db.lock").write_bytes(whole.lock)
+
+    assert salvage(left / "s.db").kept["answers"] >= CALLS - 1
+    assert len(known(left / "s.db")) >= CALLS - 1
+
+
 def test_salvage_waits_for_no_writer(tmp_path: Path) -> None:
     """A store that is being written is left alone, by the writer's own process as well."""
     path = tmp_path / "s.db"

@@ -183,18 +183,19 @@ def _temporary(path: Path) -> Iterator[Path]:
 def _exchange(path: Path, new: Path) -> Path:
     """Put a new file in the place of a store; return the folder that its files were moved to.
 
-    At every moment the store is the damaged one or the new one: its log goes first, because SQLite
-    would apply it to the new one; without it, the note in the lock file tells that rows are missing.
+    At every moment the store is the damaged one or the new one. Its log goes before, because SQLite
+    would apply it to the new one. Should the process die in between, the note in the lock file tells
+    that rows are missing, and the folder has the whole damaged store.
     """
+    _sync(new)
     folder = _folder(path)
-    for end in _BESIDE:
-        if beside(path, end).exists():
-            os.rename(beside(path, end), folder / beside(path, end).name)
     try:
         os.link(path, folder / path.name)
     except OSError:  # a file system without links
         os.rename(path, folder / path.name)
-    _sync(new)
+    for end in _BESIDE:
+        if beside(path, end).exists():
+            os.rename(beside(path, end), folder / beside(path, end).name)
     _sync(folder)
     os.replace(new, path)
     _sync(path.parent)
