@@ -22,8 +22,8 @@ import pytest
 from feste.backend import Request, Response, Usage
 from feste.draw import Draw
 from feste.errors import JournalDamaged, JournalError, JournalLocked, JournalTooNew
+from feste.store import carve, schema, wal
 from feste.store import journal as journals
-from feste.store import schema, wal
 from feste.store.journal import Journal
 from feste.store.rows import Answer, Found, Wanted
 from feste.store.salvage import salvage
@@ -245,15 +245,76 @@ def test_salvage_needs_no_tree(moments: Moments, tmp_path: Path) -> None:
     assert rows(path) == moments.rows
 
 
-def test_salvage_prefers_the_version_that_ended_last(moments: Moments, tmp_path: Path) -> None:
-    """Rewritten pages hold requests as they were before they ended."""
-    whole, _ = moments.killed[-1]
-    path = whole._replace(file=whole.file[:100]).put(tmp_path / "s")
-    salvage(path)
+def test_salvage_reads_numbers_that_sqlite_stores_shorter(tmp_path: Path) -> None:
+    """A whole number is stored as an integer, in a column of floats as well."""
+    path = tmp_path / "s.db"
+    row = {"id": 1, "place": "answers", "row": "[]", "found": 2.0}
+    with closing(Journal(path)) as journal:
+        journal.run(lambda conn: schema.write(conn, "quarantine", row))
+    path.write_bytes(bytes(4096) + path.read_bytes()[4096:])
 
-    assert {row[11] for (table, _), row in rows(path).items() if table == "requests"} == {
-        "answered"
-    }
+    assert salvage(path).kept["quarantine"] == 1
+
+
+def framed(whole: Files) -> tuple[list[bytes], int]:
+    """Return the frames of a log, also those of before, and how many are of now."""
+    size = 24 + schema.PAGE
+    slots = [whole.log[at : at + size] for at in range(32, len(whole.log), size)]
+    return slots, sum(slot[8:16] == whole.log[16:24] for slot in slots)
+
+
+def carved(whole: Files, frames: list[bytes], folder: Path) -> set[tuple[str, Any]]:
+    """Return the rows that are found with other frames in the log."""
+    path = whole._replace(log=whole.log[:32] + b"".join(frames)).put(folder)
+    found = carve.rows(path, path.with_name("s.db-wal"))
+    return {(row.table, row.values[0]) for row in found if row.table in TABLES}
+
+
+def test_frames_of_before_do_not_count(moments: Moments, tmp_path: Path) -> None:
+    """Those of now do, though their checksum or their salts are damaged."""
+    whole, _ = moments.killed[CALLS // 3 + 1]
+    slots, count = framed(whole)
+
+    def numbers() -> list[bool]:
+        log = whole.log[:32] + b"".join(slots)
+        path = whole._replace(log=log).put(tmp_path / "s").with_name("s.db-wal")
+        with closing(wal.File(path)) as file:
+            return [frame.sound for frame in wal.frames(file)]
+
+    assert len(slots) > count
+    assert numbers() == [True] * count
+    slots[3] = slots[3][:9] + b"x" + slots[3][10:]
+    assert numbers() == [True] * count
+    slots[5] = slots[5][:99] + b"x" + slots[5][100:]
+    assert numbers() == [n != 5 for n in range(count)]
+
+
+def test_a_frame_with_another_frames_number_hides_no_row(moments: Moments, tmp_path: Path) -> None:
+    """What is wrong in one frame costs the row that is in it."""
+    whole, _ = moments.killed[-1]
+    slots, count = framed(whole)
+    # overflow pages begin with the number of the next one, other pages with their kind
+    parts = [n for n in range(count) if slots[n][24] == 0]
+    assert len(parts) > 4
+    for one, other in zip(parts, [*parts[3:], *parts[:3]], strict=True):
+        damaged = slots[:]
+        damaged[one] = slots[other][:4] + slots[one][4:]
+        lost = moments.rows.keys() - carved(whole, damaged, tmp_path / "s")
+
+        assert len(lost) <= 1, f"frames {one} and {other}: {lost}"
+
+
+def test_salvage_prefers_the_version_that_ended_last(moments: Moments, tmp_path: Path) -> None:
+    """Rewritten pages hold requests as they were before they ended, wherever they stand."""
+    whole, _ = moments.killed[-1]
+    slots, count = framed(whole)
+    for frames in (slots, [*slots[:count][::-1], *slots[count:]]):
+        log = whole.log[:32] + b"".join(frames)
+        path = whole._replace(file=whole.file[:100], log=log).put(tmp_path / "s")
+        salvage(path)
+        outcomes = {row[11] for (table, _), row in rows(path).items() if table == "requests"}
+
+        assert outcomes == {"answered"}
 
 
 def test_salvage_changes_nothing_without_need(moments: Moments, tmp_path: Path) -> None:
@@ -285,6 +346,39 @@ def test_salvage_keeps_the_damaged_files(moments: Moments, tmp_path: Path) -> No
     assert first.lines[-1] == f"The damaged files are in {first.folder}"
 
 
+@pytest.mark.parametrize("step", range(1, 4))
+def test_a_salvage_that_is_killed_loses_nothing(
+    moments: Moments, tmp_path: Path, step: int
+) -> None:
+    """Before each of its changes: the store is the damaged one, or noticed, and nothing is gone."""
+    whole, _ = moments.killed[-1]
+    log = whole.log[:99] + b"x" + whole.log[100:]
+    path = whole._replace(log=log).put(tmp_path / "s")
+    script = f"""
+import os, sys
+from feste.store.salvage import salvage
+steps = []
+def watch(event, args):
+    if event in ("os.link", "os.rename"):
+        steps.append(event)
+        if len(steps) == {step}:
+            os._exit(9)
+sys.addaudithook(watch)
+salvage({str(path)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 9
+    with pytest.raises(JournalDamaged, match="lacks"):
+        Journal(path)
+    (folder,) = path.parent.glob("*.damaged-*")
+    left = folder if step > 2 else path.parent
+    assert (left / "s.db").read_bytes() == whole.file
+    assert (left / "s.db-wal").read_bytes() == log
+    (left / "s.db.lock").write_bytes(whole.lock)
+
+    assert salvage(left / "s.db").kept["answers"] >= CALLS - 1
+    assert len(known(left / "s.db")) >= CALLS - 1
+
+
 def test_salvage_waits_for_no_writer(tmp_path: Path) -> None:
     """A store that is being written is left alone, by the writer's own process as well."""
     path = tmp_path / "s.db"
@@ -307,11 +401,11 @@ def test_verify_reads_beside_a_writer(tmp_path: Path) -> None:
         mine = verify(path)
         told = other_process("print(verify(path).good['answers'], verify(path).problems)", path)
         buy(journal, 2)
-        with pytest.raises(JournalLocked):  # verify has not freed the lock
-            salvage(path)
+        locked = other_process("salvage(path)", path)  # verify has not freed the lock
 
     assert mine.good["answers"] == 1
     assert told == "1 []"
+    assert locked == f"JournalLocked {os.getpid()}"
 
 
 def other_process(statement: str, path: Path) -> str:
@@ -342,6 +436,9 @@ def spoiled(kind: str, whole: Files, folder: Path) -> Path:
         path.write_text("My notes.\n" * 500)
     elif kind == "truncated":
         path.write_bytes(whole.file[: len(whole.file) // 2])
+    elif kind == "malformed":  # SQLite names the table, which is no text
+        named = whole.file.replace(b"tablesessions", b"tables\xe1ssions")
+        path.write_bytes(named.replace(b"began REAL", b'began R"AL'))
     elif kind in ("empty", "emptied"):
         path.write_bytes(b"")
         if kind == "emptied":
@@ -377,6 +474,7 @@ def spoiled(kind: str, whole: Files, folder: Path) -> Path:
         ("empty", "lacks", None),
         ("emptied", "is empty", None),
         ("truncated", "malformed", 1),
+        ("malformed", "not those of a store", CALLS),
         ("trigger", "not those of a store", CALLS),
         ("view", "not those of a store", CALLS),
         ("no number", "not those of a store", CALLS),
@@ -515,6 +613,42 @@ def test_a_damaged_answer_is_moved_to_quarantine(moments: Moments, tmp_path: Pat
     assert known(path) == set(range(CALLS))
 
 
+def test_a_damaged_request_at_the_end_is_no_loss(tmp_path: Path) -> None:
+    """It is moved to quarantine when the store is opened, and not missed the next time."""
+    path = tmp_path / "s.db"
+    with closing(Journal(path)) as journal:
+        buy(journal, 1)
+        ask(journal.intend, request(2), [request(2)])
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("UPDATE requests SET model = 'n' WHERE id = 2")
+        conn.commit()
+    Journal(path).close()
+
+    assert known(path) == {1}
+    assert verify(path).quarantined == 1
+    assert verify(path).problems == []
+
+
+def test_rows_at_the_end_may_be_deleted(tmp_path: Path) -> None:
+    """What is noted beside the store is lowered before: a crash in between looks like no damage."""
+    path = tmp_path / "s.db"
+    notes: dict[str, bytes] = {}
+
+    def delete(conn: sqlite3.Connection) -> None:
+        conn.set_trace_callback(
+            lambda text: notes.setdefault(text, path.with_name("s.db.lock").read_bytes())
+        )
+        conn.execute("DELETE FROM answers WHERE id = 2")
+
+    with closing(Journal(path)) as journal:
+        buy(journal, 1)
+        buy(journal, 2)
+        journal.run(delete)
+
+    assert b"answers 1\n" in notes["COMMIT"]
+    assert known(path) == {1}
+
+
 def test_an_operation_that_raises_leaves_nothing(tmp_path: Path) -> None:
     """Not in the tables, and not in what is noted beside them."""
     path = tmp_path / "s.db"
@@ -528,8 +662,9 @@ def test_an_operation_that_raises_leaves_nothing(tmp_path: Path) -> None:
             journal.run(raises)
         buy(journal, 1)
 
-    assert 1 in known(path)
+    assert known(path) == {1}
     assert verify(path).good["answers"] == 1
+    assert verify(path).problems == []
 
 
 def test_texts_that_sqlite_cannot_hold_are_written(tmp_path: Path) -> None:

@@ -48,10 +48,12 @@ if how == "size":
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 elif how == "pages":
     journal.run(lambda conn: conn.execute("PRAGMA max_page_count = 100"))
+numbers = dict(enumerate(hand))
 kept = {}
 for n in range(100, 1100):
     ok, number = ask(journal.intend, request(n), [request(n)])
     if ok:
+        numbers[n] = number
         ok, _ = ask(journal.record, [answer(n, 30_000)], number=number)
     if not ok:
         break
@@ -77,7 +79,7 @@ with closing(Journal(path, read_only=True)) as journal:
         ok, (found,) = ask(journal.recall, [Wanted(request(n).key, request(n).draws[0], True)])
         assert found.response == answer(n, size).response, n
     rows = dict(journal.run(lambda conn: conn.execute("SELECT id, outcome FROM requests").fetchall()))
-for n, number in enumerate(hand):
+for n, number in numbers.items():
     assert rows[number] == ("answered" if n in kept else "sent"), (n, rows[number])
 print(len(kept))
 '''

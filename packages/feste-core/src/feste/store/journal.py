@@ -403,6 +403,7 @@ class Journal:
             conn.execute("BEGIN")
             self._begin_session(conn)
             self._find_unknown(conn)
+            self._note(schema.last(conn), lower=True)
             conn.execute("COMMIT")
         except BaseException:
             conn.close()

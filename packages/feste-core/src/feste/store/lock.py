@@ -70,7 +70,7 @@ class Lock:
             time.sleep(_PAUSE)
 
     def _try(self) -> bool:
-        if self._identity in _held:
+        if self._identity in _held:  # asked first: when that lock is closed, this one would go too
             return False
         try:
             if fcntl is not None:
@@ -106,8 +106,10 @@ class Lock:
 
     def close(self) -> None:
         """Release the lock. The file stays: removing it would let two processes in."""
-        self._write(0)
-        self._release()
+        try:
+            self._write(0)
+        finally:
+            self._release()
 
     def _release(self) -> None:
         holder = _held.get(self._identity, self)
@@ -151,6 +153,8 @@ def _owner(file: int) -> int:
 
 
 def _lives(pid: int) -> bool:
+    if os.name == "nt":  # where this would send Ctrl-C
+        return pid > 0
     try:
         os.kill(pid, 0)
     except PermissionError:  # of another user

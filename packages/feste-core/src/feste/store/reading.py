@@ -8,7 +8,10 @@ from pathlib import Path
 from feste.errors import JournalDamaged
 from feste.store import schema
 
-__all__ = ["beside", "check_end", "configure", "connect"]
+__all__ = ["UNREADABLE", "beside", "check_end", "configure", "connect"]
+
+#: What reading a damaged file raises; SQLite's message may name something that is no text.
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
 
 
 def beside(path: Path, end: str) -> Path:

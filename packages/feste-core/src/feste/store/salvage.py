@@ -20,7 +20,7 @@ from pathlib import Path
 from feste.errors import JournalDamaged, JournalError, JournalFailed, JournalTooNew
 from feste.store import carve, schema
 from feste.store.lock import Lock
-from feste.store.reading import beside, connect
+from feste.store.reading import UNREADABLE, beside, connect
 from feste.store.verify import verify
 
 __all__ = ["Salvaged", "salvage"]
@@ -96,7 +96,7 @@ def salvage(path: str | Path) -> Salvaged:
 
 def _check_version(path: Path) -> None:
     """Leave a store alone whose tables this version does not know."""
-    with suppress(sqlite3.Error, JournalDamaged), closing(connect(path)) as conn:
+    with suppress(*UNREADABLE, JournalDamaged), closing(connect(path)) as conn:
         try:
             schema.identify(conn, str(path))
         except JournalTooNew:
@@ -140,7 +140,7 @@ def _lost(path: Path, good: dict[str, set[int]], acknowledged: tuple[int, int]) 
     """Return how many rows of each table the damaged store had besides the good ones."""
     reached = dict(zip(("requests", "answers"), acknowledged, strict=True))
     conn = None
-    with suppress(sqlite3.Error, JournalDamaged):
+    with suppress(*UNREADABLE, JournalDamaged):
         conn = connect(path)
     try:
         lost = {}
@@ -162,8 +162,8 @@ def _listed(conn: sqlite3.Connection | None, table: str, top: int) -> set[int]:
         try:
             for (low,) in conn.execute(numbers):
                 found.add(low)
-        except sqlite3.Error:
-            with suppress(sqlite3.Error):
+        except UNREADABLE:
+            with suppress(*UNREADABLE):
                 for (high,) in conn.execute(f"{numbers} DESC"):
                     found.add(high)
     return found.union(range(low + 1, min(high, top + 1)))
@@ -183,18 +183,19 @@ def _temporary(path: Path) -> Iterator[Path]:
 def _exchange(path: Path, new: Path) -> Path:
     """Put a new file in the place of a store; return the folder that its files were moved to.
 
-    At every moment the store is the damaged one or the new one: its log goes first, because SQLite
-    would apply it to the new one; without it, the note in the lock file tells that rows are missing.
+    At every moment the store is the damaged one or the new one. Its log goes before, because SQLite
+    would apply it to the new one. Should the process die in between, the note in the lock file tells
+    that rows are missing, and the folder has the whole damaged store.
     """
+    _sync(new)
     folder = _folder(path)
-    for end in _BESIDE:
-        if beside(path, end).exists():
-            os.rename(beside(path, end), folder / beside(path, end).name)
     try:
         os.link(path, folder / path.name)
     except OSError:  # a file system without links
         os.rename(path, folder / path.name)
-    _sync(new)
+    for end in _BESIDE:
+        if beside(path, end).exists():
+            os.rename(beside(path, end), folder / beside(path, end).name)
     _sync(folder)
     os.replace(new, path)
     _sync(path.parent)

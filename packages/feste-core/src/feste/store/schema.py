@@ -175,7 +175,11 @@ def tables(conn: sqlite3.Connection) -> set[str]:
 
     :param conn: a connection to it.
     """
-    return {sql for (sql,) in conn.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+    try:
+        found = conn.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    except UnicodeDecodeError:  # SQLite names what is malformed, which may be no text
+        return {""}
+    return {sql for (sql,) in found}
 
 
 def last(conn: sqlite3.Connection) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from feste.errors import JournalError
 from feste.store import schema
 from feste.store.lock import acknowledged
-from feste.store.reading import beside, check_end, connect
+from feste.store.reading import UNREADABLE, beside, check_end, connect
 from feste.store.rows import decode
 
 __all__ = ["Verdict", "verify"]
@@ -77,7 +77,7 @@ def _verify(path: Path) -> Verdict:
             check_end(path, reached, schema.last(conn) if version else (0, 0))
     except JournalError as error:
         _refuse(verdict, error.message)
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         _refuse(verdict, f"{path} cannot be read ({error})")
     return verdict
 
@@ -102,7 +102,7 @@ def _check_rows(conn: sqlite3.Connection, table: str, verdict: Verdict) -> None:
             counts[table] += 1
             if problem and counts[table] <= _TOLD:
                 verdict.problems.append(f"row {name} of {table} {problem}")
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         _refuse(verdict, f"{table} cannot be read beyond row {name} ({error})")
 
 

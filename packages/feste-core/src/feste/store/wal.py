@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from io import BytesIO
+from operator import eq
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def frames(log: File) -> Iterator[Frame]:
         page = content[_FRAME.size :]
         sound = len(page) == PAGE and _checksum(content[:8] + page, before, order) == (sum1, sum2)
         before = (sum1, sum2)
-        if sound or tuple(own) == salts:
+        if any(map(eq, own, salts)):  # of the two one may be damaged
             yield Frame(number, at + _FRAME.size, sound)
 
 
