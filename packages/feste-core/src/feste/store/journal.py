@@ -586,8 +586,8 @@ class Journal:
             outcome=outcome,
             billed="yes" if response is not None else getattr(error, "billed", "no"),
             request_id=response.request_id if response is not None else None,
-            input_tokens=usage.input if usage is not None else None,
-            output_tokens=usage.output if usage is not None else None,
+            input_tokens=int(usage.input) if usage is not None else None,
+            output_tokens=int(usage.output) if usage is not None else None,
         )
         if outcome != "answered":
             row["raw"] = _raw(response)
