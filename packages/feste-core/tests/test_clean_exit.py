@@ -92,7 +92,9 @@ def test_a_program_that_used_everything_ends_silently(end: str) -> None:
 
     assert done.stdout.splitlines()[0] == "5 True"
     assert done.stdout.splitlines()[1:] == (["7"] if "at exit" in end else [])
-    assert (done.returncode, done.stderr) == (0, "")
+    # in this mode asyncio tells what took long, which a busy machine may do
+    told = [line for line in done.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (done.returncode, told) == (0, [])
 
 
 BUSY = {

@@ -24,7 +24,7 @@ import feste
 from feste import context, draw
 from feste.backend import Reply
 from feste.draw import Determinism, Draw
-from feste.errors import RunFailed, ServerError
+from feste.errors import InvalidRequest, RunFailed
 from feste.graph import FesteGraph
 from feste.prompt import Prompt
 from feste.testing import FakeBackend, FakeParams, fresh_draws
@@ -460,8 +460,7 @@ def test_two_nodes_are_asked_twice() -> None:
 
 def test_answers_that_were_paid_survive_a_failed_run() -> None:
     """After a failure only what failed is asked again."""
-    backend = FakeBackend(fail={"bad": ServerError("down")})
-    backend.fail["bad"].retry_after = 0.0
+    backend = FakeBackend(fail={"bad": InvalidRequest("no")})
     good, bad = backend.chat("good"), backend.chat("bad")
     both = effect(good, bad)
     with pytest.raises(RunFailed):
