@@ -179,6 +179,7 @@ def check_unknown(crashes: Crashes, told: Any, ledger: list[Any]) -> None:
         unknown.update(named)
         prompts_sent[sent] = set(named)
 
+    print(f"{crashes.kills} kills: {len(ledger)} answers made, {lost.total()} of them lost in flight")
     # every answer that was made and not kept was in flight when a program was killed
     assert lost <= unknown, lost - unknown
     # and every one that was kept is delivered
