@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from typing import Any
 
 import pytest
 
+import feste
+from feste.backend import Backend, operation
 from feste.testing import SimServer
 
 HERE = Path(__file__).parent
@@ -179,6 +182,9 @@ def check_unknown(crashes: Crashes, told: Any, ledger: list[Any]) -> None:
         unknown.update(named)
         prompts_sent[sent] = set(named)
 
+    print(
+        f"{crashes.kills} kills: {len(ledger)} answers made, {lost.total()} of them lost in flight"
+    )
     # every answer that was made and not kept was in flight when a program was killed
     assert lost <= unknown, lost - unknown
     # and every one that was kept is delivered
@@ -242,6 +248,60 @@ def test_nothing_is_ahead_of_the_store(crashes: Any, tmp_path: Path) -> None:
     watched = crashes("steps", 240, store=str(tmp_path / "runs.db"))
 
     check(watched, watched.end(), 0)
+
+
+class Hold:
+    """Keeps others from writing the store for a moment.
+
+    :param store: the store.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.conn = sqlite3.connect(store, isolation_level=None, check_same_thread=False)
+        self.released = threading.Event()
+        self.timer = threading.Timer(0.3, self._release)
+
+    def begin(self) -> None:
+        self.conn.execute("BEGIN IMMEDIATE")
+        self.timer.start()
+
+    def _release(self) -> None:
+        self.released.set()
+        self.conn.execute("ROLLBACK")
+        self.conn.close()
+
+
+@pytest.mark.parametrize("held", ["request", "answer"])
+def test_nothing_goes_on_before_the_file_has_it(tmp_path: Path, held: str) -> None:
+    """While a request cannot be noted it is not sent; while an answer cannot, nothing uses it."""
+    store = tmp_path / "runs.db"
+    seen = []
+
+    class Slow(Backend):
+        @operation
+        async def ask(self, prompt: str) -> str:
+            if held == "answer" and prompt == "held":
+                hold.begin()
+            seen.append(hold.released.is_set())
+            return prompt
+
+    @feste.task
+    def use(answer: str) -> None:
+        seen.append(hold.released.is_set())
+
+    hold = Hold(store)
+    try:
+        feste.compute(Slow().ask("the store is open now"), store=store)
+        seen.clear()
+        if held == "request":
+            hold.begin()
+        feste.compute(use(Slow().ask("held")), store=store)
+    finally:
+        if hold.timer.ident:
+            hold.timer.join()
+        feste.store.close()
+
+    assert seen == [held == "request", True]
 
 
 def test_another_server_is_another_call(crashes: Any) -> None:

@@ -6,12 +6,16 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from feste.store.journal import Journal
 
 LONG = 60.0
 
@@ -185,3 +189,27 @@ def test_a_fork_can_take_over_the_store(start: Any, tmp_path: Path) -> None:
     parent.process.communicate(timeout=LONG)
     texts = ["of the parent", "of the child", "of the parent, later"]
     assert asked(tmp_path / "runs.db") == texts
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_waits_for_sqlite(tmp_path: Path) -> None:
+    """A child that was forked inside SQLite would find its locks taken for ever."""
+    journal = Journal(tmp_path / "runs.db")
+    began, done = threading.Event(), []
+
+    def work(conn: sqlite3.Connection) -> None:
+        began.set()
+        time.sleep(0.2)
+        done.append(True)
+
+    thread = threading.Thread(target=journal.run, args=(work,))
+    thread.start()
+    began.wait(LONG)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if done else 1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    thread.join()
+    journal.close()
+
+    assert code == 0

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from feste.draw import Draw
@@ -68,13 +67,18 @@ class Request:
         """
         return canonical([self.plugin, self.operation, self.endpoint, self.parser, self.body])
 
-    @cached_property
+    # Cached by hand: until Python 3.12 cached_property has a lock, which a fork may inherit locked.
+
+    @property
     def key(self) -> str:
         """SHA-256 of :attr:`text`, in hex; equal requests have equal keys on every machine.
 
         :raises ConfigError: if the body is not plain JSON.
         """
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        known: str | None = self.__dict__.get("_key")
+        if known is None:
+            known = self.__dict__["_key"] = hashlib.sha256(self.text.encode()).hexdigest()
+        return known
 
     def check(self) -> None:
         """Raise if the body cannot be sent.
@@ -93,19 +97,26 @@ class Request:
         """The number of calls that this request answers."""
         return max(1, len(self.draws))
 
-    @cached_property
+    @property
     def size(self) -> int:
         """The size of the body as JSON, in bytes."""
-        return len(json.dumps(self.body, separators=(",", ":"), default=str))
+        known: int | None = self.__dict__.get("_size")
+        if known is None:
+            known = len(json.dumps(self.body, separators=(",", ":"), default=str))
+            self.__dict__["_size"] = known
+        return known
 
-    @cached_property
+    @property
     def tokens(self) -> int:
         """A rough count of the tokens that the provider reads: one for four bytes of text.
 
         That is the usual rule for English. Only texts of the body count, not the names of its fields.
         """
-        texts = (value for name, value in self.body.items() if name != "model")
-        return sum(map(_text_bytes, texts)) // 4 + 1
+        known: int | None = self.__dict__.get("_tokens")
+        if known is None:
+            texts = (value for name, value in self.body.items() if name != "model")
+            known = self.__dict__["_tokens"] = sum(map(_text_bytes, texts)) // 4 + 1
+        return known
 
 
 def _text_bytes(value: Any) -> int:

@@ -27,6 +27,7 @@ from feste.backend import Request, Response
 from feste.errors import CallError, FesteError, JournalDamaged, JournalError, JournalFailed
 from feste.store import schema
 from feste.store.claims import Claims
+from feste.store.forks import fork_lock
 from feste.store.lock import Lock
 from feste.store.reading import beside, check_end, configure, connect
 from feste.store.rows import Answer, Earlier, Found, Wanted, calls_as_json, decode, draw_of, encode
@@ -89,6 +90,7 @@ class Journal:
         self._named: dict[tuple[int, str, str], Any] = {}
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._ended = False
+        self._in_sqlite = fork_lock()
         opened: Future[None] = Future()
         name = f"feste-store-{self.path.name}"
         self._thread = threading.Thread(
@@ -271,7 +273,10 @@ class Journal:
 
     def _work(self, wait: float, opened: Future[None]) -> None:
         try:
-            conn = self._open_read_only() if self.read_only else self._open(wait)
+            if not self.read_only:
+                self._take(wait)
+            with self._in_sqlite:
+                conn = self._open_read_only() if self.read_only else self._open()
             self.file = _identity(self.path)
         except BaseException as error:
             if self._lock is not None:
@@ -284,7 +289,8 @@ class Journal:
             while self._turn(conn):
                 pass
         finally:
-            self._close(conn)
+            with self._in_sqlite:
+                self._close(conn)
             self._ended = True
             self._refuse_rest()
 
@@ -297,7 +303,8 @@ class Journal:
         except Empty:
             pass
         wanted = [item for item in items if item is not None]
-        outcomes = self._outcomes(conn, wanted)
+        with self._in_sqlite:
+            outcomes = self._outcomes(conn, wanted)
         with ExitStack() as stack:  # an error in one of them keeps none of the others waiting
             for item, (ok, value) in reversed(list(zip(wanted, outcomes, strict=True))):
                 stack.callback(item.then, ok, value)
@@ -382,10 +389,13 @@ class Journal:
     def _ballast(self) -> Path:
         return self.path.with_name(self.path.name + ".reserve")
 
-    def _open(self, wait: float) -> sqlite3.Connection:
+    def _take(self, wait: float) -> None:
         if not self.path.parent.exists():
             self.path.parent.mkdir(mode=0o700, parents=True)
         self._lock = Lock(self.path, wait)
+
+    def _open(self) -> sqlite3.Connection:
+        assert self._lock is not None, "taken before"
         _make_file(self.path)
         version = self._check(self._lock)
         if 0 < version < schema.VERSION:

@@ -92,8 +92,12 @@ def write(conn: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
     :param table: the table.
     :param row: the columns by name, JSON atoms; one that is missing becomes NULL.
     """
-    values = [_storable(row.get(name)) for name in TABLES[table]]
-    conn.execute(_INSERT[table], (*values, _seal(table, values)))
+    values = [row.get(name) for name in TABLES[table]]
+    try:
+        conn.execute(_INSERT[table], (*values, _seal(table, values)))
+    except (UnicodeEncodeError, OverflowError):
+        values = [_storable(value) for value in values]
+        conn.execute(_INSERT[table], (*values, _seal(table, values)))
 
 
 def _storable(value: Any) -> Any:
