@@ -18,10 +18,10 @@ import pytest
 
 from feste.errors import InvalidRequest
 from feste.store import schema
+from feste.store.contents.reader import Reader
+from feste.store.contents.summary import summarize
 from feste.store.journal import Journal
-from feste.store.reader import Reader
 from feste.store.rows import Wanted
-from feste.store.summary import summarize
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

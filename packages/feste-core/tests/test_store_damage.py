@@ -22,12 +22,12 @@ import pytest
 from feste.backend import Request, Response, Usage
 from feste.draw import Draw
 from feste.errors import JournalDamaged, JournalError, JournalLocked, JournalTooNew
-from feste.store import carve, schema, wal
-from feste.store import journal as journals
+from feste.store import opening, schema
 from feste.store.journal import Journal
+from feste.store.repair import carve, wal
+from feste.store.repair.salvage import salvage
+from feste.store.repair.verify import verify
 from feste.store.rows import Answer, Found, Wanted
-from feste.store.salvage import salvage
-from feste.store.verify import verify
 
 CASES = int(os.environ.get("DAMAGE_CASES", "60"))
 CALLS = 24
@@ -36,7 +36,7 @@ TABLES = ("prompts", "requests", "answers")
 
 @pytest.fixture(autouse=True)
 def small_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journals, "BALLAST", 1 << 12)
+    monkeypatch.setattr(opening, "BALLAST", 1 << 12)
 
 
 def request(n: int) -> Request:
@@ -356,7 +356,7 @@ def test_a_salvage_that_is_killed_loses_nothing(
     path = whole._replace(log=log).put(tmp_path / "s")
     script = f"""
 import os, sys
-from feste.store.salvage import salvage
+from feste.store.repair.salvage import salvage
 steps = []
 def watch(event, args):
     if event in ("os.link", "os.rename"):
@@ -413,8 +413,8 @@ def other_process(statement: str, path: Path) -> str:
     script = f"""
 from pathlib import Path
 from feste.errors import JournalLocked
-from feste.store.salvage import salvage
-from feste.store.verify import verify
+from feste.store.repair.salvage import salvage
+from feste.store.repair.verify import verify
 path = Path({str(path)!r})
 try:
     {statement}
@@ -521,8 +521,8 @@ from pathlib import Path
 from feste.errors import JournalError
 from feste.store import schema
 from feste.store.journal import Journal
-from feste.store.salvage import salvage
-from feste.store.verify import verify
+from feste.store.repair.salvage import salvage
+from feste.store.repair.verify import verify
 
 class Evil:
     def __reduce__(self):
@@ -658,7 +658,7 @@ def test_an_operation_that_raises_leaves_nothing(tmp_path: Path) -> None:
         raise ValueError("no")
 
     with closing(Journal(path)) as journal:
-        with pytest.raises(ValueError, match="no"):
+        with pytest.raises(JournalError, match="no"):
             journal.run(raises)
         buy(journal, 1)
 

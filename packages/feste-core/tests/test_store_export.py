@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from feste.backend import Request, Usage
 from feste.draw import Draw
 from feste.errors import ConfigError, JournalError
-from feste.store.export import export
-from feste.store.reader import Reader
+from feste.store.contents.export import export
+from feste.store.contents.reader import Reader
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -23,7 +23,7 @@ from feste.draw import Draw
 from feste.errors import JournalFailed
 from feste.store.journal import Journal
 from feste.store.rows import Answer, Wanted
-from feste.store.verify import verify
+from feste.store.repair.verify import verify
 
 how, path = sys.argv[1], Path(sys.argv[2])
 

@@ -15,11 +15,10 @@ import pytest
 from feste.backend import Request, Response, Usage
 from feste.draw import Draw
 from feste.errors import CallTimeout, JournalError, JournalTooNew
-from feste.store import journal as journals
-from feste.store import schema
+from feste.store import opening, schema
 from feste.store.journal import Journal
+from feste.store.repair.verify import verify
 from feste.store.rows import Answer, Found, Wanted
-from feste.store.verify import verify
 
 STORES = Path(__file__).parent / "stores"
 CALLS = 5
@@ -27,7 +26,7 @@ CALLS = 5
 
 @pytest.fixture(autouse=True)
 def small_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journals, "BALLAST", 1 << 12)
+    monkeypatch.setattr(opening, "BALLAST", 1 << 12)
 
 
 def request(n: int) -> Request:

@@ -24,12 +24,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from feste.backend import Request, Response
 from feste.draw import Draw
 from feste.errors import CallError, JournalDamaged, JournalFailed, JournalLocked, JournalTooNew
-from feste.store import journal as journals
-from feste.store import schema, wal
+from feste.store import opening, schema
 from feste.store.journal import Journal
+from feste.store.repair import wal
+from feste.store.repair.salvage import salvage
+from feste.store.repair.verify import verify
 from feste.store.rows import Answer, Found, Wanted
-from feste.store.salvage import salvage
-from feste.store.verify import verify
 
 RUNS = int(os.environ.get("STORE_RUNS", "12"))
 STEPS = int(os.environ.get("STORE_STEPS", "20"))
@@ -224,7 +224,7 @@ except JournalLocked as error:
 
 def test_a_store_is_a_dict(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that were acknowledged are recalled right, through crashes, damage and full disks."""
-    monkeypatch.setattr(journals, "BALLAST", 1 << 12)
+    monkeypatch.setattr(opening, "BALLAST", 1 << 12)
     Store.TestCase.settings = settings(
         max_examples=RUNS,
         stateful_step_count=STEPS,

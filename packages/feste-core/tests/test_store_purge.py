@@ -25,10 +25,10 @@ from feste.errors import (
     JournalLocked,
 )
 from feste.store import opened
+from feste.store.contents.purge import Purged, purge
+from feste.store.contents.reader import Reader
 from feste.store.journal import Journal
 from feste.store.lock import Lock
-from feste.store.purge import Purged, purge
-from feste.store.reader import Reader
 from feste.store.rows import Wanted
 
 

@@ -68,8 +68,8 @@ def _path(arguments: argparse.Namespace) -> Path:
 
 def _list(arguments: argparse.Namespace) -> int:
     from feste.cli import store_text
-    from feste.store.reader import Reader
-    from feste.store.summary import summarize
+    from feste.store.contents.reader import Reader
+    from feste.store.contents.summary import summarize
 
     with Reader(_path(arguments)) as reader:
         summary = summarize(reader)
@@ -83,8 +83,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     from feste.cli import store_text
-    from feste.store.reader import Reader
-    from feste.store.summary import summarize
+    from feste.store.contents.reader import Reader
+    from feste.store.contents.summary import summarize
 
     with Reader(_path(arguments)) as reader:
         summary = summarize(reader, arguments.session)
@@ -98,7 +98,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from feste.store.export import export
+    from feste.store.contents.export import export
 
     done = export(
         _path(arguments),
@@ -117,7 +117,7 @@ def _purge(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from feste.store.verify import verify
+    from feste.store.repair.verify import verify
 
     path = _path(arguments)
     verdict = verify(path)
@@ -144,7 +144,7 @@ def _advice(name: str, opens: bool) -> str:
 
 
 def _salvage(arguments: argparse.Namespace) -> int:
-    from feste.store.salvage import salvage
+    from feste.store.repair.salvage import salvage
 
     for line in salvage(_path(arguments)).lines:
         print(printable(line))

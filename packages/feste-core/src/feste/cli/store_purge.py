@@ -14,7 +14,7 @@ from feste.errors import ConfigError
 from feste.wording import counted, printable, wrapped
 
 if TYPE_CHECKING:
-    from feste.store.purge import Purged
+    from feste.store.contents.purge import Purged
 
 __all__ = ["add_options", "run"]
 
@@ -53,7 +53,7 @@ def run(path: Path, arguments: argparse.Namespace) -> int:
     :param path: the store.
     :param arguments: the options.
     """
-    from feste.store.purge import purge
+    from feste.store.contents.purge import purge
 
     choice: dict[str, Any] = {
         name: getattr(arguments, name) for name in ("before", "session", "model", "key", "tasks")

@@ -10,9 +10,9 @@ from typing import Any
 
 from feste.report.table import aligned
 from feste.store import schema
-from feste.store.reader import Reader, Row
-from feste.store.records import iso
-from feste.store.summary import Session, Summary, Task, Unanswered
+from feste.store.contents.reader import Reader, Row
+from feste.store.contents.records import iso
+from feste.store.contents.summary import Session, Summary, Task, Unanswered
 from feste.wording import counted, printable, wrapped
 
 __all__ = ["as_json", "overview", "session_as_json", "sessions"]

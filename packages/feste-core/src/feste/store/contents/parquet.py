@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import IO, Any
 
 from feste.errors import ConfigError
-from feste.store.records import dumps
+from feste.store.contents.records import dumps
 
 __all__ = ["write"]
 
@@ -21,7 +21,7 @@ def write(file: IO[bytes], records: Iterable[dict[str, Any]]) -> int:
     """Write records as rows; bodies are JSON in a column of text. Return how many there were.
 
     :param file: the file.
-    :param records: what :func:`~feste.store.records.record_of` returns.
+    :param records: what :func:`~feste.store.contents.records.record_of` returns.
     :raises ConfigError: if pyarrow is not installed.
     """
     try:

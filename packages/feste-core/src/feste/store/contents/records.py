@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from feste.store.reader import Kept
+from feste.store.contents.reader import Kept
 
 __all__ = ["dumps", "iso", "record_of", "text_of"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from feste.errors import ConfigError, JournalError
-from feste.store import parquet
-from feste.store.reader import Reader
-from feste.store.records import dumps, record_of
+from feste.store.contents import parquet
+from feste.store.contents.reader import Reader
+from feste.store.contents.records import dumps, record_of
 
 __all__ = ["Exported", "Format", "export"]
 

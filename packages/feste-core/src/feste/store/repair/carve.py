@@ -2,7 +2,7 @@
 
 A row is found by the shape of its record header, wherever it stands in a page, and kept only if its
 seal is right. So no damage elsewhere hides it, and nothing is taken for a row that was not written.
-Pages that were freed or rewritten may hold older versions of rows; see :mod:`feste.store.salvage`.
+Pages that were freed or rewritten may hold older versions of rows; see :mod:`feste.store.repair.salvage`.
 
 The record format is described in https://www.sqlite.org/fileformat2.html#record_format.
 """
@@ -19,7 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from feste.store import schema, wal
+from feste.store import schema
+from feste.store.repair import wal
 from feste.store.schema import PAGE
 
 __all__ = ["Row", "rows"]

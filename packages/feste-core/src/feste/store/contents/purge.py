@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feste.errors import ConfigError, JournalFailed
-from feste.store.choice import Choice, Tasks, choose, delete
+from feste.store.connection import configure
+from feste.store.contents.choice import Choice, Tasks, choose, delete
+from feste.store.contents.reader import Reader
 from feste.store.journal import Journal
 from feste.store.lock import Lock
-from feste.store.reader import Reader
-from feste.store.reading import configure
 
 __all__ = ["Purged", "Tasks", "purge"]
 

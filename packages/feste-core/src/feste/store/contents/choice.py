@@ -48,7 +48,7 @@ _LEFT = "SELECT {} FROM answers WHERE id NOT IN (SELECT id FROM gone_answers)"
 
 
 class Choice(NamedTuple):
-    """What is deleted; the fields are the parameters of :func:`~feste.store.purge.purge`."""
+    """What is deleted; the fields are the parameters of :func:`~feste.store.contents.purge.purge`."""
 
     before: float | None = None
     session: int | None = None

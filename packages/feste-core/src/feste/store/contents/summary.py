@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from feste.store.reader import Reader, Row
+from feste.store.contents.reader import Reader, Row
 
 __all__ = ["Call", "Operation", "Session", "Summary", "Task", "Unanswered", "summarize"]
 

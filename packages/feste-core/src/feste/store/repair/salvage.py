@@ -1,6 +1,6 @@
 """A new store of all that is good in a damaged one.
 
-The rows are read straight from the pages (:mod:`feste.store.carve`). That may also find older versions
+The rows are read straight from the pages (:mod:`feste.store.repair.carve`). That may also find older versions
 of a row, in pages that were rewritten or freed: of a session or a request the version that ended last
 is kept, and of several answers to a draw the newest. A row that was deleted comes back if nothing has
 overwritten it.
@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from feste.errors import JournalDamaged, JournalError, JournalFailed, JournalTooNew
-from feste.store import carve, schema
+from feste.store import schema
+from feste.store.connection import UNREADABLE, beside, connect
 from feste.store.lock import Lock
-from feste.store.reading import UNREADABLE, beside, connect
-from feste.store.verify import verify
+from feste.store.repair import carve
+from feste.store.repair.verify import verify
 
 __all__ = ["Salvaged", "salvage"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from feste.errors import JournalError
 from feste.store import schema
+from feste.store.connection import UNREADABLE, beside, check_end, connect
 from feste.store.lock import acknowledged
-from feste.store.reading import UNREADABLE, beside, check_end, connect
 from feste.store.rows import decode
 
 __all__ = ["Verdict", "verify"]

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from feste.errors import JournalDamaged, JournalError
 from feste.store import schema
-from feste.store.reading import beside, connect
+from feste.store.connection import beside, connect
 
 __all__ = ["Kept", "Reader", "Row"]
 

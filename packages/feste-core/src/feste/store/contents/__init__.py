@@ -1,0 +1,1 @@
+"""Look into a store, write its answers for other programs, and delete from it."""

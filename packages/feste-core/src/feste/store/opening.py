@@ -1,0 +1,137 @@
+"""Open a store: check it before anything in it may change, then bring its tables up to date."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from feste.errors import JournalError
+from feste.store import schema
+from feste.store.connection import beside, check_end, configure, connect
+from feste.store.failures import damaged
+from feste.store.lock import Lock
+
+__all__ = ["identity", "open_for_reading", "open_for_writing", "reserve_of"]
+
+#: Bytes reserved beside the store, freed when the disk is full so that answers in hand still fit.
+BALLAST = 4 << 20
+
+
+def open_for_writing(path: Path, lock: Lock) -> sqlite3.Connection:
+    """Open a store for writing; make it if there is none.
+
+    :param path: its file.
+    :param lock: its lock, held.
+    :raises JournalError: if it cannot be used; it is unchanged then.
+    """
+    _make_file(path)
+    version = _check(path, lock)
+    if 0 < version < schema.VERSION:
+        _back_up(path, beside(path, f".tables-{version}"))
+    _reserve(reserve_of(path))
+    conn = sqlite3.connect(path, isolation_level=None)
+    try:
+        configure(conn)
+        conn.execute("PRAGMA journal_mode = WAL")  # where it is refused, a rollback journal serves
+        conn.execute("PRAGMA synchronous = FULL")
+        if version == 0:
+            schema.create(conn)
+        elif version < schema.VERSION:
+            schema.migrate(conn, version)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def _check(path: Path, lock: Lock) -> int:
+    """Check a store before anything in it may change; return the version of its tables.
+
+    The connection only reads: closing a writing one would fold a damaged log into the file.
+    """
+    with closing(connect(path, locked=True)) as conn:
+        version = schema.identify(conn, str(path))
+        if version:
+            (said,) = conn.execute("PRAGMA integrity_check(1)").fetchone()
+            if said != "ok":
+                raise damaged(path, said)
+        check_end(path, lock.acknowledged, schema.last(conn) if version else (0, 0))
+    return version
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open a store that nothing is written to.
+
+    :param path: its file.
+    :raises JournalError: if it cannot be used.
+    """
+    if not path.exists():
+        raise JournalError(f"there is no {path}")
+    conn = connect(path)
+    try:
+        version = schema.identify(conn, str(path))
+        if version < schema.VERSION:
+            raise JournalError(
+                f"{path} has {'older' if version else 'no'} tables: open it once for writing"
+            )
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def reserve_of(path: Path) -> Path:
+    """Return the file that reserves space on the disk for a store.
+
+    :param path: the store's file.
+    """
+    return beside(path, ".reserve")
+
+
+def _make_file(path: Path) -> None:
+    """Make the file, for its owner alone, if it does not exist; a symbolic link is refused."""
+    if path.is_symlink():
+        raise JournalError(f"{path} is a symbolic link: give the path that it leads to")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    os.close(os.open(path, flags, 0o600))
+
+
+def _back_up(path: Path, backup: Path) -> None:
+    """Copy a store with what is in its log, or not at all."""
+    file, name = tempfile.mkstemp(prefix=f"{backup.name}-", dir=path.parent)
+    os.close(file)
+    try:
+        with closing(connect(path, locked=True)) as conn, closing(sqlite3.connect(name)) as copy:
+            conn.backup(copy)
+        os.replace(name, backup)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _reserve(path: Path) -> None:
+    """Reserve space on the disk for the answers in hand when it becomes full."""
+    if path.exists() and path.stat().st_size >= BALLAST:
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    file = os.open(path, flags, 0o600)
+    try:
+        left = BALLAST
+        while left:  # a disk that becomes full takes a part first, and raises then
+            left -= os.write(file, bytes(min(left, 1 << 18)))
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(file)
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Return what tells a file from another that was put in its place.
+
+    :param path: the file.
+    """
+    status = path.stat()
+    return status.st_dev, status.st_ino
