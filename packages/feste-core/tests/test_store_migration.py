@@ -123,8 +123,8 @@ def next_version(
     monkeypatch.setattr(schema, "VERSION", was + 1)
     monkeypatch.setattr(schema, "STATEMENTS", tuple(statements))
     monkeypatch.setattr(schema, "TABLES", {**schema.TABLES, "prompts": ("key", "request", "note")})
-    insert = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)"
-    monkeypatch.setattr(schema, "_INSERT", {**schema._INSERT, "prompts": insert})
+    into = "INTO prompts VALUES (?, ?, ?, ?)"
+    monkeypatch.setattr(schema, "_INTO", {**schema._INTO, "prompts": into})
     monkeypatch.setattr(schema, "MIGRATIONS", {**schema.MIGRATIONS, was: migration})
 
 

@@ -66,7 +66,7 @@ class Store(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="feste-store-"))
         self.path = self.folder / "s.db"
         self.journal = Journal(self.path)
-        #: The newest answer to each call.
+        #: The answer to each call; one that is bought again does not replace it.
         self.paid: dict[int, str] = {}
         #: All answers that there ever were: salvage may bring back an older one.
         self.ever: set[tuple[int, str]] = set()
@@ -98,7 +98,7 @@ class Store(RuleBasedStateMachine):
         answer = Answer(request(n), Response(text))
         number = self.intend(n)
         ask(self.journal.record, [answer], number=number, response=answer.response)
-        self.paid[n] = text
+        self.paid.setdefault(n, text)
         self.ever.add((n, text))
 
     @rule(n=calls, outcome=st.sampled_from(["failed", "unknown", "withdrawn"]))

@@ -155,7 +155,7 @@ def _file(value: Any) -> str | None:
     """Check the path of a file; relative ones mean the folder of this moment."""
     if value is None or value == "":
         return None
-    if isinstance(value, (str, os.PathLike)):
+    if isinstance(value, (str, os.PathLike)) and "\0" not in os.fsdecode(value):
         return os.path.abspath(os.fsdecode(os.path.expanduser(value)))
     raise ValueError("expected the path of a file, or None for none")
 
@@ -180,13 +180,18 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             "the file that keeps paid answers, so that a rerun buys only the rest",
             True,
         ),
-        "store_wait": Setting(0.0, float, "seconds to wait while another process writes the store"),
-        "store_prompts": Setting(True, bool, "keep prompts in the store; False keeps their hashes"),
+        "store_wait": Setting(
+            0.0, float, "seconds to wait while another process writes the store", True
+        ),
+        "store_prompts": Setting(
+            True, bool, "keep prompts in the store; False keeps their hashes", True
+        ),
         "cache": Setting(None, _file, "a file of answers that programs and tests share", True),
         "cache_mode": Setting(
             "replay",
             Literal["replay", "record", "replay-only"],
             "take known answers and buy the rest; buy all anew; or take known ones and send nothing",
+            True,
         ),
         "progress": Setting("auto", Literal["auto", True, False], "show a progress bar"),
         "strict": Setting(False, bool, "check the graph after every pass; a failing pass raises"),
@@ -301,6 +306,22 @@ class Layer:
             if overlays[i] is self:
                 _overlays.set(overlays[:i] + overlays[i + 1 :])
                 return
+
+
+def everywhere(chosen: Settings) -> Layer:
+    """Return the settings of a run that hold for runs inside its tasks too, such as its store.
+
+    :param chosen: the run's settings.
+    """
+    return Layer({k: v for k, v in chosen.items() if _declared(k).everywhere})
+
+
+def enter(layer: Layer) -> None:
+    """Let settings hold in the rest of this context.
+
+    :param layer: the settings.
+    """
+    _overlays.set((*_overlays.get(), layer))
 
 
 def set(**values: Any) -> Layer:

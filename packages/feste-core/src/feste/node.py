@@ -109,6 +109,7 @@ class Node:
         "origin",
         "paid",
         "seq",
+        "unstored",
         "value",
     )
 
@@ -131,6 +132,8 @@ class Node:
         #: A paid result on the way to the value, or None: a call's unparsed response, or the nodes
         #: that a task returned. A later run continues from it.
         self.paid: Any = None
+        #: The paid answer that could not be written to a store, or None.
+        self.unstored: Any = None
         self._key: str | None = None
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from feste import blocking, context, draw
 from feste._compute.front import compute
 from feste._compute.results import make_report, warn_of
-from feste._compute.steps import check_nodes, make_run, wait_for
+from feste._compute.steps import make_run, wait_for
 from feste.delayed import FesteDelayed
 from feste.errors import (
     NodeError,
@@ -17,6 +17,7 @@ from feste.errors import (
 from feste.graph import FesteGraph
 from feste.node import Node
 from feste.packing import fill, holds_nodes
+from feste.scheduler.checks import check_nodes
 from feste.scheduler.choice import choose
 from feste.scheduler.executor import Executor
 from feste.scheduler.program import Program

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from feste._compute.results import Repack, make_report, put_back
@@ -22,16 +22,15 @@ from feste.node import PENDING, Node
 from feste.optimization import Optimizer, Plan
 from feste.packing import COLLECTION
 from feste.report.progress import in_terminal, shown
+from feste.scheduler.checks import check_nodes
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor, Scheduler
-from feste.scheduler.processes import check_picklable
 from feste.scheduler.program import Program
 from feste.scheduler.run import STATES, VALUED, Run
 from feste.store.answers import answers_of
 
 __all__ = [
     "LOOK",
-    "check_nodes",
     "for_dask",
     "make_plan",
     "make_run",
@@ -51,31 +50,6 @@ def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
     plan = Optimizer().run(_compute_collections(graph), settings)
     check_nodes(plan.graph.nodes.values(), settings)
     return plan
-
-
-def check_nodes(nodes: Iterable[Node], settings: Settings) -> None:
-    """Raise what would keep a node from running, before anything is sent."""
-    checked = set()
-    sends = not (settings["cache"] and settings["cache_mode"] == "replay-only")
-    for node in nodes:
-        if node.value is not PENDING:
-            continue
-        call = node.call
-        try:
-            if call is not None:
-                if sends and id(call.client) not in checked:  # clients may be unhashable
-                    checked.add(id(call.client))
-                    call.client.preflight()
-            elif getattr(node.op, "executor", "") == "process":
-                check_picklable(node)
-            elif getattr(node.op, "once", False) and settings["store"] is None:
-                raise ConfigError(
-                    f'{node.op.name} has once=True, which needs a store: store="runs.db"'
-                )
-        except FesteError as error:
-            if not error.origin:
-                error.origin = node.where
-            raise
 
 
 def _compute_collections(graph: FesteGraph) -> FesteGraph:

@@ -9,13 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from feste import blocking, context
+from feste import blocking, context, draw
 from feste._compute.front import compute
 from feste._compute.results import hand_back
 from feste._compute.steps import for_dask, make_plan, make_run, wait_for
 from feste.context import Settings
 from feste.delayed import FesteDelayed
-from feste.draw import forget
 from feste.errors import (
     FesteError,
     NodeError,
@@ -132,8 +131,11 @@ def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
                 raise (outcome.__cause__ if isinstance(outcome, NodeError) else None) or outcome
             return outcome
         args = [fill(a, values) for a in low.node.args]
-        result = op.fn(*args, **{k: fill(v, values) for k, v in low.node.kwargs.items()})
-        return _emitted(low, result) if holds_nodes(result) else result
+        kwargs = {k: fill(v, values) for k, v in low.node.kwargs.items()}
+        assert low.own.draw is not None  # draw_lowered was called before
+        with draw.inside(low.own.draw):
+            result = op.fn(*args, **kwargs)
+            return _emitted(low, result) if holds_nodes(result) else result
 
 
 def run_lowered_batch(low: LoweredBatch, values: Sequence[Any]) -> list[Any]:
@@ -181,11 +183,7 @@ def _settings_of(low: Lowered) -> Settings:
 
 def _emitted(low: Lowered, result: Any) -> Any:
     """Compute the nodes that a task returned, as the brain would."""
-    draw = low.own.draw
-    assert draw is not None  # draw_lowered was called before
-    scope = draw.inner
-    forget(scope)  # the task ran from its start, so its draws are counted from 0 again
-    graph, keys, repack = FesteGraph.collect(result, scope=scope)
+    graph, keys, repack = FesteGraph.collect(result, scope=draw.scope())
     if low.is_here:
         settings = _settings_of(low)
         own = settings.replace(scheduler="local", progress=False, on_error="raise")

@@ -14,8 +14,6 @@ _CUT_OFF = frozenset(
     + ("timeout", "error", "error_limit", "error_toxic", "user_cancel")
 )
 
-_FILTERED = frozenset(("content_filter", "error_toxic", "ERROR_TOXIC"))
-
 Message = Mapping[str, Any]
 """One message of a conversation: a dict with ``role`` and ``content``."""
 
@@ -68,11 +66,6 @@ class Reply(str):
     def truncated(self) -> bool:
         """Whether the answer is incomplete: it reached the token limit, or the provider stopped."""
         return self.finish_reason in _CUT_OFF
-
-    @property
-    def filtered(self) -> bool:
-        """Whether the provider's content filter withheld the answer or a part of it."""
-        return self.finish_reason in _FILTERED
 
     def __str__(self) -> str:
         return str.__str__(self)

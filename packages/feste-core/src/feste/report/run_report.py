@@ -14,7 +14,7 @@ from feste.events import SCHEMA, RequestFinished
 from feste.report.files import ending, page, write
 from feste.report.table import aligned
 from feste.report.timeline import Span, draw_timeline
-from feste.wording import counted, wrapped
+from feste.wording import counted, printable, wrapped
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
@@ -294,7 +294,8 @@ def _unknown(run: Run) -> list[UnknownRequest]:
 
 def _named(unknown: UnknownRequest) -> str:
     sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unknown.sent))
-    return f"{unknown.operation} {unknown.model}".rstrip() + f", sent {sent} (at {unknown.origin})"
+    what = printable(f"{unknown.operation} {unknown.model}".rstrip())
+    return f"{what}, sent {sent} (at {unknown.origin})"
 
 
 def _cells(row: OperationRow) -> list[str]:

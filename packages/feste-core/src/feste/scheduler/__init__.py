@@ -3,8 +3,8 @@
 from pkgutil import extend_path
 
 from feste.blocking import inside
+from feste.scheduler.emission import Emission
 from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter, Scheduler
-from feste.scheduler.growth import Emission
 from feste.scheduler.local import LocalExecutor
 from feste.scheduler.work import context_of, describe, evaluate, result_of
 

@@ -23,6 +23,7 @@ from feste.events import RequestFinished
 from feste.packing import fill
 from feste.scheduler.executor import QUICK, Executor, PyTask
 from feste.scheduler.gate import Gate
+from feste.scheduler.journaling import replayed_in_vain
 from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
@@ -281,7 +282,8 @@ class Calls:
         if ok:
             self.brain.journaling.remember(run, task.index, task.args[1], value)
         else:
-            self.brain.lifecycle.fail(run, task.index, cause_of(value, MalformedResponse))
+            error = cause_of(value, MalformedResponse)
+            self.brain.lifecycle.fail(run, task.index, replayed_in_vain(run, task.index, error))
 
     def _refused(self, parcel: Parcel, error: CallError) -> None:
         """Handle a failed request: send it again, split it, or fail its calls."""

@@ -19,8 +19,9 @@ from feste import store
 from feste.errors import FesteError
 from feste.events import Event
 from feste.scheduler.brain import Brain
+from feste.scheduler.emission import Emission
 from feste.scheduler.executor import Executor, Reporter
-from feste.scheduler.growth import Emission, compile_emission
+from feste.scheduler.growth import compile_emission
 from feste.scheduler.observers import Lane, Observers
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe

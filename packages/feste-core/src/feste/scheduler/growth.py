@@ -8,9 +8,11 @@ from feste import draw
 from feste.draw import Determinism
 from feste.errors import FesteError, GraphError
 from feste.graph import FesteGraph
-from feste.node import PENDING, Node, node_of_handle, records_of_handle
+from feste.node import PENDING
 from feste.optimization import Optimizer
 from feste.scheduler.batcher import Group
+from feste.scheduler.checks import check_nodes
+from feste.scheduler.emission import REPACK, Emission
 from feste.scheduler.executor import QUICK
 from feste.scheduler.program import Program
 from feste.scheduler.run import NOT_STARTED, OPEN, READY, VALUED, WAITING, Run
@@ -18,31 +20,7 @@ from feste.scheduler.run import NOT_STARTED, OPEN, READY, VALUED, WAITING, Run
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
-__all__ = ["Emission", "Growth"]
-
-
-class Emission:
-    """The result of a task that contains nodes, and so is not a value yet.
-
-    :param packed: the result, with slots in place of the nodes.
-    :param nodes: the nodes.
-    """
-
-    __slots__ = ("nodes", "packed")
-
-    def __init__(self, packed: Any, nodes: list[Node]) -> None:
-        self.packed = packed
-        self.nodes = nodes
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # pickled as one root node, so that shared nodes stay one node and thus one draw
-        root = Node(_REPACK, (self.packed,), {}, tuple(self.nodes))
-        return (_emission, records_of_handle(root))
-
-
-def _emission(records: Any, index: int) -> Emission:
-    root = node_of_handle(records, index)
-    return Emission(root.args[0], list(root.deps))
+__all__ = ["Growth", "compile_emission"]
 
 
 def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteError:
@@ -62,30 +40,10 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
     try:
         graph = FesteGraph.of(emission.nodes, scope=scope)
         plan = run.context.copy().run(Optimizer().run, graph, run.settings)
+        check_nodes(plan.graph.nodes.values(), run.settings)
         return Program(plan.graph, graph.nodes)
     except FesteError as error:
         return error
-
-
-class _Repack:
-    """The op that replaces a task which returned nodes: it puts their values into the result."""
-
-    name = "repack"
-    kind = "data"
-    identity = "repack"
-    emits = False
-    executor = QUICK
-    is_async = False
-
-    def determinism(self, args: Any, kwargs: Any) -> Determinism:
-        return Determinism.EFFECT  # because the node still stands for its task
-
-    @staticmethod
-    def fn(value: Any) -> Any:
-        return value
-
-
-_REPACK = _Repack()
 
 
 class Growth:
@@ -126,7 +84,7 @@ class Growth:
             run.uses[d] -= 1
             if not run.uses[d]:
                 self.brain.lifecycle.release(run, d)
-        main.nodes[i] = main.nodes[i].replace(op=_REPACK, args=(emission.packed,), kwargs={})
+        main.nodes[i] = main.nodes[i].replace(op=REPACK, args=(emission.packed,), kwargs={})
         self.brain.lifecycle.keep_paid(run, i, emission)
         main.deps[i] = wanted
         run.emitters.add(i)

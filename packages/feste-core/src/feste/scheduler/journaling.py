@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Request, Response
+from feste.backend import Call, Request, Response, Secret
 from feste.draw import Determinism
 from feste.errors import CacheMiss, FesteError
+from feste.node import Node
 from feste.scheduler.parcel import Parcel
 from feste.scheduler.run import CACHED, DONE, NOT_STARTED, OPEN, REPLAYED, Run
 from feste.store.answers import is_cacheable
@@ -22,7 +24,7 @@ from feste.store.rows import Answer, Found, Wanted
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
-__all__ = ["Journaling"]
+__all__ = ["Journaling", "replayed_in_vain"]
 
 #: Determinism classes whose calls take any answer to the same request.
 _ANY = (Determinism.PURE, Determinism.GREEDY)
@@ -139,6 +141,7 @@ class Journaling:
             run=run.name,
             attempt=parcel.attempt,
             prompts=run.answers.prompts,
+            secrets=_secrets(parcel.call),
         )
         ticket = self._ask(question, lambda ok, value: self._on_intended(ticket, ok, value))
         self.intending[ticket] = parcel
@@ -178,7 +181,40 @@ class Journaling:
         if run.store is None:
             then()
             return
-        self._ask(self._record(parcel, answers, response), partial(self._on_kept, run, then))
+
+        def kept(ok: bool, value: Any) -> None:
+            if not ok:
+                self._remain(parcel, answers)
+            self._on_kept(run, then, ok, value)
+
+        self._ask(self._record(parcel, answers, response), kept)
+
+    def _remain(self, parcel: Parcel, answers: Sequence[tuple[Request, Response]]) -> None:
+        """Let nodes hold the answers that could not be written, for a later run that can."""
+        position = {
+            id(request): i for request, i in zip(parcel.requests, parcel.members, strict=True)
+        }
+        for request, response in answers:
+            for node in parcel.run.program.keepers[position[id(request)]]:
+                node.unstored = Answer(request, response, secrets=_secrets(parcel.call))
+
+    def store_kept(self, run: Run, node: Node, then: Callable[[], None]) -> None:
+        """Write the answer that a node has kept since a store could not be written, then go on.
+
+        :param run: the run.
+        :param node: the node; it has its value.
+        :param then: what depends on the value.
+        """
+        if run.store is None or run.answers is None or node.unstored is None:
+            then()
+            return
+
+        def kept(ok: bool, value: Any) -> None:
+            if ok:
+                node.unstored = None
+            self._on_kept(run, then, ok, value)
+
+        self._ask(partial(run.store.record, [node.unstored], prompts=run.answers.prompts), kept)
 
     def keep_late(self, parcel: Parcel, response: Response) -> None:
         """Write the answer of a request that was given up before.
@@ -199,7 +235,8 @@ class Journaling:
     ) -> Callable[..., None]:
         store = parcel.run.store
         assert store is not None
-        kept = [Answer(request, own) for request, own in answers]
+        secrets = _secrets(parcel.call)
+        kept = [Answer(request, own, secrets=secrets) for request, own in answers]
         return partial(store.record, kept, number=parcel.number, response=response)
 
     def _on_kept(self, run: Run, then: Callable[[], None], ok: bool, value: Any) -> None:
@@ -245,11 +282,12 @@ class Journaling:
             or request is None
             or not answers.fills_cache
             or state == CACHED
-            or not is_cacheable(value)
+            or not is_cacheable(response.payload, value)
         ):
             done()
         else:
-            answer = Answer(request, response)
+            call = run.program.nodes[i].call
+            answer = Answer(request, response, secrets=_secrets(call) if call else ())
             self._ask(partial(answers.remember, answer), partial(self._on_kept, run, done))
 
     def _stop(self, run: Run, error: FesteError) -> None:
@@ -257,6 +295,30 @@ class Journaling:
         if run.unwritten is None:
             run.unwritten = error
             self.brain.halt(run)
+
+
+def replayed_in_vain(run: Run, i: int, error: FesteError) -> FesteError:
+    """Return an error that also tells how to buy an answer anew that a store had.
+
+    :param run: the run.
+    :param i: the position of the call's node.
+    :param error: why the answer could not be used.
+    """
+    request = run.asked.get(i)
+    if i not in run.sources or request is None or run.answers is None:
+        return error
+    journal = run.answers.cache if run.sources[i] == CACHED else run.answers.store
+    assert journal is not None
+    told = error.copy()
+    told.args = (
+        f"{error.message}. It was not bought now but kept before; to buy it anew: feste store purge "
+        f"{quote(str(journal.path))} --key {request.key}",
+    )
+    return told
+
+
+def _secrets(call: Call[Any]) -> tuple[Secret, ...]:
+    return tuple(call.client.secrets)
 
 
 def _missed(run: Run, request: Request) -> CacheMiss:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Response
 from feste.draw import Determinism
-from feste.errors import FesteError, GraphError, UpstreamFailed
+from feste.errors import CacheMiss, FesteError, GraphError, UpstreamFailed
 from feste.events import NodeFinished
 from feste.node import PENDING, Node
 from feste.scheduler.run import (
@@ -52,7 +52,9 @@ class Lifecycle:
         node = run.program.nodes[i]
         kept = run.program.keepers[i][0].value
         if kept is not PENDING:
-            self.done(run, i, kept, KEPT)
+            self.brain.journaling.store_kept(
+                run, run.program.keepers[i][0], lambda: self.done(run, i, kept, KEPT)
+            )
             return
         if node.value is not PENDING:  # a constant that an optimization put there
             self.done(run, i, node.value, DONE)
@@ -119,7 +121,8 @@ class Lifecycle:
 
     def _shared_name(self, run: Run, node: Node) -> Any:
         """Return the name under which runs that hold the same node find each other."""
-        return node.key if node.op.kind == "call" else (node.key, id(run.executor))
+        alone = node.op.kind == "call" or getattr(node.op, "once", False)
+        return node.key if alone else (node.key, id(run.executor))
 
     def done(self, run: Run, i: int, value: Any, state: int) -> None:
         """Give a node its value. A queue replaces recursion when consumers are done at once."""
@@ -252,7 +255,7 @@ class Lifecycle:
                 continue
             if state in VALUED:
                 self.done(other, j, run.values[i], SHARED)
-            elif state == FAILED and not run.stopping:
+            elif state == FAILED and not run.stopping and not _may_buy(other, run.errors[i]):
                 self.fail(other, j, run.errors[i])
             else:
                 other.state[j] = WAITING
@@ -273,6 +276,12 @@ class Lifecycle:
         """Claim a node for this run; return False if another run is already running it."""
         others = self.joined.setdefault(self._shared_name(run, node), [(run, i)])
         return others[0] == (run, i)
+
+
+def _may_buy(run: Run, error: FesteError) -> bool:
+    """Whether a call failed for a reason that does not hold in a run: that nothing may be sent."""
+    only_replays = run.answers is not None and run.answers.replay_only
+    return isinstance(error, CacheMiss) and not only_replays
 
 
 def _finished(run: Run, i: int, node: Node, state: int, now: float, ready: float) -> NodeFinished:

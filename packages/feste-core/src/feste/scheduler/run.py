@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Backend, Request
-from feste.context import Settings
+from feste.context import Settings, everywhere
 from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
 from feste.node import Node
@@ -93,6 +93,8 @@ class Run:
         self.settings = settings
         self.executor = executor
         self.answers = answers
+        #: The settings that hold inside its tasks too.
+        self.inherited = everywhere(settings)
         self.context = contextvars.copy_context()
         self.around = around.get()
         self.on_error: str = settings["on_error"]

@@ -10,8 +10,8 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from feste import blocking
+from feste.scheduler.emission import Emission
 from feste.scheduler.executor import PyTask, Reporter
-from feste.scheduler.growth import Emission
 from feste.scheduler.work import context_of, describe, result_of, run_task
 
 __all__ = ["Begun", "ThreadPool", "run_chunk"]

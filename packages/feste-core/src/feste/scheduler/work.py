@@ -8,12 +8,12 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any
 
-from feste import draw
+from feste import context, draw
 from feste.draw import Draw
 from feste.errors import FesteError, NodeError
 from feste.packing import Deps, fill, fresh, holds_nodes, pack
+from feste.scheduler.emission import Emission
 from feste.scheduler.executor import PyTask
-from feste.scheduler.growth import Emission
 from feste.scheduler.run import around
 from feste.store.answers import Answers
 from feste.store.once import await_once, run_once
@@ -44,6 +44,7 @@ def _enter(task: PyTask) -> None:
     around.set((run.name, task.index, run.around))
     if drawn is not None and task.stage == "run":
         draw.enter(drawn, run.scopes)
+        context.enter(run.inherited)
 
 
 def arguments(
@@ -111,7 +112,7 @@ def _once(task: PyTask) -> tuple[Answers, Any, Draw]:
 
 
 def result_of(value: Any) -> Any:
-    """Wrap a result in an :class:`~feste.scheduler.growth.Emission` if it contains nodes.
+    """Wrap a result in an :class:`~feste.scheduler.emission.Emission` if it contains nodes.
 
     :param value: what a user's function returned.
     """

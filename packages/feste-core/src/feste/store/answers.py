@@ -7,7 +7,9 @@ holds answers alone, shared by programs and tests; what a content filter refused
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from feste.backend import Reply
@@ -72,8 +74,18 @@ class Answers:
         self.store.recall(calls, stored)
 
     def _ask_cache(self, calls: Sequence[Wanted], found: list[Found], then: Then) -> None:
+        if self.cache is None or self.mode == "record":
+            then(True, found)
+            return
+        self.cache.claim_twins(
+            [
+                (call, one.response)
+                for call, one in zip(calls, found, strict=True)
+                if one.response is not None and call.sample
+            ]
+        )
         missing = [i for i, one in enumerate(found) if one.response is None]
-        if self.cache is None or self.mode == "record" or not missing:
+        if not missing:
             then(True, found)
             return
 
@@ -96,22 +108,53 @@ class Answers:
         :param then: as for :meth:`Journal.record`.
         """
         assert self.cache is not None
-        self.cache.record([answer], then, prompts=self.prompts)
+        replace = self.mode == "record"
+        self.cache.record([answer], then, prompts=self.prompts, replace=replace)
 
 
-def is_cacheable(value: Any) -> bool:
-    """Whether a value may be taken from a cache for ever: no content filter refused it.
+#: Names of fields that say why an answer ended, and what providers put there if a filter ended it.
+_REASONS = frozenset(("finish_reason", "finishReason", "stop_reason", "stopReason"))
+_FILTERED = re.compile(
+    r"content.?filter|safety|prohibited|blocklist|recitation|spii|refus|guardrail|toxic|moderat",
+    re.IGNORECASE,
+)
 
-    :param value: the value of a call.
 
-    >>> is_cacheable(Reply("Hi", finish_reason="stop"))
+def is_cacheable(payload: Any, value: Any = None) -> bool:
+    """Whether an answer may be taken from a cache for ever: no content filter withheld it.
+
+    :param payload: the response, as the provider sent it.
+    :param value: what the backend made of it; a Reply tells its finish reason.
+
+    >>> is_cacheable({"choices": [{"finish_reason": "stop", "message": {"content": "Hi"}}]})
     True
-    >>> is_cacheable([Reply("Hi"), Reply("", finish_reason="content_filter")])
+    >>> is_cacheable({"choices": [{"finish_reason": "content_filter"}]})
     False
     """
-    if isinstance(value, Reply):
-        return not value.filtered
-    return not isinstance(value, list) or all(map(is_cacheable, value))
+    replies = value if isinstance(value, list) else [value]
+    if any(_is_filtered(r.finish_reason) for r in replies if isinstance(r, Reply)):
+        return False
+    stack = [payload]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Mapping):
+            if part.get("refusal") or any(_is_filtered(part.get(name)) for name in _REASONS):
+                return False
+            stack.extend(part.values())
+        elif isinstance(part, list) and part and isinstance(part[0], (Mapping, list)):
+            stack.extend(part)
+    return True
+
+
+def _is_filtered(reason: Any) -> bool:
+    return isinstance(reason, str) and _FILTERED.search(reason) is not None
+
+
+def _same(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return os.path.realpath(path) == os.path.realpath(other)
 
 
 def answers_of(settings: Settings) -> Answers | None:
@@ -126,7 +169,7 @@ def answers_of(settings: Settings) -> Answers | None:
     path, cache = settings["store"], settings["cache"]
     if path is None and cache is None:
         return None
-    if path == cache:
+    if path is not None and cache is not None and _same(path, cache):
         raise ConfigError(
             f"store and cache are the same file, {path}: a store replays its answers by itself, so "
             "leave the cache out or give it a file of its own"

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from feste.backend import Request, Response
+from feste.backend import Request, Response, Secret
 from feste.errors import CallError, FesteError
 from feste.store import schema
 from feste.store.claims import Claims
 from feste.store.failures import damaged
 from feste.store.rows import Answer, Found, Wanted, calls_as_json, decode, encode
-from feste.store.unknown import UnknownRequests
+from feste.store.unknown import UnknownRequests, earlier_of
 
 __all__ = ["Book"]
 
@@ -49,7 +49,8 @@ class Book:
         for table in ("sessions", "requests", "answers", "quarantine"):
             (last,) = conn.execute(f"SELECT max(id) FROM {table}").fetchone()
             self.next[table] = (last or 0) + 1
-        self.at_open = self.next["answers"] - 1
+        #: The last answer that may be free: later ones are of draws of this process.
+        self.at_open = (1 << 62) if read_only else self.next["answers"] - 1
         #: Requests under way, as they are in the file.
         self.under_way: dict[int, dict[str, Any]] = {}
         self.unknown = UnknownRequests()
@@ -103,7 +104,13 @@ class Book:
     # --- requests and answers ---------------------------------------------------------------------
 
     def intend(
-        self, request: Request, calls: Sequence[Request], run: str, attempt: int, prompts: bool
+        self,
+        request: Request,
+        calls: Sequence[Request],
+        run: str,
+        attempt: int,
+        prompts: bool,
+        secrets: tuple[Secret, ...] = (),
     ) -> int:
         """Write that a request will be sent; return its number.
 
@@ -112,6 +119,7 @@ class Book:
         :param run: the name of the run.
         :param attempt: the number of the attempt, from 1.
         :param prompts: whether to keep what the calls ask.
+        :param secrets: keys that are blanked in a response that cannot be used.
         """
         row: dict[str, Any] = {
             "id": self.number("requests"),
@@ -126,12 +134,32 @@ class Book:
             "sent": time.time(),
             "outcome": "sent",
             "billed": "unknown",
+            # no columns
+            "prompts": prompts,
+            "secrets": secrets,
         }
-        schema.write(self.conn, "requests", row)
+        schema.write(self.conn, "requests", row, new=True)
         if prompts:
             self._keep_prompts(calls)
         self.under_way[row["id"]] = row
         return int(row["id"])
+
+    def begin(self, request: Request, run: str, prompts: bool) -> Found | int:
+        """Look up a call that must not be made twice; if nothing is known of it, intend it.
+
+        :param request: its request.
+        :param run: the name of the run.
+        :param prompts: whether to keep what it asks.
+        :returns: what is known of it, or the number of the new request.
+        """
+        found = self.find(Wanted(request.key, request.draws[0], True))
+        if found.response is not None or found.earlier is not None:
+            return found
+        calls = calls_as_json([request])
+        for row in self.under_way.values():
+            if row["calls"] == calls and row["outcome"] == "sent":
+                return Found(earlier=earlier_of(row, request.key, str(request.draws[0])))
+        return self.intend(request, [request], run, 1, prompts)
 
     def record(
         self,
@@ -139,6 +167,7 @@ class Book:
         number: int | None,
         response: Response | None,
         prompts: bool,
+        replace: bool = False,
     ) -> list[int]:
         """Write the answers to calls; return the positions of those that are not JSON.
 
@@ -146,29 +175,46 @@ class Book:
         :param number: the number of the request that they were bought with, or None.
         :param response: its response.
         :param prompts: whether to keep what the calls ask; those of ``number`` are kept already.
+        :param replace: whether they take the place of answers that the calls have already.
         """
         unfit = []
+        spare = False
         for position, answer in enumerate(answers):
             try:
                 text = encode(answer.response)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, RecursionError):
                 unfit.append(position)
                 continue
-            row = {
-                "id": self.number("answers"),
-                "key": answer.request.key,
-                "draw": str(answer.request.draws[0]),
-                "request": number,
-                "source": answer.source,
-                "kept": time.time(),
-                "response": text,
-            }
-            schema.write(self.conn, "answers", row)
+            for secret in answer.secrets:
+                text = secret.blank(text)
+            spare = not self._record(answer, text, number, replace) or spare
         if number is not None:
-            self.end(number, "answered", response)
+            self.end(number, "answered", response, spare=spare)
         elif prompts:
             self._keep_prompts([answer.request for answer in answers])
         return unfit
+
+    def _record(self, answer: Answer, text: str, number: int | None, replace: bool) -> bool:
+        """Write an answer; return False if its call has one already."""
+        key, drawn = answer.key, str(answer.draw)
+        row = {
+            "id": self.number("answers"),
+            "key": key,
+            "draw": drawn,
+            "request": number,
+            "source": answer.source,
+            "kept": time.time(),
+            "response": text,
+        }
+        try:
+            schema.write(self.conn, "answers", row, new=not replace)
+        except sqlite3.IntegrityError:
+            has = "SELECT 1 FROM answers WHERE key = ? AND draw = ?"
+            if _one(self.conn, has, key, drawn) is None:
+                raise  # its number is taken, so another process writes the file
+            return False
+        self.claims.note(int(row["id"]), answer.draw)  # type: ignore[call-overload]
+        return True
 
     def find(self, call: Wanted) -> Found:
         """Look up the answer to a call; it is then taken by the call.
@@ -178,15 +224,30 @@ class Book:
         damaged = 0
         response = values = None
         while response is None and (values := self._candidate(call)) is not None:
-            if schema.is_good("answers", values):
-                response = decode(values[6])
-            else:
+            response = _response(values)
+            if response is None:
                 damaged += 1
                 self._quarantine("answers", values)
-        earlier = self.unknown.claim(call)
+        earlier = self.unknown.claim(call, answered=response is not None)
         if response is None or values is None:
             return Found(earlier=earlier, damaged=damaged)
+        if call.sample and values[2] != str(call.draw) and not self.read_only:
+            # it is this draw's from now on, so that the next run of this program finds it too
+            row = {**schema.row_of("answers", values), "draw": str(call.draw)}
+            schema.write(self.conn, "answers", row)
         return Found(response, "replayed", self._tokens(response, values[3]), earlier, damaged)
+
+    def claim_twins(self, known: Sequence[tuple[Wanted, Response]]) -> None:
+        """Take the answers that calls have from elsewhere, so that they serve no other call.
+
+        :param known: the calls and their answers.
+        """
+        query = "SELECT id FROM answers WHERE key = ? AND response = ? ORDER BY draw != ?, id"
+        for call, response in known:
+            rows = self.conn.execute(query, (call.key, encode(response), str(call.draw)))
+            for (answer,) in rows.fetchall():
+                if self.claims.give(answer, call.key, call.draw):
+                    break
 
     def _tokens(self, response: Response, request: int | None) -> tuple[float, float]:
         """Return the tokens that an answer cost: its own, or its share of a request for several."""
@@ -244,6 +305,8 @@ class Book:
         outcome: str,
         response: Response | None = None,
         error: FesteError | None = None,
+        *,
+        spare: bool = False,
     ) -> None:
         """Write that a request has ended.
 
@@ -251,6 +314,7 @@ class Book:
         :param outcome: how.
         :param response: the response, or None.
         :param error: why it brought nothing to keep, or None.
+        :param spare: whether to keep the response itself, since not all of its answers were kept.
         """
         row = dict(self.under_way.get(number) or {})
         if not row:
@@ -264,10 +328,11 @@ class Book:
             input_tokens=int(usage.input) if usage is not None else None,
             output_tokens=int(usage.output) if usage is not None else None,
         )
-        if outcome != "answered":
-            row["raw"] = _raw(response)
-        if error is not None:
-            row["error"] = f"{type(error).__name__}: {error.message}"
+        if outcome != "answered" or spare:
+            row["raw"] = _raw(response, row.get("secrets", ()))
+        if error is not None:  # a provider's text may quote the prompt
+            told = f": {error.message}" if row.get("prompts", True) else ""
+            row["error"] = f"{type(error).__name__}{told}"
         if isinstance(error, CallError):
             row.update(status=error.status, request_id=row["request_id"] or error.request_id)
         schema.write(self.conn, "requests", row)
@@ -286,8 +351,21 @@ def _one(conn: sqlite3.Connection, query: str, *values: Any) -> tuple[Any, ...] 
     return row
 
 
-def _raw(response: Response | None) -> str | None:
+def _response(values: Sequence[Any]) -> Response | None:
+    """Return the response in a row of answers; None if the row is not as Feste wrote it."""
     try:
-        return None if response is None else encode(response)
-    except (TypeError, ValueError):
-        return ascii(response.payload) if response is not None else None
+        return decode(values[6]) if schema.is_good("answers", values) else None
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _raw(response: Response | None, secrets: Sequence[Secret]) -> str | None:
+    if response is None:
+        return None
+    try:
+        text = encode(response)
+    except (TypeError, ValueError, RecursionError):
+        text = ascii(response.payload)
+    for secret in secrets:
+        text = secret.blank(text)
+    return text

@@ -42,6 +42,26 @@ class Claims:
         """
         return self._given.get((key, drawn))
 
+    def note(self, answer: int, drawn: Draw) -> None:
+        """Note that an answer was bought for a draw, or given to it for good.
+
+        :param answer: its id.
+        :param drawn: the draw.
+        """
+        self._taken[answer] = drawn
+
+    def give(self, answer: int, key: str, drawn: Draw) -> bool:
+        """Give an answer to a draw; return False if another draw has taken it.
+
+        :param answer: its id.
+        :param key: the call's key.
+        :param drawn: the draw.
+        """
+        given = self.take_own(answer, drawn)
+        if given:
+            self._given[key, drawn] = answer
+        return given
+
     def take_own(self, answer: int, drawn: Draw) -> bool:
         """Take a draw's own answer; return False if another draw has taken it.
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from feste.errors import FesteError, JournalDamaged, JournalError, JournalFailed
 
-__all__ = ["damaged", "described"]
+__all__ = ["BUSY", "damaged", "described", "gone"]
+
+#: Seconds to wait for another program that holds the file, such as a shell of SQLite.
+BUSY = 60
 
 
 def damaged(path: Path, said: str) -> JournalDamaged:
@@ -19,6 +22,17 @@ def damaged(path: Path, said: str) -> JournalDamaged:
     return JournalDamaged(
         f"{path} is damaged ({said}). Nothing was sent or changed. `feste store salvage {path}` makes a "
         "new store of all that is good in it and keeps the damaged file"
+    )
+
+
+def gone(path: Path) -> JournalFailed:
+    """Return the error for a store that was removed or replaced while it was open.
+
+    :param path: the store's file.
+    """
+    return JournalFailed(
+        f"{path}, or the .lock file beside it, was removed or replaced while it was in use: nothing "
+        "more is sent. What was not written before is in .partial only"
     )
 
 
@@ -35,6 +49,11 @@ def described(error: BaseException, path: Path) -> FesteError:
         name = getattr(error, "sqlite_errorname", "")
         if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB") or name.startswith("SQLITE_CORRUPT"):
             made = damaged(path, str(error))
+        elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            made = JournalFailed(
+                f"{path} could not be written: another program has held it for {BUSY} seconds, perhaps a "
+                "shell of SQLite. Nothing more is sent; end it, then run the program again"
+            )
         else:
             made = JournalFailed(
                 f"{path} could not be written ({error}; {name}): nothing more is sent. Make room, then "

@@ -16,15 +16,21 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from feste.backend import Request, Response
+from feste.backend import Request, Response, Secret
 from feste.errors import FesteError, JournalFailed
 from feste.store import schema
 from feste.store.book import Book
 from feste.store.claims import Claims
-from feste.store.failures import described
+from feste.store.failures import described, gone
 from feste.store.forks import fork_lock
 from feste.store.lock import Lock
-from feste.store.opening import identity, open_for_reading, open_for_writing, reserve_of
+from feste.store.opening import (
+    identity,
+    open_for_reading,
+    open_for_writing,
+    refuse_foreign,
+    reserve_of,
+)
 from feste.store.rows import Answer, Wanted
 
 __all__ = ["Journal"]
@@ -53,6 +59,7 @@ class Journal:
     :param wait: seconds to wait for another process that is writing it.
     :param read_only: whether nothing is written; then other processes may write it meanwhile.
     :param claims: which draws took which answers, when the file was open before in this process.
+    :param start: whether to open it now; else :meth:`open` does.
     :raises JournalError: if it cannot be used: locked, damaged, too new, not a store.
     """
 
@@ -63,6 +70,7 @@ class Journal:
         wait: float = 0.0,
         read_only: bool = False,
         claims: Claims | None = None,
+        start: bool = True,
     ) -> None:
         self.path = Path(path)
         self.read_only = read_only
@@ -76,17 +84,29 @@ class Journal:
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._ended = False
         self._in_sqlite = fork_lock()
-        opened: Future[None] = Future()
-        name = f"feste-store-{self.path.name}"
+        self._opened: Future[None] = Future()
         self._thread = threading.Thread(
-            target=self._work, args=(wait, opened), name=name, daemon=True
+            target=self._work, args=(wait,), name=f"feste-store-{self.path.name}", daemon=True
         )
-        self._thread.start()
-        try:
-            opened.result()
-        except KeyboardInterrupt:  # while it waits for another process
-            self._queue.put(None)
-            raise
+        if start:
+            try:
+                self.open()
+            except BaseException:  # also Ctrl-C while it waits for another process
+                self._queue.put(None)
+                raise
+
+    def open(self) -> None:
+        """Wait until the store is open; may be called again after it was interrupted.
+
+        :raises JournalError: if it cannot be used.
+        """
+        self.start()
+        self._opened.result()
+
+    def start(self) -> None:
+        """Begin to open the store."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     # --- from any thread --------------------------------------------------------------------------
 
@@ -108,6 +128,7 @@ class Journal:
         run: str = "",
         attempt: int = 1,
         prompts: bool = True,
+        secrets: tuple[Secret, ...] = (),
     ) -> None:
         """Write that a request will be sent; it must not be sent before ``then`` is called.
 
@@ -117,10 +138,31 @@ class Journal:
         :param run: the name of the run.
         :param attempt: the number of the attempt, from 1.
         :param prompts: whether to keep what the calls ask, not only its hash.
+        :param secrets: keys that are blanked in a response that cannot be used.
         """
         self._put(
-            lambda book: book.intend(request, calls, run, attempt, prompts), then, spends=True
+            lambda book: book.intend(request, calls, run, attempt, prompts, secrets),
+            then,
+            spends=True,
         )
+
+    def begin(self, request: Request, then: Then, *, run: str = "", prompts: bool = True) -> None:
+        """Look up a call that must not be made twice, and intend it if nothing is known of it.
+
+        :param request: its request.
+        :param then: receives True and a :class:`Found` or the request's number, or False and the
+            error.
+        :param run: the name of the run.
+        :param prompts: whether to keep what it asks, not only its hash.
+        """
+        self._put(lambda book: book.begin(request, run, prompts), then, spends=True)
+
+    def claim_twins(self, known: Sequence[tuple[Wanted, Response]]) -> None:
+        """Take the answers that calls have from another store, so that they serve no other call.
+
+        :param known: the calls and their answers.
+        """
+        self._put(lambda book: book.claim_twins(known), _ignore)
 
     def record(
         self,
@@ -130,6 +172,7 @@ class Journal:
         number: int | None = None,
         response: Response | None = None,
         prompts: bool = True,
+        replace: bool = False,
     ) -> None:
         """Write the answers to calls; nothing may depend on them before ``then`` is called.
 
@@ -139,8 +182,9 @@ class Journal:
         :param number: the number of the request that they were bought with, or None.
         :param response: its response.
         :param prompts: whether to keep what the calls ask; those of ``number`` are kept already.
+        :param replace: whether they take the place of answers that the calls have already.
         """
-        self._put(lambda book: book.record(answers, number, response, prompts), then)
+        self._put(lambda book: book.record(answers, number, response, prompts, replace), then)
 
     def finish(
         self,
@@ -184,22 +228,30 @@ class Journal:
         A run that still uses it fails.
         """
         self._queue.put(None)
-        if threading.current_thread() is not self._thread:
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
             self._thread.join()
 
     @property
     def is_current(self) -> bool:
-        """Whether it can be used, and the path still leads to the file that is open."""
+        """Whether it can be used, and the path still leads to what is open."""
+        if not self._opened.done():
+            return self._thread.ident is not None
         if self.failed is not None or self._ended or not self._thread.is_alive():
             return False
+        return self._is_there()
+
+    def _is_there(self) -> bool:
+        """Whether the file, and the lock, are still those that were opened."""
         try:
-            return identity(self.path) == self.file
+            if identity(self.path, changes=self.read_only) != self.file:
+                return False
         except OSError:
             return False
+        return self._lock is None or self._lock.is_current
 
     def _put(self, operation: Operation, then: Then, *, spends: bool = False) -> None:
         self._queue.put(_Item(operation, then, spends))
-        if self._ended or not self._thread.is_alive():  # closed, or in a forked child
+        if self._ended or not self._thread.is_alive():  # closed, failed, or in a forked child
             self._refuse_rest()
 
     def _refuse_rest(self) -> None:
@@ -212,30 +264,34 @@ class Journal:
 
     # --- the thread -------------------------------------------------------------------------------
 
-    def _work(self, wait: float, opened: Future[None]) -> None:
+    def _work(self, wait: float) -> None:
         try:
             if not self.read_only:
+                refuse_foreign(self.path)
                 if not self.path.parent.exists():
                     self.path.parent.mkdir(mode=0o700, parents=True)
                 self._lock = Lock(self.path, wait)
             with self._in_sqlite:
                 book = self._open()
-            self.file = identity(self.path)
+            self.file = identity(self.path, changes=self.read_only)
         except BaseException as error:
             if self._lock is not None:
-                reserve_of(self.path).unlink(missing_ok=True)
+                self._free_reserve()
                 self._lock.close()
-            opened.set_exception(described(error, self.path))
+            self._ended = True
+            self._opened.set_exception(described(error, self.path))
             return
-        opened.set_result(None)
+        self._opened.set_result(None)
         try:
             while self._turn(book):
                 pass
         finally:
-            with self._in_sqlite:
-                self._close(book)
-            self._ended = True
-            self._refuse_rest()
+            try:
+                with self._in_sqlite:
+                    self._close(book)
+            finally:
+                self._ended = True
+                self._refuse_rest()
 
     def _open(self) -> Book:
         if self._lock is None:
@@ -257,7 +313,7 @@ class Journal:
         with ExitStack() as stack:
             if self._lock is not None:
                 stack.callback(self._lock.close)
-                stack.callback(reserve_of(self.path).unlink, missing_ok=True)
+                stack.callback(self._free_reserve)
             stack.callback(book.conn.close)
             try:
                 if self._lock is not None:
@@ -283,6 +339,8 @@ class Journal:
         return items[-1] is not None
 
     def _outcomes(self, book: Book, items: list[_Item]) -> list[tuple[bool, Any]]:
+        if self.failed is None and self._lock is not None and not self._is_there():
+            self._fail(book.conn, gone(self.path))
         if self.failed is None:
             try:
                 return self._transaction(book, items)
@@ -292,7 +350,7 @@ class Journal:
 
     def _alone(self, book: Book, item: _Item) -> tuple[bool, Any]:
         """Carry out an operation of a store that failed: answers in hand are still tried."""
-        if item.spends:
+        if item.spends or not self._is_there():
             return False, self.failed
         try:
             return self._transaction(book, [item])[0]
@@ -344,12 +402,16 @@ class Journal:
         except OSError as error:  # what is committed stays committed, but no more is spent
             self.failed = described(error, self.path)
 
-    def _fail(self, conn: sqlite3.Connection, error: sqlite3.Error) -> None:
+    def _fail(self, conn: sqlite3.Connection, error: Exception) -> None:
         """Refuse all further spending, and free the reserved space for the answers in hand."""
         _rollback(conn)
         self.failed = described(error, self.path)
+        self._free_reserve()
+
+    def _free_reserve(self) -> None:
         if self._lock is not None:
-            reserve_of(self.path).unlink(missing_ok=True)
+            with suppress(OSError):  # a file system that has become read-only
+                reserve_of(self.path).unlink(missing_ok=True)
 
 
 def _ignore(ok: bool, value: Any) -> None:

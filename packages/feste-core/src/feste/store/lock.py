@@ -1,10 +1,9 @@
 """One writer process for each store: an advisory lock on a file beside it.
 
 The same file notes how far the store has got, so that a store which lost what was acknowledged,
-because a part of the file was cut off or replaced, does not go unnoticed. The lock is a POSIX record
-lock: the system frees it when its process dies, and a forked child does not inherit it. It is also
-freed when its process closes the file through another descriptor, so nothing else may open it, and
-a process that holds it closes no other descriptor of it before.
+because a part of the file was cut off or replaced, does not go unnoticed. The system frees the lock
+when its process dies. It belongs to the open file, so a second one in the same process is refused
+too, and a forked child gives it up.
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ import os
 import re
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from feste.errors import JournalError, JournalLocked
 
@@ -27,10 +28,7 @@ __all__ = ["Lock", "acknowledged"]
 _PAUSE = 0.05
 _LENGTH = 128
 _NOTE = re.compile(rb"pid (\d+)\nrequests (\d+)\nanswers (\d+)\ncheck ([0-9a-f]{8})\n")
-#: The locks that this process holds, by their files: the system lets one process in twice.
-_held: dict[tuple[int, int], Lock] = {}
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_held.clear)
+_living: WeakSet[Lock] = WeakSet()
 
 
 class Lock:
@@ -45,9 +43,7 @@ class Lock:
         self.path = path.with_name(path.name + ".lock")
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         self._file = os.open(self.path, flags, 0o600)
-        self._identity = _identity(os.fstat(self._file))
-        #: Descriptors of the same file that may be closed only with this lock.
-        self._others: list[int] = []
+        _living.add(self)
         try:
             self._wait(path, time.monotonic() + wait)
             #: The highest request and answer that were acknowledged; (0, 0) if nothing is known.
@@ -61,30 +57,34 @@ class Lock:
         while not self._try():
             if time.monotonic() >= until:
                 pid = _owner(self._file)
-                named = f"process {pid}" if pid else "another process"
                 raise JournalLocked(
-                    f"{path} is being written by {named}: wait for it to end (store_wait=60 waits a "
-                    "minute for it), call feste.store.close() there, or give another file",
+                    f"{path} is being written by {_named(pid)}: wait for it to end (store_wait=60 "
+                    "waits a minute for it), call feste.store.close() there, or give another file",
                     pid=pid,
                 )
             time.sleep(_PAUSE)
 
     def _try(self) -> bool:
-        if self._identity in _held:  # asked first: when that lock is closed, this one would go too
-            return False
+        if fcntl is None:
+            return True
         try:
-            if fcntl is not None:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except PermissionError:  # how some systems say that it is held
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # different systems say that it is held
             return False
         except OSError as error:
             raise JournalError(
                 f"{self.path} cannot be locked ({error}), and without a lock two programs could "
                 "write the store at once: put it on another file system"
             ) from None
-        return _held.setdefault(self._identity, self) is self  # another thread was faster
+        return True
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file that is locked is still there, so that it keeps others out."""
+        try:
+            return os.path.samestat(os.fstat(self._file), self.path.stat())
+        except OSError:
+            return False
 
     def note(self, requests: int, answers: int) -> None:
         """Note how far the store has got.
@@ -106,19 +106,25 @@ class Lock:
 
     def close(self) -> None:
         """Release the lock. The file stays: removing it would let two processes in."""
-        try:
-            self._write(0)
-        finally:
+        if self._file >= 0:
+            with suppress(OSError):  # a file system that has become read-only
+                self._write(0)
             self._release()
 
     def _release(self) -> None:
-        holder = _held.get(self._identity, self)
-        if holder is not self:
-            holder._others.append(self._file)
-            return
-        for file in (*self._others, self._file):
-            os.close(file)
-        _held.pop(self._identity, None)
+        file, self._file = self._file, -1
+        os.close(file)
+
+
+def _give_up() -> None:
+    """Close the files in a forked child; the locks stay with its parent."""
+    for lock in list(_living):
+        if lock._file >= 0:
+            lock._release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_give_up)
 
 
 def acknowledged(path: Path) -> tuple[int, int]:
@@ -126,12 +132,8 @@ def acknowledged(path: Path) -> tuple[int, int]:
 
     :param path: the store's file.
     """
-    name = path.with_name(path.name + ".lock")
     try:
-        holder = _held.get(_identity(name.stat()))
-        if holder is not None:
-            return holder.acknowledged
-        file = os.open(name, os.O_RDONLY)
+        file = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY)
     except OSError:
         return 0, 0
     try:
@@ -140,8 +142,10 @@ def acknowledged(path: Path) -> tuple[int, int]:
         os.close(file)
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+def _named(pid: int) -> str:
+    if pid == os.getpid():
+        return "this process"
+    return f"process {pid}" if pid else "another process"
 
 
 def _owner(file: int) -> int:
@@ -153,7 +157,7 @@ def _owner(file: int) -> int:
 
 
 def _lives(pid: int) -> bool:
-    if os.name == "nt":  # where this would send Ctrl-C
+    if os.name == "nt":  # a signal 0 is Ctrl-C there
         return pid > 0
     try:
         os.kill(pid, 0)

@@ -13,15 +13,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from shlex import quote
 from typing import Any, NamedTuple
 
-from feste.backend import Request, Response
+from feste.backend import Request, Response, redact
 from feste.draw import Draw
 from feste.errors import ConfigError, NodeError, NotRepeated, PlainDataError
 from feste.plain import plain
 from feste.store.answers import Answers
 from feste.store.journal import Journal, Outcome
-from feste.store.rows import Answer, Earlier, Found, Wanted
+from feste.store.rows import Answer, Earlier, Found
 
 __all__ = ["await_once", "request_of", "run_once"]
 
@@ -53,7 +54,12 @@ def request_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], drawn: D
             f"{op.name} is a task with once=True, and a rerun knows its calls by their arguments, which "
             f"must be plain data: {error.message}"
         ) from None
-    return Request("task", op.name, f"task:{op.identity}", body, draws=(drawn,))
+    request = Request("task", op.name, f"task:{op.identity}", body, draws=(drawn,))
+    try:
+        request.key  # noqa: B018 - cached
+    except ConfigError as error:  # a number that is not finite, for example
+        raise ConfigError(error.message.removeprefix("body[4].")) from None
+    return request
 
 
 def run_once(
@@ -105,16 +111,13 @@ def _begin(
     store = answers.store
     assert store is not None, "checked before the run"
     request = request_of(op, args, kwargs, drawn)
-    wanted = [Wanted(request.key, drawn, True)]
-    found: Found = _outcome(partial(store.recall, wanted))[0]
-    if found.response is not None:
-        return found.response.payload, None
-    if found.earlier is not None:
-        raise _not_repeated(store, op, found.earlier)
-    number: int = _outcome(
-        partial(store.intend, request, [request], run=run, prompts=answers.prompts)
-    )
-    return None, _Begun(store, request, number)
+    known: Found | int = _outcome(partial(store.begin, request, run=run, prompts=answers.prompts))
+    if isinstance(known, int):
+        return None, _Begun(store, request, known)
+    if known.response is not None:
+        return known.response.payload, None
+    assert known.earlier is not None
+    raise _not_repeated(store, op, known.earlier)
 
 
 def _ended(begun: _Begun, result: Any) -> Any:
@@ -136,19 +139,26 @@ def _ended(begun: _Begun, result: Any) -> Any:
 
 def _failed(begun: _Begun, error: BaseException) -> None:
     """Keep that the task raised; where it was interrupted nobody knows how far it got."""
-    told = NodeError(f"{type(error).__name__}: {str(error)[:_ERROR]}")
+    told = NodeError(redact(f"{type(error).__name__}: {error}", limit=_ERROR))
     outcome: Outcome = "failed" if isinstance(error, Exception) else "unknown"
     _outcome(partial(begun.store.finish, begun.number, outcome, told))
 
 
 def _not_repeated(store: Journal, op: Any, earlier: Earlier) -> NotRepeated:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(earlier.sent))
-    ended = (
-        f"raised {earlier.error.removeprefix('NodeError: ')}" if earlier.error else "did not return"
-    )
+    if earlier.outcome == "sent":
+        return NotRepeated(
+            f"{op.name} was started at {when} and still runs in this process; with once=True it is not "
+            "run again. Compute it again when it has ended",
+            key=earlier.key,
+        )
+    ended = f"raised {earlier.error.removeprefix('NodeError: ')}"
+    if earlier.outcome == "unknown":
+        ended = "was interrupted" if earlier.error else "did not return"
+    which = f"--key {earlier.key} --tasks {earlier.outcome}"
     return NotRepeated(
         f"{op.name} was started at {when} and {ended}; with once=True it is not run again. Look whether "
-        f"it has done its work. To let it run again: feste store purge {store.path} --key {earlier.key}",
+        f"it has done its work. To let it run again: feste store purge {quote(str(store.path))} {which}",
         key=earlier.key,
     )
 

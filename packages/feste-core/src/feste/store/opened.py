@@ -9,11 +9,13 @@ from typing import Any
 
 from feste.store.claims import Claims
 from feste.store.journal import Journal
+from feste.store.opening import identity
 
 __all__ = ["close", "opened"]
 
 _journals: dict[tuple[Path, bool], Journal] = {}
-_claims: dict[tuple[Path, tuple[int, int]], Claims] = {}
+#: Which draws took which answers of a file; kept while the process lives.
+_claims: dict[tuple[Path, tuple[int, ...]], Claims] = {}
 _lock = threading.Lock()
 _inherited: list[Any] = []
 
@@ -29,28 +31,34 @@ def opened(path: str | Path, *, wait: float = 0.0, read_only: bool = False) -> J
     :param read_only: whether nothing is written.
     :raises JournalError: if it cannot be used.
     """
-    given = Path(os.path.abspath(path))
-    name = (given.parent.resolve() / given.name, read_only)
+    name = (_resolved(path), read_only)
     with _lock:
         journal = _journals.get(name)
         if journal is not None and not journal.is_current:
-            del _journals[name]
             journal.close()
+            del _journals[name]
             journal = None
         if journal is None:
-            journal = Journal(name[0], wait=wait, read_only=read_only, claims=_claims_of(name[0]))
-            _journals[name] = journal
-            _claims[name[0], journal.file] = journal.claims
-        return journal
+            claims = _claims_of(name[0])
+            journal = Journal(name[0], wait=wait, read_only=read_only, claims=claims, start=False)
+            _journals[name] = journal  # before it starts: an interrupt must not forget it
+        journal.start()
+    journal.open()
+    _claims.setdefault((name[0], identity(name[0])), journal.claims)
+    return journal
+
+
+def _resolved(path: str | Path) -> Path:
+    given = Path(os.path.abspath(os.path.expanduser(path)))
+    return given.parent.resolve() / given.name
 
 
 def _claims_of(path: Path) -> Claims | None:
     """Return what draws of this process took from a file that was open before."""
     try:
-        status = path.stat()
+        return _claims.get((path, identity(path)))
     except OSError:
         return None
-    return _claims.get((path, (status.st_dev, status.st_ino)))
 
 
 def close(path: str | Path | None = None) -> None:
@@ -60,10 +68,10 @@ def close(path: str | Path | None = None) -> None:
 
     >>> close("no-such.db")
     """
-    given = None if path is None else Path(os.path.abspath(path))
+    given = None if path is None else _resolved(path)
     with _lock:
         for name in list(_journals):
-            if given is None or name[0] == given.parent.resolve() / given.name:
+            if given is None or name[0] == given:
                 _journals.pop(name).close()
 
 

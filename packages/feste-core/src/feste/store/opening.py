@@ -5,19 +5,34 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
+import warnings
 from contextlib import closing
 from pathlib import Path
 
-from feste.errors import JournalError
+from feste.errors import FesteWarning, JournalDamaged, JournalError
 from feste.store import schema
 from feste.store.connection import beside, check_end, configure, connect
-from feste.store.failures import damaged
+from feste.store.failures import BUSY, damaged
 from feste.store.lock import Lock
 
-__all__ = ["identity", "open_for_reading", "open_for_writing", "reserve_of"]
+__all__ = ["identity", "open_for_reading", "open_for_writing", "refuse_foreign", "reserve_of"]
 
 #: Bytes reserved beside the store, freed when the disk is full so that answers in hand still fit.
 BALLAST = 4 << 20
+_MAGIC = b"SQLite format 3\0"
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse a file that was never a store, before anything is put beside it.
+
+    :param path: the file.
+    :raises JournalDamaged: if it is no SQLite file, and no lock of a store is beside it.
+    """
+    if path.is_file() and not beside(path, ".lock").exists():
+        with path.open("rb") as file:
+            begins = file.read(len(_MAGIC))
+        if begins and begins != _MAGIC:
+            raise JournalDamaged(f"{path} is not a store of Feste; give another file")
 
 
 def open_for_writing(path: Path, lock: Lock) -> sqlite3.Connection:
@@ -27,12 +42,16 @@ def open_for_writing(path: Path, lock: Lock) -> sqlite3.Connection:
     :param lock: its lock, held.
     :raises JournalError: if it cannot be used; it is unchanged then.
     """
+    if lock.acknowledged != (0, 0) and not path.exists() and not beside(path, "-wal").exists():
+        told = f"{path} was deleted since it was last used: it begins empty"
+        warnings.warn(told, FesteWarning, stacklevel=2)
+        lock.note(0, 0)
     _make_file(path)
     version = _check(path, lock)
     if 0 < version < schema.VERSION:
         _back_up(path, beside(path, f".tables-{version}"))
     _reserve(reserve_of(path))
-    conn = sqlite3.connect(path, isolation_level=None)
+    conn = sqlite3.connect(path, isolation_level=None, timeout=BUSY)
     try:
         configure(conn)
         conn.execute("PRAGMA journal_mode = WAL")  # where it is refused, a rollback journal serves
@@ -69,7 +88,10 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     :raises JournalError: if it cannot be used.
     """
     if not path.exists():
-        raise JournalError(f"there is no {path}")
+        raise JournalError(
+            f"there is no {path}: a cache that is only read must be made before, by a run with "
+            'cache_mode="replay"'
+        )
     conn = connect(path)
     try:
         version = schema.identify(conn, str(path))
@@ -128,10 +150,14 @@ def _reserve(path: Path) -> None:
         os.close(file)
 
 
-def identity(path: Path) -> tuple[int, int]:
+def identity(path: Path, *, changes: bool = False) -> tuple[int, ...]:
     """Return what tells a file from another that was put in its place.
 
     :param path: the file.
+    :param changes: whether it also differs when the file was written, or is being written.
     """
     status = path.stat()
-    return status.st_dev, status.st_ino
+    same = status.st_dev, status.st_ino
+    if not changes:
+        return same
+    return *same, status.st_mtime_ns, status.st_size, beside(path, "-wal").exists()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from feste.backend import Request, Response, Usage
+from feste.backend import Request, Response, Secret, Usage
 from feste.draw import Draw
 
 __all__ = [
@@ -44,7 +44,7 @@ class Earlier:
     :param operation: the operation, or the name of the task.
     :param model: the requested model.
     :param sent: when it was sent, in seconds since 1970.
-    :param outcome: ``"unknown"``, or ``"failed"`` for a task that raised.
+    :param outcome: ``"unknown"``; for a task also ``"failed"`` if it raised, ``"sent"`` if it runs.
     :param error: why it ended, where that is known.
     :param key: the key of the call.
     :param draw: the call's draw, as text.
@@ -88,11 +88,23 @@ class Answer(NamedTuple):
     :param request: the call's request, as it would be sent alone; its one draw is the call's.
     :param response: the answer, unparsed.
     :param source: ``"bought"``, or ``"cache"`` if a cache had it.
+    :param secrets: keys that are blanked, should a provider have put one into its answer.
     """
 
     request: Request
     response: Response
     source: str = "bought"
+    secrets: tuple[Secret, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The call's key."""
+        return self.request.key
+
+    @property
+    def draw(self) -> Draw:
+        """The call's draw."""
+        return self.request.draws[0]
 
 
 _dumps = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
@@ -110,7 +122,7 @@ def encode(response: Response) -> str:
     '{"payload":{"text":"\\\\u00e9"},"usage":[3,1,0],"request_id":"r-1"}'
     """
     used = response.usage
-    usage = [used.input, used.output, used.cached] if used is not None else None
+    usage = None if used is None else [int(n) for n in (used.input, used.output, used.cached)]
     parts = {"payload": response.payload, "usage": usage, "request_id": response.request_id}
     return _dumps(parts)
 
@@ -119,10 +131,18 @@ def decode(text: str) -> Response:
     """Return the response that :func:`encode` made a text of.
 
     :param text: the text.
+    :raises ValueError: if it is of another form: a store may come from elsewhere.
     """
-    parts: Mapping[str, Any] = json.loads(text)
-    usage = None if parts["usage"] is None else Usage(*parts["usage"])
-    return Response(parts["payload"], usage, request_id=parts["request_id"])
+    parts = json.loads(text)
+    if type(parts) is not dict or parts.keys() != {"payload", "usage", "request_id"}:
+        raise ValueError("not a stored response")
+    used, request_id = parts["usage"], parts["request_id"]
+    if not (used is None or (type(used) is list and [type(n) for n in used] == [int] * 3)):
+        raise ValueError("its usage is no three numbers")
+    if not (request_id is None or type(request_id) is str):
+        raise ValueError("its request_id is no text")
+    usage = None if used is None else Usage(*used)
+    return Response(parts["payload"], usage, request_id=request_id)
 
 
 def draw_of(text: str) -> Draw:

@@ -75,8 +75,8 @@ STATEMENTS = (
 )
 
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False).encode
-_INSERT = {
-    table: f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * (len(columns) + 1))})"
+_INTO = {
+    table: f"INTO {table} VALUES ({','.join('?' * (len(columns) + 1))})"
     for table, columns in TABLES.items()
 }
 
@@ -85,19 +85,23 @@ def _seal(table: str, values: Sequence[Any]) -> bytes:
     return hashlib.sha256(_encode([table, *values]).encode()).digest()
 
 
-def write(conn: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> None:
+def write(
+    conn: sqlite3.Connection, table: str, row: Mapping[str, Any], *, new: bool = False
+) -> None:
     """Write a row with its seal; it replaces one with the same id or the same unique columns.
 
     :param conn: the connection.
     :param table: the table.
     :param row: the columns by name, JSON atoms; one that is missing becomes NULL.
+    :param new: raise instead of replacing a row.
     """
+    statement = f"INSERT {'' if new else 'OR REPLACE '}{_INTO[table]}"
     values = [row.get(name) for name in TABLES[table]]
     try:
-        conn.execute(_INSERT[table], (*values, _seal(table, values)))
+        conn.execute(statement, (*values, _seal(table, values)))
     except (UnicodeEncodeError, OverflowError):
         values = [_storable(value) for value in values]
-        conn.execute(_INSERT[table], (*values, _seal(table, values)))
+        conn.execute(statement, (*values, _seal(table, values)))
 
 
 def _storable(value: Any) -> Any:

@@ -7,10 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from feste import draw
-from feste.draw import Draw
 from feste.store.rows import Earlier, Wanted, draw_of
 
-__all__ = ["UnknownRequests"]
+__all__ = ["UnknownRequests", "earlier_of"]
+
+
+def earlier_of(row: Mapping[str, Any], key: str, drawn: str) -> Earlier:
+    """Return what is told of a request that was sent for a call.
+
+    :param row: the request's row.
+    :param key: the call's key.
+    :param drawn: the call's draw, as text.
+    """
+    names = ("id", "plugin", "operation", "model", "sent", "outcome")
+    parts = {name: row[name] for name in names}
+    return Earlier(**parts, error=row.get("error") or "", key=key, draw=drawn)
 
 
 class UnknownRequests:
@@ -20,40 +31,49 @@ class UnknownRequests:
     """
 
     def __init__(self) -> None:
-        self._by_key: dict[str, list[Earlier]] = {}
-        self._claimed: dict[tuple[int, str, str], Draw] = {}
+        self._of_call: dict[tuple[str, str], Earlier] = {}
+        #: For each key the requests that a call of another draw may still be given.
+        self._free: dict[str, list[Earlier]] = {}
 
     def note(self, row: Mapping[str, Any]) -> None:
         """Add a request.
 
         :param row: its row.
         """
-        names = ("id", "plugin", "operation", "model", "sent", "outcome")
-        parts = {**{name: row[name] for name in names}, "error": row.get("error") or ""}
         for key, drawn in json.loads(row["calls"]):
-            self._by_key.setdefault(key, []).append(Earlier(**parts, key=key, draw=drawn))
+            earlier = earlier_of(row, key, drawn)
+            self._of_call[key, drawn] = earlier
+            self._free.setdefault(key, []).append(earlier)
 
     def forget(self, row: Mapping[str, Any]) -> None:
         """Drop a request whose answer came after it was given up.
 
         :param row: its row.
         """
-        for key, _ in json.loads(row["calls"]):
-            if key in self._by_key:
-                self._by_key[key] = [e for e in self._by_key[key] if e.id != row["id"]]
+        for key, drawn in json.loads(row["calls"]):
+            earlier = self._of_call.get((key, drawn))
+            if earlier is not None and earlier.id == row["id"]:
+                del self._of_call[key, drawn]
 
-    def claim(self, call: Wanted) -> Earlier | None:
+    def claim(self, call: Wanted, *, answered: bool) -> Earlier | None:
         """Return the request that was sent for a call, or None; each is given to one call only.
 
-        Without one of its own draw, a call is given one whose draw no node of this process has.
+        Without one of its own draw, a call that has no answer either is given one whose draw no
+        node of this process has.
 
         :param call: the call.
+        :param answered: whether the call has an answer.
         """
-        mine = str(call.draw)
-        for earlier in sorted(self._by_key.get(call.key, ()), key=lambda e: e.draw != mine):
-            if earlier.draw != mine and draw.is_collected(draw_of(earlier.draw)):
-                continue
-            name = (earlier.id, earlier.key, earlier.draw)
-            if self._claimed.setdefault(name, call.draw) == call.draw:
+        mine = (call.key, str(call.draw))
+        own = self._of_call.get(mine)
+        if own is not None or answered:
+            return own
+        free = self._free.get(call.key, [])
+        while free:
+            earlier = free.pop()
+            its = (earlier.key, earlier.draw)
+            if self._of_call.get(its) is earlier and not draw.is_collected(draw_of(earlier.draw)):
+                del self._of_call[its]
+                self._of_call[mine] = earlier
                 return earlier
         return None

@@ -20,8 +20,9 @@ from feste.errors import CallError, FesteError
 from feste.graph import FesteGraph
 from feste.optimization import Optimizer
 from feste.scheduler.brain import Brain
+from feste.scheduler.emission import Emission
 from feste.scheduler.executor import Executor, PyTask, Reporter
-from feste.scheduler.growth import Emission, compile_emission
+from feste.scheduler.growth import compile_emission
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe, result_of, run_task

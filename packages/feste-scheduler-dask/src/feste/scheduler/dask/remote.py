@@ -92,7 +92,7 @@ class Held:
 
 
 class Emitted(Held):
-    """An :class:`~feste.scheduler.growth.Emission` on a worker."""
+    """An :class:`~feste.scheduler.emission.Emission` on a worker."""
 
     __slots__ = ()
 

@@ -1,0 +1,42 @@
+"""Errors that can be known before a graph runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from feste.context import Settings
+from feste.errors import ConfigError, FesteError
+from feste.node import PENDING, Node
+from feste.scheduler.processes import check_picklable
+
+__all__ = ["check_nodes"]
+
+
+def check_nodes(nodes: Iterable[Node], settings: Settings) -> None:
+    """Raise what would keep a node from running, before anything is sent.
+
+    :param nodes: the nodes that will run.
+    :param settings: the settings of the run.
+    :raises FesteError: for the first node that cannot run, with its origin.
+    """
+    checked = set()
+    sends = not (settings["cache"] and settings["cache_mode"] == "replay-only")
+    for node in nodes:
+        if node.value is not PENDING:
+            continue
+        call = node.call
+        try:
+            if call is not None:
+                if sends and id(call.client) not in checked:  # clients may be unhashable
+                    checked.add(id(call.client))
+                    call.client.preflight()
+            elif getattr(node.op, "executor", "") == "process":
+                check_picklable(node)
+            elif getattr(node.op, "once", False) and settings["store"] is None:
+                raise ConfigError(
+                    f'{node.op.name} has once=True, which needs a store: store="runs.db"'
+                )
+        except FesteError as error:
+            if not error.origin:
+                error.origin = node.where
+            raise
