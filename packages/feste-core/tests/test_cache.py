@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import feste
-from feste import context, errors
+from feste import context, draw, errors
 from feste.backend import Backend, Operation, Reply, Request, Response, Usage
 from feste.prompt import Prompt
 from feste.testing import FakeBackend, FakeParams
@@ -198,3 +199,130 @@ def test_an_answer_that_was_taken_is_not_added_again(
     restart()
     two = program("a", "a", cache=path)
     assert two[0] == first[0] != two[1] and bought == 2
+
+
+def test_what_a_store_replays_is_taken_in_the_cache_too(
+    path: Path, restart: Callable[[], None]
+) -> None:
+    """Else the same answer would serve a second draw."""
+    stored = path.with_name("runs.db")
+    program("a", cache=path)
+    restart()
+    with context.set(cache=path, store=stored):
+        program("a")
+        restart()
+        three = program("a", "a", "a")
+    assert len({*three}) == 3 and bought == 3
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"choices": [{"finish_reason": "content_filter"}]},
+        {"choices": [{"finish_reason": "stop"}, {"finish_reason": "CONTENT_FILTER"}]},
+        {"candidates": [{"finishReason": "SAFETY"}]},
+        {"candidates": [{"finishReason": "RECITATION"}]},
+        {"choices": [{"finish_reason": "content_filter: PROHIBITED_CONTENT"}]},
+        {"stop_reason": "refusal"},
+        {"stopReason": "guardrail_intervened"},
+        {"finish_reason": "ERROR_TOXIC"},
+        {
+            "choices": [
+                {"finish_reason": "stop", "message": {"refusal": "I cannot", "content": None}}
+            ]
+        },
+    ],
+)
+def test_what_a_filter_withheld_is_not_cacheable(payload: Any) -> None:
+    from feste.store.answers import is_cacheable
+
+    assert not is_cacheable(payload)
+    assert not is_cacheable({"text": "x"}, [Reply("x", finish_reason="content_filter")])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"choices": [{"finish_reason": "length", "message": {"refusal": None}}]},
+        {"data": [{"embedding": [0.1, 0.2]}]},
+        {"finish_reason": "COMPLETE", "text": "a refusal is content_filter"},
+        {"answers": ["content_filter"]},
+        [],
+        "content_filter",
+        None,
+    ],
+)
+def test_what_is_whole_is_cacheable(payload: Any) -> None:
+    from feste.store.answers import is_cacheable
+
+    assert is_cacheable(payload, Reply("x", finish_reason="stop"))
+
+
+def test_a_cache_that_is_only_read_sees_what_was_added(
+    path: Path, restart: Callable[[], None]
+) -> None:
+    """By the same process, and by others."""
+    first = program("a", cache=path)
+    restart()
+    assert program("a", cache=path, cache_mode="replay-only") == first
+    second = program("b", cache=path)
+    draw.forget()
+    assert program("a", "b", cache=path, cache_mode="replay-only") == [*first, *second]
+
+
+def test_a_run_that_may_buy_is_not_failed_by_one_that_may_not(path: Path) -> None:
+    """Two runs share a node; for one the cache has no answer."""
+    program("other", cache=path)
+    node = Counter().chat("a")
+    outcomes: list[Any] = []
+
+    def run(**settings: Any) -> None:
+        try:
+            outcomes.append(feste.compute(node, **settings)[0])
+        except errors.RunFailed as failed:
+            outcomes.append(failed.errors[0])
+
+    for _ in range(50):
+        node = Counter().chat("a")
+        outcomes.clear()
+        threads = [
+            threading.Thread(target=run, kwargs={"cache": path, "cache_mode": "replay-only"}),
+            threading.Thread(target=run),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert any(isinstance(outcome, Reply) for outcome in outcomes)
+        assert not any(
+            isinstance(o, errors.FesteError) and not isinstance(o, errors.CacheMiss)
+            for o in outcomes
+        )
+
+
+def test_the_mode_holds_for_all_threads(path: Path) -> None:
+    program("b", cache=path)
+    failed: list[Any] = []
+
+    def run() -> None:
+        try:
+            Counter().chat("a").compute()
+        except errors.RunFailed as error:
+            failed.append(error.errors[0])
+
+    with context.set(cache=path, cache_mode="replay-only"):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert isinstance(failed[0], errors.CacheMiss) and bought == 1
+
+
+def test_the_mode_given_to_compute_holds_inside_its_tasks(path: Path) -> None:
+    @feste.task
+    def inner() -> Any:
+        return Counter().chat("a").compute()
+
+    program("b", cache=path)
+    with pytest.raises(errors.RunFailed, match="CacheMiss"):
+        inner().compute(cache=path, cache_mode="replay-only")
+    assert bought == 1

@@ -186,3 +186,152 @@ def test_a_chain_of_them(path: Path, restart: Callable[[], None]) -> None:
     assert program() == 20
     restart()
     assert program() == 20 and sent == list(range(20))
+
+
+# --- what must not happen twice -------------------------------------------------------------------
+
+
+def again_and_again(path: Path, restart: Callable[[], None], program: Callable[[], Any]) -> Any:
+    """Run a program three times, as three processes; return what the last one gave."""
+    for _ in range(3):
+        restart()
+        with context.set(store=path, on_error="return"):
+            values = program()
+    return values
+
+
+def test_one_of_two_equal_calls_that_raised_is_not_run_again(
+    path: Path, restart: Callable[[], None]
+) -> None:
+    """The call that succeeded does not take the place of the other, one at a time or in a list."""
+    ran: list[int] = []
+
+    @feste.task(once=True)
+    def pay(amount: int) -> int:
+        ran.append(amount)
+        if len(ran) == 2:
+            raise OSError("no answer after the transfer")
+        return amount
+
+    for at_once in (False, True):
+        del ran[:]
+        path = path.with_name(f"{at_once}.db")
+
+        def program(at_once: bool = at_once) -> Any:
+            if at_once:
+                with context.set(optimize=False):
+                    return feste.compute([pay(100), pay(100)])[0]
+            return [pay(100).compute() for _ in range(2)]
+
+        values = again_and_again(path, restart, program)
+        assert ran == [100, 100]
+        assert sorted(type(v).__name__ for v in values) == ["NotRepeated", "int"]
+
+
+def test_an_edited_program_repeats_nothing(path: Path, restart: Callable[[], None]) -> None:
+    """A result that another call of it took is that call's from then on."""
+    llm = FakeBackend()
+    send("ann", text=llm.chat("x")).compute(store=path)
+    with context.set(store=path):
+        for _ in range(3):
+            restart()
+            with context.set(eager=True):  # an equal call, written otherwise, stands before it now
+                send("ann", text=llm.chat("x"))
+            send("ann", text=llm.chat("x")).compute()
+    assert sent == ["ann", "ann"]  # two calls since the edit, each made once
+
+
+def test_a_call_that_still_runs_is_not_run_beside_itself(path: Path) -> None:
+    """Given up by Ctrl-C or a cancelled await, its thread runs on."""
+    import threading
+    import time
+
+    going, ran = threading.Event(), []
+
+    @feste.task(once=True)
+    def slow(x: int) -> int:
+        ran.append(x)
+        going.wait(30)
+        return x
+
+    async def cancelled(node: Any) -> None:
+        task = asyncio.ensure_future(feste.acompute(node, store=path))
+        while not ran:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    node = slow(7)
+    asyncio.run(cancelled(node))
+    with pytest.raises(errors.RunFailed, match="still runs in this process"):
+        node.compute(store=path)
+    going.set()
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert node.compute(store=path) == 7
+            break
+        except errors.RunFailed:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert ran == [7]
+
+
+def test_an_emitted_call_needs_a_store_too() -> None:
+    @feste.task(emits=True)
+    def emitting() -> Any:
+        return send("ann")
+
+    sent.clear()
+    with pytest.raises(errors.RunFailed, match="needs a store"):
+        emitting().compute()
+    assert not sent
+
+
+def test_letting_a_call_run_again_leaves_the_others_alone(
+    path: Path, restart: Callable[[], None]
+) -> None:
+    """The command in the message works as it is, and what had succeeded is not repeated."""
+    import shlex
+
+    path = path.parent / "a folder" / "runs.db"
+    fail = [False, True]
+
+    @feste.task(once=True)
+    def pay(amount: int) -> int:
+        sent.append(amount)
+        if fail[(len(sent) - 1) % 2] and len(sent) < 3:
+            raise OSError("no")
+        return amount
+
+    def program() -> Any:
+        with context.set(store=path, on_error="return"):
+            return [pay(100).compute() for _ in range(2)]
+
+    program()
+    restart()
+    (error,) = (e for e in program() if isinstance(e, errors.FesteError))
+    restart()
+    command = shlex.split(str(error).partition("run again: feste ")[2].partition(" (at")[0])
+    done = subprocess.run(
+        [sys.executable, "-m", "feste", *command, "--yes"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert program() == [100, 100] and len(sent) == 3
+
+
+def test_what_a_task_raised_is_kept_without_keys_and_prompts(path: Path) -> None:
+    @feste.task(once=True)
+    def leak(text: str) -> None:
+        raise ValueError(f"{text} api_key=sk-abcdef1234567890")
+
+    with pytest.raises(errors.RunFailed):
+        leak("SECRET").compute(store=path, store_prompts=False)
+    with pytest.raises(errors.RunFailed):
+        leak("told").compute(store=path)
+    feste.store.close()
+    data = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert b"SECRET" not in data and b"sk-abcdef" not in data and b"told" in data

@@ -8,7 +8,7 @@ from pathlib import Path
 from feste.errors import JournalDamaged
 from feste.store import schema
 
-__all__ = ["UNREADABLE", "beside", "check_end", "configure", "connect"]
+__all__ = ["UNREADABLE", "beside", "check_end", "configure", "connect", "has_log"]
 
 #: What reading a damaged file raises; SQLite's message may name something that is no text.
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
@@ -26,6 +26,15 @@ def beside(path: Path, end: str) -> Path:
     return path.with_name(path.name + end)
 
 
+def has_log(path: Path) -> bool:
+    """Whether a store has something in its write-ahead log.
+
+    :param path: the store's file.
+    """
+    log = beside(path, "-wal")
+    return log.exists() and log.stat().st_size > 0
+
+
 def connect(path: Path, *, locked: bool = False, shared: bool = False) -> sqlite3.Connection:
     """Open a store for reading; nothing in it or beside it changes while no one writes it.
 
@@ -37,8 +46,7 @@ def connect(path: Path, *, locked: bool = False, shared: bool = False) -> sqlite
     :raises JournalDamaged: if the file is empty and its log is not.
     """
     log = beside(path, "-wal")
-    if log.exists() and log.stat().st_size and not path.stat().st_size:
-        # SQLite would delete the log
+    if has_log(path) and not path.stat().st_size:  # SQLite would delete the log
         raise JournalDamaged(
             f"{path} is empty, but {log.name} beside it is not; `feste store salvage {path}` makes a "
             "new store of all that is good in it"

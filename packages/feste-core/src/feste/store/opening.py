@@ -11,7 +11,7 @@ from pathlib import Path
 
 from feste.errors import FesteWarning, JournalDamaged, JournalError
 from feste.store import schema
-from feste.store.connection import beside, check_end, configure, connect
+from feste.store.connection import beside, check_end, configure, connect, has_log
 from feste.store.failures import BUSY, damaged
 from feste.store.lock import Lock
 
@@ -42,7 +42,7 @@ def open_for_writing(path: Path, lock: Lock) -> sqlite3.Connection:
     :param lock: its lock, held.
     :raises JournalError: if it cannot be used; it is unchanged then.
     """
-    if lock.acknowledged != (0, 0) and not path.exists() and not beside(path, "-wal").exists():
+    if lock.acknowledged != (0, 0) and not path.exists() and not has_log(path):
         told = f"{path} was deleted since it was last used: it begins empty"
         warnings.warn(told, FesteWarning, stacklevel=2)
         lock.note(0, 0)

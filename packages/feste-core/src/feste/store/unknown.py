@@ -32,6 +32,7 @@ class UnknownRequests:
 
     def __init__(self) -> None:
         self._of_call: dict[tuple[str, str], Earlier] = {}
+        self._claimed: set[tuple[int, str, str]] = set()
         #: For each key the requests that a call of another draw may still be given.
         self._free: dict[str, list[Earlier]] = {}
 
@@ -66,13 +67,16 @@ class UnknownRequests:
         """
         mine = (call.key, str(call.draw))
         own = self._of_call.get(mine)
+        if own is not None:
+            self._claimed.add((own.id, *mine))
         if own is not None or answered:
             return own
         free = self._free.get(call.key, [])
         while free:
             earlier = free.pop()
             its = (earlier.key, earlier.draw)
-            if self._of_call.get(its) is earlier and not draw.is_collected(draw_of(earlier.draw)):
+            known = self._of_call.get(its) is earlier and (earlier.id, *its) not in self._claimed
+            if known and not draw.is_collected(draw_of(earlier.draw)):
                 del self._of_call[its]
                 self._of_call[mine] = earlier
                 return earlier

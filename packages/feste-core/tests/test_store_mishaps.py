@@ -1,0 +1,361 @@
+"""What happens to stores while programs use them: removed, replaced, interrupted, read-only, foreign."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import feste
+from feste import context, errors, store
+from feste.backend import Operation, Request, Response, Usage
+from feste.prompt import Prompt
+from feste.store import schema
+from feste.store.opened import opened
+from feste.testing import FakeBackend, fresh_draws
+
+Restart = Callable[[], None]
+
+
+@pytest.fixture
+def path(tmp_path: Path, restart: Restart) -> Path:
+    return tmp_path / "runs.db"
+
+
+def run_with(path: Path, *, then: Callable[[], Any]) -> tuple[Any, FakeBackend]:
+    """Run a call, do something, and run another that needs it, all in one run."""
+    llm = FakeBackend()
+
+    @feste.task
+    def meanwhile(text: str) -> str:
+        then()
+        return text
+
+    second = llm.chat(meanwhile(llm.chat("first")))
+    try:
+        return feste.compute(second, store=path)[0], llm
+    except errors.RunFailed as failed:
+        return failed, llm
+
+
+# --- files that go away -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", ["file", "lock", "all", "replaced"])
+def test_a_store_that_is_removed_during_a_run_ends_it(path: Path, gone: str) -> None:
+    """What is written to a file that is no longer there would be lost: nothing more is bought."""
+
+    def remove() -> None:
+        if gone == "replaced":
+            copy = path.with_name("copy")
+            shutil.copy(path, copy)
+            os.replace(copy, path)
+        for file in list(path.parent.iterdir()):
+            if gone == "all" or file.name == {"file": "runs.db", "lock": "runs.db.lock"}.get(gone):
+                file.unlink()
+
+    failed, llm = run_with(path, then=remove)
+    assert isinstance(failed, errors.RunFailed)
+    assert "removed or replaced while it was in use" in str(failed)
+    assert len(llm.requests) == 1
+
+
+def test_two_processes_stay_apart_when_the_lock_is_deleted(path: Path) -> None:
+    """As people do who read that it is locked; the first one stops, no answer is overwritten."""
+    llm = FakeBackend()
+    llm.chat("here").compute(store=path)
+    Path(f"{path}.lock").unlink()
+    program = "import feste; from feste.testing import FakeBackend; print(FakeBackend().chat('there').compute())"
+    subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "FESTE_STORE": str(path)}, check=True
+    )
+    llm.chat("here too").compute(store=path)  # opened anew
+    store.close()
+    with closing(sqlite3.connect(path)) as conn:
+        asked = [
+            json.loads(text)[4]["messages"][0]["content"]
+            for (text,) in conn.execute("SELECT request FROM prompts")
+        ]
+    assert sorted(asked) == ["here", "here too", "there"]
+
+
+def test_copying_a_store_does_not_free_its_lock(path: Path, tmp_path: Path) -> None:
+    FakeBackend().chat("x").compute(store=path)
+    shutil.copytree(path.parent, tmp_path.parent / f"{tmp_path.name}-copy")
+    program = f"from feste.store.journal import Journal; Journal({str(path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert f"JournalLocked: {path} is being written by process {os.getpid()}" in done.stderr
+
+
+def test_a_deleted_store_begins_empty_with_a_warning(path: Path) -> None:
+    llm = FakeBackend()
+    llm.chat("x").compute(store=path)
+    path.unlink()
+    with pytest.warns(errors.FesteWarning, match="was deleted since it was last used"):
+        llm.chat("x").compute(store=path)
+    llm.chat("y").compute(store=path)
+
+
+def test_a_store_whose_reserve_cannot_be_freed_ends_the_run(path: Path) -> None:
+    """As on a file system that has become read-only; nothing hangs."""
+
+    def harm() -> None:
+        reserve = Path(f"{path}.reserve")
+        reserve.unlink()
+        reserve.mkdir()
+        pages = "PRAGMA max_page_count = 1"
+        opened(path).run(lambda conn: conn.execute(pages).fetchall())
+
+    llm = FakeBackend()
+
+    @feste.task
+    def meanwhile(text: str) -> str:
+        harm()
+        return text + "x" * 100_000
+
+    with pytest.raises(errors.RunFailed, match="could not be written"):
+        llm.chat(meanwhile(llm.chat("first"))).compute(store=path)
+    store.close()
+    assert len(llm.requests) == 1
+
+
+# --- interrupts -------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_while_a_store_opens_does_not_lock_it(path: Path) -> None:
+    """Whenever the interrupt comes, the next run of this process can use the store."""
+    main = threading.get_ident()
+    fired = 0
+
+    def interrupt(delay: float) -> None:
+        time.sleep(delay)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(main), ctypes.py_object(KeyboardInterrupt)
+        )
+
+    for attempt in range(60):
+        thread = threading.Thread(target=interrupt, args=(attempt % 20 * 0.0005,))
+        try:
+            thread.start()
+            opened(path)
+            thread.join()
+            time.sleep(0)
+        except KeyboardInterrupt:
+            fired += 1
+        thread.join()
+        try:
+            store.close()
+        except KeyboardInterrupt:
+            fired += 1
+    assert fired
+    assert opened(path).is_current
+
+
+# --- contents ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null",
+        "[]",
+        "{}",
+        '{"payload":{"answers":["x"]}}',
+        '{"payload":{},"usage":"many","request_id":null}',
+        '{"payload":{},"usage":[1,2],"request_id":null}',
+        '{"payload":{},"usage":[1,"2",3],"request_id":null}',
+        '{"payload":{},"usage":null,"request_id":7}',
+        '{"payload":{},"usage":null,"request_id":null,"more":1}',
+        "no json",
+        "[" * 100_000,
+    ],
+)
+def test_a_sealed_row_of_another_form_is_put_aside(path: Path, restart: Restart, text: str) -> None:
+    """A store from elsewhere may hold anything; the call is bought."""
+    first = FakeBackend().chat("x").compute(store=path)
+    store.close()
+    with closing(sqlite3.connect(path)) as conn:
+        values = conn.execute("SELECT * FROM answers").fetchone()
+        schema.write(conn, "answers", {**schema.row_of("answers", values), "response": text})
+        conn.commit()
+    restart()
+    assert FakeBackend().chat("x").compute(store=path) == first
+    report = feste.last_report()
+    assert report is not None and report.damaged == 1 and report.states == {"done": 1}
+
+
+@pytest.mark.parametrize("how", ["answer", "odd", "error"])
+def test_a_key_that_a_provider_echoes_is_not_stored(path: Path, monkeypatch: Any, how: str) -> None:
+    """In an answer, in one that cannot be used, in an error."""
+    from feste.backend import Backend, Secret
+
+    monkeypatch.setenv("A_KEY", "canary-1234567890")
+
+    class Echo(Backend):
+        plugin = "echo"
+
+        def __init__(self, *, api_key: Secret) -> None:
+            self.api_key = api_key
+
+        def _prepare(self, prompt: str) -> Request:
+            return Request(self.plugin, "chat", "plugin:echo", {"prompt": prompt})
+
+        async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+            key = os.environ["A_KEY"]
+            if how == "error":
+                raise errors.InvalidRequest("refused")
+            return Response({"text": f"your key is {key}"}, Usage(1, 1))
+
+        def _parse(self, response: Response, arguments: Any) -> str:
+            if how == "odd":
+                raise errors.MalformedResponse("odd")
+            return str(response.payload["text"])
+
+        chat = Operation(prepare=_prepare, send=_send, parse=_parse)
+
+    feste.compute(Echo(api_key=Secret("A_KEY")).chat("x"), store=path, on_error="return")
+    feste.compute(
+        Echo(api_key=Secret("A_KEY")).chat("x"), cache=path.with_name("c.db"), on_error="return"
+    )
+    store.close()
+    for file in path.parent.iterdir():
+        assert b"canary" not in file.read_bytes(), file
+
+
+def test_an_answer_that_cannot_be_read_says_how_to_buy_it_anew(
+    path: Path, restart: Restart
+) -> None:
+    class Odd(FakeBackend):
+        def _read(self, response: Response, arguments: Any) -> Any:
+            raise errors.MalformedResponse("cannot be read")
+
+        chat = Operation(prepare=FakeBackend._prepare_chat, send=FakeBackend._send, parse=_read)
+
+    with pytest.raises(errors.RunFailed) as failed:
+        Odd().chat("x").compute(store=path)
+    assert "purge" not in str(failed.value)
+    restart()
+    with pytest.raises(errors.RunFailed, match=r"feste store purge .*runs.db --key \w{64}"):
+        Odd().chat("x").compute(store=path)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "no\0name", "folder"])
+def test_what_cannot_be_a_store_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "text.txt").write_text("not a store")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(errors.FesteError):
+        FakeBackend().chat("x").compute(store=f"{tmp_path}/{name}")
+    if name != "folder":
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_to_the_store_is_no_cache(path: Path) -> None:
+    FakeBackend().chat("x").compute(store=path)
+    folder = path.parent.with_name(f"{path.parent.name}-link")
+    folder.symlink_to(path.parent)
+    with pytest.raises(errors.ConfigError, match="same file"):
+        FakeBackend().chat("x").compute(store=path, cache=folder / "runs.db")
+
+
+# --- draws ------------------------------------------------------------------------------------------
+
+
+def test_an_edited_program_finds_its_answers_again(path: Path, restart: Restart) -> None:
+    """An answer that a new call took is not deleted when the old call is bought again."""
+    llm = FakeBackend()
+    llm.chat("roll a die").compute(store=path)
+    sent = []
+    for _ in range(4):
+        restart()
+        llm.requests.clear()
+        written_otherwise = llm.chat(Prompt("roll {{ x }}")(x="a die"))
+        with context.set(store=path):
+            feste.compute(written_otherwise)
+            feste.compute(llm.chat("roll a die"))
+        sent.append(len(llm.requests))
+    assert sent == [1, 0, 0, 0]
+
+
+def test_an_answer_in_hand_when_the_store_failed_is_stored_later(
+    path: Path, restart: Restart
+) -> None:
+    class Filling(FakeBackend):
+        plugin = "fake"
+
+        def answer(self, request: Request) -> Response:
+            pages = "PRAGMA max_page_count = 1"
+            opened(path).run(lambda conn: conn.execute(pages).fetchall())
+            return Response({"answers": ["text"], "much": "x" * 100_000})
+
+    node = Filling().chat("x")
+    with pytest.raises(errors.RunFailed, match="could not keep them"):
+        node.compute(store=path)
+    assert node.compute(store=path) == "fake-1:text"  # kept by the node, and stored now
+    restart()
+    llm = FakeBackend()
+    feste.compute(llm.chat("x"), store=path)
+    assert not llm.requests
+
+
+def test_the_store_given_to_compute_holds_inside_its_tasks(path: Path, restart: Restart) -> None:
+    sent = []
+
+    @feste.task
+    def inner(text: str) -> Any:
+        llm = FakeBackend()
+        value = llm.chat(text).compute()
+        sent.append(len(llm.requests))
+        return value
+
+    first = inner("x").compute(store=path)
+    restart()
+    assert inner("x").compute(store=path) == first
+    assert sent == [1, 0]
+
+
+def test_many_unknown_requests_of_one_call(path: Path) -> None:
+    """Each is found at once, however many there are."""
+    from feste.draw import Draw
+    from feste.store.rows import Wanted
+    from feste.store.unknown import UnknownRequests
+
+    unknown = UnknownRequests()
+    for n in range(20_000):
+        unknown.note(
+            {
+                "id": n,
+                "plugin": "p",
+                "operation": "o",
+                "model": "m",
+                "sent": 0.0,
+                "outcome": "unknown",
+                "calls": json.dumps([["key", f"main/f.{n}"]]),
+            }
+        )
+    mine = [
+        unknown.claim(Wanted("key", Draw("main", "f", n), True), answered=False)
+        for n in range(10_000)
+    ]
+    assert [earlier.id for earlier in mine if earlier] == list(range(10_000))
+    others = [
+        unknown.claim(Wanted("key", Draw("main", "new", n), True), answered=False)
+        for n in range(10_001)
+    ]
+    assert len({e.id for e in others if e}) == 10_000 and others[-1] is None
+    assert unknown.claim(Wanted("key", Draw("main", "newer", 0), True), answered=True) is None
+    fresh_draws()
