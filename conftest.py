@@ -104,22 +104,16 @@ def stores_closed() -> Iterator[None]:
 @pytest.fixture
 def restart() -> Callable[[], None]:
     """Forget what a new process would not know: which draws were made, which answers taken."""
+    from feste.testing import fresh_draws
 
-    def forget() -> None:
-        from feste import draw
-
-        _close_stores()
-        draw.forget()
-
-    forget()
-    return forget
+    fresh_draws()
+    return fresh_draws
 
 
 def _close_stores() -> None:
     opened = sys.modules.get("feste.store.opened")
     if opened is not None:
-        opened.close()
-        opened._claims.clear()
+        opened.forget_claims()
 
 
 def _only_local(connect: Any) -> Any:

@@ -10,7 +10,7 @@ from feste.errors import FesteError, JournalDamaged, JournalError, JournalFailed
 __all__ = ["BUSY", "damaged", "described", "gone"]
 
 #: Seconds to wait for another program that holds the file, such as a shell of SQLite.
-BUSY = 60
+BUSY = 30
 
 
 def damaged(path: Path, said: str) -> JournalDamaged:

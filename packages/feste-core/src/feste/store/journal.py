@@ -41,6 +41,8 @@ Then = Callable[[bool, Any], None]
 #: How a request ended that brought nothing to keep.
 Outcome = Literal["failed", "unknown", "withdrawn"]
 
+#: Seconds that a thread gets to take its first step.
+_START = 2.0
 #: At most this many operations share a transaction.
 _GROUP = 256
 
@@ -82,8 +84,9 @@ class Journal:
         self.session = 0
         self._lock: Lock | None = None
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
-        self._ended = False
+        self._closing = self._ended = False
         self._in_sqlite = fork_lock()
+        self._begun = threading.Event()
         self._opened: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._work, args=(wait,), name=f"feste-store-{self.path.name}", daemon=True
@@ -105,8 +108,9 @@ class Journal:
 
     def start(self) -> None:
         """Begin to open the store."""
-        if self._thread.ident is None:
+        if not self._begun.is_set():
             self._thread.start()
+            self._begun.wait()
 
     # --- from any thread --------------------------------------------------------------------------
 
@@ -227,16 +231,18 @@ class Journal:
 
         A run that still uses it fails.
         """
+        self._closing = True
         self._queue.put(None)
-        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+        # an interrupt may have come between starting the thread and its first step
+        if self._begun.wait(_START) and threading.current_thread() is not self._thread:
             self._thread.join()
 
     @property
     def is_current(self) -> bool:
         """Whether it can be used, and the path still leads to what is open."""
         if not self._opened.done():
-            return self._thread.ident is not None
-        if self.failed is not None or self._ended or not self._thread.is_alive():
+            return self._begun.is_set() and not self._closing
+        if self.failed is not None or self._closing or not self._thread.is_alive():
             return False
         return self._is_there()
 
@@ -265,6 +271,7 @@ class Journal:
     # --- the thread -------------------------------------------------------------------------------
 
     def _work(self, wait: float) -> None:
+        self._begun.set()
         try:
             if not self.read_only:
                 refuse_foreign(self.path)
@@ -318,6 +325,7 @@ class Journal:
             try:
                 if self._lock is not None:
                     book.end_session()
+                    book.conn.execute("PRAGMA busy_timeout = 0")  # who reads it is not waited for
                     book.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             except sqlite3.Error:  # the disk is full, say: everything acknowledged is in the log
                 _rollback(book.conn)
@@ -420,4 +428,5 @@ def _ignore(ok: bool, value: Any) -> None:
 
 def _rollback(conn: sqlite3.Connection) -> None:
     if conn.in_transaction:
-        conn.execute("ROLLBACK")
+        with suppress(sqlite3.Error):  # SQLite has rolled back by itself, or the next BEGIN tells
+            conn.execute("ROLLBACK")

@@ -11,7 +11,7 @@ from feste.store.claims import Claims
 from feste.store.journal import Journal
 from feste.store.opening import identity
 
-__all__ = ["close", "opened"]
+__all__ = ["close", "forget_claims", "opened"]
 
 _journals: dict[tuple[Path, bool], Journal] = {}
 #: Which draws took which answers of a file; kept while the process lives.
@@ -72,7 +72,14 @@ def close(path: str | Path | None = None) -> None:
     with _lock:
         for name in list(_journals):
             if given is None or name[0] == given:
-                _journals.pop(name).close()
+                _journals[name].close()
+                del _journals[name]  # not before: an interrupt must not forget it
+
+
+def forget_claims() -> None:
+    """Close all stores, and forget which answers draws of this process have taken."""
+    close()
+    _claims.clear()
 
 
 def _forget() -> None:

@@ -1,8 +1,8 @@
 """The test kit: a fake backend, a simulated provider, and contracts for plugin authors."""
 
-from feste.draw import forget as fresh_draws
 from feste.testing.backend_contract import BackendContract
 from feste.testing.fake_backend import FakeBackend, FakeParams
+from feste.testing.fresh import fresh_draws
 from feste.testing.sim_server import Fault, LedgerEntry, LoggedRequest, SimServer
 from feste.testing.virtual_clock import VirtualClock
 
