@@ -123,6 +123,20 @@ def test_a_missing_cache_is_an_error_in_replay_only_mode(path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_replay_only_without_a_cache_sends_nothing(
+    path: Path, restart: Callable[[], None], eager: bool
+) -> None:
+    """A cache that was forgotten must not cost money; a store is no cache."""
+    for store in (None, path):
+        with context.set(store=store, cache_mode="replay-only", eager=eager):
+            with pytest.raises(errors.ConfigError, match="no cache is named"):
+                program("a")
+            assert feste.compute(feste.task(abs)(-1)) == (1,)
+        restart()
+    assert bought == 0
+
+
 def test_filtered_and_failed_answers_are_not_cached(
     path: Path, restart: Callable[[], None]
 ) -> None:

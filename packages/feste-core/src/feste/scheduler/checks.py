@@ -20,13 +20,18 @@ def check_nodes(nodes: Iterable[Node], settings: Settings) -> None:
     :raises FesteError: for the first node that cannot run, with its origin.
     """
     checked = set()
-    sends = not (settings["cache"] and settings["cache_mode"] == "replay-only")
+    sends = settings["cache_mode"] != "replay-only"
     for node in nodes:
         if node.value is not PENDING:
             continue
         call = node.call
         try:
             if call is not None:
+                if not sends and settings["cache"] is None:
+                    raise ConfigError(
+                        'cache_mode="replay-only" sends nothing, and no cache is named: '
+                        'cache="answers.db", or FESTE_CACHE'
+                    )
                 if sends and id(call.client) not in checked:  # clients may be unhashable
                     checked.add(id(call.client))
                     call.client.preflight()
