@@ -153,6 +153,7 @@ def test_stop_starts_nothing_new() -> None:
     assert error.partial[0] == "drained"
     assert isinstance(error.partial[1], NodeError)
     assert isinstance(error.partial[2], NotStarted) and "not begun" in str(error.partial[2])
+    assert "5 x NotStarted" in str(error)  # of one line: one kind
     assert begun == [] and llm.requests == []
     assert error.report.states == {"done": 1, "failed": 1, "not_started": 6}
 

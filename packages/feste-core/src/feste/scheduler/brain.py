@@ -252,9 +252,7 @@ class Brain:
         for i in run.outputs:
             if run.state[i] == NOT_STARTED and i not in run.errors:
                 node = run.program.nodes[i]
-                error = NotStarted(
-                    f"{node.key} was not begun: the run was stopped", origin=node.where
-                )
+                error = NotStarted("not begun: the run was stopped", origin=node.where)
                 error.node = node.key
                 run.errors[i] = error
         wanted = [i for i in run.outputs if run.state[i] in VALUED]
