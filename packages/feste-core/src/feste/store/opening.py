@@ -32,7 +32,10 @@ def refuse_foreign(path: Path) -> None:
         with path.open("rb") as file:
             begins = file.read(len(_MAGIC))
         if begins and begins != _MAGIC:
-            raise JournalDamaged(f"{path} is not a store of Feste; give another file")
+            raise JournalDamaged(
+                f"{path} is not a store of Feste; give another file, or, if it was a store once, call "
+                f"`feste store salvage {path}`"
+            )
 
 
 def open_for_writing(path: Path, lock: Lock) -> sqlite3.Connection:

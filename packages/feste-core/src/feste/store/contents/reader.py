@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Self
 from feste.errors import JournalDamaged, JournalError
 from feste.store import schema
 from feste.store.connection import beside, connect
+from feste.store.opening import refuse_foreign
 
 __all__ = ["Kept", "Reader", "Row"]
 
@@ -92,10 +93,8 @@ class Reader:
             yield
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
-            if name == "SQLITE_NOTADB":
-                said = f"{self.path} is not a store of Feste; give another file"
-                raise JournalDamaged(said) from error
-            if name.startswith("SQLITE_CORRUPT"):
+            refuse_foreign(self.path)
+            if name == "SQLITE_NOTADB" or name.startswith("SQLITE_CORRUPT"):
                 raise JournalDamaged(
                     f"{self.path} is damaged ({error}): `feste store salvage {self.path}` makes a new "
                     "store of all that is good in it"
