@@ -328,6 +328,20 @@ def test_salvage_changes_nothing_without_need(moments: Moments, tmp_path: Path) 
     assert sorted(p.name for p in path.parent.iterdir()) == ["s.db", "s.db.lock"]
 
 
+def test_salvage_of_a_part_does_not_claim_to_have_all(moments: Moments, tmp_path: Path) -> None:
+    """Of a file that was cut off, without the note of how far it had got, it says so."""
+    half = moments.closed.file[: len(moments.closed.file) // 2]
+    noted = salvage(moments.closed._replace(file=half).put(tmp_path / "noted"))
+    alone = moments.closed._replace(file=half).put(tmp_path / "alone")
+    alone.with_name("s.db.lock").unlink()
+    done = salvage(alone)
+
+    assert noted.lost["answers"] > 0 and "answers" not in noted.unsure
+    assert done.lost["answers"] < CALLS - done.kept["answers"]
+    assert {"answers", "requests", "prompts"} <= {*done.unsure}
+    assert any("more may be lost of" in line and "answers" in line for line in done.lines)
+
+
 def test_salvage_keeps_the_damaged_files(moments: Moments, tmp_path: Path) -> None:
     """A second salvage in the same second, too."""
     whole, _ = moments.killed[-1]

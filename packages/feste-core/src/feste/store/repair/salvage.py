@@ -45,6 +45,7 @@ class Salvaged:
     :param kept: the number of rows of each table in the new store.
     :param lost: the number of rows of each table that could not be read; where parts of the file
         are missing it is an upper bound.
+    :param unsure: the tables that may have lost more, because nothing tells how many rows they had.
     :param folder: the folder with the damaged files, or None.
     """
 
@@ -52,6 +53,7 @@ class Salvaged:
     problems: list[str]
     kept: dict[str, int]
     lost: dict[str, int] = field(default_factory=lambda: dict.fromkeys(schema.TABLES, 0))
+    unsure: tuple[str, ...] = ()
     folder: Path | None = None
 
     @property
@@ -63,6 +65,10 @@ class Salvaged:
             f"  {table}: kept {self.kept[table]:,}, lost {self.lost[table]:,}"
             for table in schema.TABLES
         ]
+        if self.unsure:
+            counts.append(
+                f"  more may be lost of {', '.join(self.unsure)}: nothing tells how many there were"
+            )
         return [
             f"{self.path} is a new store now, of all that was good in the damaged one:",
             *counts,
@@ -121,10 +127,10 @@ def _renew(path: Path, lock: Lock, problems: list[str]) -> Salvaged:
             last = schema.last(conn)
         if not any(good.values()):
             raise JournalDamaged(f"{path} holds no good row of a store; nothing was changed")
-        lost = _lost(path, good, lock.acknowledged)
+        lost, unsure = _lost(path, good, lock.acknowledged)
         folder = _exchange(path, new)
     lock.note(*last)
-    return Salvaged(path, problems, kept, lost, folder)
+    return Salvaged(path, problems, kept, lost, unsure, folder)
 
 
 def _keep(conn: sqlite3.Connection, row: carve.Row) -> None:
@@ -137,37 +143,51 @@ def _keep(conn: sqlite3.Connection, row: carve.Row) -> None:
     schema.write(conn, row.table, columns)
 
 
-def _lost(path: Path, good: dict[str, set[int]], acknowledged: tuple[int, int]) -> dict[str, int]:
-    """Return how many rows of each table the damaged store had besides the good ones."""
+def _lost(
+    path: Path, good: dict[str, set[int]], acknowledged: tuple[int, int]
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return how many rows of each table the damaged store had besides the good ones.
+
+    :returns: the numbers, and the tables that may have had more.
+    """
     reached = dict(zip(("requests", "answers"), acknowledged, strict=True))
     conn = None
     with suppress(*UNREADABLE, JournalDamaged):
         conn = connect(path)
     try:
-        lost = {}
+        lost, unsure = {}, []
         for table, ids in good.items():
             top = max(reached.get(table, 0), max(ids, default=0))
-            lost[table] = len(_listed(conn, table, top) - ids)
-        return lost
+            listed, ends = _listed(conn, table, top)
+            lost[table] = len(listed - ids)
+            if not (ends or reached.get(table)):
+                unsure.append(table)
+        return lost, tuple(unsure)
     finally:
         if conn is not None:
             conn.close()
 
 
-def _listed(conn: sqlite3.Connection | None, table: str, top: int) -> set[int]:
-    """Return the row numbers of a table; where it cannot be read, all that it could have there."""
+def _listed(conn: sqlite3.Connection | None, table: str, top: int) -> tuple[set[int], bool]:
+    """Return the row numbers of a table; where it cannot be read, all that it could have there.
+
+    :returns: the numbers, and whether the last one was read.
+    """
     found: set[int] = set()
     low, high = 0, top + 1
+    ends = False
     if conn is not None:
         numbers = f"SELECT rowid FROM {table} ORDER BY rowid"
         try:
             for (low,) in conn.execute(numbers):
                 found.add(low)
+            ends = True
         except UNREADABLE:
             with suppress(*UNREADABLE):
                 for (high,) in conn.execute(f"{numbers} DESC"):
                     found.add(high)
-    return found.union(range(low + 1, min(high, top + 1)))
+                    ends = True
+    return found.union(range(low + 1, min(high, top + 1))), ends
 
 
 @contextmanager
