@@ -302,6 +302,15 @@ def test_a_damaged_file_is_told_without_a_traceback(
         assert done.returncode == 1
         assert "Traceback" not in done.stderr and "salvage" in done.stderr
 
+    with store.open("r+b") as file:  # SQLite takes it for no database
+        file.write(b"damaged")
+    done = feste_command("store", "list", store)
+    store.with_name(f"{store.name}.lock").unlink()  # nor is there a trace that it ever was a store
+    foreign = feste_command("store", "list", store)
+
+    assert done.returncode == 1 and "feste store salvage" in done.stderr
+    assert foreign.returncode == 1 and "not a store of Feste" in foreign.stderr
+
 
 def test_verify_and_salvage(
     store: Path, filler: Any, call: Any, feste_command: Run, damage: Any, tmp_path: Path
@@ -456,6 +465,17 @@ def test_purge_refuses_what_is_unclear(
 
     assert done.returncode == code and said in " ".join(done.stderr.split())
     assert json_of(feste_command("store", "show", store, "--json"))["answers"] == 1
+
+
+def test_purge_of_nothing_does_not_ask(
+    store: Path, filler: Any, call: Any, feste_command: Run
+) -> None:
+    with filler(store) as session:
+        session.buy(call("one"))
+
+    done = feste_command("store", "purge", store, "--model", "other", stdin=subprocess.DEVNULL)
+
+    assert (done.returncode, done.stderr) == (0, "") and ": 0 answers, 0 prompts" in done.stdout
 
 
 def test_purge_of_a_store_that_is_being_written(

@@ -159,6 +159,24 @@ def test_parquet_needs_a_file_and_pyarrow(
     assert not (tmp_path / "x").exists()
 
 
+def test_the_name_tells_the_format(
+    store: Path, filler: Any, call: Any, feste_command: Run, tmp_path: Path
+) -> None:
+    """Unless an option says otherwise, a file that ends in .parquet is one."""
+    pytest.importorskip("pyarrow")
+    with filler(store) as session:
+        session.buy(call("one"))
+
+    for name, option, begins in (
+        ("a.parquet", (), b"PAR1"),
+        ("b.parquet", ("--format", "jsonl"), b"{"),
+        ("c.json", (), b"{"),
+    ):
+        done = feste_command("store", "export", store, "--out", tmp_path / name, *option)
+
+        assert done.returncode == 0 and (tmp_path / name).read_bytes().startswith(begins)
+
+
 def test_parquet_has_the_same_rows(store: Path, filler: Any, call: Any, tmp_path: Path) -> None:
     """Bodies are JSON, tokens are columns, the moment has its type, half a character is U+FFFD."""
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -37,14 +37,23 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     export.add_argument(
         "--out", required=True, metavar="FILE", help="the file; - for standard output"
     )
-    export.add_argument("--format", choices=["jsonl", "parquet"], default="jsonl", help="jsonl")
+    export.add_argument(
+        "--format",
+        choices=["jsonl", "parquet"],
+        help="without it the end of FILE tells: .parquet, else jsonl",
+    )
     export.add_argument("--session", type=int, metavar="N", help="only what this session bought")
     export.add_argument("--force", action="store_true", help="replace an existing file")
     purge = _parser(inner, "purge", _purge, "delete answers for good")
     store_purge.add_options(purge)
     verify = _parser(inner, "verify", _verify, "check the whole file; exit code 1 if it is damaged")
     verify.add_argument("--json", action="store_true", help="print JSON")
-    _parser(inner, "salvage", _salvage, "make a new store of all that is good in a damaged one")
+    _parser(
+        inner,
+        "salvage",
+        _salvage,
+        "make a new store of all that is good in a damaged one, which is kept in a folder beside it",
+    )
 
 
 def _parser(
@@ -53,7 +62,9 @@ def _parser(
     parser: argparse.ArgumentParser = inner.add_parser(
         name, help=text, description=f"{text.capitalize()}."
     )
-    parser.add_argument("path", nargs="?", metavar="PATH", help="the store (FESTE_STORE)")
+    parser.add_argument(
+        "path", nargs="?", metavar="PATH", help="the store; FESTE_STORE if not given"
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -103,7 +114,7 @@ def _export(arguments: argparse.Namespace) -> int:
     done = export(
         _path(arguments),
         arguments.out,
-        arguments.format,
+        arguments.format or ("parquet" if arguments.out.endswith(".parquet") else "jsonl"),
         session=arguments.session,
         force=arguments.force,
     )

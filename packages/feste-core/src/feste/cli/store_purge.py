@@ -72,7 +72,8 @@ def run(path: Path, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _tell(f"{shown}: {_counts(planned)} would be deleted", planned)
         return 0
-    if not arguments.yes:
+    fits = planned.answers or planned.prompts or planned.requests or planned.quarantine
+    if fits and not arguments.yes:  # else it only overwrites what a purge that was killed left
         _tell(f"{shown}: {_counts(planned)} will be deleted", planned)
         if not _confirmed():
             print("nothing was deleted")
