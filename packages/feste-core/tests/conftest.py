@@ -109,7 +109,11 @@ class Filler:
     def task(self, name: str, outcome: str = "answered") -> str:
         """Start a ``once=True`` task that ends like that; return its key."""
         call = Request(
-            "task", name, "plugin:task", {"args": [name]}, draws=(Draw("main", name, 0),)
+            "task",
+            name,
+            "plugin:task",
+            {"args": [name], "kwargs": {}},
+            draws=(Draw("main", name, 0),),
         )
         if outcome == "answered":
             self.buy(call, payload=f"result of {name}", usage=None)

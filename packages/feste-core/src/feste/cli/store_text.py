@@ -117,8 +117,17 @@ def _tasks(summary: Summary) -> Iterator[str]:
 
 
 def _told(task: Task) -> str:
-    said = f"{task.name} of session {task.session}, begun {_local(task.sent)}: {task.outcome}"
+    said = f"{_call(task)} of session {task.session}, begun {_local(task.sent)}: {task.outcome}"
     return said + (f"; {task.error}" if task.error else "")
+
+
+def _call(task: Task) -> str:
+    """Return a call of a task as it is written in Python, where its arguments were kept."""
+    if task.asked is None:
+        return task.name
+    args, kwargs = task.asked["args"], task.asked["kwargs"]
+    parts = [repr(arg) for arg in args] + [f"{name}={arg!r}" for name, arg in kwargs.items()]
+    return f"{task.name}({', '.join(part if len(part) <= 60 else f'{part[:60]}...' for part in parts)})"
 
 
 def _quarantine(rows: Sequence[Row]) -> Iterator[str]:

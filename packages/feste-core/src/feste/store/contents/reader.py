@@ -175,7 +175,12 @@ class Reader:
                 if request is None or request["id"] != answer["request"]:  # a list has many answers
                     by_id = "SELECT * FROM requests WHERE id = ?"
                     request = self.one("requests", by_id, answer["request"])
-                by_key = "SELECT * FROM prompts WHERE key = ?"
-                prompt = self.one("prompts", by_key, answer["key"])
-                asked = None if prompt is None else json.loads(prompt["request"])
-                yield Kept(answer, asked, request)
+                yield Kept(answer, self.asked(answer["key"]), request)
+
+    def asked(self, key: str) -> list[Any] | None:
+        """Return what a call asks, as in :class:`Kept`.
+
+        :param key: its key.
+        """
+        prompt = self.one("prompts", "SELECT * FROM prompts WHERE key = ?", key)
+        return None if prompt is None else list(json.loads(prompt["request"]))

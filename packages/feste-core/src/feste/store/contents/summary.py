@@ -7,7 +7,7 @@ import os
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from feste.store.contents.reader import Reader, Row
 
@@ -137,6 +137,7 @@ class Task:
     :param outcome: ``"failed"``, ``"unknown"`` or ``"under way or unknown"``.
     :param error: why it ended, where that is known.
     :param key: the key of the call.
+    :param asked: its arguments, ``{"args": [...], "kwargs": {...}}``; None if prompts are not kept.
     """
 
     id: int
@@ -146,6 +147,7 @@ class Task:
     outcome: str
     error: str
     key: str
+    asked: dict[str, Any] | None
 
 
 @dataclass(slots=True)
@@ -202,7 +204,7 @@ def _add(reader: Reader, made: Summary, row: Row) -> None:
     if row["plugin"] == "task":
         made.tasks.setdefault(row["operation"], Counter())[outcome] += 1
         if outcome not in ("answered", "withdrawn"):
-            made.unfinished.append(_task(row, outcome))
+            made.unfinished.append(_task(reader, row, outcome))
     elif outcome != "withdrawn":
         name = (f"{row['plugin']}.{row['operation']}", row["model"])
         totals = made.operations.setdefault(name, Operation(operation=name[0], model=name[1]))
@@ -215,8 +217,10 @@ def _add(reader: Reader, made: Summary, row: Row) -> None:
             made.unanswered.append(_unanswered(row, outcome, told))
 
 
-def _task(row: Row, outcome: str) -> Task:
+def _task(reader: Reader, row: Row, outcome: str) -> Task:
     calls = json.loads(row["calls"])
+    key = calls[0][0] if calls else ""
+    asked = reader.asked(key)
     return Task(
         id=row["id"],
         session=row["session"],
@@ -224,7 +228,8 @@ def _task(row: Row, outcome: str) -> Task:
         sent=row["sent"],
         outcome=outcome,
         error=row["error"] or "",
-        key=calls[0][0] if calls else "",
+        key=key,
+        asked=None if asked is None else asked[-1],
     )
 
 
