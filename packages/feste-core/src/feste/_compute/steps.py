@@ -115,8 +115,9 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
     except RunFailed as failed:  # Ctrl-C it is, whether or not the values fit
         partial = failed.partial
     done = sum(report.states.get(STATES[state], 0) for state in VALUED)
+    where = f"; answers are in {settings['store']}: run again to go on" if run.store else ""
     raise RunInterrupted(
-        f"interrupted after {done:,} of {report.nodes:,} nodes; what was finished is in .partial",
+        f"interrupted after {done:,} of {report.nodes:,} nodes; what was finished is in .partial{where}",
         partial=partial,
         report=report,
     ) from None
