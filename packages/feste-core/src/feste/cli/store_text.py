@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,7 +41,25 @@ def sessions(summary: Summary) -> list[str]:
                 *map(_number, numbers),
             ]
         )
-    return aligned(rows, 4)
+    at_work = any(session.state in ("running", "unknown") for session in summary.sessions.values())
+    return aligned(_without(rows, {"unknown": "0"} | ({} if at_work else {"pid": ""})), 4)
+
+
+def _without(rows: list[list[str]], idle: Mapping[str, str]) -> list[list[str]]:
+    """Leave out columns that tell nothing, so that the table fits more often.
+
+    :param rows: the rows, names first.
+    :param idle: columns by name, with the value that tells nothing; "" for any.
+
+    >>> _without([["a", "b"], ["1", "0"]], {"a": "0", "b": "0"})
+    [['a'], ['1']]
+    """
+    told = [
+        i
+        for i, name in enumerate(rows[0])
+        if name not in idle or (idle[name] and any(row[i] != idle[name] for row in rows[1:]))
+    ]
+    return [[row[i] for i in told] for row in rows]
 
 
 def overview(reader: Reader, summary: Summary, quarantine: Sequence[Row]) -> list[str]:
@@ -79,7 +97,7 @@ def _operations(summary: Summary) -> Iterator[str]:
         tokens = (row.input_tokens, row.output_tokens)
         names = [printable(row.operation), printable(row.model)]
         rows.append([*names, *map(_number, numbers), *map(_number, tokens)])
-    yield from aligned(rows, 2)
+    yield from aligned(_without(rows, {"failed": "0", "unknown": "0"}), 2)
 
 
 def _unanswered(requests: Sequence[Unanswered]) -> Iterator[str]:
