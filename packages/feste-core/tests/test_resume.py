@@ -236,9 +236,11 @@ def test_an_answer_that_was_not_parsed_is_parsed_again(path: Path, restart: Rest
 
         chat = Operation(prepare=FakeBackend._prepare_chat, send=FakeBackend._send, parse=_read)
 
-    with pytest.raises(errors.RunFailed):
-        Odd().chat("x").compute(store=path)
-    restart()
+    for reused in (0, 1):
+        with pytest.raises(errors.RunFailed):
+            Odd().chat("x").compute(store=path)
+        assert (report().states, report().reused) == ({"failed": 1}, reused)
+        restart()
     broken[0] = False
     bought = Counter.bought
     assert Odd().chat("x").compute(store=path).startswith(f"fake-1:#{bought} ")

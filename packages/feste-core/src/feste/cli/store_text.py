@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from feste.report.table import aligned
+from feste.report.table import aligned, telling
 from feste.store import schema
 from feste.store.contents.reader import Reader, Row
 from feste.store.contents.records import iso
@@ -19,6 +19,9 @@ __all__ = ["as_json", "overview", "session_as_json", "sessions"]
 
 #: At most this many requests, tasks and damaged rows are told one by one.
 _TOLD = 20
+#: Columns that are omitted if all their cells are in _NOTHING.
+_OPTIONAL = {"pid", "failed", "unknown"}
+_NOTHING = {"-", "0"}
 
 
 def sessions(summary: Summary) -> list[str]:
@@ -37,29 +40,11 @@ def sessions(summary: Summary) -> list[str]:
                 printable(session.program) or "-",
                 session.state,
                 _lasted(session),
-                str(session.pid),
+                str(session.pid) if session.state in ("running", "unknown") else "-",
                 *map(_number, numbers),
             ]
         )
-    at_work = any(session.state in ("running", "unknown") for session in summary.sessions.values())
-    return aligned(_without(rows, {"unknown": "0"} | ({} if at_work else {"pid": ""})), 4)
-
-
-def _without(rows: list[list[str]], idle: Mapping[str, str]) -> list[list[str]]:
-    """Leave out columns that tell nothing, so that the table fits more often.
-
-    :param rows: the rows, names first.
-    :param idle: columns by name, with the value that tells nothing; "" for any.
-
-    >>> _without([["a", "b"], ["1", "0"]], {"a": "0", "b": "0"})
-    [['a'], ['1']]
-    """
-    told = [
-        i
-        for i, name in enumerate(rows[0])
-        if name not in idle or (idle[name] and any(row[i] != idle[name] for row in rows[1:]))
-    ]
-    return [[row[i] for i in told] for row in rows]
+    return aligned(telling(rows, _OPTIONAL, _NOTHING), 4)
 
 
 def overview(reader: Reader, summary: Summary, quarantine: Sequence[Row]) -> list[str]:
@@ -97,7 +82,7 @@ def _operations(summary: Summary) -> Iterator[str]:
         tokens = (row.input_tokens, row.output_tokens)
         names = [printable(row.operation), printable(row.model)]
         rows.append([*names, *map(_number, numbers), *map(_number, tokens)])
-    yield from aligned(_without(rows, {"failed": "0", "unknown": "0"}), 2)
+    yield from aligned(telling(rows, _OPTIONAL, _NOTHING), 2)
 
 
 def _unanswered(requests: Sequence[Unanswered]) -> Iterator[str]:

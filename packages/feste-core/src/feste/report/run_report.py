@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.events import SCHEMA, RequestFinished
 from feste.report.files import ending, page, write
-from feste.report.table import aligned
+from feste.report.table import aligned, telling
 from feste.report.timeline import Span, draw_timeline
 from feste.wording import counted, printable, wrapped
 
@@ -91,8 +91,8 @@ class RunReport:
     :param errors: the first errors, as text.
     :param cancelled: whether the run was stopped.
     :param unknown: earlier requests for the run's calls whose answers are not known.
-    :param reused_input_tokens: tokens read for answers that were not bought now, because a store or
-        a cache had them.
+    :param reused: how many answers were not bought now, because a store or a cache had them.
+    :param reused_input_tokens: tokens read for them, when they were bought.
     :param reused_output_tokens: tokens generated for them.
     :param damaged: how many stored answers were unreadable and so not used.
 
@@ -122,6 +122,7 @@ class RunReport:
     cancelled: bool = False
     spans: list[Span] = field(default_factory=list)
     unknown: list[UnknownRequest] = field(default_factory=list)
+    reused: int = 0
     reused_input_tokens: int = 0
     reused_output_tokens: int = 0
     damaged: int = 0
@@ -151,6 +152,7 @@ class RunReport:
             cancelled=run.cancelled,
             spans=spans,
             unknown=_unknown(run),
+            reused=run.reused,
             reused_input_tokens=round(run.reused_input_tokens),
             reused_output_tokens=round(run.reused_output_tokens),
             damaged=run.damaged,
@@ -212,11 +214,10 @@ class RunReport:
     def _remarks(self) -> list[str]:
         """Return what the figures do not show: what was not bought, and what may be paid twice."""
         told = []
-        reused = sum(self.states.get(state, 0) for state in ("replayed", "cached"))
-        if reused:
+        if self.reused:
             read, made = self.reused_input_tokens, self.reused_output_tokens
             tokens = f": {read:,} tokens in, {made:,} out" if read or made else ""
-            told.append(f"{counted(reused, 'answer')} not bought again{tokens}")
+            told.append(f"{counted(self.reused, 'answer')} not bought again{tokens}")
         if self.damaged:
             told.append(f"{counted(self.damaged, 'stored answer')} damaged, and so not used")
         if self.perhaps_billed:
@@ -243,12 +244,7 @@ class RunReport:
         heading = "operation,model,calls,requests,failed,tokens in,tokens out,mean s,max s"
         names = heading.split(",")
         rows = [_cells(row) for row in self.operations]
-        shown = [
-            column
-            for column, name in enumerate(names)
-            if name not in _OPTIONAL or any(row[column] not in _NOTHING for row in rows)
-        ]
-        return [[row[column] for column in shown] for row in [names, *rows]]
+        return telling([names, *rows], _OPTIONAL, _NOTHING)
 
     def __str__(self) -> str:
         lines = [*wrapped(self._headline()), *wrapped(self._states(), 2)]

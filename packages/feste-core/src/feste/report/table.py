@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from feste.wording import width
 
-__all__ = ["aligned"]
+__all__ = ["aligned", "telling"]
 
 _INDENT, _GAP = 2, 2
 _LONGEST = 24
@@ -41,6 +41,27 @@ def aligned(rows: Sequence[Sequence[str]], names: int) -> list[str]:
             cells += [row[column].rjust(widths[column]) for column in block]
             lines.append(" " * _INDENT + (" " * _GAP).join(cells).rstrip())
     return lines
+
+
+def telling(
+    rows: Sequence[Sequence[str]], optional: Container[str], nothing: Container[str]
+) -> list[list[str]]:
+    """Leave out columns that tell nothing.
+
+    :param rows: the cells, the heading first.
+    :param optional: the names of columns that may be left out.
+    :param nothing: the cells that tell nothing.
+
+    >>> telling([["calls", "failed"], ["3", "0"]], {"failed"}, {"0"})
+    [['calls'], ['3']]
+    """
+    names, *cells = rows
+    shown = [
+        column
+        for column, name in enumerate(names)
+        if name not in optional or any(row[column] not in nothing for row in cells)
+    ]
+    return [[row[column] for column in shown] for row in rows]
 
 
 def _short(name: str) -> str:

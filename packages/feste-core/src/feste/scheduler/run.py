@@ -231,6 +231,12 @@ class Run:
         return self.values[i]
 
     @property
+    def reused(self) -> int:
+        """How many answers were not bought now, with those that still could not be parsed."""
+        shown = (i for i, state in enumerate(self.state) if state in (REPLAYED, CACHED))
+        return len(self.sources.keys() | set(shown))
+
+    @property
     def store(self) -> Journal | None:
         """Where requests are noted before they are sent, and answers kept; or None."""
         return self.answers.store if self.answers is not None else None
