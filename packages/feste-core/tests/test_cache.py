@@ -137,6 +137,18 @@ def test_replay_only_without_a_cache_sends_nothing(
     assert bought == 0
 
 
+def test_an_answer_of_the_store_serves_no_other_call_from_the_cache(
+    path: Path, tmp_path: Path, restart: Callable[[], None]
+) -> None:
+    """The cache has the same answer; two equal calls of a rewritten program are still two samples."""
+    stored = tmp_path / "runs.db"
+    text = Prompt("{{ text }}")(text="a")
+    first = Counter().chat(text).compute(cache=path, store=stored)
+    restart()
+    one, other = program("a", "a", cache=path, store=stored)
+    assert one == first != other and bought == 2
+
+
 def test_filtered_and_failed_answers_are_not_cached(
     path: Path, restart: Callable[[], None]
 ) -> None:

@@ -130,6 +130,24 @@ def test_a_store_whose_reserve_cannot_be_freed_ends_the_run(path: Path) -> None:
     assert len(llm.requests) == 1
 
 
+def test_what_is_committed_is_on_the_disk(path: Path) -> None:
+    """Not only a killed process but a power failure loses nothing: each commit syncs the log."""
+    FakeBackend().chat("x").compute(store=path)
+    for pragma, value in (("journal_mode", "wal"), ("synchronous", 2)):
+        found = opened(path).run(
+            lambda conn, name=pragma: conn.execute(f"PRAGMA {name}").fetchone()
+        )
+        assert found == (value,)
+
+
+def test_a_damaged_note_of_how_far_it_got_is_not_believed(path: Path, restart: Restart) -> None:
+    first = FakeBackend().chat("x").compute(store=path)
+    restart()
+    lock = Path(f"{path}.lock")
+    lock.write_bytes(lock.read_bytes().replace(b"answers 1", b"answers 9"))
+    assert FakeBackend().chat("x").compute(store=path) == first
+
+
 # --- interrupts -------------------------------------------------------------------------------------
 
 
