@@ -59,7 +59,7 @@ for n in range(100, 1100):
         break
     kept[n] = 30_000
 assert not ok and kept, "the disk never became full"
-assert isinstance(journal.failed, JournalFailed), journal.failed
+assert isinstance(journal._writer.failed, JournalFailed), journal._writer.failed
 assert not path.with_name(path.name + ".reserve").exists()
 for n, number in enumerate(hand):  # what the provider sends now was paid for
     ok, told = ask(journal.record, [answer(n, 20_000)], number=number)

@@ -14,29 +14,19 @@ from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 from feste.backend import Request, Response, Secret
 from feste.errors import FesteError, JournalFailed
-from feste.store import schema
-from feste.store.book import Book
 from feste.store.claims import Claims
-from feste.store.failures import described, gone
+from feste.store.failures import described
 from feste.store.forks import fork_lock
-from feste.store.lock import Lock
-from feste.store.opening import (
-    identity,
-    open_for_reading,
-    open_for_writing,
-    refuse_foreign,
-    reserve_of,
-)
 from feste.store.rows import Answer, Wanted
+from feste.store.writer import Operation, Task, Writer
 
 __all__ = ["Journal"]
 
 T = TypeVar("T")
-Operation = Callable[[Book], Any]
 Then = Callable[[bool, Any], None]
 #: How a request ended that brought nothing to keep.
 Outcome = Literal["failed", "unknown", "withdrawn"]
@@ -45,13 +35,6 @@ Outcome = Literal["failed", "unknown", "withdrawn"]
 _START = 2.0
 #: At most this many operations share a transaction.
 _GROUP = 256
-
-
-class _Item(NamedTuple):
-    operation: Operation
-    then: Then
-    #: Whether it comes before spending money: refused once the store cannot be written.
-    spends: bool
 
 
 class Journal:
@@ -75,15 +58,10 @@ class Journal:
         start: bool = True,
     ) -> None:
         self.path = Path(path)
-        self.read_only = read_only
         self.claims = claims or Claims()
         self.claims.reopen()
-        #: Why the store can no longer be written, or None.
-        self.failed: FesteError | None = None
-        #: The number of this session in the store.
-        self.session = 0
-        self._lock: Lock | None = None
-        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._writer = Writer(self.path, self.claims, read_only)
+        self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._closing = self._ended = False
         self._in_sqlite = fork_lock()
         self._begun = threading.Event()
@@ -238,25 +216,21 @@ class Journal:
             self._thread.join()
 
     @property
+    def session(self) -> int:
+        """The number of this session in the store."""
+        return self._writer.book.session
+
+    @property
     def is_current(self) -> bool:
         """Whether it can be used, and the path still leads to what is open."""
         if not self._opened.done():
             return self._begun.is_set() and not self._closing
-        if self.failed is not None or self._closing or not self._thread.is_alive():
+        if self._writer.failed is not None or self._closing or not self._thread.is_alive():
             return False
-        return self._is_there()
-
-    def _is_there(self) -> bool:
-        """Whether the file, and the lock, are still those that were opened."""
-        try:
-            if identity(self.path, changes=self.read_only) != self.file:
-                return False
-        except OSError:
-            return False
-        return self._lock is None or self._lock.is_current
+        return self._writer.is_there
 
     def _put(self, operation: Operation, then: Then, *, spends: bool = False) -> None:
-        self._queue.put(_Item(operation, then, spends))
+        self._queue.put(Task(operation, then, spends))
         if self._ended or not self._thread.is_alive():  # closed, failed, or in a forked child
             self._refuse_rest()
 
@@ -273,64 +247,27 @@ class Journal:
     def _work(self, wait: float) -> None:
         self._begun.set()
         try:
-            if not self.read_only:
-                refuse_foreign(self.path)
-                if not self.path.parent.exists():
-                    self.path.parent.mkdir(mode=0o700, parents=True)
-                self._lock = Lock(self.path, wait)
+            self._writer.lock(wait)
             with self._in_sqlite:
-                book = self._open()
-            self.file = identity(self.path, changes=self.read_only)
+                self._writer.open()
         except BaseException as error:
-            if self._lock is not None:
-                self._free_reserve()
-                self._lock.close()
+            self._writer.give_up()
             self._ended = True
             self._opened.set_exception(described(error, self.path))
             return
         self._opened.set_result(None)
         try:
-            while self._turn(book):
+            while self._turn():
                 pass
         finally:
             try:
                 with self._in_sqlite:
-                    self._close(book)
+                    self._writer.close()
             finally:
                 self._ended = True
                 self._refuse_rest()
 
-    def _open(self) -> Book:
-        if self._lock is None:
-            return Book(open_for_reading(self.path), self.path, self.claims, read_only=True)
-        conn = open_for_writing(self.path, self._lock)
-        try:
-            book = Book(conn, self.path, self.claims)
-            conn.execute("BEGIN")
-            book.begin_session()
-            self.session = book.session
-            self._note(schema.last(conn), lower=True)
-            conn.execute("COMMIT")
-        except BaseException:
-            conn.close()
-            raise
-        return book
-
-    def _close(self, book: Book) -> None:
-        with ExitStack() as stack:
-            if self._lock is not None:
-                stack.callback(self._lock.close)
-                stack.callback(self._free_reserve)
-            stack.callback(book.conn.close)
-            try:
-                if self._lock is not None:
-                    book.end_session()
-                    book.conn.execute("PRAGMA busy_timeout = 0")  # who reads it is not waited for
-                    book.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            except sqlite3.Error:  # the disk is full, say: everything acknowledged is in the log
-                _rollback(book.conn)
-
-    def _turn(self, book: Book) -> bool:
+    def _turn(self) -> bool:
         """Carry out the operations that wait; return False when the journal is closed."""
         items = [self._queue.get()]
         try:
@@ -340,93 +277,12 @@ class Journal:
             pass
         wanted = [item for item in items if item is not None]
         with self._in_sqlite:
-            outcomes = self._outcomes(book, wanted)
+            outcomes = self._writer.carry_out(wanted)
         with ExitStack() as stack:  # an error in one of them keeps none of the others waiting
             for item, (ok, value) in reversed(list(zip(wanted, outcomes, strict=True))):
                 stack.callback(item.then, ok, value)
         return items[-1] is not None
 
-    def _outcomes(self, book: Book, items: list[_Item]) -> list[tuple[bool, Any]]:
-        if self.failed is None and self._lock is not None and not self._is_there():
-            self._fail(book.conn, gone(self.path))
-        if self.failed is None:
-            try:
-                return self._transaction(book, items)
-            except sqlite3.Error as error:
-                self._fail(book.conn, error)
-        return [self._alone(book, item) for item in items]
-
-    def _alone(self, book: Book, item: _Item) -> tuple[bool, Any]:
-        """Carry out an operation of a store that failed: answers in hand are still tried."""
-        if item.spends or not self._is_there():
-            return False, self.failed
-        try:
-            return self._transaction(book, [item])[0]
-        except sqlite3.Error as error:
-            _rollback(book.conn)
-            return False, described(error, self.path)
-
-    def _transaction(self, book: Book, items: list[_Item]) -> list[tuple[bool, Any]]:
-        if not items:
-            return []
-        conn = book.conn
-        outcomes: list[tuple[bool, Any]] = []
-        changes, numbers, under_way = conn.total_changes, book.next.copy(), book.under_way.copy()
-        try:
-            conn.execute("BEGIN")
-            for item in items:
-                conn.execute("SAVEPOINT item")
-                try:
-                    outcomes.append((True, item.operation(book)))
-                except sqlite3.Error:
-                    raise
-                except Exception as error:  # such as a request that is not JSON: only its call
-                    conn.execute("ROLLBACK TO item")
-                    outcomes.append((False, described(error, self.path)))
-                conn.execute("RELEASE item")
-            changed = conn.total_changes != changes
-            last = schema.last(conn) if changed else (0, 0)
-            if changed:
-                self._note(last, lower=True)
-            conn.execute("COMMIT")
-        except sqlite3.Error:
-            # what was given and ended is not in the file
-            book.next, book.under_way = numbers, under_way
-            raise
-        if changed:
-            self._note(last)
-        return outcomes
-
-    def _note(self, last: tuple[int, int], *, lower: bool = False) -> None:
-        """Note how far the store has got; only where that is less, before rows are deleted."""
-        if self._lock is None:
-            return
-        noted = self._lock.acknowledged
-        if lower:
-            last = min(last[0], noted[0]), min(last[1], noted[1])
-        try:
-            if last != noted:
-                self._lock.note(*last)
-        except OSError as error:  # what is committed stays committed, but no more is spent
-            self.failed = described(error, self.path)
-
-    def _fail(self, conn: sqlite3.Connection, error: Exception) -> None:
-        """Refuse all further spending, and free the reserved space for the answers in hand."""
-        _rollback(conn)
-        self.failed = described(error, self.path)
-        self._free_reserve()
-
-    def _free_reserve(self) -> None:
-        if self._lock is not None:
-            with suppress(OSError):  # a file system that has become read-only
-                reserve_of(self.path).unlink(missing_ok=True)
-
 
 def _ignore(ok: bool, value: Any) -> None:
     """Receive the outcome of an operation that nothing waits for; a failure is in ``failed``."""
-
-
-def _rollback(conn: sqlite3.Connection) -> None:
-    if conn.in_transaction:
-        with suppress(sqlite3.Error):  # SQLite has rolled back by itself, or the next BEGIN tells
-            conn.execute("ROLLBACK")
