@@ -563,8 +563,12 @@ def test_the_unknown_window_is_named(path: Path, restart: Restart) -> None:
         assert (unknown.operation, unknown.model) == ("counter.chat", "fake-1")
         assert "test_resume.py" in unknown.origin and unknown.sent > 1e9
         text = " ".join(str(report()).split())
-        assert "1 request of earlier runs for these calls may have been billed" in text
-        assert "counter.chat fake-1, sent 20" in text
+        if unknown.bought_again:
+            assert "1 call bought again, because an earlier request has no known answer" in text
+            assert "counter.chat fake-1, sent 20" in text
+        else:
+            assert "1 request of earlier runs for these calls may have been billed besides" in text
+        assert unknown.bought_again == ("done" in report().states and len(report().requests) == 2)
         assert report().to_json()["unknown"][0]["origin"] == unknown.origin
         assert values
         restart()
@@ -716,3 +720,19 @@ def test_equal_ordinals_find_each_other() -> None:
     order = [3, 0, 4, 1, 2, 5]
     taken = [claims.take("key", draw.Draw("main", "new", n)) for n in order]
     assert taken == [13, 10, 14, 11, 12, None]
+
+
+def test_the_report_tells_of_new_samples_of_the_same(path: Path) -> None:
+    """As when the cell of a notebook that makes the nodes is run again."""
+    prompts = ["a", "b", "c"]
+    for _ in range(2):
+        llm = Counter()
+        nodes = [llm.chat(p) for p in prompts]
+        feste.compute(nodes, store=path)
+    assert report().resampled == 3
+    told = " ".join(str(report()).split())
+    assert "3 calls bought though equal ones had been answered: nodes written anew" in told
+    feste.compute(nodes, store=path)
+    assert report().resampled == 0 and "anew" not in str(report())
+    feste.compute([Counter().embed("x") for _ in range(3)], store=path)
+    assert report().resampled == 0

@@ -67,6 +67,7 @@ class UnknownRequest:
     :param model: the model.
     :param sent: when it was sent, in seconds since 1970.
     :param error: why its answer is unknown, where that is known.
+    :param bought_again: whether this run bought the call again; else it has an answer from before.
     """
 
     call: str
@@ -75,6 +76,7 @@ class UnknownRequest:
     model: str
     sent: float
     error: str = ""
+    bought_again: bool = True
 
 
 @dataclass(slots=True)
@@ -95,6 +97,7 @@ class RunReport:
     :param reused_input_tokens: tokens read for them, when they were bought.
     :param reused_output_tokens: tokens generated for them.
     :param damaged: how many stored answers were unreadable and so not used.
+    :param resampled: how many calls were bought although equal ones had been answered.
 
     >>> import feste
     >>> from feste.testing import FakeBackend
@@ -126,6 +129,7 @@ class RunReport:
     reused_input_tokens: int = 0
     reused_output_tokens: int = 0
     damaged: int = 0
+    resampled: int = 0
 
     @classmethod
     def of(cls, run: Run) -> RunReport:
@@ -156,6 +160,7 @@ class RunReport:
             reused_input_tokens=round(run.reused_input_tokens),
             reused_output_tokens=round(run.reused_output_tokens),
             damaged=run.damaged,
+            resampled=run.resampled,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -223,14 +228,26 @@ class RunReport:
         if self.perhaps_billed:
             ended = counted(self.perhaps_billed, "request")
             told.append(f"{ended} ended without an answer and may have been billed")
-        if self.unknown:
-            earlier = counted(len(self.unknown), "request")
+        if self.resampled:
             told.append(
-                f"{earlier} of earlier runs for these calls may have been billed, answers unknown:"
+                f"{counted(self.resampled, 'call')} bought though equal ones had been answered: nodes "
+                "written anew are new samples; the same nodes computed again cost nothing"
             )
-            told += [f"  {_named(unknown)}" for unknown in self.unknown[:_NAMED]]
-            if len(self.unknown) > _NAMED:
-                told.append(f"  and {len(self.unknown) - _NAMED:,} more in .unknown")
+        again = [unknown for unknown in self.unknown if unknown.bought_again]
+        if again:
+            told.append(
+                f"{counted(len(again), 'call')} bought again, because an earlier request has no known "
+                "answer; that one may have been billed, too:"
+            )
+            told += [f"  {_named(unknown)}" for unknown in again[:_NAMED]]
+            if len(again) > _NAMED:
+                told.append(f"  and {len(again) - _NAMED:,} more in .unknown")
+        settled = len(self.unknown) - len(again)
+        if settled:
+            told.append(
+                f"{counted(settled, 'request')} of earlier runs for these calls may have been billed "
+                "besides those that brought the answers"
+            )
         return told
 
     def _states(self) -> str:
@@ -283,6 +300,7 @@ def _unknown(run: Run) -> list[UnknownRequest]:
             model=earlier.model,
             sent=earlier.sent,
             error=earlier.error,
+            bought_again=i not in run.sources,
         )
         for i, earlier in run.unknown
     ]

@@ -108,6 +108,7 @@ class Journaling:
             elif run.stopping:
                 self.brain.lifecycle.end(run, i, NOT_STARTED)
             else:
+                run.resampled += found.equal
                 self.brain.calls.buy(run, i, request)
             return
         run.sources[i] = REPLAYED if found.source == "replayed" else CACHED

@@ -154,6 +154,8 @@ class Run:
         #: The tokens of answers that were replayed or cached, when they were bought.
         self.reused_input_tokens = 0.0
         self.reused_output_tokens = 0.0
+        #: How many calls were bought although equal ones have their answers: new samples.
+        self.resampled = 0
         #: How many stored answers were damaged, and how many new ones could not be stored.
         self.damaged = 0
         self.unfit = 0

@@ -96,7 +96,10 @@ class Answers:
             for i, one in zip(missing, value, strict=True):
                 damaged = found[i].damaged + one.damaged
                 source = "cached" if one.response is not None else ""
-                found[i] = one._replace(source=source, earlier=found[i].earlier, damaged=damaged)
+                equal = found[i].equal or one.equal
+                found[i] = one._replace(
+                    source=source, earlier=found[i].earlier, damaged=damaged, equal=equal
+                )
             then(True, found)
 
         self.cache.recall([calls[i] for i in missing], cached)

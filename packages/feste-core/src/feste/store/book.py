@@ -230,7 +230,9 @@ class Book:
                 self._quarantine("answers", values)
         earlier = self.unknown.claim(call, answered=response is not None)
         if response is None or values is None:
-            return Found(earlier=earlier, damaged=damaged)
+            taken = "SELECT 1 FROM answers WHERE key = ? LIMIT 1"
+            equal = call.sample and _one(self.conn, taken, call.key) is not None
+            return Found(earlier=earlier, damaged=damaged, equal=equal)
         if call.sample and values[2] != str(call.draw) and not self.read_only:
             # it is this draw's from now on, so that the next run of this program finds it too
             row = {**schema.row_of("answers", values), "draw": str(call.draw)}

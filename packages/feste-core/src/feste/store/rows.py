@@ -73,6 +73,7 @@ class Found(NamedTuple):
     :param tokens: the tokens read and generated for it, when it was bought.
     :param earlier: the request for the same call whose answer is not known, or None.
     :param damaged: how many stored answers to it were unreadable.
+    :param equal: whether there is no answer for it, but one that an equal call has taken.
     """
 
     response: Response | None = None
@@ -80,6 +81,7 @@ class Found(NamedTuple):
     tokens: tuple[float, float] = (0, 0)
     earlier: Earlier | None = None
     damaged: int = 0
+    equal: bool = False
 
 
 class Answer(NamedTuple):
