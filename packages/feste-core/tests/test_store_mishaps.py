@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -365,3 +366,44 @@ def test_many_unknown_requests_of_one_call(path: Path) -> None:
     assert len({e.id for e in others if e}) == 10_000 and others[-1] is None
     assert unknown.claim(Wanted("key", Draw("main", "newer", 0), True), answered=True) is None
     fresh_draws()
+
+
+def same(tag: str, text: str) -> Any:
+    """A text that makes equal requests of calls with different draws."""
+    return feste.task(lambda tag, text: text, pure=True)(tag, text)
+
+
+def test_another_program_that_writes_for_a_moment_is_waited_for(
+    path: Path, restart: Restart
+) -> None:
+    """Also by what reads first: giving a stored answer to a draw, or beginning a once task."""
+    llm = FakeBackend()
+    feste.compute(llm.chat("first"), store=path)
+    restart()
+    feste.compute(llm.chat("second"), store=path)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        soon = threading.Timer(0.1, lambda: shell.execute("ROLLBACK"))
+        soon.start()
+        feste.compute(llm.chat(same("other", "first")), store=path)
+        soon.join()
+    assert feste.last_report() is not None
+    assert feste.last_report().states["replayed"] == 1  # type: ignore[union-attr]
+
+
+def test_a_number_that_a_purge_freed_serves_one_draw(path: Path, restart: Restart) -> None:
+    llm = FakeBackend()
+    how: Any = {"store": path, "keep": "none"}
+    llm.chat(same("earlier", "Hi")).compute(**how)
+    restart()
+    one = llm.chat("Hi")
+    one.compute(**how)
+    store.close()
+    subprocess.run(
+        [sys.executable, "-m", "feste", "store", "purge", path, "--all", "--yes"], check=True
+    )
+    llm.chat(same("other", "Hi")).compute(**how)
+    one.compute(**how)
+    store.close()
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT count(*) FROM answers").fetchone() == (2,)

@@ -373,7 +373,8 @@ class Journal:
         outcomes: list[tuple[bool, Any]] = []
         changes, numbers, under_way = conn.total_changes, book.next.copy(), book.under_way.copy()
         try:
-            conn.execute("BEGIN")
+            # a transaction that reads first could not wait for another program when it writes then
+            conn.execute("BEGIN" if self.read_only else "BEGIN IMMEDIATE")
             for item in items:
                 conn.execute("SAVEPOINT item")
                 try:
