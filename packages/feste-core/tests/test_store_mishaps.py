@@ -18,7 +18,7 @@ import pytest
 
 import feste
 from feste import context, errors, store
-from feste.backend import Operation, Request, Response, Usage
+from feste.backend import Operation, Request, Response, Secret, Usage
 from feste.prompt import Prompt
 from feste.store import schema
 from feste.store.opened import opened
@@ -208,7 +208,7 @@ def test_a_sealed_row_of_another_form_is_put_aside(path: Path, restart: Restart,
 @pytest.mark.parametrize("how", ["answer", "odd", "error"])
 def test_a_key_that_a_provider_echoes_is_not_stored(path: Path, monkeypatch: Any, how: str) -> None:
     """In an answer, in one that cannot be used, in an error."""
-    from feste.backend import Backend, Secret
+    from feste.backend import Backend
 
     monkeypatch.setenv("A_KEY", "canary-1234567890")
 
@@ -241,6 +241,26 @@ def test_a_key_that_a_provider_echoes_is_not_stored(path: Path, monkeypatch: Any
     store.close()
     for file in path.parent.iterdir():
         assert b"canary" not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize("word", ["ollama", "none", "null", "usage"])
+def test_a_placeholder_for_a_key_changes_no_answer(path: Path, restart: Restart, word: str) -> None:
+    class Local(FakeBackend):
+        def __init__(self, api_key: Secret) -> None:
+            super().__init__()
+            self.api_key = api_key
+
+        async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+            return Response({"answers": [f"run {word}: none"]})
+
+        chat = Operation(
+            prepare=FakeBackend._prepare_chat, send=_send, parse=FakeBackend._parse_text
+        )
+
+    first = Local(Secret.of(word, "NO_KEY")).chat("x").compute(store=path)
+    restart()
+    assert Local(Secret.of(word, "NO_KEY")).chat("x").compute(store=path) == first
+    assert feste.last_report().states == {"replayed": 1}  # type: ignore[union-attr]
 
 
 def test_an_answer_that_cannot_be_read_says_how_to_buy_it_anew(

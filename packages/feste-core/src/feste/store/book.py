@@ -27,6 +27,9 @@ __all__ = ["Book"]
 
 _OPEN = "outcome IN ('sent', 'unknown') OR (plugin = 'task' AND outcome = 'failed')"
 
+#: Characters that a key has at least; what is shorter may be a word of an answer, which must stay.
+_KEY = 16
+
 
 class Book:
     """The rows of an open store.
@@ -186,7 +189,7 @@ class Book:
                 unfit.append(position)
                 continue
             for secret in answer.secrets:
-                text = secret.blank(text)
+                text = secret.blank(text, _KEY)
             spare = not self._record(answer, text, number, replace) or spare
         if number is not None:
             self.end(number, "answered", response, spare=spare)
@@ -367,5 +370,5 @@ def _raw(response: Response | None, secrets: Sequence[Secret]) -> str | None:
     except (TypeError, ValueError, RecursionError):
         text = ascii(response.payload)
     for secret in secrets:
-        text = secret.blank(text)
+        text = secret.blank(text, _KEY)
     return text
