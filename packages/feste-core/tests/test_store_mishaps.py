@@ -427,3 +427,23 @@ def test_a_number_that_a_purge_freed_serves_one_draw(path: Path, restart: Restar
     store.close()
     with closing(sqlite3.connect(path)) as conn:
         assert conn.execute("SELECT count(*) FROM answers").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("attempt", range(8))
+def test_a_store_in_the_place_of_a_deleted_one_knows_nothing_of_it(
+    path: Path, restart: Restart, attempt: int
+) -> None:
+    """Its answers have the same numbers, and the system often gives it the same inode."""
+    llm = FakeBackend()
+    how: Any = {"store": path, "keep": "none"}
+    one, other = llm.chat("Hi"), llm.chat(same("other", "Hi"))
+    feste.compute(one, **how)
+    feste.compute(other, **how)
+    store.close()
+    for file in path.parent.iterdir():
+        file.unlink()
+    feste.compute(other, **how)
+    feste.compute(one, **how)
+    store.close()
+    feste.compute(one, other, **how)
+    assert feste.last_report().states["replayed"] == 2  # type: ignore[union-attr]
