@@ -447,3 +447,26 @@ def test_a_store_in_the_place_of_a_deleted_one_knows_nothing_of_it(
     store.close()
     feste.compute(one, other, **how)
     assert feste.last_report().states["replayed"] == 2  # type: ignore[union-attr]
+
+
+def test_an_answer_in_a_store_and_a_cache_serves_one_draw(path: Path, restart: Restart) -> None:
+    class Counting(FakeBackend):
+        async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+            self.requests.append(request)
+            return Response({"answers": [f"answer {len(self.requests)}"]})
+
+        chat = Operation(
+            prepare=FakeBackend._prepare_chat, send=_send, parse=FakeBackend._parse_text
+        )
+
+    llm, cache = Counting(), path.with_name("cache.db")
+    both: Any = {"store": path, "cache": cache}
+    feste.compute(llm.chat("Hi"), **both)
+    restart()
+    feste.compute(llm.chat(same("other", "Hi")), **both)  # takes the answer
+    feste.compute(llm.chat("Hi"), **both)
+    assert len(llm.requests) == 2
+    restart()
+    calls = [llm.chat("Hi"), llm.chat(same("other", "Hi"))]
+    first, second = feste.compute(*calls, cache=cache, cache_mode="replay-only")
+    assert first != second
