@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 import feste
 from feste import context, errors, store
-from feste.backend import Operation, Request, Response, Usage
+from feste.backend import Operation, Request, Response, Secret, Usage
 from feste.prompt import Prompt
 from feste.store import schema
 from feste.store.opened import opened
@@ -225,7 +226,7 @@ def test_a_sealed_row_of_another_form_is_put_aside(path: Path, restart: Restart,
 @pytest.mark.parametrize("how", ["answer", "odd", "error"])
 def test_a_key_that_a_provider_echoes_is_not_stored(path: Path, monkeypatch: Any, how: str) -> None:
     """In an answer, in one that cannot be used, in an error."""
-    from feste.backend import Backend, Secret
+    from feste.backend import Backend
 
     monkeypatch.setenv("A_KEY", "canary-1234567890")
 
@@ -258,6 +259,26 @@ def test_a_key_that_a_provider_echoes_is_not_stored(path: Path, monkeypatch: Any
     store.close()
     for file in path.parent.iterdir():
         assert b"canary" not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize("word", ["ollama", "none", "null", "usage"])
+def test_a_placeholder_for_a_key_changes_no_answer(path: Path, restart: Restart, word: str) -> None:
+    class Local(FakeBackend):
+        def __init__(self, api_key: Secret) -> None:
+            super().__init__()
+            self.api_key = api_key
+
+        async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+            return Response({"answers": [f"run {word}: none"]})
+
+        chat = Operation(
+            prepare=FakeBackend._prepare_chat, send=_send, parse=FakeBackend._parse_text
+        )
+
+    first = Local(Secret.of(word, "NO_KEY")).chat("x").compute(store=path)
+    restart()
+    assert Local(Secret.of(word, "NO_KEY")).chat("x").compute(store=path) == first
+    assert feste.last_report().states == {"replayed": 1}  # type: ignore[union-attr]
 
 
 def test_an_answer_that_cannot_be_read_says_how_to_buy_it_anew(
@@ -383,3 +404,87 @@ def test_many_unknown_requests_of_one_call(path: Path) -> None:
     assert len({e.id for e in others if e}) == 10_000 and others[-1] is None
     assert unknown.claim(Wanted("key", Draw("main", "newer", 0), True), answered=True) is None
     fresh_draws()
+
+
+def same(tag: str, text: str) -> Any:
+    """A text that makes equal requests of calls with different draws."""
+    return feste.task(lambda tag, text: text, pure=True)(tag, text)
+
+
+def test_another_program_that_writes_for_a_moment_is_waited_for(
+    path: Path, restart: Restart
+) -> None:
+    """Also by what reads first: giving a stored answer to a draw, or beginning a once task."""
+    llm = FakeBackend()
+    feste.compute(llm.chat("first"), store=path)
+    restart()
+    feste.compute(llm.chat("second"), store=path)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        soon = threading.Timer(0.1, lambda: shell.execute("ROLLBACK"))
+        soon.start()
+        feste.compute(llm.chat(same("other", "first")), store=path)
+        soon.join()
+    assert feste.last_report() is not None
+    assert feste.last_report().states["replayed"] == 1  # type: ignore[union-attr]
+
+
+def test_a_number_that_a_purge_freed_serves_one_draw(path: Path, restart: Restart) -> None:
+    llm = FakeBackend()
+    how: Any = {"store": path, "keep": "none"}
+    llm.chat(same("earlier", "Hi")).compute(**how)
+    restart()
+    one = llm.chat("Hi")
+    one.compute(**how)
+    store.close()
+    subprocess.run(
+        [sys.executable, "-m", "feste", "store", "purge", path, "--all", "--yes"], check=True
+    )
+    llm.chat(same("other", "Hi")).compute(**how)
+    one.compute(**how)
+    store.close()
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT count(*) FROM answers").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("attempt", range(8))
+def test_a_store_in_the_place_of_a_deleted_one_knows_nothing_of_it(
+    path: Path, restart: Restart, attempt: int
+) -> None:
+    """Its answers have the same numbers, and the system often gives it the same inode."""
+    llm = FakeBackend()
+    how: Any = {"store": path, "keep": "none"}
+    one, other = llm.chat("Hi"), llm.chat(same("other", "Hi"))
+    feste.compute(one, **how)
+    feste.compute(other, **how)
+    store.close()
+    for file in path.parent.iterdir():
+        file.unlink()
+    feste.compute(other, **how)
+    feste.compute(one, **how)
+    store.close()
+    feste.compute(one, other, **how)
+    assert feste.last_report().states["replayed"] == 2  # type: ignore[union-attr]
+
+
+def test_an_answer_in_a_store_and_a_cache_serves_one_draw(path: Path, restart: Restart) -> None:
+    class Counting(FakeBackend):
+        async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+            self.requests.append(request)
+            return Response({"answers": [f"answer {len(self.requests)}"]})
+
+        chat = Operation(
+            prepare=FakeBackend._prepare_chat, send=_send, parse=FakeBackend._parse_text
+        )
+
+    llm, cache = Counting(), path.with_name("cache.db")
+    both: Any = {"store": path, "cache": cache}
+    feste.compute(llm.chat("Hi"), **both)
+    restart()
+    feste.compute(llm.chat(same("other", "Hi")), **both)  # takes the answer
+    feste.compute(llm.chat("Hi"), **both)
+    assert len(llm.requests) == 2
+    restart()
+    calls = [llm.chat("Hi"), llm.chat(same("other", "Hi"))]
+    first, second = feste.compute(*calls, cache=cache, cache_mode="replay-only")
+    assert first != second

@@ -112,12 +112,15 @@ class Secret:
         self.check()
         return self._read()
 
-    def blank(self, text: str) -> str:
+    def blank(self, text: str, least: int = 1) -> str:
         """Replace the key in a text with three asterisks.
 
         :param text: any text.
+        :param least: a key of fewer characters stays: it is a word such as "none" or "ollama", which
+            local servers take for a key.
         """
-        return text.replace(self._read(), "***") if self.is_set else text
+        key = self._read()
+        return text.replace(key, "***") if len(key) >= least else text
 
     def _read(self) -> str:
         return self._literal or os.environ.get(self.name, "")

@@ -25,7 +25,11 @@ from feste.store.unknown import UnknownRequests, earlier_of
 
 __all__ = ["Book"]
 
+_OWN = "SELECT * FROM answers WHERE key = ? AND draw = ?"
 _OPEN = "outcome IN ('sent', 'unknown') OR (plugin = 'task' AND outcome = 'failed')"
+
+#: Characters that a key has at least; what is shorter may be a word of an answer, which must stay.
+_KEY = 16
 
 
 class Book:
@@ -186,7 +190,7 @@ class Book:
                 unfit.append(position)
                 continue
             for secret in answer.secrets:
-                text = secret.blank(text)
+                text = secret.blank(text, _KEY)
             spare = not self._record(answer, text, number, replace) or spare
         if number is not None:
             self.end(number, "answered", response, spare=spare)
@@ -233,10 +237,8 @@ class Book:
             taken = "SELECT 1 FROM answers WHERE key = ? LIMIT 1"
             equal = call.sample and _one(self.conn, taken, call.key) is not None
             return Found(earlier=earlier, damaged=damaged, equal=equal)
-        if call.sample and values[2] != str(call.draw) and not self.read_only:
-            # it is this draw's from now on, so that the next run of this program finds it too
-            row = {**schema.row_of("answers", values), "draw": str(call.draw)}
-            schema.write(self.conn, "answers", row)
+        if call.sample:
+            self._hand_over(values, call)
         return Found(response, "replayed", self._tokens(response, values[3]), earlier, damaged)
 
     def claim_twins(self, known: Sequence[tuple[Wanted, Response]]) -> None:
@@ -244,12 +246,23 @@ class Book:
 
         :param known: the calls and their answers.
         """
-        query = "SELECT id FROM answers WHERE key = ? AND response = ? ORDER BY draw != ?, id"
+        twins = "SELECT * FROM answers WHERE key = ? AND response = ? ORDER BY id"
         for call, response in known:
-            rows = self.conn.execute(query, (call.key, encode(response), str(call.draw)))
-            for (answer,) in rows.fetchall():
-                if self.claims.give(answer, call.key, call.draw):
+            text = encode(response)
+            own = _one(self.conn, _OWN, call.key, str(call.draw))
+            has_own = own is not None and own[6] == text
+            rows = [own] if has_own else self.conn.execute(twins, (call.key, text)).fetchall()
+            for row in rows:
+                if row is not None and self.claims.give(row[0], call.key, call.draw):
+                    if own is None and schema.is_good("answers", row):
+                        self._hand_over(row, call)
                     break
+
+    def _hand_over(self, values: Sequence[Any], call: Wanted) -> None:
+        """Write that an answer is a draw's now, so that the next run of its program finds it too."""
+        if values[2] != str(call.draw) and not self.read_only:
+            row = {**schema.row_of("answers", values), "draw": str(call.draw)}
+            schema.write(self.conn, "answers", row)
 
     def _tokens(self, response: Response, request: int | None) -> tuple[float, float]:
         """Return the tokens that an answer cost: its own, or its share of a request for several."""
@@ -271,7 +284,7 @@ class Book:
         given = claims.given(key, drawn)
         if given is not None and (row := _one(self.conn, by_id, given, key)) is not None:
             return row  # it is gone if it was damaged
-        own = _one(self.conn, "SELECT * FROM answers WHERE key = ? AND draw = ?", key, str(drawn))
+        own = _one(self.conn, _OWN, key, str(drawn))
         if own is not None and (not call.sample or claims.take_own(own[0], drawn)):
             return own
         if not call.sample:
@@ -369,5 +382,5 @@ def _raw(response: Response | None, secrets: Sequence[Secret]) -> str | None:
     except (TypeError, ValueError, RecursionError):
         text = ascii(response.payload)
     for secret in secrets:
-        text = secret.blank(text)
+        text = secret.blank(text, _KEY)
     return text

@@ -40,7 +40,9 @@ class Claims:
         :param key: the call's key.
         :param drawn: its draw.
         """
-        return self._given.get((key, drawn))
+        answer = self._given.get((key, drawn))
+        # a purge frees numbers, so the id may be another draw's by now
+        return answer if answer is not None and self._taken.get(answer) == drawn else None
 
     def note(self, answer: int, drawn: Draw) -> None:
         """Note that an answer was bought for a draw, or given to it for good.

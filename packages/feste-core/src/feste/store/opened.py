@@ -44,7 +44,7 @@ def opened(path: str | Path, *, wait: float = 0.0, read_only: bool = False) -> J
             _journals[name] = journal  # before it starts: an interrupt must not forget it
         journal.start()
     journal.open()
-    _claims.setdefault((name[0], identity(name[0])), journal.claims)
+    _claims[name[0], identity(name[0])] = journal.claims  # a deleted file may have had the same
     return journal
 
 

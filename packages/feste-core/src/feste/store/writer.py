@@ -161,7 +161,8 @@ class Writer:
         outcomes: list[tuple[bool, Any]] = []
         changes, numbers, under_way = conn.total_changes, book.next.copy(), book.under_way.copy()
         try:
-            conn.execute("BEGIN")
+            # a transaction that reads first could not wait for another program when it writes then
+            conn.execute("BEGIN" if self.read_only else "BEGIN IMMEDIATE")
             for task in tasks:
                 conn.execute("SAVEPOINT task")
                 try:
