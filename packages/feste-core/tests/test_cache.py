@@ -352,3 +352,36 @@ def test_the_mode_given_to_compute_holds_inside_its_tasks(path: Path) -> None:
     with pytest.raises(errors.RunFailed, match="CacheMiss"):
         inner().compute(cache=path, cache_mode="replay-only")
     assert bought == 1
+
+
+def test_a_run_that_only_reads_goes_on_when_the_cache_is_added_to(
+    path: Path, restart: Callable[[], None]
+) -> None:
+    """Another run of this process that begins meanwhile does not take its journal away."""
+    first = program("a", "b", cache=path)
+    restart()
+
+    @feste.task
+    def meanwhile(x: str) -> str:
+        program("new", cache=path, cache_mode="replay")
+        program("other", cache=path, cache_mode="replay-only", on_error="return")
+        return x
+
+    llm = Counter()
+    calls = [llm.chat("a"), llm.chat(meanwhile("b"))]
+    assert feste.compute(calls, cache=path, cache_mode="replay-only")[0] == first
+
+
+def test_a_damaged_answer_in_a_cache_that_is_only_read_costs_itself(path: Path) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    first = program("a", "b", cache=path)
+    feste.store.close()
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("UPDATE answers SET response = response || ' ' WHERE id = 1")
+        conn.commit()
+    draw.forget()
+    values = program("a", "b", cache=path, cache_mode="replay-only", on_error="return")
+    assert sorted(isinstance(v, errors.CacheMiss) for v in values) == [False, True]
+    assert {v for v in values if isinstance(v, Reply)} < set(first)

@@ -335,3 +335,60 @@ def test_what_a_task_raised_is_kept_without_keys_and_prompts(path: Path) -> None
     feste.store.close()
     data = b"".join(file.read_bytes() for file in path.parent.iterdir())
     assert b"SECRET" not in data and b"sk-abcdef" not in data and b"told" in data
+
+
+@pytest.mark.parametrize("lost", ["answer", "request", "both"])
+def test_a_call_whose_rows_are_damaged_is_not_run_again(
+    path: Path, restart: Callable[[], None], lost: str
+) -> None:
+    """What is left tells that it was run, so it is not run again."""
+    import sqlite3
+    from contextlib import closing
+
+    send("ann").compute(store=path)
+    with pytest.raises(errors.RunFailed):
+        send("broken").compute(store=path)
+    feste.store.close()
+    with closing(sqlite3.connect(path)) as conn:
+        if lost != "request":
+            conn.execute("UPDATE answers SET response = replace(response, 'ann', 'bob')")
+        if lost == "both":
+            conn.execute("DELETE FROM answers")
+            Path(f"{path}.lock").unlink()
+        if lost == "request":
+            conn.execute("UPDATE requests SET operation = 'x' WHERE outcome = 'failed'")
+        conn.commit()
+    for _ in range(2):
+        restart()
+        values = feste.compute([send("ann"), send("broken")], store=path, on_error="return")[0]
+        assert isinstance(values[1], errors.NotRepeated)
+        assert isinstance(values[0], dict if lost == "request" else errors.NotRepeated)
+    assert sent == ["ann", "broken"]
+
+
+def test_a_call_that_is_cancelled_before_it_begins_can_run_later(path: Path) -> None:
+    """Its start was being noted; the note is taken back."""
+    import time
+
+    from feste.store.opened import opened
+
+    node = send_async("eve")
+
+    async def cancelled() -> None:
+        journal = opened(path)
+        task = asyncio.ensure_future(feste.acompute(node, store=path))
+        held = asyncio.to_thread(journal.run, lambda conn: time.sleep(0.3))
+        await asyncio.gather(held, asyncio.sleep(0.15))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(cancelled())
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert node.compute(store=path) == "sent to eve"
+            break
+        except errors.RunFailed as failed:  # until the note is taken back
+            assert "still runs" in str(failed) and time.monotonic() < deadline
+            time.sleep(0.01)
+    assert sent == ["eve"]

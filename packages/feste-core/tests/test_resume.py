@@ -736,3 +736,58 @@ def test_the_report_tells_of_new_samples_of_the_same(path: Path) -> None:
     assert report().resampled == 0 and "anew" not in str(report())
     feste.compute([Counter().embed("x") for _ in range(3)], store=path)
     assert report().resampled == 0
+
+
+def test_draws_that_come_later_keep_their_answers(path: Path, restart: Restart) -> None:
+    """The third of five equal calls failed; it does not take the fourth's answer in the rerun."""
+    failing = [True]
+
+    class Shaky(Counter):
+        plugin = "shaky"
+        asked = 0
+
+        def answer(self, request: Request) -> Response:
+            Shaky.asked += 1
+            if Shaky.asked == 3 and failing[0]:
+                raise errors.InvalidRequest("no")
+            return super().answer(request)
+
+        async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+            return self.answer(request)
+
+        chat = Operation(
+            prepare=FakeBackend._prepare_chat, send=_send, parse=FakeBackend._parse_text
+        )
+
+    def program() -> list[Any]:
+        llm = Shaky()
+        calls = [llm.chat("same").compute(store=path, on_error="return") for _ in range(5)]
+        return [None if isinstance(value, errors.FesteError) else value for value in calls]
+
+    first = program()
+    assert first[2] is None and None not in first[:2] + first[3:]
+    failing[0] = False
+    restart()
+    second = program()
+    assert second[:2] == first[:2] and second[3:] == first[3:]
+    assert second[2] not in first
+
+
+def test_tasks_keep_the_answers_of_their_own_calls(path: Path, restart: Restart) -> None:
+    """Two tasks ask the same; killed before the first had asked, it takes nothing of the second."""
+    order: list[str] = []
+
+    @feste.task(emits=True)
+    def agent(name: str, late: bool) -> Any:
+        order.append(name)
+        return Counter().chat("same")
+
+    only_bob = agent("bob", False)
+    bob = feste.compute(only_bob, store=path)[0]
+    restart()
+    slow = feste.task(lambda x: x)
+    both = [agent("ann", True), agent(slow("bob"), False)]
+    restart()
+    both = [agent("ann", True), agent("bob", False)]
+    assert feste.compute(both, store=path)[0][1] == bob
+    assert len(order) == 3

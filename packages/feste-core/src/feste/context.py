@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
@@ -322,6 +322,19 @@ def enter(layer: Layer) -> None:
     :param layer: the settings.
     """
     _overlays.set((*_overlays.get(), layer))
+
+
+@contextmanager
+def within(layer: Layer) -> Iterator[None]:
+    """Let settings hold in a ``with`` block, in this context alone.
+
+    :param layer: the settings.
+    """
+    token = _overlays.set((*_overlays.get(), layer))
+    try:
+        yield
+    finally:
+        _overlays.reset(token)
 
 
 def set(**values: Any) -> Layer:

@@ -133,7 +133,8 @@ def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
         args = [fill(a, values) for a in low.node.args]
         kwargs = {k: fill(v, values) for k, v in low.node.kwargs.items()}
         assert low.own.draw is not None  # draw_lowered was called before
-        with draw.inside(low.own.draw):
+        inherited = context.everywhere(_settings_of(low))
+        with draw.inside(low.own.draw), context.within(inherited):
             result = op.fn(*args, **kwargs)
             return _emitted(low, result) if holds_nodes(result) else result
 

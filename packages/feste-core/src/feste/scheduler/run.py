@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Backend, Request
 from feste.context import Settings, everywhere
+from feste.draw import Determinism
 from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
 from feste.node import Node
@@ -141,6 +142,8 @@ class Run:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls = sum(n.op.kind == "call" for n in program.nodes)
         self.calls_done = 0
+        for node in program.nodes:
+            self._reserve(node)
         for members in program.batches:
             group = Group(members)
             self.groups.update((i, group) for i in members)
@@ -205,7 +208,15 @@ class Run:
         self.calls += node.op.kind == "call"
         if node.op.emits:
             self.emitting.add(position)
+        self._reserve(node)
         return position
+
+    def _reserve(self, node: Node) -> None:
+        """Keep what a task's own calls bought in earlier sessions for the time that it runs."""
+        if self.answers is None or node.draw is None or node.op.kind != "task":
+            return
+        if node.determinism is not Determinism.PURE:
+            self.answers.reserve(node.draw.inner)
 
     def clients(self) -> list[Backend]:
         """Return the backends whose operations it calls; may be called from any thread."""

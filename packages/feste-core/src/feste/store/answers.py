@@ -55,6 +55,15 @@ class Answers:
         """Whether new answers are put into the cache."""
         return self.cache is not None and self.mode != "replay-only"
 
+    def reserve(self, scope: str) -> None:
+        """Let no other call take what calls of a task bought before, since the task will run.
+
+        :param scope: the scope of the task's calls.
+        """
+        for journal in (self.store, self.cache):
+            if journal is not None:
+                journal.claims.reserved.add(scope)
+
     def recall(self, calls: Sequence[Wanted], then: Then) -> None:
         """Look up the answers of calls: in the store, then in the cache.
 

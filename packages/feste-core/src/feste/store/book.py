@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from feste.backend import Request, Response, Secret
 from feste.errors import CallError, FesteError
 from feste.store import schema
 from feste.store.claims import Claims
-from feste.store.failures import damaged
 from feste.store.rows import Answer, Found, Wanted, calls_as_json, decode, encode
 from feste.store.unknown import UnknownRequests, earlier_of
 
@@ -55,8 +54,9 @@ class Book:
             self.next[table] = (last or 0) + 1
         #: The last answer that may be free: later ones are of draws of this process.
         self.at_open = (1 << 62) if read_only else self.next["answers"] - 1
-        #: Requests under way, as they are in the file.
+        #: Requests under way, as they are in the file; and those given up, which may be answered yet.
         self.under_way: dict[int, dict[str, Any]] = {}
+        self._given_up: dict[int, dict[str, Any]] = {}
         self.unknown = UnknownRequests()
         self._session: dict[str, Any] = {}
         #: The tokens of each call of requests for several calls.
@@ -95,7 +95,10 @@ class Book:
             row = schema.row_of("requests", values)
             if not schema.is_good("requests", values):
                 self._quarantine("requests", values)
-                continue
+                if not _names_calls(row["calls"]):
+                    continue
+                row = {"id": row["id"], "calls": row["calls"], "error": "its row was damaged"}
+                row.update(plugin="", operation="", model="", sent=0.0, outcome="sent")
             if row["outcome"] == "sent":  # it was under way when its process died
                 row["outcome"] = "unknown"
                 schema.write(self.conn, "requests", row)
@@ -163,7 +166,21 @@ class Book:
         for row in self.under_way.values():
             if row["calls"] == calls and row["outcome"] == "sent":
                 return Found(earlier=earlier_of(row, request.key, str(request.draws[0])))
+        for row in self._without_result(calls):
+            row.update(outcome="unknown", error="its result is lost, or was damaged")
+            schema.write(self.conn, "requests", row)
+            self.unknown.note(row)
+            return Found(earlier=earlier_of(row, request.key, str(request.draws[0])))
         return self.intend(request, [request], run, 1, prompts)
+
+    def _without_result(self, calls: str) -> Iterator[dict[str, Any]]:
+        """Yield the requests for a call that were answered, and whose answers are gone."""
+        query = "SELECT * FROM requests WHERE plugin = 'task' AND calls = ?"
+        kept = "SELECT 1 FROM answers WHERE request = ?"
+        for values in self.conn.execute(query, (calls,)).fetchall():
+            row = schema.row_of("requests", values)
+            if row["outcome"] == "answered" and _one(self.conn, kept, row["id"]) is None:
+                yield row
 
     def record(
         self,
@@ -231,6 +248,8 @@ class Book:
             response = _response(values)
             if response is None:
                 damaged += 1
+                if self.read_only:
+                    break
                 self._quarantine("answers", values)
         earlier = self.unknown.claim(call, answered=response is not None)
         if response is None or values is None:
@@ -297,8 +316,6 @@ class Book:
 
     def _quarantine(self, table: str, values: Sequence[Any]) -> None:
         """Move a damaged row out of the way, so that it is not used and can still be looked at."""
-        if self.read_only:
-            raise damaged(self.path, f"a row of {table} is not as it was written")
         row = {
             "id": self.number("quarantine"),
             "place": table,
@@ -331,9 +348,10 @@ class Book:
         :param error: why it brought nothing to keep, or None.
         :param spare: whether to keep the response itself, since not all of its answers were kept.
         """
-        row = dict(self.under_way.get(number) or {})
-        if not row:
+        known = self.under_way.pop(number, None) or self._given_up.pop(number, None)
+        if known is None:
             return  # recorded before: an answer that came after its request was given up
+        row = dict(known)
         usage = response.usage if response is not None else None
         row.update(
             ended=time.time(),
@@ -352,9 +370,7 @@ class Book:
             row.update(status=error.status, request_id=row["request_id"] or error.request_id)
         schema.write(self.conn, "requests", row)
         if outcome == "unknown":
-            self.under_way[number] = row  # its answer may come yet
-        else:
-            self.under_way.pop(number, None)
+            self._given_up[number] = row
         if outcome == "unknown" or (outcome == "failed" and row["plugin"] == "task"):
             self.unknown.note(row)
         elif outcome == "answered":
@@ -372,6 +388,14 @@ def _response(values: Sequence[Any]) -> Response | None:
         return decode(values[6]) if schema.is_good("answers", values) else None
     except (TypeError, ValueError, RecursionError):
         return None
+
+
+def _names_calls(text: Any) -> bool:
+    """Whether a text is a list of keys and draws, as a request has it."""
+    try:
+        return all(len(key) == 64 and "/" in drawn for key, drawn in json.loads(text))
+    except (TypeError, ValueError):
+        return False
 
 
 def _raw(response: Response | None, secrets: Sequence[Secret]) -> str | None:

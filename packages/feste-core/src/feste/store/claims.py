@@ -26,6 +26,8 @@ class Claims:
     def __init__(self) -> None:
         #: The draw that took an answer, by the answer's id.
         self._taken: dict[int, Draw] = {}
+        #: The scopes of tasks of this process: what they bought before waits for them.
+        self.reserved: set[str] = set()
         self._given: dict[tuple[str, Draw], int] = {}
         #: For each key the free answers by ordinal: ids and draws.
         self._free: dict[str, dict[int, list[tuple[int, Draw]]]] = {}
@@ -91,6 +93,18 @@ class Claims:
             free.setdefault(own.n, []).append((answer, own))
         self._free[key] = dict(sorted(free.items()))
 
+    def _awaited(self, own: Draw, drawn: Draw) -> bool:
+        """Whether the draw that an answer was bought for may still come for it.
+
+        It may if it was made, if it is of a task that will run, or if it differs from the asking
+        draw in nothing but its ordinal.
+        """
+        return (
+            draw.is_collected(own)
+            or (own.scope in self.reserved and own.scope != drawn.scope)
+            or (own.scope, own.fingerprint) == (drawn.scope, drawn.fingerprint)
+        )
+
     def take(self, key: str, drawn: Draw) -> int | None:
         """Take a free answer for a draw that has none; return its id or None.
 
@@ -106,7 +120,7 @@ class Claims:
             rows = free.get(n)
             while rows:
                 answer, own = rows.pop()
-                if answer not in self._taken and not draw.is_collected(own):
+                if answer not in self._taken and not self._awaited(own, drawn):
                     self._taken[answer] = drawn
                     self._given[key, drawn] = answer
                     return answer

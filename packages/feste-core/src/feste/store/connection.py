@@ -58,7 +58,8 @@ def connect(path: Path, *, locked: bool = False, shared: bool = False) -> sqlite
         # nobody is writing, and SQLite then needs no files beside it
         options += "&immutable=1"
     uri = f"{path.absolute().as_uri()}?{options}"
-    conn = sqlite3.connect(uri, uri=True, isolation_level=None)
+    # a fork closes it from its own thread
+    conn = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     try:
         configure(conn)
     except BaseException:

@@ -1,39 +1,45 @@
-"""Let no fork happen while a thread is inside SQLite.
+"""Let a forked child inherit nothing of SQLite.
 
-SQLite has locks of its own for the whole process. A child that is forked while another thread holds
-one inherits it locked for ever, and hangs when it opens a store itself.
+SQLite has locks and lists of open files of its own for the whole process. A child that is forked
+while another thread holds a lock inherits it locked for ever. And it believes that it holds the files
+open, which the system does not know: another program that closes a store then deletes the log that
+the child writes. So a fork waits until no thread is inside SQLite, and connections are closed before
+it; they are opened again when they are next used.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from weakref import WeakSet
+from collections.abc import Callable
+from weakref import WeakKeyDictionary, WeakMethod
 
 __all__ = ["fork_lock"]
 
-_locks: WeakSet[threading.Lock] = WeakSet()
+_guards: WeakKeyDictionary[threading.Lock, WeakMethod[Callable[[], None]]] = WeakKeyDictionary()
 _held: list[threading.Lock] = []
 _forking = threading.Lock()
 
 
-def fork_lock() -> threading.Lock:
+def fork_lock(park: Callable[[], None]) -> threading.Lock:
     """Make a lock for one thread to hold while it uses SQLite; a fork waits for it.
 
-    >>> with fork_lock():
-    ...     pass  # use SQLite
+    :param park: a method that closes the connection; called before a fork, on the forking thread.
     """
     made = threading.Lock()
     with _forking:
-        _locks.add(made)
+        _guards[made] = WeakMethod(park)
     return made
 
 
 def _hold() -> None:
     _forking.acquire()
-    for lock in list(_locks):
+    for lock, method in list(_guards.items()):
         lock.acquire()
         _held.append(lock)
+        park = method()
+        if park is not None:
+            park()
 
 
 def _release() -> None:

@@ -63,7 +63,7 @@ class Journal:
         self._writer = Writer(self.path, self.claims, read_only)
         self._queue: SimpleQueue[Task | None] = SimpleQueue()
         self._closing = self._ended = False
-        self._in_sqlite = fork_lock()
+        self._in_sqlite = fork_lock(self._writer.park)
         self._begun = threading.Event()
         self._opened: Future[None] = Future()
         self._thread = threading.Thread(
@@ -227,7 +227,7 @@ class Journal:
             return self._begun.is_set() and not self._closing
         if self._writer.failed is not None or self._closing or not self._thread.is_alive():
             return False
-        return self._writer.is_there
+        return self._writer.read_only or self._writer.is_there  # one that is only read looks again
 
     def _put(self, operation: Operation, then: Then, *, spends: bool = False) -> None:
         self._queue.put(Task(operation, then, spends))

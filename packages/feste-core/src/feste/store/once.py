@@ -94,7 +94,12 @@ async def await_once(
 
     :param answers: the run's store.
     """
-    known, begun = await asyncio.to_thread(_begin, answers, op, drawn, args, kwargs, run)
+    noted = asyncio.ensure_future(asyncio.to_thread(_begin, answers, op, drawn, args, kwargs, run))
+    try:
+        known, begun = await asyncio.shield(noted)
+    except asyncio.CancelledError:
+        noted.add_done_callback(_withdraw)
+        raise
     if begun is None:
         return known, True
     try:
@@ -118,6 +123,13 @@ def _begin(
         return known.response.payload, None
     assert known.earlier is not None
     raise _not_repeated(store, op, known.earlier)
+
+
+def _withdraw(noted: asyncio.Future[tuple[Any, _Begun | None]]) -> None:
+    """Take back the note of a call that was cancelled before it began."""
+    begun = None if noted.cancelled() or noted.exception() else noted.result()[1]
+    if begun is not None:
+        begun.store.finish(begun.number, "withdrawn")
 
 
 def _ended(begun: _Begun, result: Any) -> Any:
@@ -153,8 +165,10 @@ def _not_repeated(store: Journal, op: Any, earlier: Earlier) -> NotRepeated:
             key=earlier.key,
         )
     ended = f"raised {earlier.error.removeprefix('NodeError: ')}"
-    if earlier.outcome == "unknown":
-        ended = "was interrupted" if earlier.error else "did not return"
+    if earlier.outcome == "unknown" and earlier.error.startswith("NodeError: "):
+        ended = "was interrupted"
+    elif earlier.outcome == "unknown":
+        ended = f"did not return{f' ({earlier.error})' if earlier.error else ''}"
     which = f"--key {earlier.key} --tasks {earlier.outcome}"
     return NotRepeated(
         f"{op.name} was started at {when} and {ended}; with once=True it is not run again. Look whether "

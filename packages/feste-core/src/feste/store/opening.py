@@ -15,7 +15,14 @@ from feste.store.connection import beside, check_end, configure, connect, has_lo
 from feste.store.failures import BUSY, damaged
 from feste.store.lock import Lock
 
-__all__ = ["identity", "open_for_reading", "open_for_writing", "refuse_foreign", "reserve_of"]
+__all__ = [
+    "connect_for_writing",
+    "identity",
+    "open_for_reading",
+    "open_for_writing",
+    "refuse_foreign",
+    "reserve_of",
+]
 
 #: Bytes reserved beside the store, freed when the disk is full so that answers in hand still fit.
 BALLAST = 4 << 20
@@ -54,15 +61,29 @@ def open_for_writing(path: Path, lock: Lock) -> sqlite3.Connection:
     if 0 < version < schema.VERSION:
         _back_up(path, beside(path, f".tables-{version}"))
     _reserve(reserve_of(path))
-    conn = sqlite3.connect(path, isolation_level=None, timeout=BUSY)
+    conn = connect_for_writing(path)
     try:
-        configure(conn)
-        conn.execute("PRAGMA journal_mode = WAL")  # where it is refused, a rollback journal serves
-        conn.execute("PRAGMA synchronous = FULL")
         if version == 0:
             schema.create(conn)
         elif version < schema.VERSION:
             schema.migrate(conn, version)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def connect_for_writing(path: Path) -> sqlite3.Connection:
+    """Connect to a store that was checked.
+
+    :param path: its file.
+    """
+    # a fork closes it from its own thread
+    conn = sqlite3.connect(path, isolation_level=None, timeout=BUSY, check_same_thread=False)
+    try:
+        configure(conn)
+        conn.execute("PRAGMA journal_mode = WAL")  # where it is refused, a rollback journal serves
+        conn.execute("PRAGMA synchronous = FULL")
     except BaseException:
         conn.close()
         raise

@@ -68,6 +68,7 @@ STATEMENTS = (
  output_tokens INTEGER, raw TEXT, seal BLOB)""",
     """CREATE INDEX requests_open ON requests (id)
  WHERE outcome IN ('sent', 'unknown') OR (plugin = 'task' AND outcome = 'failed')""",
+    "CREATE INDEX requests_tasks ON requests (calls) WHERE plugin = 'task'",
     """CREATE TABLE answers (id INTEGER PRIMARY KEY, key TEXT, draw TEXT, request INTEGER,
  source TEXT, kept REAL, response TEXT, seal BLOB, UNIQUE (key, draw))""",
     """CREATE TABLE quarantine (id INTEGER PRIMARY KEY, place TEXT, row TEXT, found REAL,

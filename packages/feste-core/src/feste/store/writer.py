@@ -19,6 +19,7 @@ from feste.store.claims import Claims
 from feste.store.failures import described, gone
 from feste.store.lock import Lock
 from feste.store.opening import (
+    connect_for_writing,
     identity,
     open_for_reading,
     open_for_writing,
@@ -59,6 +60,8 @@ class Writer:
         #: Why the store can no longer be written, or None.
         self.failed: FesteError | None = None
         self.book: Book
+        #: Whether the connection is closed, because the process was forked.
+        self._parked = False
         self._lock: Lock | None = None
         self._file: tuple[int, ...] = ()
 
@@ -91,6 +94,30 @@ class Writer:
         self.book = self._open()
         self._file = identity(self.path, changes=self.read_only)
 
+    def park(self) -> None:
+        """Close the connection before a fork; the next operation opens it again."""
+        if hasattr(self, "book") and not self._parked:
+            self._parked = True
+            with suppress(sqlite3.Error):
+                self.book.conn.close()
+
+    def _resume(self) -> None:
+        """Connect again after a fork, or if a store that is only read was changed."""
+        try:
+            if self.read_only:
+                if not self._parked and not self.is_there:
+                    self.park()
+                if self._parked:
+                    self.open()
+                    self.claims.reopen()
+            elif self._parked and self.is_there:  # else it would make an empty file
+                self.book.conn = connect_for_writing(self.path)
+            else:
+                return
+            self._parked = False
+        except (sqlite3.Error, OSError, FesteError) as error:
+            self._fail(error)
+
     def give_up(self) -> None:
         """Release what was taken before opening failed."""
         if self._lock is not None:
@@ -114,6 +141,7 @@ class Writer:
 
     def close(self) -> None:
         """Fold the write-ahead log into the file, and release the lock."""
+        self._resume()
         book = self.book
         with ExitStack() as stack:
             if self._lock is not None:
@@ -137,6 +165,9 @@ class Writer:
         """
         if self.failed is None and self._lock is not None and not self.is_there:
             self._fail(gone(self.path))
+        self._resume()
+        if self._parked:
+            return [(False, self.failed)] * len(tasks)
         if self.failed is None:
             try:
                 return self._transaction(tasks)
@@ -212,6 +243,6 @@ class Writer:
 
 
 def _rollback(conn: sqlite3.Connection) -> None:
-    if conn.in_transaction:
-        with suppress(sqlite3.Error):  # SQLite has rolled back by itself, or the next BEGIN tells
+    with suppress(sqlite3.Error):  # SQLite has rolled back by itself, or the next BEGIN tells
+        if conn.in_transaction:
             conn.execute("ROLLBACK")
