@@ -8,6 +8,7 @@ it paid for. No answer serves two draws of a process: five samples stay five sam
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from feste import draw
 from feste.draw import Draw
@@ -29,12 +30,15 @@ class Claims:
         #: The scopes of tasks of this process: what they bought before waits for them.
         self.reserved: set[str] = set()
         self._given: dict[tuple[str, Draw], int] = {}
+        #: The lowest ordinal among the answers of a key, by scope and fingerprint.
+        self._first: dict[tuple[str, tuple[Any, ...]], int] = {}
         #: For each key the free answers by ordinal: ids and draws.
         self._free: dict[str, dict[int, list[tuple[int, Draw]]]] = {}
 
     def reopen(self) -> None:
         """Look for free answers anew: another process may have written the store meanwhile."""
         self._free.clear()
+        self._first.clear()
 
     def given(self, key: str, drawn: Draw) -> int | None:
         """Return the id of the foreign answer that a draw took before, or None.
@@ -91,19 +95,21 @@ class Claims:
         for answer, text in rows:
             own = draw_of(text)
             free.setdefault(own.n, []).append((answer, own))
+            family = (key, own[:2])
+            self._first[family] = min(own.n, self._first.get(family, own.n))
         self._free[key] = dict(sorted(free.items()))
 
-    def _awaited(self, own: Draw, drawn: Draw) -> bool:
+    def _awaited(self, key: str, own: Draw, drawn: Draw) -> bool:
         """Whether the draw that an answer was bought for may still come for it.
 
-        It may if it was made, if it is of a task that will run, or if it differs from the asking
-        draw in nothing but its ordinal.
+        It may if it was made, or if it is of a task that will run. It may also if it differs from
+        the asking draw in its ordinal alone, and a draw of this process has the first answer of
+        them: then the ordinals mean the same as before, and the asking draw's answer is a gap.
         """
-        return (
-            draw.is_collected(own)
-            or (own.scope in self.reserved and own.scope != drawn.scope)
-            or (own.scope, own.fingerprint) == (drawn.scope, drawn.fingerprint)
-        )
+        if draw.is_collected(own) or (own.scope in self.reserved and own.scope != drawn.scope):
+            return True
+        siblings = (own.scope, own.fingerprint) == (drawn.scope, drawn.fingerprint)
+        return siblings and draw.is_collected(own._replace(n=self._first[key, own[:2]]))
 
     def take(self, key: str, drawn: Draw) -> int | None:
         """Take a free answer for a draw that has none; return its id or None.
@@ -120,7 +126,7 @@ class Claims:
             rows = free.get(n)
             while rows:
                 answer, own = rows.pop()
-                if answer not in self._taken and not self._awaited(own, drawn):
+                if answer not in self._taken and not self._awaited(key, own, drawn):
                     self._taken[answer] = drawn
                     self._given[key, drawn] = answer
                     return answer
