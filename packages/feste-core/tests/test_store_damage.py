@@ -12,7 +12,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from feste.draw import Draw
 from feste.errors import JournalDamaged, JournalError, JournalLocked, JournalTooNew
 from feste.store import opening, schema
 from feste.store.journal import Journal
+from feste.store.journal import outcome_of as ask
 from feste.store.repair import carve, wal
 from feste.store.repair.salvage import salvage
 from feste.store.repair.verify import verify
@@ -51,20 +51,6 @@ def response(n: int) -> Response:
     rng = random.Random(n)
     text = "".join(rng.choices("abc L\n", k=rng.choice([20, 300, 600, 5000, 20000])))
     return Response({"text": f"answer {n}: {text}"}, Usage(n, 3), request_id=f"r-{n}")
-
-
-def ask(method: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wait for what a journal tells."""
-    told: Future[Any] = Future()
-
-    def then(ok: bool, value: Any) -> None:
-        if ok:
-            told.set_result(value)
-        else:
-            told.set_exception(value)
-
-    method(*args, then=then, **kwargs)
-    return told.result(60)
 
 
 def buy(journal: Journal, n: int) -> None:
@@ -535,6 +521,7 @@ from pathlib import Path
 from feste.errors import JournalError
 from feste.store import schema
 from feste.store.journal import Journal
+from feste.store.journal import outcome_of as ask
 from feste.store.repair.salvage import salvage
 from feste.store.repair.verify import verify
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from feste.draw import Draw
 from feste.errors import CallTimeout, JournalError, JournalTooNew
 from feste.store import opening, schema
 from feste.store.journal import Journal
+from feste.store.journal import outcome_of as ask
 from feste.store.repair.verify import verify
 from feste.store.rows import Answer, Found, Wanted
 
@@ -37,20 +37,6 @@ def request(n: int) -> Request:
 def response(n: int) -> Response:
     payload = {"text": f"answer {n}: \ud800 " + "é" * 400 * n}
     return Response(payload, Usage(n, 3, 1), request_id=f"r-{n}")
-
-
-def ask(method: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wait for what a journal tells."""
-    told: Future[Any] = Future()
-
-    def then(ok: bool, value: Any) -> None:
-        if ok:
-            told.set_result(value)
-        else:
-            told.set_exception(value)
-
-    method(*args, then=then, **kwargs)
-    return told.result(60)
 
 
 def recall(journal: Journal, n: int) -> Found:

@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from feste.draw import Draw
 from feste.errors import CallError, JournalDamaged, JournalFailed, JournalLocked, JournalTooNew
 from feste.store import opening, schema
 from feste.store.journal import Journal
+from feste.store.journal import outcome_of as ask
 from feste.store.repair import wal
 from feste.store.repair.salvage import salvage
 from feste.store.repair.verify import verify
@@ -42,20 +42,6 @@ places = st.floats(0, 1, exclude_max=True)
 def request(n: int) -> Request:
     body = {"model": "m", "prompt": f"question {n}"}
     return Request("fake", "chat", "plugin:fake", body, draws=(Draw("main", f"{n:x}", 0),))
-
-
-def ask(method: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wait for what a journal tells."""
-    told: Future[Any] = Future()
-
-    def then(ok: bool, value: Any) -> None:
-        if ok:
-            told.set_result(value)
-        else:
-            told.set_exception(value)
-
-    method(*args, then=then, **kwargs)
-    return told.result(60)
 
 
 class Store(RuleBasedStateMachine):
@@ -207,6 +193,7 @@ class Store(RuleBasedStateMachine):
         script = f"""
 from feste.errors import JournalLocked
 from feste.store.journal import Journal
+from feste.store.journal import outcome_of as ask
 try:
     Journal({str(self.path)!r})
 except JournalLocked as error:

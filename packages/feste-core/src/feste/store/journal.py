@@ -24,7 +24,7 @@ from feste.store.forks import fork_lock
 from feste.store.rows import Answer, Wanted
 from feste.store.writer import Operation, Task, Writer
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "outcome_of"]
 
 T = TypeVar("T")
 Then = Callable[[bool, Any], None]
@@ -193,16 +193,8 @@ class Journal:
         :param operation: gets the connection.
         :raises JournalError: if the store could not be read or written.
         """
-        done: Future[T] = Future()
-
-        def then(ok: bool, value: Any) -> None:
-            if ok:
-                done.set_result(value)
-            else:
-                done.set_exception(value)
-
-        self._put(lambda book: operation(book.conn), then)
-        return done.result()
+        done: T = outcome_of(self._put, lambda book: operation(book.conn))
+        return done
 
     def close(self) -> None:
         """Write what is queued, fold the write-ahead log into the file, and release the lock.
@@ -282,6 +274,26 @@ class Journal:
             for item, (ok, value) in reversed(list(zip(wanted, outcomes, strict=True))):
                 stack.callback(item.then, ok, value)
         return items[-1] is not None
+
+
+def outcome_of(question: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
+    """Ask a journal something, wait until it tells, and return what it tells.
+
+    :param question: one of a journal's methods that take ``then``.
+    :param args: its arguments, without ``then``.
+    :param kwargs: likewise.
+    :raises JournalError: if the store could not be read or written.
+    """
+    told: Future[Any] = Future()
+
+    def then(ok: bool, value: Any) -> None:
+        if ok:
+            told.set_result(value)
+        else:
+            told.set_exception(value)
+
+    question(*args, then=then, **kwargs)
+    return told.result()
 
 
 def _ignore(ok: bool, value: Any) -> None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from functools import partial
+from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ from feste.draw import Draw
 from feste.errors import ConfigError, NodeError, NotRepeated, PlainDataError
 from feste.plain import plain
 from feste.store.answers import Answers
-from feste.store.journal import Journal, Outcome
+from feste.store.journal import Journal, Outcome, outcome_of
 from feste.store.rows import Answer, Earlier, Found
 
 __all__ = ["await_once", "request_of", "run_once"]
@@ -116,7 +114,7 @@ def _begin(
     store = answers.store
     assert store is not None, "checked before the run"
     request = request_of(op, args, kwargs, drawn)
-    known: Found | int = _outcome(partial(store.begin, request, run=run, prompts=answers.prompts))
+    known: Found | int = outcome_of(store.begin, request, run=run, prompts=answers.prompts)
     if isinstance(known, int):
         return None, _Begun(store, request, known)
     if known.response is not None:
@@ -145,7 +143,7 @@ def _ended(begun: _Begun, result: Any) -> Any:
         raise wrong from None
     response = Response(value)
     kept = [Answer(begun.request, response)]
-    _outcome(partial(begun.store.record, kept, number=begun.number, response=response))
+    outcome_of(begun.store.record, kept, number=begun.number, response=response)
     return value
 
 
@@ -153,7 +151,7 @@ def _failed(begun: _Begun, error: BaseException) -> None:
     """Keep that the task raised; where it was interrupted nobody knows how far it got."""
     told = NodeError(redact(f"{type(error).__name__}: {error}", limit=_ERROR))
     outcome: Outcome = "failed" if isinstance(error, Exception) else "unknown"
-    _outcome(partial(begun.store.finish, begun.number, outcome, told))
+    outcome_of(begun.store.finish, begun.number, outcome, told)
 
 
 def _not_repeated(store: Journal, op: Any, earlier: Earlier) -> NotRepeated:
@@ -175,17 +173,3 @@ def _not_repeated(store: Journal, op: Any, earlier: Earlier) -> NotRepeated:
         f"it has done its work. To let it run again: feste store purge {quote(str(store.path))} {which}",
         key=earlier.key,
     )
-
-
-def _outcome(question: Callable[..., None]) -> Any:
-    """Ask a journal, and wait for what it tells."""
-    told: Future[Any] = Future()
-
-    def then(ok: bool, value: Any) -> None:
-        if ok:
-            told.set_result(value)
-        else:
-            told.set_exception(value)
-
-    question(then=then)
-    return told.result()
