@@ -774,20 +774,68 @@ def test_draws_that_come_later_keep_their_answers(path: Path, restart: Restart) 
 
 
 def test_tasks_keep_the_answers_of_their_own_calls(path: Path, restart: Restart) -> None:
-    """Two tasks ask the same; killed before the first had asked, it takes nothing of the second."""
-    order: list[str] = []
+    """Two tasks ask the same; in the rerun the other one asks first, and takes nothing of the first."""
+    import threading
+
+    asked = threading.Event()
+
+    class Telling(Counter):
+        plugin = "telling"
+
+        def answer(self, request: Request) -> Response:
+            asked.set()
+            return super().answer(request)
 
     @feste.task(emits=True)
-    def agent(name: str, late: bool) -> Any:
-        order.append(name)
-        return Counter().chat("same")
+    def agent(name: str) -> Any:
+        return Telling().chat("same")
 
-    only_bob = agent("bob", False)
-    bob = feste.compute(only_bob, store=path)[0]
+    @feste.task
+    def late(name: str) -> str:
+        asked.wait(5)
+        return name
+
+    asked.set()
+    bob = agent(late("bob")).compute(store=path)
     restart()
-    slow = feste.task(lambda x: x)
-    both = [agent("ann", True), agent(slow("bob"), False)]
+    asked.clear()
+    both = feste.compute([agent("ann"), agent(late("bob"))], store=path)[0]
+    assert both[1] == bob != both[0]
+
+
+def test_an_equal_call_is_found_where_ordinals_have_shifted(path: Path, restart: Restart) -> None:
+    """One was tried without a store first; the next run of the program leaves that out."""
+    Counter().chat("x").compute()
+    stored = Counter().chat("x").compute(store=path)
     restart()
-    both = [agent("ann", True), agent("bob", False)]
-    assert feste.compute(both, store=path)[0][1] == bob
-    assert len(order) == 3
+    assert Counter().chat("x").compute(store=path) == stored
+
+
+def test_a_second_answer_to_a_call_does_not_replace_the_first(path: Path) -> None:
+    """It was paid for, so it is kept with its request."""
+    from feste.store.journal import outcome_of
+    from feste.store.rows import Answer
+
+    request = dataclasses.replace(BASE, draws=(draw.Draw("main", "f", 0),))
+    journal = opened(path)
+    for text in ("first", "second"):
+        number = outcome_of(journal.intend, request, [request])
+        answer = Response(text)
+        outcome_of(journal.record, [Answer(request, answer)], number=number, response=answer)
+    store.close()
+    ((kept,),) = rows(path, "SELECT response FROM answers")
+    assert "first" in kept
+    (none, spare) = rows(path, "SELECT raw FROM requests ORDER BY id")
+    assert none == (None,) and "second" in spare[0]
+
+
+def test_a_store_given_to_compute_holds_inside_tasks_of_a_plain_get_function(path: Path) -> None:
+    from dask.threaded import get
+
+    @feste.task
+    def inner(text: str) -> Any:
+        return Counter().chat(text).compute()
+
+    feste.compute(inner("x"), store=path, scheduler=get)
+    store.close()
+    assert len(rows(path, "SELECT * FROM answers")) == 1
