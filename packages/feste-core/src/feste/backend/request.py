@@ -160,7 +160,8 @@ class Response:
 
     :param payload: the body: JSON.
     :param usage: the tokens used, or None if the provider does not report them.
-    :param headers: the HTTP headers, names in lower case.
+    :param headers: the HTTP headers, names in lower case; a store does not keep them, so ``parse`` must
+        not need them.
     :param request_id: the provider's ID of the request, or None.
     """
 

@@ -12,7 +12,7 @@ from feste.report.table import aligned, telling
 from feste.store import schema
 from feste.store.contents.reader import Reader, Row
 from feste.store.contents.records import iso
-from feste.store.contents.summary import Session, Summary, Task, Unanswered
+from feste.store.contents.summary import UNDER_WAY, Session, Summary, Task, Unanswered
 from feste.wording import counted, printable, wrapped
 
 __all__ = ["as_json", "overview", "session_as_json", "sessions"]
@@ -91,7 +91,7 @@ def _unanswered(requests: Sequence[Unanswered]) -> Iterator[str]:
     ended = sum(request.outcome == "unknown" for request in requests)
     parts = [f"{counted(ended, 'request')} may have been billed without an answer"] if ended else []
     if len(requests) > ended:
-        parts.append(f"{counted(len(requests) - ended, 'request')} under way or unknown")
+        parts.append(f"{counted(len(requests) - ended, 'request')} {UNDER_WAY}")
     yield f"{', '.join(parts)}:"
     for request in requests[:_TOLD]:
         name = f"request {request.id} of session {request.session}: {request.operation}"
@@ -110,7 +110,7 @@ def _tasks(summary: Summary) -> Iterator[str]:
         return
     rows = [["once=True task", "done", "failed", "unknown"]]
     for name, ends in summary.tasks.items():
-        unknown = ends["unknown"] + ends["under way or unknown"]
+        unknown = ends["unknown"] + ends[UNDER_WAY]
         rows.append([printable(name), *map(_number, (ends["answered"], ends["failed"], unknown))])
     yield from aligned(rows, 1)
     for task in summary.unfinished[:_TOLD]:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from feste.backend import Call, Request, Response, Secret
 from feste.draw import Determinism
 from feste.errors import CacheMiss, FesteError
-from feste.node import Node
 from feste.scheduler.parcel import Parcel
-from feste.scheduler.run import CACHED, DONE, NOT_STARTED, OPEN, REPLAYED, Run
+from feste.scheduler.run import CACHED, DONE, KEPT, NOT_STARTED, OPEN, REPLAYED, Run
 from feste.store.answers import is_cacheable
 from feste.store.rows import Answer, Found, Wanted
 
@@ -199,21 +198,23 @@ class Journaling:
             for node in parcel.run.program.keepers[position[id(request)]]:
                 node.unstored = Answer(request, response, secrets=_secrets(parcel.call))
 
-    def store_kept(self, run: Run, node: Node, then: Callable[[], None]) -> None:
-        """Write the answer that a node has kept since a store could not be written, then go on.
+    def store_kept(self, run: Run, i: int, value: Any) -> None:
+        """Give a node the value that it kept; its answer is written first, if no store has it yet.
 
         :param run: the run.
-        :param node: the node; it has its value.
-        :param then: what depends on the value.
+        :param i: the node's position.
+        :param value: the value.
         """
-        if run.store is None or run.answers is None or node.unstored is None:
-            then()
+        node = run.program.keepers[i][0]
+        if node.unstored is None or run.store is None or run.answers is None:
+            self.brain.lifecycle.done(run, i, value, KEPT)
             return
 
-        def kept(ok: bool, value: Any) -> None:
+        def kept(ok: bool, told: Any) -> None:
             if ok:
                 node.unstored = None
-            self._on_kept(run, then, ok, value)
+            done = partial(self.brain.lifecycle.done, run, i, value, KEPT)
+            self._on_kept(run, done, ok, told)
 
         self._ask(partial(run.store.record, [node.unstored], prompts=run.answers.prompts), kept)
 

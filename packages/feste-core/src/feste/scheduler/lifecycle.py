@@ -15,7 +15,6 @@ from feste.scheduler.run import (
     DONE,
     FAILED,
     JOINED,
-    KEPT,
     NOT_STARTED,
     OPEN,
     READY,
@@ -52,9 +51,7 @@ class Lifecycle:
         node = run.program.nodes[i]
         kept = run.program.keepers[i][0].value
         if kept is not PENDING:
-            self.brain.journaling.store_kept(
-                run, run.program.keepers[i][0], lambda: self.done(run, i, kept, KEPT)
-            )
+            self.brain.journaling.store_kept(run, i, kept)
             return
         if node.value is not PENDING:  # a constant that an optimization put there
             self.done(run, i, node.value, DONE)

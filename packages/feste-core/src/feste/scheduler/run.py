@@ -142,8 +142,9 @@ class Run:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls = sum(n.op.kind == "call" for n in program.nodes)
         self.calls_done = 0
-        for node in program.nodes:
-            self._reserve(node)
+        if answers is not None:
+            for node in program.nodes:
+                self._reserve(node)
         for members in program.batches:
             group = Group(members)
             self.groups.update((i, group) for i in members)

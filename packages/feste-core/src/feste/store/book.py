@@ -19,12 +19,12 @@ from feste.backend import Request, Response, Secret
 from feste.errors import CallError, FesteError
 from feste.store import schema
 from feste.store.claims import Claims
-from feste.store.rows import Answer, Found, Wanted, calls_as_json, decode, encode
+from feste.store.lookup import ANY, OWN, Lookup, one, response_in
+from feste.store.rows import Answer, Found, Wanted, calls_as_json, encode
 from feste.store.unknown import UnknownRequests, earlier_of
 
 __all__ = ["Book"]
 
-_OWN = "SELECT * FROM answers WHERE key = ? AND draw = ?"
 _OPEN = "outcome IN ('sent', 'unknown') OR (plugin = 'task' AND outcome = 'failed')"
 
 #: Characters that a key has at least; what is shorter may be a word of an answer, which must stay.
@@ -35,16 +35,11 @@ class Book:
     """The rows of an open store.
 
     :param conn: the connection to it.
-    :param path: its file, for messages.
     :param claims: which draws of this process took which answers.
     :param read_only: whether nothing is written.
     """
 
-    def __init__(
-        self, conn: sqlite3.Connection, path: Path, claims: Claims, read_only: bool = False
-    ) -> None:
-        self.conn = conn
-        self.path = path
+    def __init__(self, conn: sqlite3.Connection, claims: Claims, read_only: bool = False) -> None:
         self.claims = claims
         self.read_only = read_only
         #: The number of the next row of each table.
@@ -52,15 +47,21 @@ class Book:
         for table in ("sessions", "requests", "answers", "quarantine"):
             (last,) = conn.execute(f"SELECT max(id) FROM {table}").fetchone()
             self.next[table] = (last or 0) + 1
-        #: The last answer that may be free: later ones are of draws of this process.
-        self.at_open = (1 << 62) if read_only else self.next["answers"] - 1
+        self.lookup = Lookup(conn, claims, None if read_only else self.next["answers"] - 1)
         #: Requests under way, as they are in the file; and those given up, which may be answered yet.
         self.under_way: dict[int, dict[str, Any]] = {}
         self._given_up: dict[int, dict[str, Any]] = {}
         self.unknown = UnknownRequests()
         self._session: dict[str, Any] = {}
-        #: The tokens of each call of requests for several calls.
-        self._shares: dict[int | None, tuple[float, float]] = {}
+
+    @property
+    def conn(self) -> sqlite3.Connection:
+        """The connection to the store."""
+        return self.lookup.conn
+
+    @conn.setter
+    def conn(self, conn: sqlite3.Connection) -> None:
+        self.lookup.conn = conn
 
     def number(self, table: str) -> int:
         """Return the number of a new row.
@@ -164,7 +165,7 @@ class Book:
             return found
         calls = calls_as_json([request])
         for row in self.under_way.values():
-            if row["calls"] == calls and row["outcome"] == "sent":
+            if row["calls"] == calls:
                 return Found(earlier=earlier_of(row, request.key, str(request.draws[0])))
         for row in self._without_result(calls):
             row.update(outcome="unknown", error="its result is lost, or was damaged")
@@ -179,7 +180,7 @@ class Book:
         kept = "SELECT 1 FROM answers WHERE request = ?"
         for values in self.conn.execute(query, (calls,)).fetchall():
             row = schema.row_of("requests", values)
-            if row["outcome"] == "answered" and _one(self.conn, kept, row["id"]) is None:
+            if row["outcome"] == "answered" and one(self.conn, kept, row["id"]) is None:
                 yield row
 
     def record(
@@ -218,7 +219,7 @@ class Book:
     def _record(self, answer: Answer, text: str, number: int | None, replace: bool) -> bool:
         """Write an answer; return False if its call has one already."""
         key, drawn = answer.key, str(answer.draw)
-        row = {
+        row: dict[str, Any] = {
             "id": self.number("answers"),
             "key": key,
             "draw": drawn,
@@ -230,11 +231,10 @@ class Book:
         try:
             schema.write(self.conn, "answers", row, new=not replace)
         except sqlite3.IntegrityError:
-            has = "SELECT 1 FROM answers WHERE key = ? AND draw = ?"
-            if _one(self.conn, has, key, drawn) is None:
+            if one(self.conn, OWN, key, drawn) is None:
                 raise  # its number is taken, so another process writes the file
             return False
-        self.claims.note(int(row["id"]), answer.draw)  # type: ignore[call-overload]
+        self.claims.note(row["id"], answer.draw)
         return True
 
     def find(self, call: Wanted) -> Found:
@@ -244,8 +244,8 @@ class Book:
         """
         damaged = 0
         response = values = None
-        while response is None and (values := self._candidate(call)) is not None:
-            response = _response(values)
+        while response is None and (values := self.lookup.candidate(call)) is not None:
+            response = response_in(values)
             if response is None:
                 damaged += 1
                 if self.read_only:
@@ -253,66 +253,12 @@ class Book:
                 self._quarantine("answers", values)
         earlier = self.unknown.claim(call, answered=response is not None)
         if response is None or values is None:
-            taken = "SELECT 1 FROM answers WHERE key = ? LIMIT 1"
-            equal = call.sample and _one(self.conn, taken, call.key) is not None
+            equal = call.sample and one(self.conn, ANY, call.key) is not None
             return Found(earlier=earlier, damaged=damaged, equal=equal)
         if call.sample:
-            self._hand_over(values, call)
-        return Found(response, "replayed", self._tokens(response, values[3]), earlier, damaged)
-
-    def claim_twins(self, known: Sequence[tuple[Wanted, Response]]) -> None:
-        """Take the answers that calls have from elsewhere, so that they serve no other call.
-
-        :param known: the calls and their answers.
-        """
-        twins = "SELECT * FROM answers WHERE key = ? AND response = ? ORDER BY id"
-        for call, response in known:
-            text = encode(response)
-            own = _one(self.conn, _OWN, call.key, str(call.draw))
-            has_own = own is not None and own[6] == text
-            rows = [own] if has_own else self.conn.execute(twins, (call.key, text)).fetchall()
-            for row in rows:
-                if row is not None and self.claims.give(row[0], call.key, call.draw):
-                    if own is None and schema.is_good("answers", row):
-                        self._hand_over(row, call)
-                    break
-
-    def _hand_over(self, values: Sequence[Any], call: Wanted) -> None:
-        """Write that an answer is a draw's now, so that the next run of its program finds it too."""
-        if values[2] != str(call.draw) and not self.read_only:
-            row = {**schema.row_of("answers", values), "draw": str(call.draw)}
-            schema.write(self.conn, "answers", row)
-
-    def _tokens(self, response: Response, request: int | None) -> tuple[float, float]:
-        """Return the tokens that an answer cost: its own, or its share of a request for several."""
-        if response.usage is not None:
-            return response.usage.input, response.usage.output
-        if request not in self._shares:
-            values = _one(self.conn, "SELECT * FROM requests WHERE id = ?", request)
-            good = values is not None and schema.is_good("requests", values)
-            row = schema.row_of("requests", values) if good and values else {}
-            count = max(1, len(json.loads(row.get("calls") or "[]")))
-            read, made = row.get("input_tokens") or 0, row.get("output_tokens") or 0
-            self._shares[request] = read / count, made / count
-        return self._shares[request]
-
-    def _candidate(self, call: Wanted) -> tuple[Any, ...] | None:
-        """Return the row that a call may take, or None; see :class:`Claims`."""
-        by_id = "SELECT * FROM answers WHERE id = ? AND key = ?"  # a purge frees numbers
-        claims, key, drawn = self.claims, call.key, call.draw
-        given = claims.given(key, drawn)
-        if given is not None and (row := _one(self.conn, by_id, given, key)) is not None:
-            return row  # it is gone if it was damaged
-        own = _one(self.conn, _OWN, key, str(drawn))
-        if own is not None and (not call.sample or claims.take_own(own[0], drawn)):
-            return own
-        if not call.sample:
-            return _one(self.conn, "SELECT * FROM answers WHERE key = ? ORDER BY id LIMIT 1", key)
-        if not claims.knows(key):
-            rows = "SELECT id, draw FROM answers WHERE key = ? AND id <= ? ORDER BY id DESC"
-            claims.learn(key, self.conn.execute(rows, (key, self.at_open)).fetchall())
-        taken = claims.take(key, drawn)
-        return None if taken is None else _one(self.conn, by_id, taken, key)
+            self.lookup.hand_over(values, call)
+        tokens = self.lookup.tokens(response, values[3])
+        return Found(response, "replayed", tokens, earlier, damaged)
 
     def _quarantine(self, table: str, values: Sequence[Any]) -> None:
         """Move a damaged row out of the way, so that it is not used and can still be looked at."""
@@ -375,19 +321,6 @@ class Book:
             self.unknown.note(row)
         elif outcome == "answered":
             self.unknown.forget(row)
-
-
-def _one(conn: sqlite3.Connection, query: str, *values: Any) -> tuple[Any, ...] | None:
-    row: tuple[Any, ...] | None = conn.execute(query, values).fetchone()
-    return row
-
-
-def _response(values: Sequence[Any]) -> Response | None:
-    """Return the response in a row of answers; None if the row is not as Feste wrote it."""
-    try:
-        return decode(values[6]) if schema.is_good("answers", values) else None
-    except (TypeError, ValueError, RecursionError):
-        return None
 
 
 def _names_calls(text: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Connections that only read a store: to check it before it may change, and to look into it."""
+"""Connections to a store: one that writes it, and those that check it or look into it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from pathlib import Path
 
 from feste.errors import JournalDamaged
 from feste.store import schema
+from feste.store.failures import BUSY, damaged
 
-__all__ = ["UNREADABLE", "beside", "check_end", "configure", "connect", "has_log"]
+__all__ = [
+    "UNREADABLE",
+    "beside",
+    "check_end",
+    "configure",
+    "connect",
+    "connect_for_writing",
+    "has_log",
+]
 
 #: What reading a damaged file raises; SQLite's message may name something that is no text.
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
@@ -47,10 +56,7 @@ def connect(path: Path, *, locked: bool = False, shared: bool = False) -> sqlite
     """
     log = beside(path, "-wal")
     if has_log(path) and not path.stat().st_size:  # SQLite would delete the log
-        raise JournalDamaged(
-            f"{path} is empty, but {log.name} beside it is not; `feste store salvage {path}` makes a "
-            "new store of all that is good in it"
-        )
+        raise damaged(path, f"it is empty, but {log.name} beside it is not")
     options = "mode=ro"
     if locked and beside(path, "-journal").exists():
         options = "mode=rw"
@@ -62,6 +68,23 @@ def connect(path: Path, *, locked: bool = False, shared: bool = False) -> sqlite
     conn = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     try:
         configure(conn)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def connect_for_writing(path: Path) -> sqlite3.Connection:
+    """Connect to a store that was checked.
+
+    :param path: its file.
+    """
+    # a fork closes it from its own thread
+    conn = sqlite3.connect(path, isolation_level=None, timeout=BUSY, check_same_thread=False)
+    try:
+        configure(conn)
+        conn.execute("PRAGMA journal_mode = WAL")  # where it is refused, a rollback journal serves
+        conn.execute("PRAGMA synchronous = FULL")
     except BaseException:
         conn.close()
         raise

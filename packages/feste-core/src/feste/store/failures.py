@@ -7,7 +7,7 @@ from pathlib import Path
 
 from feste.errors import FesteError, JournalDamaged, JournalError, JournalFailed
 
-__all__ = ["BUSY", "damaged", "described", "gone"]
+__all__ = ["BUSY", "damaged", "described", "gone", "is_damage"]
 
 #: Seconds to wait for another program that holds the file, such as a shell of SQLite.
 BUSY = 30
@@ -23,6 +23,15 @@ def damaged(path: Path, said: str) -> JournalDamaged:
         f"{path} is damaged ({said}). Nothing was sent or changed. `feste store salvage {path}` makes a "
         "new store of all that is good in it and keeps the damaged file"
     )
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error of SQLite says that the file is damaged.
+
+    :param error: the error.
+    """
+    name = getattr(error, "sqlite_errorname", "")
+    return name == "SQLITE_NOTADB" or name.startswith("SQLITE_CORRUPT")
 
 
 def gone(path: Path) -> JournalFailed:
@@ -47,7 +56,7 @@ def described(error: BaseException, path: Path) -> FesteError:
     made: JournalError
     if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "")
-        if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB") or name.startswith("SQLITE_CORRUPT"):
+        if is_damage(error):
             made = damaged(path, str(error))
         elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             made = JournalFailed(

@@ -144,7 +144,7 @@ class Journal:
 
         :param known: the calls and their answers.
         """
-        self._put(lambda book: book.claim_twins(known), _ignore)
+        self._put(lambda book: book.lookup.claim_twins(known), _ignore)
 
     def record(
         self,

@@ -54,9 +54,9 @@ def request_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], drawn: D
         ) from None
     request = Request("task", op.name, f"task:{op.identity}", body, draws=(drawn,))
     try:
-        request.key  # noqa: B018 - cached
+        request.check()
     except ConfigError as error:  # a number that is not finite, for example
-        raise ConfigError(error.message.removeprefix("body[4].")) from None
+        raise ConfigError(error.message.removeprefix("body.")) from None
     return request
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from feste.errors import FesteWarning, JournalDamaged, JournalError
 from feste.store import schema
-from feste.store.connection import beside, check_end, configure, connect, has_log
-from feste.store.failures import BUSY, damaged
+from feste.store.connection import beside, check_end, connect, connect_for_writing, has_log
+from feste.store.failures import damaged
 from feste.store.lock import Lock
 
 __all__ = [
-    "connect_for_writing",
     "identity",
     "open_for_reading",
     "open_for_writing",
@@ -67,23 +66,6 @@ def open_for_writing(path: Path, lock: Lock) -> sqlite3.Connection:
             schema.create(conn)
         elif version < schema.VERSION:
             schema.migrate(conn, version)
-    except BaseException:
-        conn.close()
-        raise
-    return conn
-
-
-def connect_for_writing(path: Path) -> sqlite3.Connection:
-    """Connect to a store that was checked.
-
-    :param path: its file.
-    """
-    # a fork closes it from its own thread
-    conn = sqlite3.connect(path, isolation_level=None, timeout=BUSY, check_same_thread=False)
-    try:
-        configure(conn)
-        conn.execute("PRAGMA journal_mode = WAL")  # where it is refused, a rollback journal serves
-        conn.execute("PRAGMA synchronous = FULL")
     except BaseException:
         conn.close()
         raise

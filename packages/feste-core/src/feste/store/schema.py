@@ -10,10 +10,12 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from feste.errors import JournalDamaged, JournalTooNew
+from feste.store.failures import damaged
 
 __all__ = [
     "APPLICATION",
@@ -52,12 +54,12 @@ TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         # the answer to each call
         "answers": ("id", "key", "draw", "request", "source", "kept", "response"),
-        # rows whose seal was wrong, as JSON
+        # rows whose seal was wrong, as text
         "quarantine": ("id", "place", "row", "found"),
     }
 )
 
-#: The statements that make the tables; in the same order every page of the schema has its place.
+#: The statements that make the tables.
 STATEMENTS = (
     """CREATE TABLE sessions (id INTEGER PRIMARY KEY, began REAL, ended REAL, pid INTEGER,
  host TEXT, program TEXT, feste TEXT, seal BLOB)""",
@@ -172,10 +174,7 @@ def identify(conn: sqlite3.Connection, path: str) -> int:
             f"{VERSION}): update Feste, or give another file"
         )
     if application != APPLICATION or version < 1 or (version == VERSION and not ours):
-        raise JournalDamaged(
-            f"the tables of {path} are not those of a store; `feste store salvage {path}` makes a new "
-            "file of what is good"
-        )
+        raise damaged(Path(path), "its tables are not those of a store")
     return int(version)
 
 

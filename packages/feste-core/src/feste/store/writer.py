@@ -16,10 +16,10 @@ from feste.errors import FesteError
 from feste.store import schema
 from feste.store.book import Book
 from feste.store.claims import Claims
+from feste.store.connection import connect_for_writing
 from feste.store.failures import described, gone
 from feste.store.lock import Lock
 from feste.store.opening import (
-    connect_for_writing,
     identity,
     open_for_reading,
     open_for_writing,
@@ -60,8 +60,8 @@ class Writer:
         #: Why the store can no longer be written, or None.
         self.failed: FesteError | None = None
         self.book: Book
-        #: Whether the connection is closed, because the process was forked.
-        self._parked = False
+        #: Whether there is a connection: not before it is opened, and not after a fork.
+        self._connected = False
         self._lock: Lock | None = None
         self._file: tuple[int, ...] = ()
 
@@ -93,11 +93,12 @@ class Writer:
         """Open the store."""
         self.book = self._open()
         self._file = identity(self.path, changes=self.read_only)
+        self._connected = True
 
     def park(self) -> None:
         """Close the connection before a fork; the next operation opens it again."""
-        if hasattr(self, "book") and not self._parked:
-            self._parked = True
+        if self._connected:
+            self._connected = False
             with suppress(sqlite3.Error):
                 self.book.conn.close()
 
@@ -105,16 +106,14 @@ class Writer:
         """Connect again after a fork, or if a store that is only read was changed."""
         try:
             if self.read_only:
-                if not self._parked and not self.is_there:
+                if not self.is_there:
                     self.park()
-                if self._parked:
+                if not self._connected:
                     self.open()
                     self.claims.reopen()
-            elif self._parked and self.is_there:  # else it would make an empty file
+            elif not self._connected and self.is_there:  # else it would make an empty file
                 self.book.conn = connect_for_writing(self.path)
-            else:
-                return
-            self._parked = False
+                self._connected = True
         except (sqlite3.Error, OSError, FesteError) as error:
             self._fail(error)
 
@@ -126,10 +125,10 @@ class Writer:
 
     def _open(self) -> Book:
         if self._lock is None:
-            return Book(open_for_reading(self.path), self.path, self.claims, read_only=True)
+            return Book(open_for_reading(self.path), self.claims, read_only=True)
         conn = open_for_writing(self.path, self._lock)
         try:
-            book = Book(conn, self.path, self.claims)
+            book = Book(conn, self.claims)
             conn.execute("BEGIN")
             book.begin_session()
             self._note(schema.last(conn), lower=True)
@@ -166,7 +165,7 @@ class Writer:
         if self.failed is None and self._lock is not None and not self.is_there:
             self._fail(gone(self.path))
         self._resume()
-        if self._parked:
+        if not self._connected:
             return [(False, self.failed)] * len(tasks)
         if self.failed is None:
             try:

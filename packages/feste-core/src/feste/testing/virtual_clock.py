@@ -239,8 +239,8 @@ class VirtualClock:
         """
         while self._coming or self.brain.wake_at is not None:
             wake = self.brain.wake_at
-            coming = self._coming[0][0] if self._coming else wake
-            if until is not None and min(coming or 0.0, wake or coming or 0.0) > until:
+            coming = self._coming[0][0] if self._coming else None
+            if until is not None and min(t for t in (coming, wake) if t is not None) > until:
                 return
             if self._coming and (wake is None or self._coming[0][0] <= wake):
                 self.now, _, event, before, then = heapq.heappop(self._coming)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feste.errors import ConfigError, JournalFailed
+from feste.store import schema
 from feste.store.connection import configure
 from feste.store.contents.choice import Choice, Tasks, choose, delete
 from feste.store.contents.reader import Reader
@@ -117,8 +118,7 @@ def _purge(path: Path, choice: Choice, lock: Lock, session: int) -> Purged:
         (busy, *_) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise sqlite3.OperationalError("another program is reading it")
-        query = "SELECT (SELECT max(id) FROM requests), (SELECT max(id) FROM answers)"
-        lock.note(*(last or 0 for last in conn.execute(query).fetchone()))
+        lock.note(*schema.last(conn))
     except sqlite3.Error as error:
         raise JournalFailed(f"{path} could not be rewritten ({error}); {said}") from error
     finally:

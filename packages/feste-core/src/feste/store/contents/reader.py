@@ -1,7 +1,6 @@
 """Look into a store without changing it, also while another process writes it.
 
-Rows whose seal is wrong are left out and named in :attr:`Reader.damaged`. The lock file is not opened:
-closing it would release the lock of this process, if it has one.
+Rows whose seal is wrong are left out and named in :attr:`Reader.damaged`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from feste.errors import JournalDamaged, JournalError
+from feste.errors import JournalError
 from feste.store import schema
-from feste.store.connection import beside, connect
+from feste.store.connection import connect, has_log
+from feste.store.failures import damaged, is_damage
 from feste.store.opening import refuse_foreign
 
 __all__ = ["Kept", "Reader", "Row"]
@@ -68,8 +68,7 @@ class Reader:
         try:
             return self._identified(shared=True)
         except sqlite3.OperationalError:
-            log = beside(self.path, "-wal")
-            if log.exists() and log.stat().st_size:
+            if has_log(self.path):
                 raise
             return self._identified(shared=False)  # the folder is read-only, for example
 
@@ -92,13 +91,9 @@ class Reader:
         try:
             yield
         except sqlite3.Error as error:
-            name = getattr(error, "sqlite_errorname", "")
             refuse_foreign(self.path)
-            if name == "SQLITE_NOTADB" or name.startswith("SQLITE_CORRUPT"):
-                raise JournalDamaged(
-                    f"{self.path} is damaged ({error}): `feste store salvage {self.path}` makes a new "
-                    "store of all that is good in it"
-                ) from error
+            if is_damage(error):
+                raise damaged(self.path, str(error)) from error
             raise JournalError(f"{self.path} cannot be read: {error}") from error
 
     def good(self, table: str, query: str, *values: Any) -> Iterator[Row]:

@@ -11,10 +11,19 @@ from typing import Any, Literal, NamedTuple
 
 from feste.store.contents.reader import Reader, Row
 
-__all__ = ["Call", "Operation", "Session", "Summary", "Task", "Unanswered", "summarize"]
+__all__ = [
+    "UNDER_WAY",
+    "Call",
+    "Operation",
+    "Session",
+    "Summary",
+    "Task",
+    "Unanswered",
+    "summarize",
+]
 
 State = Literal["closed", "killed", "running", "unknown"]
-_UNDER_WAY = "under way or unknown"
+UNDER_WAY = "under way or unknown"
 
 
 @dataclass(slots=True)
@@ -30,7 +39,7 @@ class _Totals:
         self.requests += 1
         self.calls += calls if outcome == "answered" else 0
         self.failed += outcome == "failed"
-        self.unknown += outcome in ("unknown", _UNDER_WAY)
+        self.unknown += outcome in ("unknown", UNDER_WAY)
         if row["input_tokens"] is not None:
             self.input_tokens = (self.input_tokens or 0) + row["input_tokens"]
         if row["output_tokens"] is not None:
@@ -198,7 +207,7 @@ def _add(reader: Reader, made: Summary, row: Row) -> None:
     outcome = row["outcome"]
     if outcome == "sent":
         over = owner is not None and owner.state in ("closed", "killed")
-        outcome = "unknown" if over else _UNDER_WAY
+        outcome = "unknown" if over else UNDER_WAY
     if owner is not None:
         owner.last = max(owner.last, row["sent"], row["ended"] or 0.0)
     if row["plugin"] == "task":
@@ -212,7 +221,7 @@ def _add(reader: Reader, made: Summary, row: Row) -> None:
         totals.add(row, outcome, len(calls))
         if owner is not None:
             owner.add(row, outcome, len(calls))
-        if outcome in ("unknown", _UNDER_WAY):
+        if outcome in ("unknown", UNDER_WAY):
             told = tuple(Call(key, drawn, _kept(reader, key, drawn, row)) for key, drawn in calls)
             made.unanswered.append(_unanswered(row, outcome, told))
 
