@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from feste.events import SCHEMA, RequestFinished
 from feste.report.files import ending, page, write
+from feste.report.remarks import UnknownRequest, remarks, unknown_requests
 from feste.report.table import aligned, telling
 from feste.report.timeline import Span, draw_timeline
-from feste.wording import counted, printable, wrapped
+from feste.wording import counted, wrapped
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["OperationRow", "RunReport", "UnknownRequest"]
+__all__ = ["OperationRow", "RunReport"]
 
 #: Columns that are omitted if all their cells are in _NOTHING.
 _OPTIONAL = {"model", "failed", "tokens in", "tokens out"}
 _NOTHING = {"", "0", "unknown"}
-#: How many requests with unknown answers are named in the text.
-_NAMED = 3
 
 
 @dataclass(slots=True)
@@ -52,31 +51,6 @@ class OperationRow:
     output_tokens: int | None = None
     seconds: float = 0.0
     longest: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class UnknownRequest:
-    """A request of an earlier session that was sent for one of the run's calls, answer unknown.
-
-    The process was killed while it was under way, for example. It may have been billed, so the call
-    may have been paid for twice.
-
-    :param call: the key of the call's node in this run.
-    :param origin: ``file:line`` of the call.
-    :param operation: ``plugin.operation``.
-    :param model: the model.
-    :param sent: when it was sent, in seconds since 1970.
-    :param error: why its answer is unknown, where that is known.
-    :param bought_again: whether this run bought the call again; else it has an answer from before.
-    """
-
-    call: str
-    origin: str
-    operation: str
-    model: str
-    sent: float
-    error: str = ""
-    bought_again: bool = True
 
 
 @dataclass(slots=True)
@@ -155,7 +129,7 @@ class RunReport:
             errors=[f"{type(run.errors[i]).__name__}: {run.errors[i]}" for i in run.failed[:20]],
             cancelled=run.cancelled,
             spans=spans,
-            unknown=_unknown(run),
+            unknown=unknown_requests(run),
             reused=run.reused,
             reused_input_tokens=round(run.reused_input_tokens),
             reused_output_tokens=round(run.reused_output_tokens),
@@ -216,40 +190,6 @@ class RunReport:
         """Requests that left and were not answered: the provider may have charged for them."""
         return sum(request.billed == "unknown" for request in self.requests)
 
-    def _remarks(self) -> list[str]:
-        """Return what the figures do not show: what was not bought, and what may be paid twice."""
-        told = []
-        if self.reused:
-            read, made = self.reused_input_tokens, self.reused_output_tokens
-            tokens = f": {read:,} tokens in, {made:,} out" if read or made else ""
-            told.append(f"{counted(self.reused, 'answer')} not bought again{tokens}")
-        if self.damaged:
-            told.append(f"{counted(self.damaged, 'stored answer')} damaged, and so not used")
-        if self.perhaps_billed:
-            ended = counted(self.perhaps_billed, "request")
-            told.append(f"{ended} ended without an answer and may have been billed")
-        if self.resampled:
-            told.append(
-                f"{counted(self.resampled, 'call')} bought though equal ones had been answered: nodes "
-                "written anew are new samples; the same nodes computed again cost nothing"
-            )
-        again = [unknown for unknown in self.unknown if unknown.bought_again]
-        if again:
-            told.append(
-                f"{counted(len(again), 'call')} bought again, because an earlier request has no known "
-                "answer; that one may have been billed, too:"
-            )
-            told += [f"  {_named(unknown)}" for unknown in again[:_NAMED]]
-            if len(again) > _NAMED:
-                told.append(f"  and {len(again) - _NAMED:,} more in .unknown")
-        settled = len(self.unknown) - len(again)
-        if settled:
-            told.append(
-                f"{counted(settled, 'request')} of earlier runs for these calls may have been billed "
-                "besides those that brought the answers"
-            )
-        return told
-
     def _states(self) -> str:
         return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in self.states.items())
 
@@ -268,7 +208,7 @@ class RunReport:
         if self.operations:
             rows = self.table()
             lines += ["", *aligned(rows, 1 + ("model" in rows[0]))]
-        lines += [line for remark in self._remarks() for line in wrapped(remark, 2)]
+        lines += [line for remark in remarks(self) for line in wrapped(remark, 2)]
         if self.errors:
             lines += ["", "errors:", *(line for e in self.errors[:5] for line in wrapped(e, 2))]
         return "\n".join(lines)
@@ -285,31 +225,9 @@ class RunReport:
             body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
             head = f"<thead><tr>{_html_cells('th', heading)}</tr></thead>"
             parts.append(f"<table>{head}<tbody>{body}</tbody></table>")
-        parts += [f"<p>{html.escape(remark)}</p>" for remark in self._remarks()]
+        parts += [f"<p>{html.escape(remark)}</p>" for remark in remarks(self)]
         parts += [f"<pre>{html.escape(error)}</pre>" for error in self.errors[:5]]
         return "".join([*parts, self.timeline()])
-
-
-def _unknown(run: Run) -> list[UnknownRequest]:
-    nodes = run.program.nodes
-    return [
-        UnknownRequest(
-            call=nodes[i].key,
-            origin=nodes[i].where,
-            operation=f"{earlier.plugin}.{earlier.operation}",
-            model=earlier.model,
-            sent=earlier.sent,
-            error=earlier.error,
-            bought_again=i not in run.sources,
-        )
-        for i, earlier in run.unknown
-    ]
-
-
-def _named(unknown: UnknownRequest) -> str:
-    sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unknown.sent))
-    what = printable(f"{unknown.operation} {unknown.model}".rstrip())
-    return f"{what}, sent {sent} (at {unknown.origin})"
 
 
 def _cells(row: OperationRow) -> list[str]:

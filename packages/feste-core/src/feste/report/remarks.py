@@ -1,0 +1,107 @@
+"""What a report says besides its figures: what was reused, and what may have been paid twice."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from feste.wording import counted, printable
+
+if TYPE_CHECKING:
+    from feste.report.run_report import RunReport
+    from feste.scheduler.run import Run
+
+__all__ = ["UnknownRequest", "remarks", "unknown_requests"]
+
+#: How many requests with unknown answers are named in the text.
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownRequest:
+    """A request of an earlier session that was sent for one of the run's calls, answer unknown.
+
+    The process was killed while it was under way, for example. It may have been billed, so the call
+    may have been paid for twice.
+
+    :param call: the key of the call's node in this run.
+    :param origin: ``file:line`` of the call.
+    :param operation: ``plugin.operation``.
+    :param model: the model.
+    :param sent: when it was sent, in seconds since 1970.
+    :param error: why its answer is unknown, where that is known.
+    :param bought_again: whether this run bought the call again; else it has an answer from before.
+    """
+
+    call: str
+    origin: str
+    operation: str
+    model: str
+    sent: float
+    error: str = ""
+    bought_again: bool = True
+
+
+def unknown_requests(run: Run) -> list[UnknownRequest]:
+    """Return the earlier requests for a run's calls whose answers are not known.
+
+    :param run: the run.
+    """
+    nodes = run.program.nodes
+    return [
+        UnknownRequest(
+            call=nodes[i].key,
+            origin=nodes[i].where,
+            operation=f"{earlier.plugin}.{earlier.operation}",
+            model=earlier.model,
+            sent=earlier.sent,
+            error=earlier.error,
+            bought_again=i not in run.sources,
+        )
+        for i, earlier in run.unknown
+    ]
+
+
+def remarks(report: RunReport) -> list[str]:
+    """Return what the figures do not show: what was not bought, and what may be paid twice.
+
+    :param report: the report.
+    """
+    told = []
+    if report.reused:
+        read, made = report.reused_input_tokens, report.reused_output_tokens
+        tokens = f": {read:,} tokens in, {made:,} out" if read or made else ""
+        told.append(f"{counted(report.reused, 'answer')} not bought again{tokens}")
+    if report.damaged:
+        told.append(f"{counted(report.damaged, 'stored answer')} damaged, and so not used")
+    if report.perhaps_billed:
+        ended = counted(report.perhaps_billed, "request")
+        told.append(f"{ended} ended without an answer and may have been billed")
+    if report.resampled:
+        told.append(
+            f"{counted(report.resampled, 'call')} bought though equal ones had been answered: nodes "
+            "written anew are new samples; the same nodes computed again cost nothing"
+        )
+    again = [unknown for unknown in report.unknown if unknown.bought_again]
+    if again:
+        told.append(
+            f"{counted(len(again), 'call')} bought again, because an earlier request has no known "
+            "answer; that one may have been billed, too:"
+        )
+        told += [f"  {_named(unknown)}" for unknown in again[:_NAMED]]
+        if len(again) > _NAMED:
+            told.append(f"  and {len(again) - _NAMED:,} more in .unknown")
+    settled = len(report.unknown) - len(again)
+    if settled:
+        told.append(
+            f"{counted(settled, 'request')} of earlier runs for these calls may have been billed "
+            "besides those that brought the answers"
+        )
+    return told
+
+
+def _named(unknown: UnknownRequest) -> str:
+    sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unknown.sent))
+    what = printable(f"{unknown.operation} {unknown.model}".rstrip())
+    return f"{what}, sent {sent} (at {unknown.origin})"
