@@ -7,6 +7,7 @@ with its paid calls, if it lacks ``if __name__ == "__main__"``.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import math
@@ -45,6 +46,8 @@ class OwnCluster:
             silence_logs=logging.CRITICAL,
             scheduler_kwargs={"dashboard": False},
         )
+        # distributed closes clusters by itself when Python ends: this runs before that
+        atexit.register(_be_quiet)
         self.client: Any = _dask.Client(self._scheduler, set_as_default=False)
         self._workers = _start_workers(self.client.scheduler.address)
         try:
@@ -64,8 +67,7 @@ class OwnCluster:
 
     def close(self) -> None:
         """Give up work under way; end the scheduler, then the workers."""
-        # otherwise Dask logs a traceback if the connection ends while data is under way
-        logging.getLogger("distributed.batched").setLevel(logging.WARNING)
+        _be_quiet()
         self.client.close()
         self._scheduler.close()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -73,6 +75,11 @@ class OwnCluster:
         if self._workers.poll() is None:
             os.killpg(self._workers.pid, signal.SIGKILL)
             self._workers.wait()
+
+
+def _be_quiet() -> None:
+    """Let Dask log no traceback if a connection ends while data is under way."""
+    logging.getLogger("distributed.batched").setLevel(logging.WARNING)
 
 
 def _start_workers(address: str) -> subprocess.Popen[bytes]:
