@@ -17,7 +17,7 @@ from feste.errors import InvalidRequest
 from feste.graph import Batch, FesteGraph
 from feste.node import PENDING
 from feste.optimization import BatchOptimization, Optimizer, PassContext, Plan
-from feste.optimization.batch import batch_group, keep_acyclic, ready_event
+from feste.optimization.passes.batch import batch_group, keep_acyclic, ready_event
 from feste.prompt import ChatPrompt, Prompt
 from feste.testing import FakeBackend, FakeParams, fresh_draws
 

@@ -23,7 +23,7 @@ from feste.optimization import (
     Optimizer,
     Plan,
 )
-from feste.optimization.cse import _exact
+from feste.optimization.passes.cse import _exact
 from feste.prompt import ChatPrompt, Prompt
 from feste.testing import FakeBackend, FakeParams
 

@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from feste.backend.arguments import as_params
-from feste.backend.batching import BatchRule
+from feste.backend.batching import BatchRule, PrefixRule, SampleRule
 from feste.backend.params import Params
 from feste.backend.request import Request, Response, canonical
 from feste.delayed import FesteDelayed, record, refuse_node_text
@@ -49,6 +49,8 @@ class Operation(Generic[R]):
         call's arguments by name.
     :param determinism: the determinism class of a call; parameters may narrow SAMPLE to GREEDY.
     :param batch: how calls are packed into one request, or None.
+    :param samples: how equal SAMPLE calls become one request for several answers, or None.
+    :param prefix: what the provider's prompt cache sees of a request, or None.
     :param signature: the method that provides the signature and docstring, if it is not
         ``prepare``.
 
@@ -73,11 +75,15 @@ class Operation(Generic[R]):
         parse: Callable[[Any, Response, Mapping[str, Any]], R],
         determinism: Determinism = Determinism.SAMPLE,
         batch: BatchRule | None = None,
+        samples: SampleRule | None = None,
+        prefix: PrefixRule | None = None,
         signature: Callable[..., Any] | None = None,
     ) -> None:
         self._prepare, self._send, self._parse = prepare, send, parse
         self.determinism = determinism
         self.rule = batch
+        self.samples = samples
+        self.prefix = prefix
         self.name = ""
         self._signature_from(signature or prepare)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from feste.hookspecs import hookimpl
 from feste.optimization.base import Optimization
-from feste.optimization.batch import BatchOptimization
-from feste.optimization.cse import CommonSubexpressionOptimization
-from feste.optimization.cull import CullOptimization
-from feste.optimization.fold import FoldOptimization
+from feste.optimization.passes.batch import BatchOptimization
+from feste.optimization.passes.cse import CommonSubexpressionOptimization
+from feste.optimization.passes.cull import CullOptimization
+from feste.optimization.passes.fold import FoldOptimization
 
 
 @hookimpl
