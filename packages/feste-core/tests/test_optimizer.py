@@ -335,7 +335,7 @@ def drop_an_input(graph: FesteGraph, cx: PassContext) -> FesteGraph:
 
 
 def batch_what_depends(graph: FesteGraph, cx: PassContext) -> FesteGraph:
-    return graph.with_batches([feste.graph.Batch(tuple(n.key for n in graph.calls()))])
+    return graph.replace(batches=[feste.graph.Batch(tuple(n.key for n in graph.calls()))])
 
 
 def merge_in_circles(graph: FesteGraph, cx: PassContext) -> FesteGraph:

@@ -121,7 +121,7 @@ class SampleRule:
         """
         if draws == 1:
             return request
-        return replace(request, body={**request.body, self.field: draws})
+        return replace(request, body={**request.body, self.field: draws}, samples=draws)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from feste.optimization.passes.batch import BatchOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.resolve import ResolveOptimization
+from feste.optimization.passes.sample_fusion import SampleFusionOptimization
 
 __all__ = [
     "BatchOptimization",
@@ -22,4 +24,6 @@ __all__ = [
     "Phase",
     "Plan",
     "Remark",
+    "ResolveOptimization",
+    "SampleFusionOptimization",
 ]

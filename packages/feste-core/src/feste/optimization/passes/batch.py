@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from feste.draw import Determinism
-from feste.errors import GraphError
-from feste.graph import Batch, FesteGraph
-from feste.node import PENDING, Node
+from feste.graph import Batch, FesteGraph, Group
+from feste.node import Node
+from feste.optimization import rules
+from feste.optimization.analysis.levels import levels_of
 from feste.optimization.base import Level, PassContext, Phase
 
 __all__ = ["BatchOptimization"]
 
+#: Calls that may share requests, by the event at which they become ready.
+Candidates = dict[Hashable, list[Node]]
+
 
 class BatchOptimization:
-    """Batch calls where it is proven legal and makes no call wait.
+    """Batch calls where it is proven legal and makes no call wait; group those that it would.
 
-    The proof: all members share operation, backend and all parameters except the item; none has
-    effects; they have the same *ready event* (the same unfinished inputs, or none), so no member
-    waits for another and the batch adds no barrier; and contracting all batches at once leaves the
-    graph acyclic, which pairwise checks would not prove.
+    All members share operation, backend and all parameters except the item, and none has effects.
+    Members of a batch have the same ready event, so none waits for another, and the graph stays
+    acyclic when all batches are contracted at once: see :func:`~feste.optimization.rules.ready_event`.
+    Calls with different ready events become a :class:`~feste.graph.Group`.
     """
 
     name = "batch"
@@ -27,78 +30,71 @@ class BatchOptimization:
     phase = Phase.PHYSICAL
 
     def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
-        """Return the graph with batches.
+        """Return the graph with batches and groups.
 
         :param graph: the graph.
-        :param cx: receives a remark for each group of calls.
+        :param cx: receives a remark for each batch and each group.
         """
-        groups: dict[Hashable, dict[Hashable, list[Node]]] = {}
-        for node in graph.calls():
-            group = batch_group(node)
-            if group is not None:
-                ready = ready_event(graph, node)
-                groups.setdefault(group, {}).setdefault(ready, []).append(node)
-        batches = []
-        for by_event in groups.values():
-            late = [nodes[0] for nodes in by_event.values() if len(nodes) == 1]
-            for nodes in by_event.values():
-                if len(nodes) > 1:
-                    batches.append(Batch(tuple(n.key for n in nodes)))
-                    call = nodes[0].call
-                    assert call is not None, "only calls are batched"
-                    cx.applied(
-                        f"{len(nodes):,} calls of {nodes[0].op.name} share requests, "
-                        f"up to {call.max_items:,} in each",
-                        nodes,
+        draws = {b.members[0]: b for b in graph.batches if b.items == 1}
+        kept = [b for b in graph.batches if b.items > 1]
+        batches: list[Batch] = []
+        groups: list[list[Node]] = []
+        for candidates in _candidates(graph, draws, kept):
+            late = []
+            for nodes in candidates.values():
+                if len(nodes) > 1 and cx.allow():
+                    batches.append(_batch(nodes, draws, cx))
+                else:
+                    late += nodes
+            if len(candidates) > 1:
+                groups.append([node for nodes in candidates.values() for node in nodes])
+                if len(late) > 1:
+                    cx.missed(
+                        f"{len(late):,} calls of {late[0].op.name} could share requests but become ready "
+                        "at different times: they are sent as they come",
+                        late,
                     )
-            if len(late) > 1:
-                cx.missed(
-                    f"{len(late):,} calls of {late[0].op.name} could share requests but become ready "
-                    "at different times: they are sent as they come",
-                    late,
-                )
-        if not batches or tuple(batches) == graph.batches:
+        if not batches and not groups:
             return graph
-        return keep_acyclic(graph, batches, cx)
+        levels = levels_of(graph, [[n.key for n in nodes] for nodes in groups])
+        return graph.replace(
+            batches=[*kept, *draws.values(), *batches],
+            groups=[
+                Group(tuple(n.key for n in nodes), tuple(own))
+                for nodes, own in zip(groups, levels, strict=True)
+            ],
+        )
 
 
-def batch_group(node: Node) -> Hashable | None:
-    """Return a value that is equal for calls that may share a request; None if a call may not.
-
-    :param node: the call.
-    """
-    call = node.call
-    if call is None or call.max_items < 2 or node.determinism is Determinism.EFFECT:
-        return None
-    group = call.group(node.args)
-    return None if group is None else (call.token, group)
-
-
-def ready_event(graph: FesteGraph, node: Node) -> Hashable:
-    """Return a value that is equal for nodes that become ready at the same time.
-
-    :param graph: the graph.
-    :param node: the node.
-    """
-    return frozenset(d for d in graph.dependencies(node.key) if graph.nodes[d].value is PENDING)
+def _candidates(graph: FesteGraph, draws: dict[str, Batch], kept: list[Batch]) -> list[Candidates]:
+    """Return the calls that may share requests; equal draws are represented by their first."""
+    taken = {m for batch in kept for m in batch.members}
+    taken |= {m for batch in draws.values() for m in batch.members[1:]}
+    found: dict[Hashable, Candidates] = {}
+    for node in graph.calls():
+        call = node.call
+        if call is None or node.key in taken or not rules.takes_lists(call):
+            continue
+        if rules.is_visible(node) or not rules.may_share(node):
+            continue
+        same = rules.parameters(node)
+        if same is not None:
+            by_event = found.setdefault((rules.operation(node), same), {})
+            by_event.setdefault(rules.ready_event(graph, node), []).append(node)
+    return list(found.values())
 
 
-def keep_acyclic(graph: FesteGraph, batches: list[Batch], cx: PassContext) -> FesteGraph:
-    """Add the batches to the graph, except those that would make it cyclic when contracted.
-
-    :param graph: the graph.
-    :param batches: the candidates, in order of preference.
-    :param cx: receives a remark for each refused batch.
-    """
-    try:
-        graph.order(contract=batches)
-        return graph.with_batches(batches)
-    except GraphError:
-        kept: list[Batch] = []
-        for batch in batches:
-            try:
-                graph.order(contract=[*kept, batch])
-                kept.append(batch)
-            except GraphError as error:
-                cx.missed(f"a batch was refused: {error}", [graph.nodes[m] for m in batch.members])
-        return graph.with_batches(kept)
+def _batch(nodes: list[Node], draws: dict[str, Batch], cx: PassContext) -> Batch:
+    """Form a batch of some calls, and of the equal draws that they represent."""
+    parts = [draws.pop(n.key) if n.key in draws else Batch((n.key,)) for n in nodes]
+    batch = Batch(
+        tuple(m for part in parts for m in part.members),
+        tuple(equal for part in parts for equal in part.draws),
+    )
+    call = nodes[0].call
+    assert call is not None, "only calls are batched"
+    calls = f"{len(batch.members):,} calls"
+    if len(nodes) < len(batch.members):
+        calls += f" with {len(nodes):,} prompts"
+    cx.applied(f"{calls} of {call.name} share requests, up to {call.max_items:,} in each", nodes)
+    return batch
