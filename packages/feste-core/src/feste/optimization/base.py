@@ -11,6 +11,7 @@ from feste.context import Settings
 from feste.errors import PluginError
 from feste.graph import FesteGraph
 from feste.node import Node
+from feste.optimization.analysis.sketches import Sketches
 
 __all__ = ["Level", "Optimization", "PassContext", "Phase", "Remark", "level_of", "phase_of"]
 
@@ -90,6 +91,7 @@ class PassContext:
 
     :param settings: the settings of the run.
     :param left: how many rewrites may still be made; None is no limit.
+    :param sketches: the requests of calls as far as they are known, shared by all passes.
 
     >>> from feste import context
     >>> cx = PassContext(context.settings(), left=1)
@@ -103,6 +105,7 @@ class PassContext:
 
     settings: Settings
     left: int | None = None
+    sketches: Sketches = field(default_factory=Sketches, repr=False)
     remarks: list[Remark] = field(default_factory=list)
     accounted: dict[str, str] = field(default_factory=dict)
     rewrites: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from feste.draw import Determinism
@@ -51,14 +51,16 @@ def _check(level: Level, before: FesteGraph, after: Any, cx: PassContext) -> Non
 
 def _check_gone(level: Level, before: FesteGraph, after: FesteGraph, gone: Iterable[Node]) -> None:
     """Calls that are gone were not needed, or an equal one stands for each."""
-    needed = before.cull().nodes
+    gone = list(gone)
+    needed = before.cull().nodes if gone else {}
+    merged = {key: after.resolve(key) for key in after.aliases}
     for node in gone:
         if node.key not in needed:
             continue
         kept = after.nodes.get(after.resolve(node.key))
         if kept is None:
             raise GraphError(f"it dropped {_named(node)}, which an output needs")
-        if rules.is_open(kept) and not _is_equal(after, node, kept):
+        if rules.is_open(kept) and not _is_equal(before, merged, node, kept):
             raise GraphError(f"it merged {_named(node)} into {kept.key}, which is another call")
         if not rules.is_mergeable(node):
             raise GraphError(
@@ -68,13 +70,12 @@ def _check_gone(level: Level, before: FesteGraph, after: FesteGraph, gone: Itera
             raise GraphError(f"merging {_named(node)}, a GREEDY call, takes level E1G")
 
 
-def _is_equal(after: FesteGraph, node: Node, kept: Node) -> bool:
+def _is_equal(before: FesteGraph, merged: Mapping[str, str], node: Node, kept: Node) -> bool:
     """Whether a call that is gone would ask for the same as the one that stands for it."""
-    own = [after.resolve(dep.key) for dep in node.deps]
     return (
         rules.operation(node) == rules.operation(kept)
         and rules.arguments(node) == rules.arguments(kept)
-        and own == after.dependencies(kept.key)
+        and rules.inputs(before, node, merged) == rules.inputs(before, kept, merged)
     )
 
 

@@ -12,6 +12,7 @@ from feste import blocking, context
 from feste.context import Settings
 from feste.errors import PluginError, PluginWarning, UnknownName, suggest
 from feste.graph import FesteGraph
+from feste.optimization.analysis.sketches import Sketches
 from feste.optimization.base import (
     Level,
     Optimization,
@@ -57,6 +58,7 @@ class Plan:
     :param before: the graph as it was built.
     :param passes: the report of each pass in running order, idle ones included.
     :param accounted: what happened to calls that are no longer in the graph, by key.
+    :param sketches: the requests of calls as far as they are known.
 
     >>> from feste.graph import FesteGraph
     >>> from feste.testing import FakeBackend
@@ -71,6 +73,7 @@ class Plan:
     before: FesteGraph
     passes: list[PassReport] = field(default_factory=list)
     accounted: dict[str, str] = field(default_factory=dict)
+    sketches: Sketches = field(default_factory=Sketches, repr=False)
 
     @property
     def rewrites(self) -> int:
@@ -86,7 +89,7 @@ class Optimizer:
         other.
 
     >>> [p.name for p in Optimizer().passes]
-    ['cull', 'fold', 'cse', 'batch']
+    ['cull', 'fold', 'cse', 'resolve', 'sample_fusion', 'batch']
     """
 
     def __init__(self, passes: Iterable[Optimization] | None = None) -> None:
@@ -148,7 +151,8 @@ class Optimizer:
 
     def _apply(self, one: Optimization, plan: Plan, report: PassReport, settings: Settings) -> None:
         most: int | None = settings["max_rewrites"]
-        cx = PassContext(settings, None if most is None else max(0, most - plan.rewrites))
+        left = None if most is None else max(0, most - plan.rewrites)
+        cx = PassContext(settings, left, plan.sketches)
         try:
             with blocking.inside("pass"):
                 graph = one.apply(plan.graph, cx)
