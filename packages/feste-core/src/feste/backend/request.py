@@ -39,6 +39,8 @@ class Request:
     :param draws: the draws that this request answers, one for each call.
     :param packed: whether a :class:`BatchRule` packed it from several requests.
     :param samples: how many answers it asks for to each prompt, by a :class:`SampleRule`.
+    :param mark: what to tell the provider's prompt cache as it is sent: a key or None, and after how
+        many parts of the prompt reusable prefixes end; see :class:`PrefixRule`. None tells nothing.
 
     >>> from dataclasses import replace
     >>> a = Request("echo", "complete", "plugin:echo", {"prompt": "Hi"})
@@ -60,6 +62,7 @@ class Request:
     draws: tuple[Draw, ...] = field(default=(), repr=False)
     packed: bool = field(default=False, repr=False)
     samples: int = field(default=1, repr=False)
+    mark: tuple[str | None, tuple[int, ...]] | None = field(default=None, repr=False)
 
     @property
     def text(self) -> str:

@@ -19,6 +19,7 @@ from feste.backend import (
     Message,
     Operation,
     Params,
+    PrefixRule,
     Reply,
     Request,
     Response,
@@ -32,6 +33,9 @@ from feste.backend import (
 from feste.errors import CallError, MalformedResponse
 
 __all__ = ["FakeBackend", "FakeParams"]
+
+#: The field of the body that tells the fake's prompt cache about prefixes.
+_MARK = "prompt_cache"
 
 
 class FakeParams(Params):
@@ -135,6 +139,9 @@ class FakeBackend(Backend):
 
         :param request: the request, single or packed.
         """
+        if _MARK in request.body:  # no answer depends on it
+            body = {name: value for name, value in request.body.items() if name != _MARK}
+            request = replace(request, body=body)
         field = "input" if request.operation == "embed" else "prompt"
         given = request.body.get(field)
         items = given if isinstance(given, list) else [given]
@@ -184,8 +191,20 @@ class FakeBackend(Backend):
         seeds = _only(response)
         return [Response({"answers": [seed]}) for seed in seeds]
 
+    @staticmethod
+    def _parts(request: Request) -> list[str]:
+        return [f"{m['role']}: {m['content']}" for m in request.body["messages"]]
+
+    @staticmethod
+    def _mark(request: Request, key: str | None, ends: Sequence[int]) -> Request:
+        return replace(request, body={**request.body, _MARK: {"key": key, "ends": list(ends)}})
+
     chat = Operation(
-        prepare=_prepare_chat, send=_send, parse=_parse_text, samples=SampleRule(_several)
+        prepare=_prepare_chat,
+        send=_send,
+        parse=_parse_text,
+        samples=SampleRule(_several),
+        prefix=PrefixRule(_parts, _mark),
     )
     complete = Operation(
         prepare=_prepare_complete,
