@@ -438,6 +438,16 @@ class TestPromptCache:
         assert paper.cache.committed() == 0
         assert paper.ask("a b c d") == (0, 4)
 
+    def test_what_expired_is_written_like_new(self) -> None:
+        paper = CacheOnPaper(minimum=1, lag=3, ttl=10)
+        paper.ask("a b")
+        found = []
+        for now in (13.0, 23.1, 25.0, 26.1):
+            paper.now = now
+            found.append(paper.ask("a b"))
+
+        assert found == [(2, 0), (0, 2), (0, 2), (2, 0)]
+
     def test_the_minimum_and_the_step(self) -> None:
         paper = CacheOnPaper(minimum=4, step=3, lag=0)
         assert [paper.ask("a b c") for _ in range(2)] == [(0, 0)] * 2
@@ -463,6 +473,12 @@ class TestPromptCache:
         assert paper.ask("a b d e", explicit=True) == (0, 0)
         assert paper.ask("a b d e") == (3, 1)  # the implicit mode finds all that was written
         assert paper.ask(end("a b d e"), explicit=True) == (4, 0)
+
+    def test_a_breakpoint_inside_what_is_cached_is_written(self) -> None:
+        paper = CacheOnPaper(minimum=1, lag=0)
+        paper.ask(end("a b c"), explicit=True)
+        assert paper.ask(end("a"), end(" b c"), explicit=True) == (3, 0)
+        assert paper.ask(end("a"), "x", explicit=True) == (1, 0)
 
     def test_a_request_writes_the_last_four_breakpoints(self) -> None:
         paper = CacheOnPaper(minimum=1, lag=0)
