@@ -139,18 +139,24 @@ class Usage:
     :param input: tokens read.
     :param output: tokens generated.
     :param cached: tokens of ``input`` that were read from the provider's prompt cache.
+    :param written: tokens of ``input`` that were written to the provider's prompt cache; a store does
+        not keep them.
 
-    >>> Usage(10, 2) + Usage(1, 1)
-    Usage(input=11, output=3, cached=0)
+    >>> Usage(10, 2) + Usage(7, 1, cached=4, written=3)
+    Usage(input=17, output=3, cached=4, written=3)
     """
 
     input: int = 0
     output: int = 0
     cached: int = 0
+    written: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
-            self.input + other.input, self.output + other.output, self.cached + other.cached
+            self.input + other.input,
+            self.output + other.output,
+            self.cached + other.cached,
+            self.written + other.written,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""The data between `SimServer` and its process: faults one way, log and ledger the other."""
+"""The data between `SimServer` and its process: options one way, log, ledger and bill the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
-__all__ = ["Fault", "FaultKind", "LedgerEntry", "LoggedRequest"]
+__all__ = ["Billed", "Fault", "FaultKind", "LedgerEntry", "LoggedRequest", "PromptCache"]
 
 FaultKind = Literal["status", "reset_before", "reset_after", "garbage", "truncated", "hang", "drip"]
 
@@ -60,6 +60,84 @@ class Fault:
             raise ValueError(f"no fault of kind {self.kind!r}; there are: {known}")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be from 0 to 1, not {self.probability}")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCache:
+    """A provider's prompt cache, for `SimServer`: which prompts are cheap, and when.
+
+    A prompt that has `minimum` tokens is written to the cache, and any prefix of it is read from
+    there by later requests of the same model and ``prompt_cache_key``: from `lag` seconds after the
+    answer was generated, until nobody read it for `ttl` seconds. Requests that arrive earlier write
+    it again, and pay again. Prices are multiples of the usual price of an input token.
+
+    :param minimum: the shortest prefix that is cached, in tokens.
+    :param step: lengths of prefixes are rounded down to a multiple of it, in tokens; a prefix that
+        ends at an explicit breakpoint is not rounded.
+    :param write: the price of a token that is written.
+    :param read: the price of a token that is read from the cache.
+    :param lag: the seconds between the end of a generation and the moment its prompt can be found.
+    :param ttl: the seconds that an unused prefix is kept.
+    :raises ValueError: if a number is out of range.
+
+    >>> PromptCache(lag=0.05).minimum
+    1024
+    """
+
+    minimum: int = 1024
+    step: int = 1
+    write: float = 1.25
+    read: float = 0.1
+    lag: float = 0.3
+    ttl: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.minimum < 1 or self.step < 1:
+            raise ValueError(
+                f"minimum and step are at least 1 token, not {self.minimum} and {self.step}"
+            )
+        for name in ("write", "read", "lag", "ttl"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative, but is {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """What a provider bills.
+
+    :param input_tokens: tokens of prompts, those of the prompt cache included.
+    :param cached_tokens: tokens of `input_tokens` that were read from the prompt cache.
+    :param written_tokens: tokens of `input_tokens` that were written to the prompt cache.
+    :param output_tokens: tokens generated.
+    :param input_units: the price of the input, in usual prices of an input token.
+
+    >>> Billed(10, output_tokens=3, input_units=10) + Billed(5, 4, input_units=1.5)
+    Billed(input_tokens=15, cached_tokens=4, written_tokens=0, output_tokens=3, input_units=11.5)
+    """
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    written_tokens: int = 0
+    output_tokens: int = 0
+    input_units: float = 0.0
+
+    @classmethod
+    def uncached(cls, input_tokens: int, output_tokens: int = 0) -> Billed:
+        """Return the bill of a request that the prompt cache does not concern.
+
+        :param input_tokens: tokens read.
+        :param output_tokens: tokens generated.
+        """
+        return cls(input_tokens, output_tokens=output_tokens, input_units=input_tokens)
+
+    def __add__(self, other: Billed) -> Billed:
+        return Billed(
+            self.input_tokens + other.input_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.written_tokens + other.written_tokens,
+            self.output_tokens + other.output_tokens,
+            self.input_units + other.input_units,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,16 +141,18 @@ def usage_of(payload: Any) -> Usage | None:
     :param payload: the body of the response.
 
     >>> usage_of({"usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 8}}})
-    Usage(input=9, output=0, cached=8)
+    Usage(input=9, output=0, cached=8, written=0)
     """
     counted = payload.get("usage") if isinstance(payload, dict) else None
     if not isinstance(counted, dict):
         return None
-    details = counted.get("prompt_tokens_details")
+    given = counted.get("prompt_tokens_details")
+    details = given if isinstance(given, dict) else {}
     return Usage(
         _count(counted.get("prompt_tokens")),
         _count(counted.get("completion_tokens")),
-        _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+        _count(details.get("cached_tokens")),
+        _count(details.get("cache_write_tokens")),
     )
 
 
