@@ -13,9 +13,10 @@ import httpx
 import pytest
 from cohere.core import ApiError
 
+from feste.backend import PromptCache
 from feste.backend.cohere.testing import CohereWire, answer, embedding, json_answer
 from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Billed, Fault, PromptCache
+from feste.testing.sim_types import Billed, Fault
 
 WIRE = "feste.backend.cohere.testing:CohereWire"
 

@@ -18,11 +18,11 @@ import pytest
 from pydantic import BaseModel, Field
 
 import feste
-from feste.backend import Usage
+from feste.backend import PromptCache, Usage
 from feste.backend.openai import ChatParams, OpenAI
 from feste.backend.openai.testing import OpenAIWire, answer, embedding, json_answer
 from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Billed, Fault, PromptCache
+from feste.testing.sim_types import Billed, Fault
 
 WIRE = "feste.backend.openai.testing:OpenAIWire"
 
@@ -392,7 +392,7 @@ class TestPromptCache:
                 await asyncio.gather(*calls)
 
         lag = 0.05 if leader else 600
-        with SimServer(WIRE, prompt_cache=PromptCache(lag=lag)) as server:
+        with SimServer(WIRE, prompt_cache=PromptCache(write=1.25, lag=lag)) as server:
             if leader:
                 asyncio.run(ask(server, talks[:1]))
                 until(lambda: server.committed() > 0)
@@ -408,14 +408,16 @@ class TestPromptCache:
             assert billed.input_units == 332_800 >= 269_000
 
     def test_a_request_before_the_commit_misses(self) -> None:
-        with connected(PromptCache(minimum=2, lag=600)) as (server, client):
+        with connected(PromptCache(minimum=2, write=1.25, lag=600)) as (server, client):
             for own in ("d", "e"):
                 assert self.ask(client, self.talk(own), extra_body=EXPLICIT) == (4, 0, 3)
             assert server.committed() == 0
 
     def test_a_request_looks_when_it_arrives(self) -> None:
         with (
-            SimServer(WIRE, slope=0.05, prompt_cache=PromptCache(minimum=1, lag=0)) as server,
+            SimServer(
+                WIRE, slope=0.05, prompt_cache=PromptCache(minimum=1, write=1.25, lag=0)
+            ) as server,
             openai.OpenAI(base_url=server.url + "/v1", api_key="test", max_retries=0) as client,
             ThreadPoolExecutor(1) as pool,
         ):
@@ -427,7 +429,7 @@ class TestPromptCache:
             assert self.ask(client, user("a b")) == (2, 2, 0)
 
     def test_implicit_and_explicit_caching(self) -> None:
-        with connected(PromptCache(minimum=2, lag=0)) as (_, client):
+        with connected(PromptCache(minimum=2, write=1.25, lag=0)) as (_, client):
             unmarked = self.talk("d", mark=False)
             for _ in range(2):  # without breakpoints, the explicit mode caches nothing
                 assert self.ask(client, unmarked, extra_body=EXPLICIT) == (4, 0, 0)
@@ -440,7 +442,7 @@ class TestPromptCache:
 
     def test_what_the_cache_tells_apart(self) -> None:
         tools: Any = [{"type": "function", "function": {"name": "go", "parameters": {}}}]
-        with connected(PromptCache(minimum=1, lag=0)) as (_, client):
+        with connected(PromptCache(minimum=1, write=1.25, lag=0)) as (_, client):
             assert self.ask(client, user("a b")) == (2, 0, 2)
             for given in ({"model": "other"}, {"extra_body": {"prompt_cache_key": "k"}}):
                 assert [self.ask(client, user("a b"), **given)[1] for _ in range(2)] == [0, 2]
@@ -450,7 +452,7 @@ class TestPromptCache:
             assert self.ask(client, [{"role": "developer", "content": "a b"}])[1] == 0
 
     def test_a_stream_counts_alike(self) -> None:
-        with connected(PromptCache(minimum=1, lag=0)) as (server, client):
+        with connected(PromptCache(minimum=1, write=1.25, lag=0)) as (server, client):
             self.ask(client, user("a b"))
             *_, last = client.chat.completions.create(
                 model="m",
@@ -464,7 +466,7 @@ class TestPromptCache:
             assert server.billed().output_tokens == 16
 
     def test_feste_counts_what_was_written(self) -> None:
-        with connected(PromptCache(minimum=2, lag=0)) as (server, _):
+        with connected(PromptCache(minimum=2, write=1.25, lag=0)) as (server, _):
             llm = OpenAI("m", base_url=server.url + "/v1", api_key="test")
             params = ChatParams(prompt_cache_options={"mode": "explicit"})
             usages = [llm.chat(self.talk(k), params).compute().usage for k in ("d", "e")]

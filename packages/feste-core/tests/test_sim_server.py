@@ -21,12 +21,13 @@ from typing import Any
 
 import pytest
 
+from feste.backend import PromptCache
 from feste.testing import sim_answers as oracle
 from feste.testing.sim_cache import Lookup, PrefixCache, PromptPart, prompt_parts
 from feste.testing.sim_http import Request, take_request
 from feste.testing.sim_process import Simulator
 from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Billed, Fault, PromptCache
+from feste.testing.sim_types import Billed, Fault
 
 WIRE = '''
 from dataclasses import replace
@@ -520,7 +521,7 @@ class TestPromptCache:
         assert prompt_parts([{"role": "assistant", "content": None}])[1].text == ""
 
     def test_a_server_adds_the_bill_up(self, echo: str) -> None:
-        with SimServer(echo, prompt_cache=PromptCache(minimum=3, lag=600)) as server:
+        with SimServer(echo, prompt_cache=PromptCache(minimum=3, write=1.25, lag=600)) as server:
             server.add(Fault(kind="reset_after", match="lost"), Fault(match="refused"))
             with pytest.raises(ConnectionResetError):
                 post(server, {"text": "a lost answer"})
@@ -536,7 +537,7 @@ class TestPromptCache:
             assert server.billed() == Billed()
 
     def test_a_server_commits_and_forgets(self, echo: str) -> None:
-        with SimServer(echo, prompt_cache=PromptCache(minimum=3, lag=0.05)) as server:
+        with SimServer(echo, prompt_cache=PromptCache(minimum=3, write=1.25, lag=0.05)) as server:
             for _ in range(2):
                 post(server, {"text": "a b c d"})
                 until(lambda: server.committed() == 2)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from feste.errors import ConfigError
+
 __all__ = ["Latency", "Price", "Profile", "PromptCache"]
 
 
@@ -82,6 +84,7 @@ class PromptCache:
     :param ttl: the seconds for which a prefix is kept after its last use.
     :param breakpoints: whether a request may mark where its reusable prefix ends.
     :param keys: whether a request may name a key that sends equal prefixes to one machine.
+    :raises ConfigError: if a number is out of range.
     """
 
     minimum: int = 1024
@@ -92,6 +95,15 @@ class PromptCache:
     ttl: float = 300.0
     breakpoints: bool = False
     keys: bool = False
+
+    def __post_init__(self) -> None:
+        if self.minimum < 1 or self.step < 1:
+            raise ConfigError(
+                f"minimum and step are at least 1 token, not {self.minimum} and {self.step}"
+            )
+        for name in ("write", "read", "lag", "ttl"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} cannot be negative, but is {getattr(self, name)}")
 
     def units(self, uses: int, prefix: int) -> float:
         """Return what a shared prefix costs if one request writes it and the others read it.

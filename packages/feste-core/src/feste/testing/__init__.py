@@ -8,7 +8,6 @@ from feste.testing.sim_server import (
     Fault,
     LedgerEntry,
     LoggedRequest,
-    PromptCache,
     SimServer,
 )
 from feste.testing.virtual_clock import VirtualClock
@@ -21,7 +20,6 @@ __all__ = [
     "Fault",
     "LedgerEntry",
     "LoggedRequest",
-    "PromptCache",
     "SimServer",
     "VirtualClock",
     "fresh_draws",

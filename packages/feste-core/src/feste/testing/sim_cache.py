@@ -13,7 +13,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feste.testing.sim_types import Billed, PromptCache
+from feste.backend import PromptCache
+from feste.testing.sim_types import Billed
 
 __all__ = ["Lookup", "PrefixCache", "PromptPart", "prompt_parts"]
 

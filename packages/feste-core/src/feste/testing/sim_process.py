@@ -23,9 +23,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
+from feste.backend import PromptCache
 from feste.testing.sim_cache import Lookup, PrefixCache, PromptPart
 from feste.testing.sim_http import Connection, Reply, Request
-from feste.testing.sim_types import Billed, Fault, LedgerEntry, PromptCache
+from feste.testing.sim_types import Billed, Fault, LedgerEntry
 from feste.testing.wire import Answer, Call, Refusal, Wire
 
 __all__ = ["Simulator", "main"]

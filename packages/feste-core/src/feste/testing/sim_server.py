@@ -22,9 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from feste.testing.sim_types import Billed, Fault, LedgerEntry, LoggedRequest, PromptCache
+from feste.backend import PromptCache
+from feste.testing.sim_types import Billed, Fault, LedgerEntry, LoggedRequest
 
-__all__ = ["Billed", "Fault", "LedgerEntry", "LoggedRequest", "PromptCache", "SimServer"]
+__all__ = ["Billed", "Fault", "LedgerEntry", "LoggedRequest", "SimServer"]
 
 
 class SimServer:

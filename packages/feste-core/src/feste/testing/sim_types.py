@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
-__all__ = ["Billed", "Fault", "FaultKind", "LedgerEntry", "LoggedRequest", "PromptCache"]
+__all__ = ["Billed", "Fault", "FaultKind", "LedgerEntry", "LoggedRequest"]
 
 FaultKind = Literal["status", "reset_before", "reset_after", "garbage", "truncated", "hang", "drip"]
 
@@ -60,45 +60,6 @@ class Fault:
             raise ValueError(f"no fault of kind {self.kind!r}; there are: {known}")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be from 0 to 1, not {self.probability}")
-
-
-@dataclass(frozen=True, slots=True)
-class PromptCache:
-    """A provider's prompt cache, for `SimServer`: which prompts are cheap, and when.
-
-    A prompt that has `minimum` tokens is written to the cache, and any prefix of it is read from
-    there by later requests of the same model and ``prompt_cache_key``: from `lag` seconds after the
-    answer was generated, until nobody read it for `ttl` seconds. Requests that arrive earlier write
-    it again, and pay again. Prices are multiples of the usual price of an input token.
-
-    :param minimum: the shortest prefix that is cached, in tokens.
-    :param step: lengths of prefixes are rounded down to a multiple of it, in tokens; a prefix that
-        ends at an explicit breakpoint is not rounded.
-    :param write: the price of a token that is written.
-    :param read: the price of a token that is read from the cache.
-    :param lag: the seconds between the end of a generation and the moment its prompt can be found.
-    :param ttl: the seconds that an unused prefix is kept.
-    :raises ValueError: if a number is out of range.
-
-    >>> PromptCache(lag=0.05).minimum
-    1024
-    """
-
-    minimum: int = 1024
-    step: int = 1
-    write: float = 1.25
-    read: float = 0.1
-    lag: float = 0.3
-    ttl: float = 300.0
-
-    def __post_init__(self) -> None:
-        if self.minimum < 1 or self.step < 1:
-            raise ValueError(
-                f"minimum and step are at least 1 token, not {self.minimum} and {self.step}"
-            )
-        for name in ("write", "read", "lag", "ttl"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} cannot be negative, but is {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
