@@ -30,7 +30,7 @@ def find_root() -> Path | None:
 
 ROOT = find_root()
 HOOKS = [name for name in vars(hookspecs) if name.startswith("feste_")]
-PACKAGES = ["add-a-backend", "add-an-optimization", "add-a-scheduler"]
+PACKAGES = ["add-a-backend", "add-a-scheduler"]
 
 
 def document(name: str) -> str:
