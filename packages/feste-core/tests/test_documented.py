@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any, get_args
 
@@ -17,7 +19,9 @@ import pytest
 import feste
 from feste import context, errors, events, hookspecs
 from feste.backend import error_for_status
+from feste.graph import FesteGraph
 from feste.hookspecs import hookspec
+from feste.optimization import invariants
 
 
 def find_root() -> Path | None:
@@ -134,6 +138,28 @@ def test_each_name_of_the_front_door_has_an_example(name: str) -> None:
         assert "@feste.hookimpl" in (hookspecs.__doc__ or "")
     else:
         assert ">>> " in (inspect.getdoc(value) or "")
+
+
+# --- what a pass may not do -------------------------------------------------------------------------
+
+
+def raised(source: str) -> set[str]:
+    """The messages of all ``GraphError`` that a source raises, with dots for what is filled in."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    messages = [
+        c.args[0] for c in calls if isinstance(c.func, ast.Name) and c.func.id == "GraphError"
+    ]
+    parts = [m.values if isinstance(m, ast.JoinedStr) else [m] for m in messages]
+    return {"".join(p.value if isinstance(p, ast.Constant) else "…" for p in one) for one in parts}
+
+
+def test_the_guide_of_passes_names_all_that_is_checked() -> None:
+    """Its table holds the errors of a broken rule as they are raised, and no others."""
+    section = document("howto/add-an-optimization").split("## What is checked")[1].split("\n## ")[0]
+    sources = [invariants, FesteGraph.check, FesteGraph.order]
+    wanted = set[str]().union(*(raised(dedent(inspect.getsource(one))) for one in sources))
+
+    assert rows(section).keys() == wanted
 
 
 # --- the packages that how-tos build ----------------------------------------------------------------
