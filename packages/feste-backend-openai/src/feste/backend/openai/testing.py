@@ -135,6 +135,7 @@ class OpenAIWire:
         for message in messages:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise Refusal(400, "Each message must be an object with a role.", param="messages")
+        messages = _without_cache_marks(call, messages)
         n = call.integer("n", 1, 1, 128) or 1
         limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
         limit = call.integer("max_completion_tokens", limit, 1, _NO_LIMIT)
@@ -224,6 +225,32 @@ class OpenAIWire:
             return Answer(body, items)
 
         return Plan(len(texts), generate)
+
+
+def _without_cache_marks(call: Call, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Check the marks for the prompt cache; return the messages without, a lone text as a string."""
+    options = call.body.get("prompt_cache_options", {})
+    if not isinstance(options, dict) or options.get("mode") not in (None, "implicit", "explicit"):
+        raise Refusal(400, "mode is implicit or explicit.", param="prompt_cache_options")
+    if not isinstance(call.body.get("prompt_cache_key"), (str, type(None))):
+        raise Refusal(400, "Expected a string.", param="prompt_cache_key")
+
+    def plain(block: Any) -> Any:
+        if not isinstance(block, dict) or "prompt_cache_breakpoint" not in block:
+            return block
+        mark = block["prompt_cache_breakpoint"]
+        if not isinstance(mark, dict) or mark.get("mode") != "explicit":
+            raise Refusal(400, "mode is explicit.", param="prompt_cache_breakpoint")
+        return {name: value for name, value in block.items() if name != "prompt_cache_breakpoint"}
+
+    def unmarked(content: Any) -> Any:
+        if not isinstance(content, list):
+            return content
+        blocks = [plain(block) for block in content]
+        alone = len(blocks) == 1 and isinstance(blocks[0], dict) and blocks[0].get("type") == "text"
+        return blocks[0].get("text") if alone else blocks
+
+    return [{**m, "content": unmarked(m["content"])} if "content" in m else m for m in messages]
 
 
 def _texts(value: object, name: str) -> tuple[list[str], bool]:
