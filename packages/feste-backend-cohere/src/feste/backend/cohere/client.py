@@ -27,7 +27,6 @@ from feste.backend import (
     as_params,
     as_text,
     plain,
-    price_of,
 )
 from feste.backend.cohere import address, profiles, replies, transport
 from feste.backend.cohere.params import ChatParams, EmbedParams, GenerateParams
@@ -38,6 +37,7 @@ __all__ = ["Cohere"]
 _URL = "https://api.cohere.com"
 _HOSTS = ("api.cohere.com", "api.cohere.ai")
 _MAX_TEXTS = 96
+_ONE = Profile(max_draws=1)  # chat has no parameter for more answers
 
 
 class Cohere(Backend):
@@ -116,12 +116,10 @@ class Cohere(Backend):
         >>> Cohere().profile("embed-v4.0").latency.token
         0.0
         """
-        whole = self._profile.over(Profile(max_draws=1))  # chat has no parameter for more answers
+        given = self._profile.over(_ONE)
         if urlsplit(self.base_url).hostname not in _HOSTS:
-            return whole
-        model = model or self.model or ""
-        whole = whole.over(profiles.known(model))
-        return whole if whole.price else whole.over(Profile(price=price_of("cohere", model)))
+            return given
+        return profiles.whole(given, model or self.model or "")
 
     def _token(self) -> str:
         if not self.secrets:

@@ -24,7 +24,6 @@ from feste.backend import (
     Reply,
     SampleRule,
     Secret,
-    price_of,
 )
 from feste.backend.openai import answers, prefixes, profiles, requests
 from feste.backend.openai.address import is_loopback, normal_url
@@ -174,9 +173,7 @@ class OpenAI(Backend):
         """
         if urlsplit(self._endpoint).hostname != _HOST:
             return self._profile
-        model = model or self.model or ""
-        whole = self._profile.over(profiles.known(model))
-        return whole if whole.price else whole.over(Profile(price=price_of("openai", model)))
+        return profiles.whole(self._profile, model or self.model or "")
 
     def key(self) -> str:
         """Return the current API key.

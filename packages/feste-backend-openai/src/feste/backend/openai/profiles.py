@@ -16,9 +16,9 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from feste.backend import Latency, Profile, PromptCache
+from feste.backend import Latency, Profile, PromptCache, price_of
 
-__all__ = ["known"]
+__all__ = ["known", "whole"]
 
 
 def _automatic(read: float) -> PromptCache:
@@ -75,7 +75,6 @@ _FAMILIES: Final = tuple(
 )
 
 
-@functools.cache
 def known(model: str) -> Profile:
     """Return what is known of a model of OpenAI, without its price.
 
@@ -92,3 +91,14 @@ def known(model: str) -> Profile:
                 return profile
             return replace(profile, latency=_SMALL if _SMALLER.search(model) else _LARGE)
     return Profile()
+
+
+@functools.cache  # plans ask for every call
+def whole(given: Profile, model: str) -> Profile:
+    """Return a profile of the user's over all that is known of a model of OpenAI, with its price.
+
+    :param given: what the user knows.
+    :param model: the model's name, as in requests.
+    """
+    made = given.over(known(model))
+    return made if made.price else made.over(Profile(price=price_of("openai", model)))
