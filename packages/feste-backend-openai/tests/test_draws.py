@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feste.backend import Call, Request, Response
+import feste
+from feste.backend import Call, Profile, Request, Response
 from feste.backend.clients import close_clients
 from feste.backend.openai import ChatParams, CompleteParams, OpenAI
 from feste.backend.openai.answers import unpack_choices, unpack_draws
@@ -19,7 +20,6 @@ from feste.errors import CountMismatch
 from feste.testing import SimServer
 
 WIRE = "feste.backend.openai.testing:OpenAIWire"
-LLM: Any = OpenAI("m", base_url="http://127.0.0.1:9/v1")
 
 #: Any value of each field, and whether calls with it may become draws of one request.
 COMMON: dict[str, tuple[Any, bool]] = {
@@ -215,3 +215,34 @@ def test_draws_of_a_list_over_a_socket(server: SimServer) -> None:
         wanted = [e["answer"] for e in server.ledger() if e["prompt"] == prompt]
         assert made == wanted and len(made) == 4
     assert len(server.requests()) == 1
+
+
+@pytest.mark.parametrize(
+    ("params", "asked_for"),
+    [
+        (ChatParams(), [6]),
+        (ChatParams(extra={"top_k": 3}), [6]),
+        (ChatParams(store=True), [None] * 6),
+        (ChatParams(extra={"use_beam_search": True}), [None] * 6),
+    ],
+)
+def test_equal_chats_become_draws_of_one_request(
+    server: SimServer, params: ChatParams, asked_for: list[int | None]
+) -> None:
+    """A vote costs its prompt once, unless a parameter acts on the request as a whole."""
+    server.reset()
+    llm = OpenAI("m", base_url=f"{server.url}/v1")
+    (votes,) = feste.compute([llm.chat("Name a fruit.", params) for _ in range(6)])
+
+    assert sorted(votes) == sorted(entry["answer"] for entry in server.ledger())
+    assert len(set(votes)) == 6
+    assert [entry.body.get("n") for entry in server.requests()] == asked_for
+
+
+def test_a_model_that_gives_one_answer_is_asked_for_one(server: SimServer) -> None:
+    """The user's profile decides for his server."""
+    server.reset()
+    llm = OpenAI("m", base_url=f"{server.url}/v1", profile=Profile(max_draws=1))
+    feste.compute([llm.chat("Name a fruit.") for _ in range(3)])
+
+    assert [entry.body.get("n") for entry in server.requests()] == [None] * 3
