@@ -21,15 +21,9 @@ LONG = "once upon a time " * 1000  # ~4,250 tokens
 CACHE = PromptCache(write=1.25, read=0.1, lag=2.0, breakpoints=True, keys=True)
 
 
-class Caching(FakeBackend):
+def caching(cache: PromptCache | None = CACHE) -> FakeBackend:
     """A backend with a prompt cache."""
-
-    def __init__(self, cache: PromptCache | None = CACHE) -> None:
-        super().__init__()
-        self.cache = cache
-
-    def profile(self, model: str) -> Profile:
-        return Profile(prompt_cache=self.cache)
+    return FakeBackend(profile=Profile(prompt_cache=cache))
 
 
 def ask(llm: FakeBackend, own: Any, shared: str = LONG) -> Any:
@@ -56,7 +50,7 @@ def sent(clock: VirtualClock) -> list[tuple[float, int]]:
 
 def test_calls_with_a_long_common_beginning_are_found() -> None:
     """The prefix has the calls, the length, and what the profile says of the cache."""
-    llm = Caching()
+    llm = caching()
     nodes = [ask(llm, f"question {i}") for i in range(64)]
     (prefix,) = prefixes(nodes, llm.chat("Something else"))
 
@@ -70,8 +64,8 @@ def test_calls_with_a_long_common_beginning_are_found() -> None:
 
 def test_equal_prefixes_have_equal_digests_in_every_run() -> None:
     """The digest is of the text: it names the prefix for the provider, today and tomorrow."""
-    first, second = ([ask(Caching(), f"{n} {i}") for i in range(4)] for n in "ab")
-    other = [ask(Caching(), str(i), shared=LONG + "!") for i in range(4)]
+    first, second = ([ask(caching(), f"{n} {i}") for i in range(4)] for n in "ab")
+    other = [ask(caching(), str(i), shared=LONG + "!") for i in range(4)]
 
     assert prefixes(first)[0].digest == prefixes(second)[0].digest != prefixes(other)[0].digest
 
@@ -91,12 +85,12 @@ def test_what_does_not_pay_is_not_planned(
     cache: PromptCache | None, shared: str, count: int
 ) -> None:
     """No cache, a short prefix, too few uses, or prices that eat the gain."""
-    assert prefixes([ask(Caching(cache), str(i), shared) for i in range(count)]) == []
+    assert prefixes([ask(caching(cache), str(i), shared) for i in range(count)]) == []
 
 
 def test_a_beginning_inside_a_part_counts_where_no_marks_are_needed() -> None:
     """An implicit cache finds any beginning, in steps; a marked one only whole parts."""
-    nodes = [[llm.chat(f"{LONG} {i}") for i in range(8)] for llm in (Caching(), _implicit())]
+    nodes = [[llm.chat(f"{LONG} {i}") for i in range(8)] for llm in (caching(), _implicit())]
 
     assert prefixes(nodes[0]) == []
     (prefix,) = prefixes(nodes[1])
@@ -104,13 +98,13 @@ def test_a_beginning_inside_a_part_counts_where_no_marks_are_needed() -> None:
     assert (prefix.whole, prefix.keyed) == (0, False)
 
 
-def _implicit() -> Caching:
-    return Caching(PromptCache(read=0.1, step=128, lag=2.0))
+def _implicit() -> FakeBackend:
+    return caching(PromptCache(read=0.1, step=128, lag=2.0))
 
 
 def test_beginnings_inside_beginnings() -> None:
     """A call may be in several; the inner ones must be worth it by what they add."""
-    llm = Caching()
+    llm = caching()
     nodes = [
         llm.chat(
             [
@@ -128,7 +122,7 @@ def test_beginnings_inside_beginnings() -> None:
 
 def test_the_objective_decides_who_waits() -> None:
     """Cost: whatever saves; balanced: what saves a quarter; latency: nobody waits."""
-    llm = Caching()
+    llm = caching()
     much = [ask(llm, f"question {i}") for i in range(8)]
     little = [ask(llm, f"{i} " + "own text " * 8000, shared=LONG + "?") for i in range(8)]
 
@@ -141,7 +135,7 @@ def test_the_objective_decides_who_waits() -> None:
 
 def test_equal_draws_are_one_use() -> None:
     """Several answers to one prompt are one request, which needs no cache."""
-    llm = Caching()
+    llm = caching()
 
     assert prefixes([ask(llm, "same") for _ in range(8)]) == []
     (prefix,) = prefixes([ask(llm, str(i % 4)) for i in range(8)])
@@ -150,7 +144,7 @@ def test_equal_draws_are_one_use() -> None:
 
 def test_other_models_have_other_caches() -> None:
     """A prefix is shared only by calls of one model and one backend."""
-    one, other = Caching(), Caching()
+    one, other = caching(), caching()
     other.model = "fake-2"
     named = FakeParams(model="fake-3")
     message = [{"role": "user", "content": LONG}]
@@ -164,7 +158,7 @@ def test_other_models_have_other_caches() -> None:
 
 def test_one_goes_first_and_the_others_wait_for_the_cache() -> None:
     """The others are sent when the answer is there and the cache has had its time."""
-    llm = Caching()
+    llm = caching()
     nodes = [ask(llm, f"question {i}") for i in range(10)]
     alone = llm.chat("Something else")
     clock = VirtualClock(llm.answer)
@@ -176,7 +170,7 @@ def test_one_goes_first_and_the_others_wait_for_the_cache() -> None:
 
 def test_late_calls_find_the_cache_warm_until_it_is_cold_again() -> None:
     """A call that comes later needs no leader; after the time to live the next one leads again."""
-    llm = Caching(replace(CACHE, ttl=10.0))
+    llm = caching(replace(CACHE, ttl=10.0))
 
     @feste.task
     def after(seconds: float) -> str:
@@ -193,7 +187,7 @@ def test_late_calls_find_the_cache_warm_until_it_is_cold_again() -> None:
 
 def test_the_next_one_leads_if_the_first_fails() -> None:
     """A refused leader holds up nobody for good."""
-    llm = Caching()
+    llm = caching()
     nodes = [ask(llm, f"{'bad' if i < 2 else 'good'} {i}") for i in range(6)]
 
     def answer(request: Request) -> Response:
@@ -210,7 +204,7 @@ def test_the_next_one_leads_if_the_first_fails() -> None:
 
 def test_another_run_goes_on_if_the_leaders_run_is_stopped() -> None:
     """Prefixes are shared by all runs; what one leaves, the next takes up."""
-    llm = Caching()
+    llm = caching()
     clock = VirtualClock(llm.answer, request_seconds=lambda request: 60.0)
     first, second = (clock.run([ask(llm, f"{name} {i}") for i in range(3)]) for name in "ab")
     clock.tell(0.0, ("submit", first))
@@ -225,11 +219,11 @@ def test_another_run_goes_on_if_the_leaders_run_is_stopped() -> None:
 def test_marks_are_sent_but_are_no_part_of_the_request() -> None:
     """The provider is told key and ends; the key of stored answers does not change."""
     fresh_draws()
-    llm = Caching()
+    llm = caching()
     nodes = [ask(llm, f"question {i}") for i in range(3)]
     (digest,) = {p.digest for p in prefixes(nodes)}
     values = feste.compute(nodes)[0]
-    plain = Caching(cache=None)
+    plain = caching(cache=None)
     told = {"key": digest, "ends": [1]}
 
     assert [r.body["prompt_cache"] for r in llm.requests] == [told] * 3
@@ -242,7 +236,7 @@ def test_marks_are_sent_but_are_no_part_of_the_request() -> None:
 def test_random_programs_with_prefixes_end(seed: int) -> None:
     """Whatever fails and whoever is stopped: nobody waits for ever, and nothing is asked twice."""
     rng = random.Random(seed)
-    llm = Caching(replace(CACHE, lag=rng.choice([0.0, 2.0]), ttl=rng.choice([1.0, 300.0])))
+    llm = caching(replace(CACHE, lag=rng.choice([0.0, 2.0]), ttl=rng.choice([1.0, 300.0])))
     faults = rng.choice([0.0, 0.3, 0.6])
     answered: Counter[Any] = Counter()
 

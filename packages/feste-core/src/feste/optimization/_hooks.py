@@ -8,6 +8,7 @@ from feste.optimization.passes.batch import BatchOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.lint import LintOptimization
 from feste.optimization.passes.prefix import PrefixOptimization
 from feste.optimization.passes.resolve import ResolveOptimization
 from feste.optimization.passes.sample_fusion import SampleFusionOptimization
@@ -24,4 +25,5 @@ def feste_optimizations() -> list[Optimization]:
         SampleFusionOptimization(),
         BatchOptimization(),
         PrefixOptimization(),
+        LintOptimization(),
     ]

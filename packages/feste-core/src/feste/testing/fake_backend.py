@@ -20,6 +20,7 @@ from feste.backend import (
     Operation,
     Params,
     PrefixRule,
+    Profile,
     Reply,
     Request,
     Response,
@@ -60,6 +61,7 @@ class FakeBackend(Backend):
     :param fail: maps a text to the error to raise if the prompt, text or a message contains it, for
         example ``{"poison": InvalidRequest("no")}``.
     :param limits: as for any backend.
+    :param profile: what :meth:`profile` returns; by default nothing is known.
 
     >>> llm = FakeBackend()
     >>> a, b = llm.chat("Hi"), llm.chat("Hi")
@@ -78,11 +80,13 @@ class FakeBackend(Backend):
         latency: float = 0.0,
         fail: Mapping[str, CallError] | None = None,
         limits: Limits | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.model = model
         self.latency = latency
         self.fail = dict(fail or {})
         self.limits = Limits.of(limits)
+        self._profile = Profile.of(profile)
         self.requests: list[Request] = []
         self.peak = 0
         self._in_flight = 0
@@ -91,6 +95,10 @@ class FakeBackend(Backend):
     def config(self) -> Mapping[str, Any]:
         """Return the configuration of an equal backend."""
         return {"model": self.model, "latency": self.latency}
+
+    def profile(self, model: str) -> Profile:
+        """Return the profile given to the constructor, for any model."""
+        return self._profile
 
     def _request(self, operation: str, body: dict[str, Any], params: FakeParams) -> Request:
         given = as_params(params, FakeParams, operation).body()

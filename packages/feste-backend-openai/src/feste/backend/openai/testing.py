@@ -170,6 +170,7 @@ class OpenAIWire:
         limit = call.integer("max_completion_tokens", limit, 1, _NO_LIMIT)
         call.refuse_poison(self.poison, map(message_text, messages))
         read = _read(call, messages)
+        messages = [_unmarked(message) for message in messages]
 
         def generate() -> Answer:
             prompt, key = last_user_text(messages), digest(messages)
@@ -273,6 +274,20 @@ class OpenAIWire:
         return Plan(len(texts), generate)
 
 
+def _unmarked(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message without marks for the prompt cache, a lone text as a string."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    blocks = [dict(block) if isinstance(block, dict) else block for block in content]
+    for block in blocks:
+        mark = block.pop("prompt_cache_breakpoint", None) if isinstance(block, dict) else None
+        if mark is not None and (not isinstance(mark, dict) or mark.get("mode") != "explicit"):
+            raise Refusal(400, "mode is explicit.", param="prompt_cache_breakpoint")
+    alone = len(blocks) == 1 and isinstance(blocks[0], dict) and blocks[0].get("type") == "text"
+    return {**message, "content": blocks[0].get("text") if alone else blocks}
+
+
 def _texts(value: object, name: str) -> tuple[list[str], bool]:
     """Return the texts of a prompt or input (also as token numbers), and whether it was a list."""
     if isinstance(value, str):
@@ -294,7 +309,10 @@ def _read(call: Call, messages: list[dict[str, Any]]) -> Billed:
         message = "prompt_cache_options.mode is implicit or explicit."
         raise Refusal(400, message, param="prompt_cache_options")
     parts = prompt_parts(messages, call.body.get("tools") or [], "prompt_cache_breakpoint")
-    scope = call.body["model"], call.body.get("prompt_cache_key")
+    key = call.body.get("prompt_cache_key")
+    if not isinstance(key, (str, type(None))):
+        raise Refusal(400, "Expected a string.", param="prompt_cache_key")
+    scope = call.body["model"], key
     return call.read(scope, parts, explicit=mode == "explicit")
 
 
