@@ -21,7 +21,8 @@ from feste import context, errors, events, hookspecs
 from feste.backend import error_for_status
 from feste.graph import FesteGraph
 from feste.hookspecs import hookspec
-from feste.optimization import invariants
+from feste.optimization import Optimizer, invariants
+from feste.optimization.base import level_of, phase_of
 
 
 def find_root() -> Path | None:
@@ -104,6 +105,17 @@ def test_each_setting_is_in_the_table_with_its_default(name: str) -> None:
 def test_no_row_names_a_setting_that_there_is_not() -> None:
     """A setting that was renamed or removed leaves no row behind."""
     assert rows(document("reference/settings")).keys() == context.SETTINGS.keys()
+
+
+def test_the_passes_are_listed_as_they_run() -> None:
+    """The page of settings has each of Feste's passes, with phase and level, in running order."""
+    own = [p for p in Optimizer().passes if type(p).__module__.startswith("feste.")]
+    wanted = [(phase_of(p).name, p.name, level_of(p).name) for p in own]
+    table = re.findall(
+        r"^\| ([A-Z]+) \| `(\w+)` \| (\w+) \|", document("reference/settings"), re.MULTILINE
+    )
+
+    assert [row for row in table if row[1] in {p.name for p in own}] == wanted
 
 
 CLASSES = [name for name in errors.__all__ if inspect.isclass(getattr(errors, name))]
