@@ -193,7 +193,7 @@ class Evaluator:
             return known[piece.prints], 0
         names = [name for name in piece.names if name in known]
         done = self._texts.setdefault((piece, template.environment), {})
-        same = tuple([exact[name] for name in names])
+        same = (*names, *[exact[name] for name in names])  # others are missing
         if same not in done:
             given = {name: known[name] for name in names}
             done[same] = _rendered(op, template, piece, given)
