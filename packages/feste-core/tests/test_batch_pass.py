@@ -13,11 +13,10 @@ import feste
 from feste import context
 from feste.backend import Backend, BatchRule, Determinism, Limits, Params, operation
 from feste.context import settings
-from feste.errors import InvalidRequest
+from feste.errors import InvalidRequest, PluginError
 from feste.graph import Batch, FesteGraph
 from feste.node import PENDING
-from feste.optimization import BatchOptimization, Optimizer, PassContext, Plan
-from feste.optimization.batch import batch_group, keep_acyclic, ready_event
+from feste.optimization import BatchOptimization, Optimizer, PassContext, Phase, Plan, rules
 from feste.prompt import ChatPrompt, Prompt
 from feste.testing import FakeBackend, FakeParams, fresh_draws
 
@@ -234,8 +233,8 @@ def test_ready_events() -> None:
     one, two = llm.complete([a, a, "x"]), llm.complete("x")
     graph = _graph(one, two)
 
-    assert ready_event(graph, one._node) == frozenset([a.key])
-    assert ready_event(graph, two._node) == frozenset()
+    assert rules.ready_event(graph, one._node) == frozenset([a.key])
+    assert rules.ready_event(graph, two._node) == frozenset()
 
 
 # --- never a cycle ----------------------------------------------------------------------------------
@@ -285,18 +284,26 @@ def test_many_crossing_chains_run() -> None:
     assert sum(r.items for r in backend.requests) == 72
 
 
-def test_a_deadly_set_of_batches_is_cut_down() -> None:
-    """Of batches that cannot all be, those that can are kept, and the rest is remarked."""
-    a1, b2 = same("a1"), same("b2")
-    b1, a2 = same(a1), same(b2)
-    graph, cx = _graph(b1, a2), PassContext(settings())
+def test_a_deadly_set_of_batches_is_refused() -> None:
+    """Batches that are each legal but not together are an error of the pass that made them."""
+    a1, b2 = llm.complete("a1"), llm.embed("b2")
+    b1, a2 = llm.embed(a1), llm.complete(joined(b2))
     one, two = Batch((a1.key, a2.key)), Batch((b1.key, b2.key))
-    kept = keep_acyclic(graph, [one, two], cx)
-    kept.check()
 
-    assert kept.batches == (one,)
-    assert [r.kind for r in cx.remarks] == ["missed"]
-    assert "a batch was refused: the graph has a cycle" in cx.remarks[0].text
+    class Levels:
+        name = "levels"
+        phase = Phase.PHYSICAL
+
+        def __init__(self, *made: Batch) -> None:
+            self.made = made
+
+        def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+            return graph.replace(batches=self.made)
+
+    for some in ([one], [two]):
+        Optimizer([Levels(*some)]).run(_graph(b1, a2), settings(strict=True))
+    with pytest.raises(PluginError, match="'levels' broke the rules: the graph has a cycle"):
+        Optimizer([Levels(one, two)]).run(_graph(b1, a2), settings(strict=True))
 
 
 def test_the_whole_optimizer_keeps_crossing_chains_acyclic() -> None:
@@ -544,10 +551,10 @@ def test_computing_in_parts_changes_no_answer(seed: int) -> None:
     assert sum(r.items for r in parts_backend.requests) >= sum(r.items for r in backend.requests)
 
 
-def test_a_batch_group_needs_a_rule() -> None:
-    """Calls without one belong to no group; groups of alike calls are equal."""
+def test_parameters_are_compared_without_the_item() -> None:
+    """Calls without a rule have none to compare; those of alike calls are equal."""
     one, two, other = llm.embed("a"), llm.embed("b"), llm.chat("a")
 
-    assert batch_group(other._node) is None
-    assert batch_group(one._node) == batch_group(two._node)
+    assert rules.parameters(other._node) is None
+    assert rules.parameters(one._node) == rules.parameters(two._node)
     assert one._node.value is PENDING

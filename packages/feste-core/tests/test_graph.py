@@ -198,9 +198,9 @@ def test_a_call_is_in_one_batch_at_most() -> None:
     a, b = same(0), same(1)
     graph = graph_of(a, b)
     with pytest.raises(GraphError, match="a call is in two batches"):
-        graph.with_batches([Batch((a.key, b.key)), Batch((b.key,))]).check()
+        graph.replace(batches=[Batch((a.key, b.key)), Batch((b.key,))]).check()
     with pytest.raises(GraphError, match="the batched call gone is not in the graph"):
-        graph.with_batches([Batch((a.key, "gone"))]).check()
+        graph.replace(batches=[Batch((a.key, "gone"))]).check()
 
 
 # --- batches and the quotient -----------------------------------------------------------------------
@@ -217,10 +217,10 @@ def test_all_batches_are_contracted_at_once() -> None:
     """Pairwise checks are not enough: two batches can be legal alone and deadly together."""
     graph, (a1, a2, b1, b2) = crossing()
     one, two = Batch((a1.key, a2.key)), Batch((b1.key, b2.key))
-    graph.with_batches([one]).check()
-    graph.with_batches([two]).check()
+    graph.replace(batches=[one]).check()
+    graph.replace(batches=[two]).check()
     with pytest.raises(GraphError, match="cycle"):
-        graph.with_batches([one, two]).check()
+        graph.replace(batches=[one, two]).check()
 
 
 def test_a_batch_of_dependent_calls_is_a_cycle() -> None:
@@ -228,7 +228,7 @@ def test_a_batch_of_dependent_calls_is_a_cycle() -> None:
     a = same(0)
     b = same([same(a)])
     with pytest.raises(GraphError, match="cycle"):
-        graph_of(b).with_batches([Batch((a.key, b.key))]).check()
+        graph_of(b).replace(batches=[Batch((a.key, b.key))]).check()
 
 
 def test_order_with_contracted_batches() -> None:
@@ -247,7 +247,7 @@ def test_cull_drops_what_no_output_needs() -> None:
     """Dead nodes go, members of batches too; without dead nodes the graph is the same object."""
     a, dead = same(0), same(1)
     b = same(a)
-    graph = graph_of(b).with_nodes([dead._node]).with_batches([Batch((a.key, dead.key))])
+    graph = graph_of(b).with_nodes([dead._node]).replace(batches=[Batch((a.key, dead.key))])
     culled = graph.cull()
 
     assert list(culled.nodes) == [a.key, b.key]
@@ -308,7 +308,7 @@ def test_rewriting_gives_new_graphs() -> None:
     graph = graph_of(add(a, b))
     before = (dict(graph.nodes), graph.outputs, dict(graph.aliases), graph.batches)
     graph.merged({b.key: a.key})
-    graph.with_batches([Batch((a.key, b.key))])
+    graph.replace(batches=[Batch((a.key, b.key))])
     graph.with_nodes([same(3)._node])
     graph.cull()
 

@@ -680,7 +680,7 @@ def test_unpack_must_give_one_outcome_a_call() -> None:
 
     assert values == [["a of 1"], ["b of 1"], ["c of 1"]]
     assert [r.items for r in client.sent] == [3, 1, 1, 1]
-    with pytest.raises(CountMismatch, match="1 outcomes for 3 calls"):
+    with pytest.raises(CountMismatch, match="1 outcomes for 3 items"):
         unpack_response(client.ask, client.sent[0], Response([]))
 
 

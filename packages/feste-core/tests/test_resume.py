@@ -25,6 +25,11 @@ Restart = Callable[[], None]
 ask = Prompt("Ask {{ x }}")
 
 
+def _numbered(text: Any) -> Any:
+    Counter.bought += 1
+    return f"#{Counter.bought} {text}" if isinstance(text, str) else text
+
+
 class Counter(FakeBackend):
     """Answers every request with a new number, so that replayed and bought answers differ."""
 
@@ -33,9 +38,9 @@ class Counter(FakeBackend):
     def answer(self, request: Request) -> Response:
         response = super().answer(request)
         answers = []
-        for text in response.payload["answers"]:
-            Counter.bought += 1
-            answers.append(f"#{Counter.bought} {text}" if isinstance(text, str) else text)
+        for given in response.payload["answers"]:
+            several = request.samples > 1  # answers to one prompt for several calls
+            answers.append([_numbered(g) for g in given] if several else _numbered(given))
         return Response({"answers": answers}, response.usage)
 
 

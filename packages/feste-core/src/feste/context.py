@@ -166,6 +166,14 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "eager": Setting(False, bool, "run every call at once, where it is written, for debugging"),
         "scheduler": Setting("local", _scheduler, "what runs the graph: a name, URL or object"),
         "optimize": Setting(True, _optimize, "optimize the graph; or passes by name: True, False"),
+        "max_rewrites": Setting(
+            None, int | None, "apply only the first so many rewrites, to find one that does harm"
+        ),
+        "objective": Setting(
+            "balanced",
+            Literal["balanced", "cost", "latency"],
+            "what to prefer where money and time conflict",
+        ),
         "on_error": Setting(
             "raise",
             Literal["raise", "return", "stop"],

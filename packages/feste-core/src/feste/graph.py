@@ -8,9 +8,7 @@ is a mapping from key to a public ``dask.task_spec`` node, lowered on demand.
 from __future__ import annotations
 
 import graphlib
-import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +17,23 @@ from feste.errors import GraphError
 from feste.lowering import Lowered, LoweredBatch, unwrap
 from feste.node import PENDING, Node
 from feste.packing import Deps, fill, pack
+from feste.sharing import Batch, Group, Prefix
 
-__all__ = ["Batch", "FesteGraph"]
+__all__ = ["Batch", "FesteGraph", "Group", "Prefix"]
 
 Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Calls that will share requests.
-
-    :param members: their keys, in order. If they exceed the limits of one request, several are
-        sent.
-    """
-
-    members: tuple[str, ...]
-    key: str = field(init=False)
-    """The batch's own key in a lowered graph; unique, because Dask may merge separate graphs."""
-
-    def __post_init__(self) -> None:
-        digest = hashlib.blake2b(" ".join(self.members).encode(), digest_size=4).hexdigest()
-        first = self.members[0] if self.members else ""
-        object.__setattr__(self, "key", f"batch-{first}-{digest}")
-
-    def within(self, keys: Container[str]) -> Batch:
-        """Return the batch without removed members; the same object if none was removed.
-
-        :param keys: the keys that still exist.
-        """
-        left = tuple(m for m in self.members if m in keys)
-        return self if len(left) == len(self.members) else Batch(left)
-
-
 class FesteGraph(Mapping[str, Any]):
-    """Nodes by key, the requested outputs, and the merges and batches made by optimizations.
+    """Nodes by key, the requested outputs, and what optimizations have made of them.
 
     :param nodes: the nodes by key.
     :param outputs: the keys of the requested nodes.
     :param aliases: maps the key of each merged node to the key that replaces it.
     :param batches: calls that will share requests.
+    :param groups: calls that may share requests while the graph runs.
+    :param prefixes: calls that begin alike.
+    :param ranks: the priority of each node, the highest first; empty if it is not planned.
 
     >>> import feste
     >>> @feste.task
@@ -69,7 +45,16 @@ class FesteGraph(Mapping[str, Any]):
     (2, True, ({'total': 6},))
     """
 
-    __slots__ = ("_batched", "aliases", "batches", "nodes", "outputs")
+    __slots__ = (
+        "_batched",
+        "aliases",
+        "batches",
+        "groups",
+        "nodes",
+        "outputs",
+        "prefixes",
+        "ranks",
+    )
 
     def __init__(
         self,
@@ -77,11 +62,17 @@ class FesteGraph(Mapping[str, Any]):
         outputs: Iterable[str],
         aliases: Mapping[str, str] | None = None,
         batches: Iterable[Batch] = (),
+        groups: Iterable[Group] = (),
+        prefixes: Iterable[Prefix] = (),
+        ranks: Mapping[str, int] | None = None,
     ) -> None:
         self.nodes = dict(nodes)
         self.outputs = tuple(outputs)
         self.aliases = dict(aliases or {})
         self.batches = tuple(batches)
+        self.groups = tuple(groups)
+        self.prefixes = tuple(prefixes)
+        self.ranks = dict(ranks or {})
         #: Maps a batch's key to (batch, -1), and each member's key to (batch, position).
         self._batched = {b.key: (b, -1) for b in self.batches}
         for batch in self.batches:
@@ -208,18 +199,36 @@ class FesteGraph(Mapping[str, Any]):
         nodes: Mapping[str, Node] | None = None,
         aliases: Mapping[str, str] | None = None,
         batches: Iterable[Batch] | None = None,
+        groups: Iterable[Group] | None = None,
+        prefixes: Iterable[Prefix] | None = None,
+        ranks: Mapping[str, int] | None = None,
     ) -> FesteGraph:
-        """Return the graph with some parts replaced; removed nodes are dropped from their batches.
+        """Return the graph with some parts replaced; removed nodes are dropped from the others.
 
         :param nodes: all nodes by key, or None to keep them; likewise the others.
         :param aliases: all aliases.
         :param batches: all batches.
+        :param groups: all groups.
+        :param prefixes: all prefixes.
+        :param ranks: the ranks of all nodes.
         """
         nodes = self.nodes if nodes is None else nodes
-        kept = self.batches if batches is None else tuple(batches)
-        if kept and nodes is not self.nodes:
-            kept = tuple(b for b in (b.within(nodes) for b in kept) if b.members)
-        return FesteGraph(nodes, self.outputs, self.aliases if aliases is None else aliases, kept)
+        batches = self.batches if batches is None else tuple(batches)
+        groups = self.groups if groups is None else tuple(groups)
+        prefixes = self.prefixes if prefixes is None else tuple(prefixes)
+        if nodes is not self.nodes:
+            batches = [b for b in (b.within(nodes) for b in batches) if b.members]
+            groups = [g for g in (g.within(nodes) for g in groups) if len(g.members) > 1]
+            prefixes = [p for p in (p.within(nodes) for p in prefixes) if len(p.members) > 1]
+        return FesteGraph(
+            nodes,
+            self.outputs,
+            self.aliases if aliases is None else aliases,
+            batches,
+            groups,
+            prefixes,
+            self.ranks if ranks is None else ranks,
+        )
 
     def cull(self) -> FesteGraph:
         """Return the graph without the nodes that no output needs."""
@@ -259,13 +268,6 @@ class FesteGraph(Mapping[str, Any]):
         :param nodes: the nodes.
         """
         return self.replace(nodes={**self.nodes, **{n.key: n for n in nodes}})
-
-    def with_batches(self, batches: Iterable[Batch]) -> FesteGraph:
-        """Return the graph with new batches instead of its current ones.
-
-        :param batches: all batches.
-        """
-        return self.replace(batches=batches)
 
     # --- Dask -------------------------------------------------------------------------------------
 

@@ -4,12 +4,13 @@ from pkgutil import extend_path
 
 from feste.backend.arguments import as_count, as_messages, as_params, as_text
 from feste.backend.base import Backend, create
-from feste.backend.batching import BatchRule, Outcome
+from feste.backend.batching import BatchRule, Outcome, PrefixRule, SampleRule
 from feste.backend.clients import PerLoop
 from feste.backend.default_halves import operation
 from feste.backend.limits import Limits
 from feste.backend.operations import Call, OnChunk, Operation
 from feste.backend.params import Params
+from feste.backend.profile import Latency, Price, Profile, PromptCache
 from feste.backend.reply import Message, Reply
 from feste.backend.request import Request, Response, Usage, canonical
 from feste.backend.secret import Secret, redact
@@ -24,6 +25,7 @@ __all__ = [
     "BatchRule",
     "Call",
     "Determinism",
+    "Latency",
     "Limits",
     "Message",
     "OnChunk",
@@ -31,9 +33,14 @@ __all__ = [
     "Outcome",
     "Params",
     "PerLoop",
+    "PrefixRule",
+    "Price",
+    "Profile",
+    "PromptCache",
     "Reply",
     "Request",
     "Response",
+    "SampleRule",
     "Secret",
     "Usage",
     "as_count",

@@ -9,13 +9,14 @@ from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Self
 
 from feste.backend.limits import Limits
+from feste.backend.profile import Profile
 from feste.backend.secret import Secret
 from feste.errors import ConfigError
 
 __all__ = ["Backend", "create"]
 
 #: Configuration that affects how calls are made but not their answers.
-_NOT_IDENTITY = frozenset({"timeout", "limits"})
+_NOT_IDENTITY = frozenset({"timeout", "limits", "profile"})
 
 
 class _Constructor:
@@ -137,6 +138,15 @@ class Backend:
         except (TypeError, ValueError):  # wrong arguments, or the signature is not readable
             return {**{str(i): value for i, value in enumerate(args)}, **kwargs}
 
+    def profile(self, model: str) -> Profile:
+        """Return what is known of a model beforehand; by default nothing.
+
+        Plans and estimates read it: latency, prices, prompt cache, capabilities.
+
+        :param model: the model's name, or an empty string.
+        """
+        return Profile()
+
     def preflight(self) -> None:
         """Raise errors that can be known before anything is sent.
 
@@ -196,7 +206,7 @@ def _shown(name: str, value: Any, hidden: list[Hashable] | None = None) -> Any:
         return _LITERAL
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    if not isinstance(value, (Secret, Limits)):
+    if not isinstance(value, (Secret, Limits, Profile)):
         hidden.append(id(value))  # safe: the object lives as long as the backend
     if isinstance(value, Secret):
         return value.to_json()

@@ -1,15 +1,15 @@
-"""The rule by which several calls of an operation share one request."""
+"""The rules by which several calls of an operation share one request: as a list, or as draws."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from feste.backend.request import Request, Response, canonical
 from feste.errors import CallError
 
-__all__ = ["BatchRule", "Outcome"]
+__all__ = ["BatchRule", "Outcome", "PrefixRule", "SampleRule"]
 
 Outcome = Response | CallError
 
@@ -95,3 +95,45 @@ class BatchRule:
             or (self.max_tokens is not None and tokens > 0.95 * self.max_tokens)
             or (self.max_bytes is not None and size > 0.95 * self.max_bytes)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRule:
+    """How equal SAMPLE calls become one request that asks for several answers to one prompt.
+
+    Only for endpoints whose answers to one request are independent draws.
+
+    :param unpack: ``unpack(backend, request, response) -> responses``: for each distinct answer the
+        response that a single call would have got; fewer if the server gave fewer.
+    :param field: the field of the body that holds the number of answers.
+    :param max_draws: the maximum number of answers in one request.
+    """
+
+    unpack: Callable[[Any, Request, Response], Sequence[Response]]
+    field: str = "n"
+    max_draws: int = 128
+
+    def pack(self, request: Request, draws: int) -> Request:
+        """Return the request that asks for several answers.
+
+        :param request: the request of one call.
+        :param draws: the number of answers.
+        """
+        if draws == 1:
+            return request
+        return replace(request, body={**request.body, self.field: draws}, samples=draws)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixRule:
+    """What a provider's prompt cache sees of a request, and how a request tells it about prefixes.
+
+    :param parts: ``parts(request) -> texts``: all texts that the cache compares, in its order, such
+        as tools, then messages. A prefix may end after any of them, or inside one.
+    :param mark: ``mark(request, key, whole) -> request``: the request with the cache's key (or
+        None), and with a mark after its first ``whole`` parts (or none if that is 0), as far as
+        the user has not set them. The answer must not depend on it.
+    """
+
+    parts: Callable[[Request], Sequence[str]]
+    mark: Callable[[Request, str | None, int], Request]

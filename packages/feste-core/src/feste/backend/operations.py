@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from feste.backend.arguments import as_params
-from feste.backend.batching import BatchRule
+from feste.backend.batching import BatchRule, PrefixRule, SampleRule
 from feste.backend.params import Params
 from feste.backend.request import Request, Response, canonical
 from feste.delayed import FesteDelayed, record, refuse_node_text
@@ -49,6 +49,8 @@ class Operation(Generic[R]):
         call's arguments by name.
     :param determinism: the determinism class of a call; parameters may narrow SAMPLE to GREEDY.
     :param batch: how calls are packed into one request, or None.
+    :param samples: how equal SAMPLE calls become one request for several answers, or None.
+    :param prefix: what the provider's prompt cache sees of a request, or None.
     :param signature: the method that provides the signature and docstring, if it is not
         ``prepare``.
 
@@ -73,11 +75,15 @@ class Operation(Generic[R]):
         parse: Callable[[Any, Response, Mapping[str, Any]], R],
         determinism: Determinism = Determinism.SAMPLE,
         batch: BatchRule | None = None,
+        samples: SampleRule | None = None,
+        prefix: PrefixRule | None = None,
         signature: Callable[..., Any] | None = None,
     ) -> None:
         self._prepare, self._send, self._parse = prepare, send, parse
         self.determinism = determinism
         self.rule = batch
+        self.samples = samples
+        self.prefix = prefix
         self.name = ""
         self._signature_from(signature or prepare)
 
@@ -197,6 +203,27 @@ class Call(Generic[R]):
         rule = self.rule
         return min(rule.max_items, self.client.limits.max_items or rule.max_items) if rule else 1
 
+    def model(self, args: Sequence[Any]) -> str:
+        """Return the model of a call as far as it is known before the run, or an empty string.
+
+        :param args: packed arguments.
+        """
+        for argument in args:
+            if isinstance(argument, Params) and isinstance(getattr(argument, "model", None), str):
+                return str(argument.model)  # type: ignore[attr-defined]
+        return str(getattr(self.client, "model", None) or "")
+
+    def max_draws(self, model: str) -> int:
+        """Return the maximum number of answers to one prompt in one request; 1 without a rule.
+
+        :param model: the model.
+        """
+        rule = self.operation.samples
+        if rule is None:
+            return 1
+        known = self.client.profile(model).max_draws
+        return rule.max_draws if known is None else min(known, rule.max_draws)
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
         try:
             bound = self.operation.bind(args, kwargs)
@@ -227,13 +254,24 @@ class Call(Generic[R]):
         for name, argument in zip(self.operation.names, args, strict=True):
             if name == self.rule.item:
                 continue
-            if isinstance(argument, Params) and not argument.may_share():
-                return None
             known = _constant(argument)
             if known is None:
                 return None
             fixed.append(known)
         return f"{self.identity}({','.join(fixed)})"
+
+    def may_fuse(self, args: Sequence[Any]) -> bool:
+        """Return whether the parameters are known and ask for one answer as such; the plan uses it.
+
+        :param args: packed arguments.
+        """
+        for default, argument in zip(self.operation.defaults, args, strict=True):
+            if isinstance(argument, Params):
+                if not argument.may_fuse():
+                    return False
+            elif isinstance(default, Params):
+                return False
+        return True
 
     def prepare(self, arguments: Sequence[Any]) -> Request:
         """Return the request of a call. Pure.

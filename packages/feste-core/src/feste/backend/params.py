@@ -118,6 +118,13 @@ class Params:
         """
         return self._sent("seed") is None
 
+    def may_fuse(self) -> bool:
+        """Return whether one of several answers to one request is what this call would have got.
+
+        By default a call may set no ``seed``, and no ``n`` above 1.
+        """
+        return self._sent("seed") is None and self._sent("n") in (None, 1)
+
     def __feste_fingerprint__(self) -> Any:
         """Return the parts that identify the draw; new fields in the class do not change them."""
         return [type(self).__qualname__, self.body()]

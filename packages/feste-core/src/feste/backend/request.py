@@ -36,8 +36,9 @@ class Request:
     :param timeout: the time limit of one attempt in seconds.
     :param max_output: the maximum number of tokens that the provider may generate; None if there is
         no bound.
-    :param draws: the draws that this request answers, one for each item.
+    :param draws: the draws that this request answers, one for each call.
     :param packed: whether a :class:`BatchRule` packed it from several requests.
+    :param samples: how many answers it asks for to each prompt, by a :class:`SampleRule`.
 
     >>> from dataclasses import replace
     >>> a = Request("echo", "complete", "plugin:echo", {"prompt": "Hi"})
@@ -58,6 +59,7 @@ class Request:
     max_output: int | None = field(default=None, repr=False)
     draws: tuple[Draw, ...] = field(default=(), repr=False)
     packed: bool = field(default=False, repr=False)
+    samples: int = field(default=1, repr=False)
 
     @property
     def text(self) -> str:

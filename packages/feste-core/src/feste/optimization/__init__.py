@@ -1,12 +1,14 @@
 """Optimization: passes that rewrite the graph; each states a guarantee and explains itself."""
 
 from feste.optimization.base import Level, Optimization, PassContext, Phase, Remark
-from feste.optimization.batch import BatchOptimization
-from feste.optimization.cse import CommonSubexpressionOptimization
-from feste.optimization.cull import CullOptimization
 from feste.optimization.explanation import Explanation
-from feste.optimization.fold import FoldOptimization
 from feste.optimization.optimizer import Optimizer, PassReport, Plan
+from feste.optimization.passes.batch import BatchOptimization
+from feste.optimization.passes.cse import CommonSubexpressionOptimization
+from feste.optimization.passes.cull import CullOptimization
+from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.resolve import ResolveOptimization
+from feste.optimization.passes.sample_fusion import SampleFusionOptimization
 
 __all__ = [
     "BatchOptimization",
@@ -22,4 +24,6 @@ __all__ = [
     "Phase",
     "Plan",
     "Remark",
+    "ResolveOptimization",
+    "SampleFusionOptimization",
 ]

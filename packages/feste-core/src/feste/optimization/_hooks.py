@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from feste.hookspecs import hookimpl
 from feste.optimization.base import Optimization
-from feste.optimization.batch import BatchOptimization
-from feste.optimization.cse import CommonSubexpressionOptimization
-from feste.optimization.cull import CullOptimization
-from feste.optimization.fold import FoldOptimization
+from feste.optimization.passes.batch import BatchOptimization
+from feste.optimization.passes.cse import CommonSubexpressionOptimization
+from feste.optimization.passes.cull import CullOptimization
+from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.resolve import ResolveOptimization
+from feste.optimization.passes.sample_fusion import SampleFusionOptimization
 
 
 @hookimpl
@@ -17,5 +19,7 @@ def feste_optimizations() -> list[Optimization]:
         CullOptimization(),
         FoldOptimization(),
         CommonSubexpressionOptimization(),
+        ResolveOptimization(),
+        SampleFusionOptimization(),
         BatchOptimization(),
     ]

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from feste.context import Settings
+from feste.errors import PluginError
 from feste.graph import FesteGraph
 from feste.node import Node
+from feste.optimization.analysis.sketches import Sketches
 
-__all__ = ["Level", "Optimization", "PassContext", "Phase", "Remark"]
+__all__ = ["Level", "Optimization", "PassContext", "Phase", "Remark", "level_of", "phase_of"]
+
+E = TypeVar("E", bound=Enum)
 
 
 class Level(Enum):
@@ -83,21 +87,39 @@ class Remark:
 
 @dataclass(slots=True)
 class PassContext:
-    """The context of a pass: settings, remarks, and the account of removed calls.
+    """The context of a pass: settings, remarks, the account of calls, and the count of rewrites.
 
     :param settings: the settings of the run.
+    :param left: how many rewrites may still be made; None is no limit.
+    :param sketches: the requests of calls as far as they are known, shared by all passes.
 
     >>> from feste import context
-    >>> cx = PassContext(context.settings())
+    >>> cx = PassContext(context.settings(), left=1)
     >>> cx.missed("2 calls could share a request if their seeds were equal")
     >>> cx.account(["chat-1"], "dropped: its prompt is empty")
     >>> cx.remarks[0].kind, cx.accounted
     ('missed', {'chat-1': 'dropped: its prompt is empty'})
+    >>> cx.allow(), cx.allow(), cx.rewrites
+    (True, False, 1)
     """
 
     settings: Settings
+    left: int | None = None
+    sketches: Sketches = field(default_factory=Sketches, repr=False)
     remarks: list[Remark] = field(default_factory=list)
     accounted: dict[str, str] = field(default_factory=dict)
+    rewrites: int = 0
+
+    def allow(self) -> bool:
+        """Count one rewrite, and return whether it may be made.
+
+        A pass that asks before each of its rewrites can be cut off after any of them by the setting
+        ``max_rewrites``; one that never asks counts as one rewrite.
+        """
+        if self.left is not None and self.rewrites >= self.left:
+            return False
+        self.rewrites += 1
+        return True
 
     def applied(self, text: str, nodes: Sequence[Node] = ()) -> None:
         """Add a remark on a change that was made.
@@ -137,3 +159,29 @@ class PassContext:
     ) -> None:
         origins = tuple(dict.fromkeys(n.where for n in nodes[:50]))[:3]
         self.remarks.append(Remark(kind, text, max(1, len(nodes)), tuple(o for o in origins if o)))
+
+
+def phase_of(one: Optimization) -> Phase:
+    """Return the phase of a pass.
+
+    :param one: the pass.
+    :raises PluginError: if it states something else than a phase.
+    """
+    return _member(one, "phase", Phase.SIMPLIFY)
+
+
+def level_of(one: Optimization) -> Level:
+    """Return the guarantee of a pass.
+
+    :param one: the pass.
+    :raises PluginError: if it states something else than a level.
+    """
+    return _member(one, "level", Level.E0)
+
+
+def _member(one: Optimization, attribute: str, default: E) -> E:
+    given = getattr(one, attribute, default)
+    if not isinstance(given, type(default)):
+        kind = type(default).__name__
+        raise PluginError(f"pass {one.name!r}: {attribute}={given!r} is no {kind}")
+    return given

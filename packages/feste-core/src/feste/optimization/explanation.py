@@ -179,7 +179,9 @@ def _rows(graph: FesteGraph) -> list[CallRow]:
                 row.requests += 1
             elif batch.key not in seen:
                 seen.add(batch.key)
-                row.requests += _requests_of(op, [prepared[m] for m in batch.members])
+                again = {m for equal in batch.draws for m in equal[1:]}
+                items = [prepared[m] for m in batch.members if m not in again]
+                row.requests += _requests_of(op, items)
             _count_tokens(row, node, graph, prepared[node.key])
         row.at_least = _bound([levels[n.key] for n in nodes], limit)
         rows.append(row)
@@ -196,7 +198,9 @@ def _model(node: Node) -> str:
 
 def _requests_of(op: Call[Any], requests: list[Request | None]) -> int:
     """How many requests a batch becomes: by all limits if its requests are known, else by items."""
-    if op.rule is None or not all(requests):
+    if op.rule is None:
+        return 1
+    if not all(requests):
         return -(-len(requests) // op.max_items)
     sizes = [(request.tokens, request.size) for request in requests if request is not None]
     counts: list[int] = op.rule.chunks(sizes, op.max_items)

@@ -7,6 +7,7 @@ code, so an executor calls them, never the brain.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,22 +15,24 @@ from typing import Any, NamedTuple
 from feste.backend import Call, Request, Response
 from feste.errors import CallError, CountMismatch
 
-__all__ = ["Group", "Taken", "pack_requests", "unpack_response"]
+__all__ = ["Group", "Packed", "Taken", "pack_requests", "unpack_response"]
 
 
 class Group:
     """Calls of one run that will share requests, collected until all have arrived.
 
     :param members: the positions of their nodes.
+    :param fuse: whether equal ones among them may become several answers to one prompt.
 
     >>> group = Group([4, 7])
     >>> group.arrive(7, "request 7"), group.drop(4), group.flush()
     (False, True, [(7, 'request 7')])
     """
 
-    __slots__ = ("arrived", "waiting")
+    __slots__ = ("arrived", "fuse", "waiting")
 
-    def __init__(self, members: Iterable[int]) -> None:
+    def __init__(self, members: Iterable[int], fuse: bool = False) -> None:
+        self.fuse = fuse
         self.waiting = set(members)
         self.arrived: dict[int, Any] = {}
 
@@ -59,22 +62,24 @@ class Group:
 
 
 class Taken(NamedTuple):
-    """The largest list that a server is known to take.
+    """The largest request that a server is known to take.
 
     A server may limit how many items a list has or how large it is, and does not say which it was.
     So a list is sent if it has no more items, or is no larger.
 
-    :param items: how many calls.
+    :param items: how many prompts.
     :param size: the bytes of their requests.
+    :param draws: how many answers to one prompt.
     """
 
-    items: int
-    size: int
+    items: int = sys.maxsize
+    size: int = sys.maxsize
+    draws: int = sys.maxsize
 
     def allows(self, items: int, size: int) -> bool:
         """Return whether a list may be sent; one call always may.
 
-        :param items: how many calls.
+        :param items: how many prompts.
         :param size: the bytes of their requests.
 
         >>> [Taken(4, 1000).allows(*of) for of in [(4, 5000), (9, 900), (5, 1001)]]
@@ -82,66 +87,149 @@ class Taken(NamedTuple):
         """
         return items <= max(1, self.items) or size <= self.size
 
+    def least(self, other: Taken) -> Taken:
+        """Return the limits that hold if both hold.
+
+        :param other: other limits.
+
+        >>> Taken(4, 1000).least(Taken(draws=1))
+        Taken(items=4, size=1000, draws=1)
+        """
+        return Taken(*map(min, self, other))
+
+
+class Packed(NamedTuple):
+    """One request to send.
+
+    :param members: the positions of the calls that it answers.
+    :param requests: their own requests, as each would be sent alone.
+    :param request: the request.
+    """
+
+    members: list[int]
+    requests: list[Request]
+    request: Request
+
 
 def pack_requests(
-    call: Call[Any], members: Sequence[int], requests: Sequence[Request], taken: Taken | None = None
-) -> list[tuple[list[int], list[Request], Request]]:
-    """Pack a group of calls into as few requests as the limits allow.
+    call: Call[Any],
+    members: Sequence[int],
+    requests: Sequence[Request],
+    taken: Taken = Taken(),
+    *,
+    fuse: bool = False,
+) -> list[Packed]:
+    """Pack calls into as few requests as the limits allow.
 
     The plan grouped the calls by their arguments. Here the requests themselves are compared: only
-    requests that differ in nothing but the item are packed together.
+    equal ones become several answers to one prompt, and only those that differ in nothing but the
+    item become a list.
 
     :param call: the operation.
     :param members: the positions of the calls.
     :param requests: their requests.
-    :param taken: the largest list that the server is known to take, or None.
-    :returns: for each request to send: the members it answers, their own requests, and the request.
+    :param taken: the largest request that the server is known to take.
+    :param fuse: whether equal requests may become one for several answers: the calls are SAMPLE.
     """
+    singles = [Packed([i], [request], request) for i, request in zip(members, requests)]
+    items = _fused(call, singles, taken) if fuse else singles
     rule = call.rule
-    assert rule is not None, "only operations with a rule are grouped"
-    alike: dict[str, list[int]] = {}
-    for i, request in enumerate(requests):
-        alike.setdefault(rule.signature(request), []).append(i)
-    parts: list[tuple[list[int], list[Request], Request]] = []
-    for positions in alike.values():
-        sizes = [(requests[i].tokens, requests[i].size) for i in positions]
+    if rule is None:
+        return items
+    alike: dict[tuple[int, str], list[Packed]] = {}
+    for item in items:
+        same = (item.request.samples, rule.signature(item.request))
+        alike.setdefault(same, []).append(item)
+    packed: list[Packed] = []
+    for some in alike.values():
+        sizes = [(item.request.tokens, item.request.size) for item in some]
         begin = 0
-        for count in rule.chunks(sizes, call.max_items, taken and taken.allows):
-            chosen = positions[begin : begin + count]
+        for count in rule.chunks(sizes, call.max_items, taken.allows):
+            packed.append(_listed(call, some[begin : begin + count]))
             begin += count
-            own = [requests[i] for i in chosen]
-            parts.append(([members[i] for i in chosen], own, _packed(call, own)))
-    return parts
+    return packed
 
 
-def _packed(call: Call[Any], requests: list[Request]) -> Request:
-    if len(requests) == 1:
-        return requests[0]
+def _fused(call: Call[Any], singles: Sequence[Packed], taken: Taken) -> list[Packed]:
+    """Make equal requests one for several answers."""
+    rule = call.operation.samples
+    most = min(taken.draws, call.max_draws(singles[0].request.model))
+    if rule is None or most < 2:
+        return list(singles)
+    equal: dict[str, list[Packed]] = {}
+    for single in singles:
+        equal.setdefault(single.request.key, []).append(single)
+    fused: list[Packed] = []
+    for some in equal.values():
+        parts = -(-len(some) // most)
+        for part in range(parts):  # of nearly equal size
+            own = some[part::parts]
+            request = _for_all(rule.pack(own[0].request, len(own)), own)
+            fused.append(Packed([p.members[0] for p in own], [p.request for p in own], request))
+    return fused
+
+
+def _listed(call: Call[Any], items: Sequence[Packed]) -> Packed:
+    """Make requests that differ in the item one list."""
+    if len(items) == 1:
+        return items[0]
     rule = call.rule
     assert rule is not None
-    request = rule.pack(call.client, requests)
-    draws = tuple(d for r in requests for d in r.draws)
-    bounds = [r.max_output for r in requests if r.max_output is not None]
-    bound = sum(bounds) if len(bounds) == len(requests) else None
-    return replace(request, draws=draws, max_output=bound, packed=True)
+    request = rule.pack(call.client, [item.request for item in items])
+    return Packed(
+        [i for item in items for i in item.members],
+        [r for item in items for r in item.requests],
+        replace(_for_all(request, items), packed=True),
+    )
+
+
+def _for_all(request: Request, parts: Sequence[Packed]) -> Request:
+    """Give a request the draws and the bound of all that it answers."""
+    bounds = [r.max_output for part in parts for r in part.requests]
+    known = [bound for bound in bounds if bound is not None]
+    draws = tuple(d for part in parts for r in part.requests for d in r.draws)
+    return replace(
+        request, draws=draws, max_output=sum(known) if len(known) == len(bounds) else None
+    )
 
 
 def unpack_response(
     call: Call[Any], request: Request, response: Response
 ) -> list[Response | CallError]:
-    """Return the outcome of each call in a packed request.
+    """Return the outcome of each call in a shared request.
 
     :param call: the operation.
-    :param request: the packed request.
+    :param request: the request that was sent.
     :param response: its response.
-    :raises CountMismatch: if the number of outcomes differs from the number of calls.
+    :returns: for each call its response or error; :class:`~feste.errors.CountMismatch` for each of
+        several answers to one prompt that did not come.
+    :raises CountMismatch: if the number of outcomes of a list differs from the number of its items.
     """
-    rule = call.rule
-    assert rule is not None, "only operations with a rule are packed"
-    outcomes = list(rule.unpack(call.client, request, response))
-    if len(outcomes) != request.items:
-        raise CountMismatch(
-            f"{call.name} of {request.plugin} gave {len(outcomes)} outcomes for {request.items} "
-            "calls"
-        )
-    return outcomes
+    outcomes: Sequence[Response | CallError] = [response]
+    if request.packed:
+        rule = call.rule
+        assert rule is not None, "only operations with a rule are packed"
+        outcomes = list(rule.unpack(call.client, request, response))
+        items = request.items // request.samples
+        if len(outcomes) != items:
+            raise CountMismatch(
+                f"{call.name} of {request.plugin} gave {len(outcomes)} outcomes for {items} items"
+            )
+    if request.samples == 1:
+        return list(outcomes)
+    return [one for outcome in outcomes for one in _answers(call, request, outcome)]
+
+
+def _answers(
+    call: Call[Any], request: Request, outcome: Response | CallError
+) -> Sequence[Response | CallError]:
+    """Return the outcome of each of several answers to one prompt."""
+    wanted = request.samples
+    if not isinstance(outcome, Response):
+        return [outcome.copy() for _ in range(wanted)]
+    rule = call.operation.samples
+    assert rule is not None, "only operations with a rule ask for several answers"
+    made = list(rule.unpack(call.client, request, outcome))[:wanted]
+    missing = wanted - len(made)
+    told = f"{call.name} of {request.plugin} gave {len(made)} answers of {wanted}"
+    return [*made, *(CountMismatch(told) for _ in range(missing))]

@@ -12,6 +12,7 @@ from feste.draw import Draw
 from feste.errors import (
     Ambiguous,
     CallError,
+    CountMismatch,
     FesteError,
     Interrupted,
     InvalidRequest,
@@ -262,11 +263,12 @@ class Calls:
         """Give each call of a packed request its own outcome.
 
         :param parcel: the request.
-        :param outcomes: one for each of its members.
+        :param outcomes: one for each of its members; :class:`~feste.errors.CountMismatch` for one
+            without an answer, which is left alone.
         """
         run = parcel.run
         for i, request, outcome in zip(parcel.members, parcel.requests, outcomes, strict=True):
-            if run.state[i] >= OPEN:
+            if run.state[i] >= OPEN or isinstance(outcome, CountMismatch):
                 continue
             if isinstance(outcome, Response):
                 self._parse(run, i, parcel.call, outcome)

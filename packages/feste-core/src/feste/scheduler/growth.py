@@ -123,9 +123,9 @@ class Growth:
         for j in fresh:
             self._connect(run, position[j], [position[d] for d in part.deps[j]])
         joining = set(fresh)
-        for members in part.batches:  # nodes already in the run have been started there
+        for members, fuse in part.batches:  # nodes already in the run have been started there
             new = [position[m] for m in members if m in joining]
-            group = Group(new)
+            group = Group(new, fuse)
             run.groups.update((i, group) for i in new)
         for j in fresh:
             i = position[j]

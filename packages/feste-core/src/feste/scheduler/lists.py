@@ -2,17 +2,19 @@
 
 A server may accept shorter lists than documented, no lists at all, or reject a whole list for one
 bad item. The three look alike, so a refused list is resent in halves, one after the other, until
-the cause is clear. A limit found in this way holds for the whole process.
+the cause is clear: one bad item of k costs 1 + 2 * ceil(log2 k) requests. A limit found in this way
+holds for the whole process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response
-from feste.errors import CountMismatch
-from feste.scheduler.batcher import Group, Taken, pack_requests, unpack_response
+from feste.errors import CallError, CountMismatch
+from feste.scheduler.batcher import Group, Packed, Taken, pack_requests, unpack_response
 from feste.scheduler.calls import cause_of
 from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.parcel import Parcel, Split
@@ -25,6 +27,8 @@ __all__ = ["Lists"]
 
 Server = tuple[str, str, str]
 """Identifies what a limit of items applies to: endpoint, model, operation."""
+
+_NOTHING = Taken(0, 0)
 
 
 class Lists:
@@ -68,7 +72,9 @@ class Lists:
             return
         call = _call_of(run, calls[0][0])
         members, requests = [i for i, _ in calls], [r for _, r in calls]
-        args = (call, members, requests, self.limits.get(_server(call, requests[0])), split)
+        taken = self.limits.get(_server(call, requests[0]), Taken())
+        group = run.groups.get(members[0])
+        args = (call, members, requests, taken, group is not None and group.fuse, split)
         task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
         self.brain.dispatcher.push(run, QUICK, run.program.rank[members[0]] + FINISHING, task)
 
@@ -81,14 +87,14 @@ class Lists:
             self.brain.calls.queue(run, [i], [request], request, split)
 
     def on_packed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
-        split: Split | None = task.args[4]
+        split: Split | None = task.args[-1]
         if not ok:
             for i in task.members:
                 if run.state[i] < OPEN:
                     self.brain.calls.fail(run, i, value.copy())
-            self._part_ended(split, Taken(0, 0), bad=True)
+            self._part_ended(split, _NOTHING, bad=True)
             return
-        parts = [part for part in value if run.state[part[0][0]] == GROUPED]
+        parts = [part for part in value if run.state[part.members[0]] == GROUPED]
         if split is not None:
             split.open = len(parts)
         for members, requests, request in parts:
@@ -121,29 +127,43 @@ class Lists:
                 parcel,
                 answered,
                 task.args[2],
-                lambda: self.brain.calls.deliver(parcel, value),
+                lambda: self._deliver(parcel, value),
             )
             return
         self.brain.journaling.ended(parcel, cause_of(value), task.args[2])
         if isinstance(cause_of(value), CountMismatch):
             # answers cannot be matched to calls: treat this server as taking no lists
-            self._learn(parcel, Taken(1, 0))
+            self._learn(parcel, Taken(items=1, size=0))
             self.settled(parcel, taken=False)
             self._send_singly(run, self._waiting(parcel))
         else:
             self.brain.calls.fail_members(parcel, value)
 
+    def _deliver(self, parcel: Parcel, outcomes: Sequence[Response | CallError]) -> None:
+        """Give each call its outcome; answers to one prompt that did not come are asked for singly."""
+        missing = [isinstance(outcome, CountMismatch) for outcome in outcomes]
+        self.brain.calls.deliver(parcel, outcomes)
+        if any(missing):
+            self._learn(parcel, Taken(draws=1))
+            self._send_singly(parcel.run, self._waiting(parcel, missing))
+
     # --- refused lists ----------------------------------------------------------------------------
 
     def refused(self, parcel: Parcel) -> None:
-        """Resend a refused list in halves.
+        """Resend a refused list in halves; singly if it has one prompt only, or many bad ones.
 
         :param parcel: the request.
         """
         waiting = self._waiting(parcel)
+        if not waiting:
+            return
         half = (len(waiting) + 1) // 2
-        if waiting:
-            split = Split(parcel, waiting[half:])
+        split = Split(parcel, waiting[half:])
+        split.root.refusals += 1
+        if parcel.items == 1 or split.root.refusals > _most_refusals(split.root.parcel.items):
+            split.rest = []
+            self._send_singly(parcel.run, waiting, split)
+        else:
             self._send(parcel.run, waiting[:half], split)
 
     def settled(self, parcel: Parcel, *, taken: bool) -> None:
@@ -153,7 +173,7 @@ class Lists:
         :param taken: whether the server accepted it.
         """
         if parcel.split is not None:
-            size = Taken(len(parcel.members), parcel.size) if taken else Taken(0, 0)
+            size = Taken(parcel.items, parcel.size) if taken else _NOTHING
             self._part_ended(parcel.split, size, bad=not taken)
 
     def _part_ended(self, split: Split | None, taken: Taken, *, bad: bool) -> None:
@@ -175,20 +195,30 @@ class Lists:
                 self._send_singly(run, rest, split)
                 return
             if not split.bad:  # every call succeeded in the end, so the list was too long
-                self._learn(split.parcel, Taken(split.longest, split.largest))
+                self._learn(split.parcel, self._cause(split))
             taken, bad = Taken(split.longest, split.largest), split.bad
             split = split.parcel.split
 
+    def _cause(self, split: Split) -> Taken:
+        """Return what a server takes that refused a list but took all of its parts."""
+        parcel = split.parcel
+        known = self.limits.get(_server(parcel.call, parcel.request), Taken())
+        if parcel.items == 1 or known.draws < parcel.request.samples:
+            return Taken(draws=1)
+        return Taken(split.longest, split.largest)
+
     def _learn(self, parcel: Parcel, taken: Taken) -> None:
         server = _server(parcel.call, parcel.request)
-        known = self.limits.get(server, taken)
-        self.limits[server] = Taken(min(known.items, taken.items), min(known.size, taken.size))
+        self.limits[server] = self.limits.get(server, taken).least(taken)
 
-    def _waiting(self, parcel: Parcel) -> list[tuple[int, Request]]:
-        """Return the calls of a request to send again; none if the run is stopping."""
+    def _waiting(
+        self, parcel: Parcel, chosen: Sequence[bool] | None = None
+    ) -> list[tuple[int, Request]]:
+        """Return the calls of a request, or the chosen ones, to send again; none if it is stopping."""
         run = parcel.run
         waiting = []
-        for i, request in zip(parcel.members, parcel.requests, strict=True):
+        calls = zip(parcel.members, parcel.requests, strict=True)
+        for i, request in calls if chosen is None else compress(calls, chosen):
             if run.state[i] < OPEN and run.stopping:
                 self.brain.lifecycle.end(run, i, NOT_STARTED)
             elif run.state[i] < OPEN:
@@ -207,6 +237,14 @@ def _server(call: Call[Any], request: Request) -> Server:
     return (request.endpoint, request.model, call.name)
 
 
+def _most_refusals(items: int) -> int:
+    """Return how many refusals a list may meet before halving it costs more than single calls.
+
+    One bad item causes log2(items) + 1; this allows for two of them.
+    """
+    return 2 * (items.bit_length() + 1)
+
+
 # --- plugin code: the executor runs it, never the brain's thread ---------------------------------
 
 
@@ -214,10 +252,11 @@ def _pack(
     call: Call[Any],
     members: list[int],
     requests: list[Request],
-    taken: Taken | None,
+    taken: Taken,
+    fuse: bool,
     split: Split | None,
-) -> list[tuple[list[int], list[Request], Request]]:
-    return pack_requests(call, members, requests, taken)
+) -> list[Packed]:
+    return pack_requests(call, members, requests, taken, fuse=fuse)
 
 
 def _unpack(call: Call[Any], request: Request, response: Response, parcel: Parcel) -> list[Any]:

@@ -19,11 +19,14 @@ class Split:
     :param rest: the calls of the second part, with their requests.
     """
 
-    __slots__ = ("bad", "largest", "longest", "open", "parcel", "rest")
+    __slots__ = ("bad", "largest", "longest", "open", "parcel", "refusals", "rest", "root")
 
     def __init__(self, parcel: Parcel, rest: list[tuple[int, Request]]) -> None:
         self.parcel = parcel
         self.rest = rest
+        #: The split of the whole list, which counts the refusals of all its parts.
+        self.root: Split = self if parcel.split is None else parcel.split.root
+        self.refusals = 0
         #: Requests of the current part that have not ended.
         self.open = 1
         #: The number of calls in the longest request that was accepted.
@@ -93,6 +96,11 @@ class Parcel:
         self.throttled = 0
         self.ambiguous = 0
         self.split = split
+
+    @property
+    def items(self) -> int:
+        """The number of prompts in it: several answers to one prompt are one item."""
+        return max(1, len(self.members) // self.request.samples)
 
     @property
     def size(self) -> int:

@@ -41,8 +41,11 @@ class Program:
         for i, deps in enumerate(self.deps):
             for d in deps:
                 self.consumers[d].append(i)
-        self.batches: list[list[int]] = [[index[m] for m in b.members] for b in graph.batches]
-        self.rank = self._ranks()
+        #: The positions of each batch's calls, and whether equal ones are several answers.
+        self.batches: list[tuple[list[int], bool]] = [
+            ([index[m] for m in b.members], bool(b.draws)) for b in graph.batches
+        ]
+        self.rank = [graph.ranks[key] for key in graph.nodes] if graph.ranks else self._ranks()
         self.keepers: list[tuple[Node, ...]] = self._keepers(graph, before or {})
 
     def append(self, node: Node, rank: int, keepers: tuple[Node, ...]) -> int:

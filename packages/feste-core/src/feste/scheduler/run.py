@@ -145,8 +145,8 @@ class Run:
         if answers is not None:
             for node in program.nodes:
                 self._reserve(node)
-        for members in program.batches:
-            group = Group(members)
+        for members, fuse in program.batches:
+            group = Group(members, fuse)
             self.groups.update((i, group) for i in members)
 
         #: Calls whose answers are looked up or kept: their requests, as they would be sent alone.

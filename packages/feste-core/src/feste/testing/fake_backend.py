@@ -22,6 +22,7 @@ from feste.backend import (
     Reply,
     Request,
     Response,
+    SampleRule,
     Usage,
     as_count,
     as_messages,
@@ -141,8 +142,16 @@ class FakeBackend(Backend):
         answers = []
         for i, item in enumerate(items):
             body = {**request.body, field: item} if given is not None else dict(request.body)
-            seed = _digest(replace(request, body=body), request.draws[i].n if request.draws else 0)
-            answers.append(seed if wanted == 1 else [_hash(f"{seed}.{j}") for j in range(wanted)])
+            if request.samples > 1:
+                del body["n"]  # as each of the calls would have been sent alone
+            alone = replace(request, body=body)
+            draws = request.draws[i * request.samples : (i + 1) * request.samples]
+            seeds = [_digest(alone, draw.n, i + j) for j, draw in enumerate(draws)] or [
+                _digest(alone, 0, i)
+            ]
+            if request.samples == 1 < wanted:
+                seeds = [_hash(f"{seeds[0]}.{j}") for j in range(wanted)]
+            answers.append(seeds if wanted > 1 else seeds[0])
         tokens = request.tokens
         return Response({"answers": answers}, Usage(tokens, 4 * len(answers) * wanted))
 
@@ -170,11 +179,19 @@ class FakeBackend(Backend):
     def _unpack(backend: FakeBackend, request: Request, response: Response) -> list[Response]:
         return [Response({"answers": [answer]}) for answer in response.payload["answers"]]
 
-    chat = Operation(prepare=_prepare_chat, send=_send, parse=_parse_text)
+    @staticmethod
+    def _several(backend: FakeBackend, request: Request, response: Response) -> list[Response]:
+        seeds = _only(response)
+        return [Response({"answers": [seed]}) for seed in seeds]
+
+    chat = Operation(
+        prepare=_prepare_chat, send=_send, parse=_parse_text, samples=SampleRule(_several)
+    )
     complete = Operation(
         prepare=_prepare_complete,
         send=_send,
         parse=_parse_text,
+        samples=SampleRule(_several),
         batch=BatchRule("prompt", "prompt", 16, pack=_pack, unpack=_unpack),
     )
     embed = Operation(
@@ -186,11 +203,15 @@ class FakeBackend(Backend):
     )
 
 
-def _digest(request: Request, n: int) -> str:
-    """Return the answer's seed: from request and ordinal for SAMPLE, else from the request only."""
-    greedy = request.body.get("temperature") == 0 or request.body.get("seed") is not None
+def _digest(request: Request, n: int, position: int) -> str:
+    """Return the answer's seed: from request and ordinal for SAMPLE, else from the request only.
+
+    Like a provider, it applies a ``seed`` to a whole request: later answers are others.
+    """
+    seeded = request.body.get("seed") is not None
+    greedy = request.body.get("temperature") == 0 or seeded
     draw = "" if greedy or request.operation == "embed" else f".{n}"
-    return _hash(f"{request.key}{draw}")
+    return _hash(f"{request.key}{draw}{f'+{position}' if seeded and position else ''}")
 
 
 def _hash(text: str) -> str:

@@ -1,0 +1,136 @@
+"""What is known of a provider beforehand: how long it takes, what it costs, what it can do.
+
+Everything here may be unknown, and stays None then: an unknown price is never taken for zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+__all__ = ["Latency", "Price", "Profile", "PromptCache"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """How long a request takes, in seconds: ``base + item * items + token * tokens generated``.
+
+    :param base: seconds for any request.
+    :param item: seconds for each call in it.
+    :param token: seconds for each token that one answer generates.
+    """
+
+    base: float
+    item: float = 0.0
+    token: float = 0.0
+
+    def seconds(self, items: int = 1, tokens: float = 0.0) -> float:
+        """Return the seconds of one request.
+
+        :param items: the calls in it.
+        :param tokens: the tokens of its longest answer.
+
+        >>> Latency(base=0.5, item=0.25).seconds(4)
+        1.5
+        """
+        return self.base + self.item * items + self.token * tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What tokens cost, in dollars per million.
+
+    :param input: tokens read.
+    :param output: tokens generated.
+    :param cached: tokens read from the provider's prompt cache; None means as ``input``.
+    :param written: tokens written to it; None means as ``input``.
+    """
+
+    input: float
+    output: float = 0.0
+    cached: float | None = None
+    written: float | None = None
+
+    def dollars(
+        self, input: float = 0, output: float = 0, cached: float = 0, written: float = 0
+    ) -> float:
+        """Return the price of some tokens in dollars.
+
+        :param input: tokens read, with those from the cache and those written to it.
+        :param output: tokens generated.
+        :param cached: how many of ``input`` come from the prompt cache.
+        :param written: how many of ``input`` are written to it.
+
+        >>> Price(input=2.0, output=8.0, cached=0.5).dollars(1_000_000, 500_000, cached=400_000)
+        5.4
+        """
+        plain = input - cached - written
+        total = plain * self.input + output * self.output
+        total += cached * (self.input if self.cached is None else self.cached)
+        total += written * (self.input if self.written is None else self.written)
+        return total / 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptCache:
+    """How a provider caches the beginnings of prompts.
+
+    :param minimum: the shortest prefix that it caches, in tokens.
+    :param step: cached prefixes are multiples of this, in tokens.
+    :param write: the price of a token that is written, in prices of a plain one.
+    :param read: the price of a token that is read from the cache, likewise.
+    :param lag: the seconds after an answer until what its request wrote can be read.
+    :param ttl: the seconds for which a prefix is kept after its last use.
+    :param breakpoints: whether a request may mark where its reusable prefix ends.
+    :param keys: whether a request may name a key that sends equal prefixes to one machine.
+    """
+
+    minimum: int = 1024
+    step: int = 1
+    write: float = 1.0
+    read: float = 0.1
+    lag: float = 0.0
+    ttl: float = 300.0
+    breakpoints: bool = False
+    keys: bool = False
+
+    def units(self, uses: int, prefix: int) -> float:
+        """Return what a shared prefix costs if one request writes it and the others read it.
+
+        :param uses: the requests that share it.
+        :param prefix: its tokens.
+        :returns: the cost in prices of a plain token.
+
+        >>> round(PromptCache(write=1.25, read=0.1).units(64, 4_000))
+        30200
+        """
+        return prefix * (self.write + self.read * (uses - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What is known of a model at a provider; None is unknown.
+
+    :param latency: how long requests take.
+    :param price: what tokens cost.
+    :param prompt_cache: how the beginnings of prompts are cached.
+    :param max_draws: the maximum number of answers to one prompt in one request; 1 if its answers
+        would not be independent, or only one is given.
+    """
+
+    latency: Latency | None = None
+    price: Price | None = None
+    prompt_cache: PromptCache | None = None
+    max_draws: int | None = None
+
+    def over(self, other: Profile) -> Profile:
+        """Return this profile, with what it leaves unknown taken from another.
+
+        :param other: the other profile.
+
+        >>> Profile(max_draws=1).over(Profile(max_draws=8, price=Price(input=1.0))).max_draws
+        1
+        """
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Profile(
+            **{n: getattr(other, n) if value is None else value for n, value in known.items()}
+        )

@@ -1,0 +1,1 @@
+"""What passes and explanations find out about a graph, without changing it."""

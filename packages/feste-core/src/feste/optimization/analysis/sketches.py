@@ -1,0 +1,108 @@
+"""The requests of calls as far as they are known before the run.
+
+Requests are data, and preparing one is free. So a plan looks at the very requests that will be sent,
+with a mark in each place where an input is not known yet.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from feste.backend import Request
+from feste.graph import FesteGraph
+from feste.node import PENDING, Node
+from feste.packing import fill
+
+__all__ = ["HOLE", "Sketch", "Sketches"]
+
+#: Stands in a request for a text that is not known. No user's text holds this.
+HOLE = "\ufdd0"
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What is known of a call's request.
+
+    :param request: the request, with :data:`HOLE` for each unknown text; None if it cannot be
+        prepared, because of an error that the run will report, or since more than texts is unknown.
+    :param unknown: the keys of the nodes whose values are not known, without prompts: what these are
+        made of counts.
+    """
+
+    request: Request | None
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the request is known as it will be sent."""
+        return self.request is not None and not self.unknown
+
+
+class Sketches:
+    """The sketches of calls, each made once: passes and explanations share them."""
+
+    def __init__(self) -> None:
+        self._made: weakref.WeakKeyDictionary[Node, tuple[Any, Sketch]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def of(self, graph: FesteGraph, node: Node) -> Sketch:
+        """Return the sketch of a call.
+
+        :param graph: the graph.
+        :param node: the call.
+        """
+        needs = [graph.nodes[key] for key in graph.dependencies(node.key)]
+        made = self._made.get(node)
+        if made is not None and all(map(_is, made[0], needs)):
+            return made[1]
+        sketch = _sketch(graph, node, needs)
+        self._made[node] = needs, sketch
+        return sketch
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _sketch(graph: FesteGraph, node: Node, needs: list[Node]) -> Sketch:
+    unknown: dict[str, None] = {}
+    values = []
+    for need in needs:
+        if need.value is not PENDING:
+            values.append(need.value)
+        elif need.op.kind == "prompt":
+            values.append(_text(need))
+            unknown.update(dict.fromkeys(_sources(graph, need)))
+        else:
+            values.append(HOLE)
+            unknown[need.key] = None
+    call = node.call
+    assert call is not None, "only calls have requests"
+    try:
+        request = call.prepare([fill(argument, values) for argument in node.args])
+    except Exception:  # the run raises it again and applies on_error
+        return Sketch(None, tuple(unknown))
+    return Sketch(request, tuple(unknown))
+
+
+def _text(prompt: Node) -> Any:
+    """Return what is known of a prompt's text, or of its messages."""
+    return HOLE
+
+
+def _sources(graph: FesteGraph, prompt: Node) -> list[str]:
+    """Return the keys of the unknown nodes that a prompt is made of, through other prompts."""
+    found: list[str] = []
+    stack = [prompt.key]
+    seen = set(stack)
+    while stack:
+        for key in graph.dependencies(stack.pop()):
+            need = graph.nodes[key]
+            if key in seen or need.value is not PENDING:
+                continue
+            seen.add(key)
+            (stack if need.op.kind == "prompt" else found).append(key)
+    return found

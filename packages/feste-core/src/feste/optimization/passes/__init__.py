@@ -1,0 +1,1 @@
+"""Feste's own optimization passes, one file each."""
