@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from feste.draw import Determinism
+from typing import Any
+
 from feste.graph import FesteGraph
-from feste.node import PENDING, Node
+from feste.optimization import rules
 from feste.optimization.base import Level, PassContext, Phase
-from feste.prompt.operation import PromptOp
 from feste.prompt.segments import Evaluator, PartialPromptOp, known_and_unknown
 from feste.wording import counted
 
@@ -34,20 +34,23 @@ class FoldOptimization:
         evaluator = Evaluator()
         whole, partly, left = [], [], []
         for node in graph.nodes.values():
-            whole_op = node.op
-            if not isinstance(whole_op, PromptOp) or not _may_render(node):
+            given: Any = node.op
+            if not rules.is_renderable(node) or not rules.is_open(node):
+                continue
+            if isinstance(given, PartialPromptOp):  # of an earlier round
                 continue
             known, unknown = known_and_unknown(node)
-            op = evaluator.partial(whole_op, known, unknown)
+            op = evaluator.partial(given, known, unknown)
             if not unknown:
+                folded = node.replace()
                 try:
-                    folded = node.replace()
                     folded.value = op.fn()
                 except Exception:  # the run raises it again and applies on_error
                     left.append(node)
-                else:
+                    continue
+                if cx.allow():
                     whole.append(folded)
-            elif op.is_computed:
+            elif op.is_computed and cx.allow():
                 pending = {name: node.kwargs[name] for name in unknown}
                 partly.append(node.replace(op=op, kwargs=pending))
         if left:
@@ -59,9 +62,3 @@ class FoldOptimization:
         if partly:
             cx.applied(f"rendered the constant parts of {counted(len(partly), 'prompt')}", partly)
         return graph.with_nodes(whole + partly) if whole or partly else graph
-
-
-def _may_render(node: Node) -> bool:
-    """Return True for an unrendered prompt whose text depends on nothing but its variables."""
-    is_new = node.value is PENDING and not isinstance(node.op, PartialPromptOp)
-    return is_new and node.determinism is Determinism.PURE
