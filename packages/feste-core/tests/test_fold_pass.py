@@ -17,6 +17,7 @@ from feste.optimization import (
     CommonSubexpressionOptimization,
     FoldOptimization,
     Optimizer,
+    PassContext,
     Plan,
 )
 from feste.prompt import ChatPrompt, FesteEnvironment, Prompt
@@ -113,12 +114,14 @@ def test_equal_parts_are_rendered_once() -> None:
         for n in range(3)
         for p in (later("P"), "p")
     ]
-    foreign = Prompt(source, environment=other)(examples=[{"q": "x"}], n=0, p=later("P"))
+    foreign = Prompt(source, environment=other)(
+        examples=[{"q": "x"}, {"q": "y"}], n=0, p=later("P")
+    )
     values = feste.compute(nodes, foreign)
 
-    assert values == ([f"xy{n}{p}" for _ in prompts for n in range(3) for p in "Pp"], "x0P")
+    assert values == ([f"xy{n}{p}" for _ in prompts for n in range(3) for p in "Pp"], "xy0P")
     assert sorted(made.calls) == ["x", "x", "y", "y"]  # once with `p` late, once with it known
-    assert other.calls == ["x"]
+    assert other.calls == ["x", "y"]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +142,10 @@ def test_nodes_of_equal_constants_share_an_op_and_merge() -> None:
         prompt(a=a, p=p) for a, p in (("A", late), ("A", late), ("B", late), ("A", later("Q")))
     ]
     plan = folded(*nodes, passes=[FoldOptimization(), CommonSubexpressionOptimization()])
+    other = Prompt("{{ p }}{{ a }}")(a="A", p=late)
 
     assert len(set(plan.graph.wanted())) == 3
+    assert feste.compute(nodes[0], other) == ("AP", "PA")
     assert partial(plan, nodes[0]).op is partial(plan, nodes[3]).op
     assert feste.compute(*nodes) == ("AP", "AP", "BP", "AQ")
 
@@ -158,6 +163,20 @@ def test_whole_and_partial_prompts_are_remarked_apart() -> None:
         ("rendered 2 prompts of constants", 2),
         ("rendered the constant parts of 1 prompt", 1),
     ]
+
+
+@pytest.mark.parametrize("left", range(5))
+def test_each_prompt_is_one_rewrite(left: int) -> None:
+    """The pass asks before each of them, so that it can be cut off anywhere."""
+    prompt = Prompt("{{ a }}{{ p }}")
+    nodes = [prompt(a=a, p=p) for a in "xy" for p in ("p", later("p"))]
+    cx = PassContext(settings(), left=left)
+    graph = FoldOptimization().apply(FesteGraph.collect(nodes)[0], cx)
+    made = [graph.nodes[node.key] for node in nodes]
+
+    assert sum(n.value is not PENDING or isinstance(n.op, PartialPromptOp) for n in made) == min(
+        left, 4
+    )
 
 
 def test_errors_of_the_run_are_the_same() -> None:

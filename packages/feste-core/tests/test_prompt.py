@@ -590,7 +590,7 @@ def test_impure_names_count_for_the_identity() -> None:
     assert Prompt("a", environment=one) != Prompt("a", environment=other)
     one.impure.add("now")
     assert one.identity == other.identity
-    other.impure.add("then")
+    other.impure = {"then"}
     assert one.identity != other.identity
 
 

@@ -194,6 +194,7 @@ def test_texts_and_known_expressions_are_joined() -> None:
     assert shape(prompt, a="A", c="C") == [["Dear A,\n", {"b"}, " and C, 2x."]]
     assert shape(prompt) == [["Dear ", {"a"}, ",\n", {"b"}, " and ", {"c"}, ", 2x."]]
     assert shape(prompt, a=1, b="", c=[]) == [["Dear 1,\n and [], 2x."]]
+    assert shape(Prompt("{{ a }}{{ a }}{{ p }}"), a="A") == [["AA", {"p"}]]
     assert shape(Prompt("")) == shape(Prompt("{{ a }}"), a="") == [[]]
 
 
@@ -353,11 +354,17 @@ def test_the_text_counts_as_a_whole() -> None:
 
 def test_values_may_be_as_large_as_all_variables_allow() -> None:
     """What a template may build depends on all values, also on those that come later."""
-    prompt = Prompt("{{ ([a] * 3)|length }}{{ ([p, a, a, a, a])|length }}{{ p|length }}")
-    big = "x" * (TEXT_LIMIT - 10)
-    both(prompt, {"a": big}, {"p": big})
-    both(Prompt("{{ ([a] * 5)|length }}{{ p|length }}"), {"a": "x" * (TEXT_LIMIT // 3)}, {"p": big})
-    both(Prompt("{{ ([a] * 9)|length }}{{ p|length }}"), {"a": "x" * (TEXT_LIMIT // 3)}, {"p": big})
+    half, calls = "x" * (TEXT_LIMIT // 2), []
+    made = environment(note=lambda value: calls.append(value) or "")
+    early = Prompt(
+        "{{ note([a, a, a]|length) }}{{ [a, a, a]|length }}{{ p|length }}", environment=made
+    )
+    late = Prompt("{{ note(1) }}1{{ 'x' ~ a }}{{ note([p, p, p, a]|length) }}", environment=made)
+
+    assert isinstance(both(early, {"a": half}, {"p": half}).op, PartialPromptOp)
+    assert isinstance(both(late, {"a": ""}, {"p": half}).op, PartialPromptOp)
+    assert calls == [3, 3, 1, 4, 1, 4]  # in two steps, then as a whole
+    both(Prompt("{{ ([a] * 9)|length }}{{ p|length }}"), {"a": half}, {"p": half + half[:-1]})
 
 
 def test_late_values_must_be_plain_data() -> None:
@@ -381,6 +388,9 @@ def test_a_value_is_not_shared_with_what_changes_it() -> None:
     op: Any = fold(node).op
 
     assert [op.fn(p=1), op.fn(p=1)] == ["A[2, 1]", "A[2, 1]"]
+    early = Prompt("{{ empty(b) }}{{ p }}", environment=environment(empty=empty))
+    node = early(b=[1, 2], p=later())._node
+    assert segments_of(node)[0][0] == "[2, 1]"
     assert node.kwargs["b"] == [1, 2]
 
 
@@ -426,11 +436,11 @@ def test_segments_of_messages() -> None:
 def test_a_missing_variable_is_not_another_one() -> None:
     """Two optional variables of one piece: which is given matters, not only the value."""
     prompt = Prompt(
-        "{% if a is defined %}a{% endif %}{% if b is defined %}b{% endif %}{{ a|d('') ~ b|d('') }}{{ p }}"
+        "{% if a is defined %}a{% endif %}{% if b is defined %}b{% endif %}{{ a|d('-') ~ b|d('-') }}{{ p }}"
     )
     nodes = [prompt(p=later("p"), **given) for given in ({"a": "x"}, {"b": "x"}, {})]
 
-    assert feste.compute(*nodes) == ("axp", "bxp", "p")
+    assert feste.compute(*nodes) == ("ax-p", "b-xp", "--p")
 
 
 def test_impure_names_are_holes() -> None:
