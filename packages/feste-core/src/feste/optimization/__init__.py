@@ -7,6 +7,8 @@ from feste.optimization.passes.batch import BatchOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.lint import LintOptimization
+from feste.optimization.passes.prefix import PrefixOptimization
 from feste.optimization.passes.resolve import ResolveOptimization
 from feste.optimization.passes.sample_fusion import SampleFusionOptimization
 
@@ -17,12 +19,14 @@ __all__ = [
     "Explanation",
     "FoldOptimization",
     "Level",
+    "LintOptimization",
     "Optimization",
     "Optimizer",
     "PassContext",
     "PassReport",
     "Phase",
     "Plan",
+    "PrefixOptimization",
     "Remark",
     "ResolveOptimization",
     "SampleFusionOptimization",

@@ -8,6 +8,8 @@ from feste.optimization.passes.batch import BatchOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.lint import LintOptimization
+from feste.optimization.passes.prefix import PrefixOptimization
 from feste.optimization.passes.resolve import ResolveOptimization
 from feste.optimization.passes.sample_fusion import SampleFusionOptimization
 
@@ -22,4 +24,6 @@ def feste_optimizations() -> list[Optimization]:
         ResolveOptimization(),
         SampleFusionOptimization(),
         BatchOptimization(),
+        PrefixOptimization(),
+        LintOptimization(),
     ]
