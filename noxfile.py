@@ -105,7 +105,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Do mypy, on the sources, and pyright, on the wheels, agree with the annotations?"""
     install(session, "mypy", "pyright[nodejs]")
-    session.run("mypy", *existing("packages/*/src", "tests/typing"))
+    session.run("mypy", *existing("packages/*/src", "examples/*/src", "tests/typing"))
     if api := existing("tests/typing/api.py"):
         session.run("pyright", *api)
 

@@ -1,5 +1,7 @@
 """Optimization: passes that rewrite the graph; each states a guarantee and explains itself."""
 
+from feste.optimization import rules
+from feste.optimization.analysis.sketches import HOLE, Sketch, Sketches
 from feste.optimization.base import Level, Optimization, PassContext, Phase, Remark
 from feste.optimization.explanation import Explanation
 from feste.optimization.optimizer import Optimizer, PassReport, Plan
@@ -13,6 +15,7 @@ from feste.optimization.passes.resolve import ResolveOptimization
 from feste.optimization.passes.sample_fusion import SampleFusionOptimization
 
 __all__ = [
+    "HOLE",
     "BatchOptimization",
     "CommonSubexpressionOptimization",
     "CullOptimization",
@@ -30,4 +33,7 @@ __all__ = [
     "Remark",
     "ResolveOptimization",
     "SampleFusionOptimization",
+    "Sketch",
+    "Sketches",
+    "rules",
 ]
