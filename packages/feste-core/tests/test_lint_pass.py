@@ -43,6 +43,46 @@ def here() -> int:
 llm = FakeBackend()
 
 
+# --- constants behind what changes ----------------------------------------------------------------------
+
+EXAMPLES = [{"question": f"What is {i} + {i}?", "answer": f"{2 * i}"} for i in range(300)]
+late = Prompt(
+    "Today is {{ today }}.{% for e in examples %}\nQ: {{ e.question }} A: {{ e.answer }}{% endfor %}\n"
+    "Q: {{ question }}"
+)
+
+
+def test_a_changing_part_before_a_long_constant_one() -> None:
+    """The advice names the variable, how much it keeps from the cache, and where."""
+    nodes = [
+        llm.chat(late(today=str(day), examples=EXAMPLES, question=f"{day}?")) for day in range(9)
+    ]
+    (remark,) = advice(nodes)
+
+    assert remark.text == (
+        "'today' changes from prompt to prompt and stands before ~2,107 tokens that 9 prompts share: "
+        "with these first, a prompt cache could serve them"
+    )
+    assert line(remark) == [here() - 8]
+
+
+def test_a_changing_part_that_is_not_known_yet() -> None:
+    """An answer that is still to come changes, too."""
+    days = [llm.chat(f"day {i}?") for i in range(3)]
+    (remark,) = advice([llm.chat(late(today=d, examples=EXAMPLES, question="q")) for d in days])
+
+    assert remark.text.startswith("'today' changes from prompt to prompt")
+
+
+def test_prompts_that_begin_alike_need_no_advice() -> None:
+    """One day for all, one prompt only, or few examples: nothing to gain."""
+    same = [late(today="Monday", examples=EXAMPLES, question=f"{i}?") for i in range(5)]
+    once = Prompt("Now {{ now }}." + "long " * 5000)(now="a")
+    few = [late(today=str(i), examples=EXAMPLES[:3], question="q") for i in range(5)]
+
+    assert advice([llm.chat(prompt) for prompt in (*same, once, *few)]) == []
+
+
 # --- equal draws --------------------------------------------------------------------------------------
 
 

@@ -10,9 +10,15 @@ from feste.graph import FesteGraph
 from feste.node import Node
 from feste.optimization import rules
 from feste.optimization.base import Level, PassContext, Phase
+from feste.packing import Nested, Slot
+from feste.prompt.operation import PromptOp
+from feste.prompt.segments import Evaluator, Hole
 from feste.wording import counted
 
 __all__ = ["LintOptimization"]
+
+#: How many shared tokens behind a changing part are worth a remark: providers cache no fewer.
+LONG = 1024
 
 Found = tuple[str, Sequence[Node]]
 """A piece of advice, and the nodes that it is about."""
@@ -31,10 +37,63 @@ class LintOptimization:
         :param graph: the graph.
         :param cx: receives the advice.
         """
-        for lint in (equal_draws, almost_equal_parameters, mixed_languages):
+        for lint in (late_constants, equal_draws, almost_equal_parameters, mixed_languages):
             for text, nodes in lint(graph):
                 cx.advice(text, nodes)
         return graph
+
+
+def late_constants(graph: FesteGraph) -> Iterator[Found]:
+    """Find prompts in which a changing part stands before a long text that they all share.
+
+    A provider's prompt cache serves only the beginnings of prompts.
+
+    :param graph: the graph.
+    """
+    alike: dict[Hashable, list[Node]] = {}
+    for node in graph.nodes.values():
+        if node.op.kind == "prompt":
+            templates = node.op.templates  # type: ignore[attr-defined]
+            alike.setdefault(tuple(map(id, templates)), []).append(node)
+    for nodes in alike.values():
+        if len(nodes) == 1:
+            continue
+        names, tokens = _late(nodes)
+        if tokens >= LONG:
+            yield (
+                f"{' and '.join(map(repr, names))} changes from prompt to prompt and stands before "
+                f"~{tokens:,} tokens that {len(nodes):,} prompts share: with these first, a prompt cache "
+                "could serve them",
+                nodes,
+            )
+
+
+def _late(nodes: Sequence[Node]) -> tuple[list[str], int]:
+    """Return the variables in the first changing part of some prompts, and the tokens shared after it."""
+    op: Any = nodes[0].op
+    given = [{**getattr(node.op, "known", {}), **node.kwargs} for node in nodes]
+    first = given[0]
+    if any(values.keys() != first.keys() for values in given):
+        return [], 0
+    same = {
+        name: value
+        for name, value in first.items()
+        if not isinstance(value, (Slot, Nested)) and all(value == v[name] for v in given)
+    }
+    whole = PromptOp(op.templates, op.roles, op.language)
+    changing = frozenset(first.keys() - same.keys())
+    parts = [
+        part
+        for segments in Evaluator().partial(whole, same, changing).segments(changing)
+        for part in segments
+    ]
+    holes = [i for i, part in enumerate(parts) if isinstance(part, Hole)]
+    if not holes:
+        return [], 0
+    hole = parts[holes[0]]
+    assert isinstance(hole, Hole)
+    late = sum(len(part) for part in parts[holes[0] + 1 :] if isinstance(part, str))
+    return sorted(hole.names), late // 4  # the usual rule, as in Request.tokens
 
 
 def equal_draws(graph: FesteGraph) -> Iterator[Found]:
