@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from functools import partial
 
 from feste.plugins import registry
 from feste.testing import differences, random_graph
@@ -21,7 +22,7 @@ def differences_of(seed: int) -> list[str]:
     rng = random.Random(seed)
     passes = shuffled(rng)
     switches = {name: rng.random() < 0.7 for name in sorted(registry().optimizations)}
-    return differences(lambda: random_graph(seed), passes, optimize=switches)
+    return differences(partial(random_graph, seed), passes, optimize=switches)
 
 
 def main() -> int:

@@ -114,8 +114,20 @@ def _check_batches(graph: FesteGraph) -> None:
                 raise GraphError(f"{_named(node)} is in a batch with another client's limits")
         if batch.items > 1 and (call is None or not rules.takes_lists(call)):
             raise GraphError(f"{_named(first)} is in a batch, but its operation takes no lists")
+        if batch.items > 1:
+            _check_parameters(nodes)
         for equal in batch.draws:
             _check_draws(graph, [graph.nodes[m] for m in equal])
+
+
+def _check_parameters(nodes: list[Node]) -> None:
+    """Some calls that become a list have equal parameters, which hold for each of them by itself."""
+    own = rules.parameters(nodes[0])
+    for node in nodes:
+        if own is None or rules.parameters(node) != own:
+            raise GraphError(f"{_named(node)} is in a batch with other parameters")
+        if not rules.may_share(node):
+            raise GraphError(f"{_named(node)} is in a batch, but its seed would hold for all of it")
 
 
 def _check_draws(graph: FesteGraph, nodes: list[Node]) -> None:

@@ -223,6 +223,8 @@ class _Maker:
         kinds, weights = [kind for kind, _ in steps], [weight for _, weight in steps]
         for kind in rng.choices(kinds, weights, k=rng.choice([2, 4, 7, 12])):
             kind()
+        if not self.made:  # each step needed something to work on
+            self._calls()
         wanted = [node for node in self.made if rng.random() < 0.7] or self.made[:1]
         shape = rng.choice([wanted, {"first": wanted[0], "others": tuple(wanted[1:])}])
         return Example(shape, self.made, self.log)
