@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import feste
-from feste.backend import BatchRule, Determinism, Limits, Operation, Profile, Reply, SampleRule
+from feste.backend import Determinism, Limits, Operation, Profile, Reply, Request, SampleRule
 from feste.prompt import ChatPrompt, Prompt
 from feste.testing.fake_backend import FakeBackend, FakeParams
 
@@ -47,6 +47,9 @@ class Example:
 
 class OddBackend(FakeBackend):
     """A fake backend with an account, a limit of answers to one prompt, and calls with effects.
+
+    It sends prompts with the word "green" by another route, so that calls with equal parameters may
+    have requests that differ in more than the prompt.
 
     :param model: as for :class:`FakeBackend`.
     :param tenant: the account.
@@ -84,7 +87,22 @@ class OddBackend(FakeBackend):
         """
         return Profile(max_draws=self.draws)
 
-    def _prepare_publish(self, prompt: str, params: FakeParams = FakeParams()) -> Any:
+    def _prepare_routed(self, prompt: str, params: FakeParams = FakeParams()) -> Request:
+        """Continue a text."""
+        request = self._prepare_complete(prompt, params)
+        if "green" not in prompt:
+            return request
+        return replace(request, body={**request.body, "route": "green"})
+
+    complete = Operation(
+        prepare=_prepare_routed,
+        send=FakeBackend._send,
+        parse=FakeBackend._parse_text,
+        samples=FakeBackend.complete.samples,
+        batch=FakeBackend.complete.rule,
+    )
+
+    def _prepare_publish(self, prompt: str, params: FakeParams = FakeParams()) -> Request:
         """Publish a text: a call with an effect, of a kind that could be listed."""
         return self._request("publish", {"prompt": prompt, "tenant": self.tenant}, params)
 
@@ -94,7 +112,7 @@ class OddBackend(FakeBackend):
         parse=FakeBackend._parse_text,
         determinism=Determinism.EFFECT,
         samples=SampleRule(FakeBackend._several),
-        batch=BatchRule("prompt", "prompt", 8, pack=FakeBackend._pack, unpack=FakeBackend._unpack),
+        batch=FakeBackend.complete.rule,
     )
 
 
@@ -150,6 +168,7 @@ def _undeclared(llm: FakeBackend, value: Any) -> Any:
 
 
 _ONE = Prompt("Say {{ x }}")
+_SAME = Prompt("Say {{ y }}")  # another prompt, and the same text
 _TWO = Prompt("{{ x }} and {{ y }}")
 _LOOP = Prompt("{% for s in items %}- {{ s }}\n{% endfor %}")
 _BROKEN = Prompt("{{ x.missing.deeper }}")
@@ -293,10 +312,16 @@ class _Maker:
         """Calls that are equal, or that become equal when their inputs are merged."""
         rng = self.rng
         llm, given, text = rng.choice(self.clients), self._given(), self._value()
+        alike: list[Callable[[], Any]] = [
+            lambda: _ONE(x=text),
+            lambda: _ONE(x=text),
+            lambda: _SAME(y=text),
+        ]
+        rng.shuffle(alike)
         state = rng.getstate()
-        for _ in range(rng.randint(2, 4)):
+        for prompt in alike:
             rng.setstate(state)  # the same choices again
-            inner = _ONE(x=text) if rng.random() < 0.5 else text
+            inner = prompt() if rng.random() < 0.5 else text
             inner = _text(inner) if rng.random() < 0.3 else inner
             if rng.random() < 0.5:
                 self._call(llm, inner, given)

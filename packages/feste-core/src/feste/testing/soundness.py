@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from feste import context
 from feste.backend import Request, Response
@@ -21,6 +21,7 @@ from feste.graph import Batch, FesteGraph
 from feste.node import Node
 from feste.optimization import Optimization, Optimizer, Phase, Plan
 from feste.optimization.base import level_of, phase_of
+from feste.packing import fill
 from feste.plugins import registry
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
@@ -40,6 +41,19 @@ _KEY = re.compile(r"\b([\w.]+)-[0-9a-f]{8}-\d+")
 _FAKE = FakeBackend()
 
 
+class _Asked(NamedTuple):
+    """A call that came to its request.
+
+    :param at: when, in virtual seconds.
+    :param request: the request, as it would be sent alone.
+    :param others: the operation, its client, and all arguments but the item of a list, as text.
+    """
+
+    at: float
+    request: Request
+    others: str
+
+
 @dataclass
 class _Trace:
     """One run, and all that is compared of it.
@@ -52,7 +66,7 @@ class _Trace:
     :param labels: the label of each node of the program, by key.
     :param kept: the nodes that stand for themselves.
     :param merged: the nodes that another one stands for.
-    :param alone: the request of each call that came to it, with the time.
+    :param alone: the request of each call that came to it.
     :param taken: the requests that were answered.
     :param sent: when each call was sent, by the identity of its draw.
     :param requests: how many requests were sent.
@@ -67,7 +81,7 @@ class _Trace:
     labels: dict[str, Label] = field(default_factory=dict)
     kept: set[Label] = field(default_factory=set)
     merged: set[Label] = field(default_factory=set)
-    alone: dict[Label, tuple[float, Request]] = field(default_factory=dict)
+    alone: dict[Label, _Asked] = field(default_factory=dict)
     taken: list[Request] = field(default_factory=list)
     sent: dict[int, list[float]] = field(default_factory=dict)
     requests: int = 0
@@ -200,7 +214,7 @@ def _run(
     for now, task in prepared:
         if task.ok:
             label = trace.labels[run.program.nodes[task.index].key]
-            trace.alone[label] = (now, task.result)
+            trace.alone[label] = _Asked(now, task.result, _others(*task.args))
     return trace
 
 
@@ -219,6 +233,13 @@ def _name(trace: _Trace, run: Run) -> None:
         trace.labels.update((node.key, (scope, i)) for i, node in enumerate(some))
     trace.merged = {trace.labels[key] for key in merged}
     trace.kept = {trace.labels[node.key] for node in run.program.nodes} - trace.merged
+
+
+def _others(call: Any, draw: Draw, args: tuple[Any, ...], values: list[Any], *more: Any) -> str:
+    """All that calls of one list have in common, as text."""
+    item = call.rule.item if call.rule is not None else None
+    named = zip(call.operation.names, (fill(argument, values) for argument in args))
+    return f"{call.identity} {[argument for name, argument in named if name != item]}"
 
 
 def _seconds(request: Request) -> float:
@@ -276,7 +297,7 @@ def _other_requests(plain: _Trace, other: _Trace) -> Iterator[str]:
     for label in gone:
         if label not in accounted | other.merged and label[0] in scopes:
             yield f"the call {label} is gone without an account"
-        for call in _logical(plain.alone[label][1]):
+        for call in _logical(plain.alone[label].request):
             if expected[call]:
                 expected[call] -= 1
     found = other.logical
@@ -296,17 +317,8 @@ def _wrong_batches(plain: _Trace, other: _Trace) -> Iterator[str]:
         labels = [other.labels[node.key] for node in nodes]
         if any(node.determinism is Determinism.EFFECT for node in nodes):
             yield f"calls with effects are in a batch: {labels}"
-        alone = {label: plain.alone[label][1] for label in labels if label in plain.alone}
-        if (
-            len(
-                {
-                    _besides_the_item(node, alone[label])
-                    for node, label in zip(nodes, labels)
-                    if label in alone
-                }
-            )
-            > 1
-        ):
+        alone = {label: plain.alone[label] for label in labels if label in plain.alone}
+        if len({asked.others for asked in alone.values()}) > 1:
             yield f"calls that differ in more than the item are in a batch: {labels}"
         yield from _unequal_draws(other, batch, alone)
         yield from _too_long(other, nodes)
@@ -314,17 +326,12 @@ def _wrong_batches(plain: _Trace, other: _Trace) -> Iterator[str]:
             yield from _waiting(other, labels)
 
 
-def _besides_the_item(node: Node, request: Request) -> str:
-    rule = node.call.rule if node.call is not None else None
-    body = {name: v for name, v in request.body.items() if rule is None or name != rule.field}
-    return replace(request, body=body).key + request.account
-
-
-def _unequal_draws(other: _Trace, batch: Batch, alone: Mapping[Label, Request]) -> Iterator[str]:
+def _unequal_draws(other: _Trace, batch: Batch, alone: Mapping[Label, _Asked]) -> Iterator[str]:
     for equal in batch.draws:
         nodes = [other.plan.graph.nodes[key] for key in equal]
-        asked = {alone[other.labels[key]].key for key in equal if other.labels[key] in alone}
-        if len(asked) > 1 or any(node.determinism is not Determinism.SAMPLE for node in nodes):
+        labels = [other.labels[key] for key in equal]
+        keys = {alone[label].request.key for label in labels if label in alone}
+        if len(keys) > 1 or any(node.determinism is not Determinism.SAMPLE for node in nodes):
             yield f"calls that are no equal draws ask for several answers: {equal}"
 
 
@@ -344,13 +351,14 @@ def _too_long(other: _Trace, nodes: list[Node]) -> Iterator[str]:
 def _waiting(other: _Trace, labels: list[Label]) -> Iterator[str]:
     """The calls of a batch are sent when they are ready, in fewer requests than there are calls."""
     ready = {label: other.alone[label] for label in labels if label in other.alone}
-    draws = {id(request.draws[0]) for _, request in ready.values()}
-    for label, (now, request) in ready.items():
-        times = other.sent.get(id(request.draws[0]), [])
-        if now not in times:
-            yield f"the call {label} was ready at {now}, and sent at {times}"
+    for label, asked in ready.items():
+        times = other.sent.get(id(asked.request.draws[0]), [])
+        if asked.at not in times:
+            yield f"the call {label} was ready at {asked.at}, and sent at {times}"
+    draws = {id(asked.request.draws[0]) for asked in ready.values()}
     shared = [r for r in other.taken if not draws.isdisjoint(map(id, r.draws))]
-    if len(ready) > 1 and len(shared) >= len(ready):
+    bodies = {frozenset(asked.request.body) for asked in ready.values()}  # a client may add fields
+    if len(ready) > len(bodies) == 1 and len(shared) >= len(ready):
         yield f"a batch of {len(ready)} calls took {len(shared)} requests"
 
 
