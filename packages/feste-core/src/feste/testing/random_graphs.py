@@ -8,6 +8,7 @@ that nothing needs.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -97,13 +98,6 @@ def _undeclared(llm: FakeBackend, value: Any) -> Any:
     return llm.chat(f"undeclared {value}")
 
 
-_ONE = Prompt("Say {{ x }}")
-_SAME = Prompt("Say {{ y }}")  # another prompt, and the same text
-_TWO = Prompt("{{ x }} and {{ y }}")
-_LOOP = Prompt("{% for s in items %}- {{ s }}\n{% endfor %}")
-_BROKEN = Prompt("{{ x.missing.deeper }}")
-_CHAT = ChatPrompt("You are {{ who }}.", "{{ question }}")
-
 _PARAMS: tuple[dict[str, Any], ...] = (
     *({},) * 6,
     *({"temperature": 0},) * 3,
@@ -133,11 +127,27 @@ def random_graph(seed: int) -> Example:
     return _Maker(random.Random(seed)).make()
 
 
+class _Prompts:
+    """The prompts; they load the template engine, so they are made when the first graph is."""
+
+    def __init__(self) -> None:
+        self.one = Prompt("Say {{ x }}")
+        self.same = Prompt("Say {{ y }}")  # another prompt, and the same text
+        self.two = Prompt("{{ x }} and {{ y }}")
+        self.loop = Prompt("{% for s in items %}- {{ s }}\n{% endfor %}")
+        self.broken = Prompt("{{ x.missing.deeper }}")
+        self.chat = ChatPrompt("You are {{ who }}.", "{{ question }}")
+
+
+_prompts = functools.cache(_Prompts)
+
+
 class _Maker:
     """Makes one program, node by node; later nodes use earlier ones."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
+        self.prompts = _prompts()
         self.log = Effects()
         self.texts: list[Any] = []
         self.made: list[Any] = []
@@ -243,9 +253,9 @@ class _Maker:
         rng = self.rng
         llm, given, text = rng.choice(self.clients), self._given(), self._value()
         alike: list[Callable[[], Any]] = [
-            lambda: _ONE(x=text),
-            lambda: _ONE(x=text),
-            lambda: _SAME(y=text),
+            lambda: self.prompts.one(x=text),
+            lambda: self.prompts.one(x=text),
+            lambda: self.prompts.same(y=text),
         ]
         rng.shuffle(alike)
         state = rng.getstate()
@@ -262,13 +272,15 @@ class _Maker:
         rng = self.rng
         kind = rng.randrange(4)
         if kind == 0:
-            self._keep(_ONE(x=self._value()))
+            self._keep(self.prompts.one(x=self._value()))
         elif kind == 1:
-            self._keep(_TWO(x=self._value(), y=self._word()))
+            self._keep(self.prompts.two(x=self._value(), y=self._word()))
         elif kind == 2:
-            self._keep(_LOOP(items=[self._value() for _ in range(rng.randint(0, 4))]))
+            self._keep(self.prompts.loop(items=[self._value() for _ in range(rng.randint(0, 4))]))
         else:
-            chat = self._keep(_CHAT(who=self._word(), question=self._value()), text=False)
+            chat = self._keep(
+                self.prompts.chat(who=self._word(), question=self._value()), text=False
+            )
             llm = rng.choice(self.clients)
             self._keep(llm.chat(chat))
             if rng.random() < 0.5:
@@ -300,7 +312,7 @@ class _Maker:
         for _ in range(rng.randint(1, 3)):
             first, last = (one, two) if rng.random() < 0.5 else (two, one)
             middle = first.complete(self._value())
-            self._keep(last.complete(_ONE(x=middle) if rng.random() < 0.5 else middle))
+            self._keep(last.complete(self.prompts.one(x=middle) if rng.random() < 0.5 else middle))
             if rng.random() < 0.4:
                 self._keep(first.embed(middle), text=False)
 
@@ -328,7 +340,7 @@ class _Maker:
     def _failing(self) -> None:
         kind = self.rng.randrange(4)
         if kind == 0:
-            self._keep(_BROKEN(x=self._value()))
+            self._keep(self.prompts.broken(x=self._value()))
         elif kind == 1:
             self._keep(_broken(self._value()))
         elif kind == 2:
