@@ -26,6 +26,7 @@ __all__ = [
     "is_open",
     "is_renderable",
     "is_visible",
+    "limits",
     "may_fuse",
     "may_share",
     "operation",
@@ -168,6 +169,18 @@ def takes_draws(call: Call[Any], model: str) -> bool:
     :param model: the model.
     """
     return call.max_draws(model) > 1
+
+
+def limits(node: Node) -> Hashable:
+    """Return a key that is equal for calls whose clients allow equally many calls in a request.
+
+    Clients that are equal otherwise may differ in this, and a request keeps the limits of one.
+
+    :param node: the call.
+    """
+    call = node.call
+    assert call is not None, "only calls share requests"
+    return (call.max_items, call.max_draws(call.model(node.args)))
 
 
 def may_share(node: Node) -> bool:
