@@ -101,6 +101,7 @@ def test_own_parts_are_plugins_too() -> None:
         "resolve",
         "sample_fusion",
         "batch",
+        "critical_path",
     ]
     assert list(registry.schedulers) == ["local"]
     assert list(registry.backends) == ["fake"]

@@ -4,6 +4,7 @@ from feste.optimization.base import Level, Optimization, PassContext, Phase, Rem
 from feste.optimization.explanation import Explanation
 from feste.optimization.optimizer import Optimizer, PassReport, Plan
 from feste.optimization.passes.batch import BatchOptimization
+from feste.optimization.passes.critical_path import CriticalPathOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
@@ -13,6 +14,7 @@ from feste.optimization.passes.sample_fusion import SampleFusionOptimization
 __all__ = [
     "BatchOptimization",
     "CommonSubexpressionOptimization",
+    "CriticalPathOptimization",
     "CullOptimization",
     "Explanation",
     "FoldOptimization",

@@ -6,11 +6,10 @@ import html
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from feste.backend import Call, Params, Request
-from feste.graph import FesteGraph
 from feste.node import PENDING, Node
+from feste.optimization.analysis.estimates import Estimates
+from feste.optimization.analysis.forming import fewest_requests
 from feste.optimization.optimizer import Plan
-from feste.packing import fill
 from feste.wording import counted, wrapped
 
 __all__ = ["CallRow", "Explanation"]
@@ -79,7 +78,7 @@ class Explanation:
     rows: list[CallRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rows = _rows(self.plan.graph)
+        self.rows = _rows(self.plan)
 
     @property
     def calls(self) -> int:
@@ -159,116 +158,24 @@ def _bought(calls: int, requests: int, at_least: int, how: str) -> str:
     return f"{counted(calls, 'call')} {how} {needed}"
 
 
-def _rows(graph: FesteGraph) -> list[CallRow]:
-    groups: dict[Any, list[Node]] = {}
-    for node in graph.calls():
-        op: Any = node.op
-        groups.setdefault((op.token, _model(node)), []).append(node)
-    batched = {m: b for b in graph.batches for m in b.members}
-    prepared = {n.key: _request(n, graph) for nodes in groups.values() for n in nodes}
-    levels = _levels(graph, groups) if groups else {}
-    rows = []
-    for (_, model), nodes in groups.items():
-        op = nodes[0].op
-        row = CallRow(f"{op.client.plugin}.{op.name}", model, calls=len(nodes))
-        limit = op.max_items
-        seen = set()
-        for node in nodes:
-            batch = batched.get(node.key)
-            if batch is None:
-                row.requests += 1
-            elif batch.key not in seen:
-                seen.add(batch.key)
-                again = {m for equal in batch.draws for m in equal[1:]}
-                items = [prepared[m] for m in batch.members if m not in again]
-                row.requests += _requests_of(op, items)
-            _count_tokens(row, node, graph, prepared[node.key])
-        row.at_least = _bound([levels[n.key] for n in nodes], limit)
-        rows.append(row)
-    return rows
-
-
-def _model(node: Node) -> str:
-    for argument in node.args:
-        if isinstance(argument, Params) and getattr(argument, "model", None):
-            return str(argument.model)  # type: ignore[attr-defined]
-    op: Any = node.op
-    return str(getattr(op.client, "model", None) or "")
-
-
-def _requests_of(op: Call[Any], requests: list[Request | None]) -> int:
-    """How many requests a batch becomes: by all limits if its requests are known, else by items."""
-    if op.rule is None:
-        return 1
-    if not all(requests):
-        return -(-len(requests) // op.max_items)
-    sizes = [(request.tokens, request.size) for request in requests if request is not None]
-    counts: list[int] = op.rule.chunks(sizes, op.max_items)
-    return len(counts)
-
-
-def _count_tokens(row: CallRow, node: Node, graph: FesteGraph, request: Request | None) -> None:
-    values = [graph.nodes[key].value for key in graph.dependencies(node.key)]
-    known = [value for value in values if value is not PENDING]
-    row.unknown += len(known) < len(values)
-    if request is not None:
-        row.input_tokens += request.tokens
-        bound = request.max_output
-    else:
-        known += [a for a in node.args if isinstance(a, (str, list))]
-        row.input_tokens += -(-sum(len(str(part)) for part in known) // 4)
-        bound = next((a.max_output() for a in node.args if isinstance(a, Params)), None)
-    if bound is None or row.output_tokens is None:
-        row.output_tokens = None
-    else:
-        row.output_tokens += bound
-
-
-def _request(node: Node, graph: FesteGraph) -> Request | None:
-    """The request of a call whose inputs are known before the run."""
-    values = [graph.nodes[key].value for key in graph.dependencies(node.key)]
-    if any(value is PENDING for value in values):
-        return None
-    op: Any = node.op
-    try:
-        request: Request = op.prepare([fill(argument, values) for argument in node.args])
-    except Exception:  # the run raises it again and applies on_error
-        return None
-    return request
-
-
-def _levels(graph: FesteGraph, groups: dict[Any, list[Node]]) -> dict[str, int]:
-    """Return for each call how many calls of its group are on the longest path that ends in it."""
-    group_of = {n.key: i for i, nodes in enumerate(groups.values()) for n in nodes}
-    depth: dict[str, dict[int, int]] = {}
-    levels: dict[str, int] = {}
-    left = dict.fromkeys(graph.nodes, 0)
-    for key in graph.nodes:
-        for need in graph.dependencies(key):
-            left[need] += 1
-    for key in graph.order():
-        best: dict[int, int] = {}
-        for need in graph.dependencies(key):
-            for group, level in depth[need].items():
-                best[group] = max(level, best.get(group, 0))
-            left[need] -= 1
-            if not left[need]:
-                del depth[need]
-        own = group_of.get(key)
-        if own is not None:
-            levels[key] = best[own] = best.get(own, 0) + 1
-        depth[key] = best
-    return levels
-
-
-def _bound(levels: list[int], limit: int) -> int:
-    """Return max over l of (l + ceil(calls above level l / limit)), a lower bound of requests."""
-    above = len(levels)
-    best = 0
-    counts: dict[int, int] = {}
-    for level in levels:
-        counts[level] = counts.get(level, 0) + 1
-    for level in range(max(levels, default=0)):
-        above -= counts.get(level, 0)
-        best = max(best, level + -(-above // limit))
-    return best
+def _rows(plan: Plan) -> list[CallRow]:
+    estimates = Estimates(plan.graph, plan.sketches)
+    rows: dict[Any, CallRow] = {}
+    nodes: dict[Any, list[Node]] = {}
+    for estimate in estimates.calls.values():
+        op: Any = estimate.node.op
+        name = (op.token, estimate.model)
+        row = rows.setdefault(name, CallRow(f"{op.client.plugin}.{op.name}", estimate.model))
+        nodes.setdefault(name, []).append(estimate.node)
+        row.calls += 1
+        row.unknown += not estimate.is_known
+        row.input_tokens += int(estimate.input.low or 0)
+        bound = estimate.output.worst
+        known = bound is not None and row.output_tokens is not None
+        row.output_tokens = int(bound or 0) + (row.output_tokens or 0) if known else None
+    for request in estimates.requests:
+        op = request.calls[0].node.op
+        rows[op.token, request.calls[0].model].requests += 1
+    for name, row in rows.items():
+        row.at_least = min(row.requests, fewest_requests(plan.graph, nodes[name]))
+    return list(rows.values())
