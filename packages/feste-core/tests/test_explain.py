@@ -61,7 +61,7 @@ def test_the_text_of_a_plan() -> None:
         "  fake.complete m-1: 40 calls in 1 request (at least 1)",
         "    ~6 tokens in, <= 400 tokens out",
         "  fake.chat m-1: 1 call in 1 request (at least 1)",
-        "    ~1 token in (+ 1 prompt made while it runs), no bound on tokens out",
+        "    ~2 tokens in (+ 1 prompt made while it runs), no bound on tokens out",
         "PASSES",
     ]
     assert any("40 calls of complete share requests, up to 16 in each" in line for line in lines)
