@@ -1,7 +1,6 @@
 """Optimization: passes that rewrite the graph; each states a guarantee and explains itself."""
 
 from feste.optimization.base import Level, Optimization, PassContext, Phase, Remark
-from feste.optimization.explanation import Explanation
 from feste.optimization.optimizer import Optimizer, PassReport, Plan
 from feste.optimization.passes.batch import BatchOptimization
 from feste.optimization.passes.critical_path import CriticalPathOptimization
@@ -16,7 +15,6 @@ __all__ = [
     "CommonSubexpressionOptimization",
     "CriticalPathOptimization",
     "CullOptimization",
-    "Explanation",
     "FoldOptimization",
     "Level",
     "Optimization",

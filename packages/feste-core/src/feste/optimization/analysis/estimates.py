@@ -119,18 +119,16 @@ class Estimates:
         return PlannedRequest(calls, Range(*parts))
 
     @cached_property
-    def _seconds(self) -> list[Range]:
-        """The seconds of each node's request, by position."""
-        own = {call.node.key: r.seconds for r in self.requests for call in r.calls}
-        return [own.get(key, NOTHING) for key in self.paths.keys]
+    def _sent(self) -> dict[str, Range]:
+        """The seconds of each call's request."""
+        return {call.node.key: r.seconds for r in self.requests for call in r.calls}
 
     @cached_property
     def _weights(self) -> list[float]:
         """The weight of each node for ranking, by position."""
-        nodes = self.graph.nodes.values()
         return [
-            0.0 if node.value is not PENDING else seconds.likely or _usual(node)
-            for node, seconds in zip(nodes, self._seconds, strict=True)
+            0.0 if node.value is not PENDING else self.seconds_of(node).likely or _usual(node)
+            for node in self.graph.nodes.values()
         ]
 
     @property
@@ -146,26 +144,40 @@ class Estimates:
         That is the longest path, or all requests at the concurrency that a user's limit allows, if
         that takes longer.
         """
-        parts = [self._duration(bound) for bound in range(3)]
-        return Range(*parts)
+        return Range(*map(self._duration, range(3)))
 
-    def _duration(self, bound: int) -> float | None:
-        weights = []
-        for seconds in self._seconds:
-            own = seconds[bound]
-            if own is None:
-                return None
-            weights.append(own)
+    @cached_property
+    def path_seconds(self) -> Range:
+        """How long the longest path takes; unknown if the latency of a call is."""
+        return Range(*map(self._longest_path, range(3)))
+
+    def seconds_of(self, node: Node) -> Range:
+        """Return how long the request of a call takes.
+
+        :param node: the call.
+        """
+        return self._sent.get(node.key, NOTHING)
+
+    def _longest_path(self, part: int) -> float | None:
+        weights = [self.seconds_of(node)[part] for node in self.graph.nodes.values()]
+        known = [weight for weight in weights if weight is not None]
+        if len(known) < len(weights):
+            return None
+        return max(self.paths.ends(known), default=0.0)
+
+    def _duration(self, part: int) -> float | None:
+        longest = self.path_seconds[part]
+        if longest is None:
+            return None
         busy: dict[Hashable, float] = defaultdict(float)
         most: dict[Hashable, int] = {}
         for request in self.requests:
             client, model = request.calls[0].client, request.calls[0].model
             gate = (client.endpoint, client.account, model)
-            busy[gate] += request.seconds[bound] or 0.0
+            busy[gate] += request.seconds[part] or 0.0
             limit = client.limits.concurrency
             if limit is not None:
                 most[gate] = min(limit, most.get(gate, limit))
-        longest = max(self.paths.ends(weights), default=0.0)
         return max([longest, *(busy[gate] / limit for gate, limit in most.items())])
 
     @cached_property

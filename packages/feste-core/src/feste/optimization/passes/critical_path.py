@@ -49,7 +49,7 @@ class CriticalPathOptimization:
             return graph
         paths = Paths(graph)
         ranks = zip(paths.keys, map(int, paths.begins(weights)), strict=True)
-        cx.applied(f"ranked by the latency of {counted(len(known), 'call')}", known)
+        cx.applied(f"ranked by the latency of {counted(len(known), 'call')}")
         return graph.replace(ranks=dict(ranks))
 
 
