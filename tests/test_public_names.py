@@ -1,4 +1,4 @@
-"""Feste's own plugins use what others can use: public names, from the modules of the reference."""
+"""Feste's own plugins, and the example of one, use what others can use: public names only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = {
-    "feste-backend-openai": "feste.backend.openai",
-    "feste-backend-cohere": "feste.backend.cohere",
-    "feste-scheduler-dask": "feste.scheduler.dask",
+    "packages/feste-backend-openai": "feste.backend.openai",
+    "packages/feste-backend-cohere": "feste.backend.cohere",
+    "packages/feste-scheduler-dask": "feste.scheduler.dask",
+    "examples/feste-squeeze": "feste_squeeze",
 }
 #: These have a page of their own.
 PAGES = {"feste.errors", "feste.hookspecs"}
@@ -29,7 +30,7 @@ def public_modules() -> set[str]:
 def imported(package: str) -> Iterator[tuple[str, str]]:
     """Each module of core that a plugin imports from, and the name."""
     own = PLUGINS[package]
-    for path in (ROOT / "packages" / package / "src").rglob("*.py"):
+    for path in (ROOT / package / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("feste"):
                 module = str(node.module)

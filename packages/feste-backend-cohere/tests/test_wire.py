@@ -13,9 +13,10 @@ import httpx
 import pytest
 from cohere.core import ApiError
 
-from feste.backend.cohere.testing import answer, embedding, json_answer
+from feste.backend import PromptCache
+from feste.backend.cohere.testing import CohereWire, answer, embedding, json_answer
 from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Fault
+from feste.testing.sim_types import Billed, Fault
 
 WIRE = "feste.backend.cohere.testing:CohereWire"
 
@@ -207,6 +208,75 @@ class TestGenerate:
         for wrong in bad:
             with pytest.raises(cohere.BadRequestError):
                 client.generate(**wrong)
+
+
+class TestPromptCache:
+    def test_chats_read_what_was_read_before(self) -> None:
+        cache = PromptCache(minimum=2, lag=0, write=1.0)
+        with SimServer(WIRE, prompt_cache=cache) as server, httpx.Client() as http:
+            client = connect(server, http)
+            for text, cached in (("a b c", 0), ("a b c", 3), ("a b d", 2)):
+                reply = client.chat(model="m", messages=user(text))
+                assert reply.usage is not None and reply.usage.billed_units is not None
+                assert (reply.usage.cached_tokens, reply.usage.billed_units.input_tokens) == (
+                    cached,
+                    3,
+                )
+            (*_, last) = client.chat_stream(model="m", messages=user("a b c"))
+            assert last.type == "message-end" and last.delta is not None
+            assert last.delta.usage is not None and last.delta.usage.cached_tokens == 3
+            client.chat(model="other", messages=user("a b c"))
+
+            billed = server.billed()
+            assert (billed.cached_tokens, billed.written_tokens, billed.output_tokens) == (8, 7, 40)
+            assert billed.input_units == pytest.approx(0.1 * 8 + 7)
+
+    def test_all_endpoints_are_billed(self, server: SimServer, client: cohere.ClientV2) -> None:
+        client.chat(model="m", messages=user("one two"))
+        client.generate(prompt="three", num_generations=2)
+        client.embed(model="m", input_type="search_query", texts=["four", "five"])
+
+        assert server.billed() == Billed(5, output_tokens=24, input_units=5)
+
+
+class TestQuirks:
+    def test_too_few_and_too_many_vectors(self) -> None:
+        a, b = embedding("a"), embedding("b")
+        for lists, vectors in (("first_only", [a]), ("extra", [a, b, b])):
+            options = {"lists": lists}
+            with SimServer(WIRE, wire_options=options) as server, httpx.Client() as http:
+                client = connect(server, http)
+                kinds: list[Any] = ["float", "base64"]
+                reply = client.embed(
+                    model="m", input_type="search_query", texts=["a", "b"], embedding_types=kinds
+                )
+                assert reply.embeddings.float_ == vectors
+                assert reply.embeddings.base64 is not None
+                assert len(reply.embeddings.base64) == len(vectors)
+                reply = client.embed(model="m", input_type="search_query", texts=["a"])
+                assert reply.embeddings.float_ == [a]
+                assert server.requests()[0].items == (1 if lists == "first_only" else 2)
+
+    def test_one_poisoned_item_spoils_a_request(self) -> None:
+        options = {"poison": "bad luck"}
+        with SimServer(WIRE, wire_options=options) as server, httpx.Client() as http:
+            client = connect(server, http)
+            texts = ["good", "bad luck"]
+            for ask in (
+                lambda: client.embed(model="m", input_type="search_query", texts=texts),
+                lambda: client.generate(prompt="some bad luck"),
+                lambda: client.chat(model="m", messages=[*user("bad luck"), *user("hi")]),
+            ):
+                with pytest.raises(cohere.BadRequestError) as error:
+                    ask()
+                assert "luck" not in str(error.value.body)
+            assert server.ledger() == [] and server.billed() == Billed()
+            assert client.generate(prompt="bad").generations
+
+    def test_a_quirk_that_there_is_not(self) -> None:
+        unknown: Any = "shuffled"
+        with pytest.raises(ValueError, match="is none of"):
+            CohereWire(lists=unknown)
 
 
 class TestErrors:

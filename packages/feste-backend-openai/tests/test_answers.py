@@ -209,6 +209,10 @@ class TestUsage:
             ({"prompt_tokens": 9, "completion_tokens": 2}, Usage(9, 2)),
             ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 8}}, Usage(9, 0, 8)),
             ({"prompt_tokens": 9, "total_tokens": 9, "prompt_tokens_details": None}, Usage(9)),
+            (
+                {"prompt_tokens": 9, "prompt_tokens_details": {"cache_write_tokens": 7}},
+                Usage(9, written=7),
+            ),
             ({"prompt_tokens": None, "completion_tokens": "many"}, Usage()),
             (None, None),
         ],

@@ -6,8 +6,10 @@ import asyncio
 import base64
 import json
 import struct
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +17,17 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
+import feste
+from feste.backend import PromptCache, Usage
+from feste.backend.openai import ChatParams, OpenAI
 from feste.backend.openai.testing import OpenAIWire, answer, embedding, json_answer
 from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Fault
+from feste.testing.sim_types import Billed, Fault
 
 WIRE = "feste.backend.openai.testing:OpenAIWire"
+
+
+EXPLICIT: Any = {"prompt_cache_options": {"mode": "explicit"}}
 
 
 def user(text: str) -> list[Any]:
@@ -27,13 +35,23 @@ def user(text: str) -> list[Any]:
 
 
 @contextmanager
-def connected(**options: Any) -> Iterator[tuple[SimServer, openai.OpenAI]]:
+def connected(
+    prompt_cache: PromptCache | None = None, **options: Any
+) -> Iterator[tuple[SimServer, openai.OpenAI]]:
     """A server with these wire options, and a client that does not retry."""
     with (
-        SimServer(WIRE, wire_options=options) as server,
+        SimServer(WIRE, wire_options=options, prompt_cache=prompt_cache) as server,
         openai.OpenAI(base_url=server.url + "/v1", api_key="test", max_retries=0) as client,
     ):
         yield server, client
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens soon; the deadline only ends a test that is broken."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +362,223 @@ class TestEmbeddings:
         assert server.ledger() == []
 
 
+class TestPromptCache:
+    """What the provider caches, through the official SDK."""
+
+    def talk(self, own: str, shared: str = "a b c", mark: bool = True) -> list[Any]:
+        block: dict[str, object] = {"type": "text", "text": shared}
+        if mark:
+            block["prompt_cache_breakpoint"] = {"mode": "explicit"}
+        return [{"role": "system", "content": [block]}, {"role": "user", "content": own}]
+
+    def ask(self, client: openai.OpenAI, messages: list[Any], **given: Any) -> tuple[Any, ...]:
+        """Ask, and return the tokens of the prompt: all, cached, written."""
+        reply = client.chat.completions.create(**{"model": "m", "messages": messages, **given})
+        assert reply.usage is not None
+        details: Any = reply.usage.prompt_tokens_details
+        return reply.usage.prompt_tokens, details.cached_tokens, details.cache_write_tokens
+
+    @pytest.mark.parametrize("leader", [False, True], ids=["all at once", "one first"])
+    def test_sixty_four_requests_with_a_prefix(self, leader: bool) -> None:
+        shared = " ".join(f"rule-{i}" for i in range(4000))
+        talks = [self.talk(" ".join([f"item-{k}"] * 200), shared) for k in range(64)]
+
+        async def ask(server: SimServer, some: list[list[Any]]) -> None:
+            async with openai.AsyncOpenAI(
+                base_url=server.url + "/v1", api_key="test", max_retries=0
+            ) as client:
+                create = client.chat.completions.create
+                calls = [create(model="m", messages=t, extra_body=EXPLICIT) for t in some]
+                await asyncio.gather(*calls)
+
+        lag = 0.05 if leader else 600
+        with SimServer(WIRE, prompt_cache=PromptCache(write=1.25, lag=lag)) as server:
+            if leader:
+                asyncio.run(ask(server, talks[:1]))
+                until(lambda: server.committed() > 0)
+            asyncio.run(ask(server, talks[leader:]))
+            billed = server.billed()
+
+        assert (billed.input_tokens, billed.output_tokens) == (64 * 4200, 64 * 8)
+        if leader:
+            assert (billed.written_tokens, billed.cached_tokens) == (4000, 63 * 4000)
+            assert billed.input_units == pytest.approx(43_000)
+        else:
+            assert (billed.written_tokens, billed.cached_tokens) == (64 * 4000, 0)
+            assert billed.input_units == 332_800 >= 269_000
+
+    def test_a_request_before_the_commit_misses(self) -> None:
+        with connected(PromptCache(minimum=2, write=1.25, lag=600)) as (server, client):
+            for own in ("d", "e"):
+                assert self.ask(client, self.talk(own), extra_body=EXPLICIT) == (4, 0, 3)
+            assert server.committed() == 0
+
+    def test_a_request_looks_when_it_arrives(self) -> None:
+        with (
+            SimServer(
+                WIRE, slope=0.05, prompt_cache=PromptCache(minimum=1, write=1.25, lag=0)
+            ) as server,
+            openai.OpenAI(base_url=server.url + "/v1", api_key="test", max_retries=0) as client,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            slow = pool.submit(self.ask, client, user("a b"), n=8)
+            until(lambda: server.in_flight() == 1)
+            assert self.ask(client, user("a b"))[1] == 0
+
+            assert slow.result()[1] == 0  # though the other was committed before its generation
+            assert self.ask(client, user("a b")) == (2, 2, 0)
+
+    def test_implicit_and_explicit_caching(self) -> None:
+        with connected(PromptCache(minimum=2, write=1.25, lag=0)) as (_, client):
+            unmarked = self.talk("d", mark=False)
+            for _ in range(2):  # without breakpoints, the explicit mode caches nothing
+                assert self.ask(client, unmarked, extra_body=EXPLICIT) == (4, 0, 0)
+            assert self.ask(client, self.talk("d"), extra_body=EXPLICIT) == (4, 0, 3)
+            assert self.ask(client, self.talk("e"), extra_body=EXPLICIT) == (4, 3, 0)
+            assert self.ask(client, self.talk("d")) == (4, 3, 1)
+            assert self.ask(client, unmarked) == (4, 4, 0)
+            assert self.ask(client, self.talk("d", "a b x")) == (4, 2, 2)
+            assert self.ask(client, user("short")) == (1, 0, 0)
+
+    def test_what_the_cache_tells_apart(self) -> None:
+        tools: Any = [{"type": "function", "function": {"name": "go", "parameters": {}}}]
+        with connected(PromptCache(minimum=1, write=1.25, lag=0)) as (_, client):
+            assert self.ask(client, user("a b")) == (2, 0, 2)
+            for given in ({"model": "other"}, {"extra_body": {"prompt_cache_key": "k"}}):
+                assert [self.ask(client, user("a b"), **given)[1] for _ in range(2)] == [0, 2]
+            total, cached, written = self.ask(client, user("a b"), tools=tools)
+            assert total == written > 2 and cached == 0
+            assert self.ask(client, user("c"), tools=tools) == (total - 1, total - 2, 1)
+            assert self.ask(client, [{"role": "developer", "content": "a b"}])[1] == 0
+
+    def test_a_stream_counts_alike(self) -> None:
+        with connected(PromptCache(minimum=1, write=1.25, lag=0)) as (server, client):
+            self.ask(client, user("a b"))
+            *_, last = client.chat.completions.create(
+                model="m",
+                messages=user("a b c"),
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            assert last.usage is not None and last.usage.prompt_tokens_details is not None
+            assert last.usage.prompt_tokens_details.cached_tokens == 2
+            assert server.billed().written_tokens == 3
+            assert server.billed().output_tokens == 16
+
+    def test_feste_counts_what_was_written(self) -> None:
+        with connected(PromptCache(minimum=2, write=1.25, lag=0)) as (server, _):
+            llm = OpenAI("m", base_url=server.url + "/v1", api_key="test")
+            params = ChatParams(prompt_cache_options={"mode": "explicit"})
+            usages = [llm.chat(self.talk(k), params).compute().usage for k in ("d", "e")]
+
+        assert usages == [Usage(4, 8, 0, 3), Usage(4, 8, 3, 0)]
+
+    def test_all_endpoints_are_billed(self, server: SimServer, client: openai.OpenAI) -> None:
+        assert self.ask(client, user("one two")) == (2, 0, 0)
+        client.completions.create(model="m", prompt=["three four", "five"], n=2)
+        client.embeddings.create(model="m", input=["six", "seven"])
+
+        assert server.billed() == Billed(7, output_tokens=5 * 8, input_units=7)
+
+    def test_a_mode_that_there_is_not(self, client: openai.OpenAI) -> None:
+        for wrong in ({"mode": "none"}, "explicit"):
+            with pytest.raises(openai.BadRequestError) as error:
+                self.ask(client, user("a"), extra_body={"prompt_cache_options": wrong})
+            assert error.value.param == "prompt_cache_options"
+
+
+class TestQuirks:
+    """Servers that get several answers in one reply wrong, and those that refuse one text."""
+
+    def chat(self, client: openai.OpenAI, n: int = 3) -> list[tuple[int, str | None]]:
+        reply = client.chat.completions.create(model="m", messages=user("hi"), n=n, seed=1)
+        return [(choice.index, choice.message.content) for choice in reply.choices]
+
+    def complete(self, client: openai.OpenAI, prompt: Any, n: int = 1) -> list[tuple[int, str]]:
+        reply = client.completions.create(model="m", prompt=prompt, n=n, seed=1)
+        return [(choice.index, choice.text) for choice in reply.choices]
+
+    def embed(self, client: openai.OpenAI, texts: Any) -> list[tuple[int, list[float]]]:
+        reply = client.embeddings.create(model="m", input=texts)
+        return [(item.index, item.embedding) for item in reply.data]
+
+    def test_one_choice_whatever_n_is(self) -> None:
+        texts = [answer("hi", i, seed=1) for i in range(2)]
+        with connected(choices="one") as (server, client):
+            assert self.chat(client) == [(0, texts[0])]
+            assert self.complete(client, ["hi", "hi"], n=2) == [(0, texts[0]), (1, texts[0])]
+            assert [entry.items for entry in server.requests()] == [1, 2]
+
+    def test_n_is_refused(self) -> None:
+        with connected(choices="refuse") as (server, client):
+            for ask in (self.chat, lambda c: self.complete(c, "hi", n=2)):
+                with pytest.raises(openai.BadRequestError) as error:
+                    ask(client)
+                assert error.value.param == "n"
+            assert len(self.chat(client, n=1)) == len(self.complete(client, "hi")) == 1
+            assert len(server.ledger()) == 2
+
+    def test_choices_out_of_order_and_twice(self) -> None:
+        texts = list(enumerate(answer("hi", i, seed=1) for i in range(3)))
+        with connected(choices="shuffled") as (_, client):
+            for found in (self.chat(client), self.complete(client, "hi", n=3)):
+                assert found != sorted(found) == texts
+        with connected(choices="duplicated") as (server, client):
+            for found in (self.chat(client), self.complete(client, "hi", n=3)):
+                assert found == [texts[0], texts[1], texts[0]]
+            assert self.chat(client, n=1) == texts[:1]
+            found = self.complete(client, ["a", "b", "c"])  # a list, but no n
+            assert [index for index, _ in found] == [0, 1, 2]
+            assert [entry.items for entry in server.requests()] == [3, 3, 1, 3]
+
+    def test_lists_with_one_twice_or_too_many(self) -> None:
+        a, b = answer("a", seed=1), answer("b", seed=1)
+        with connected(lists="duplicated") as (_, client):
+            assert self.complete(client, ["a", "b"]) == [(0, a), (0, a)]
+            assert self.complete(client, ["a"]) == self.complete(client, "a") == [(0, a)]
+            assert len(set(self.complete(client, "a", n=2))) == 2
+        with connected(lists="extra") as (_, client):
+            assert self.complete(client, ["a", "b"]) == [(0, a), (1, b), (2, b)]
+            assert self.complete(client, ["a"]) == self.complete(client, "a") == [(0, a)]
+
+    def test_vectors_of_some_twice_or_too_many(self) -> None:
+        a, b = embedding("a"), embedding("b")
+        for order, expected in (
+            ("duplicated", [(0, a), (0, a)]),
+            ("extra", [(0, a), (1, b), (2, b)]),
+            ("first_only", [(0, a)]),
+        ):
+            with connected(order=order) as (server, client):
+                assert self.embed(client, ["a", "b"]) == expected
+                assert self.embed(client, ["a"]) == self.embed(client, "a") == [(0, a)]
+                assert server.requests()[0].items == (1 if order == "first_only" else 2)
+
+    def test_one_poisoned_item_spoils_a_request(self) -> None:
+        block: Any = [{"type": "text", "text": "some bad luck"}]
+        with connected(poison="bad luck") as (server, client):
+            for ask in (
+                lambda: self.complete(client, ["good", "bad luck", "better"]),
+                lambda: self.embed(client, ["good", "bad luck"]),
+                lambda: client.chat.completions.create(
+                    model="m", messages=[{"role": "user", "content": block}, *user("hi")]
+                ),
+            ):
+                with pytest.raises(openai.BadRequestError) as error:
+                    ask()
+                assert error.value.param is None and "luck" not in str(error.value)
+            assert server.ledger() == [] and server.billed() == Billed()
+            assert len(self.complete(client, ["good", "bad", "luck"])) == 3
+
+    def test_feste_finds_the_poisoned_item(self) -> None:
+        with connected(poison="bad luck") as (server, _):
+            llm = OpenAI("m", base_url=server.url + "/v1", api_key="test")
+            texts = ["one", "two", "bad luck", "four"]
+            (found,) = feste.compute([llm.embed(text) for text in texts], on_error="return")
+
+            assert [isinstance(one, Exception) for one in found] == [False, False, True, False]
+            assert sorted(entry["prompt"] for entry in server.ledger()) == ["four", "one", "two"]
+
+
 class TestErrors:
     def test_errors_have_the_fields_of_openai(
         self, server: SimServer, client: openai.OpenAI
@@ -393,9 +628,15 @@ class TestErrors:
         assert client.models.retrieve("org/any").id == "org/any"
 
     def test_a_quirk_that_there_is_not(self) -> None:
-        for wrong in ({"lists": "no"}, {"usage": "none"}, {"order": "random"}):
+        wrong: Any
+        for wrong in (
+            {"lists": "no"},
+            {"usage": "none"},
+            {"order": "refuse"},
+            {"choices": "extra"},
+        ):
             with pytest.raises(ValueError, match="is none of"):
-                OpenAIWire(**wrong)  # type: ignore[arg-type]
+                OpenAIWire(**wrong)
 
 
 class TestFaults:

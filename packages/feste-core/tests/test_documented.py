@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any, get_args
 
@@ -17,7 +19,10 @@ import pytest
 import feste
 from feste import context, errors, events, hookspecs
 from feste.backend import error_for_status
+from feste.graph import FesteGraph
 from feste.hookspecs import hookspec
+from feste.optimization import Optimizer, invariants
+from feste.optimization.base import level_of, phase_of
 
 
 def find_root() -> Path | None:
@@ -30,7 +35,7 @@ def find_root() -> Path | None:
 
 ROOT = find_root()
 HOOKS = [name for name in vars(hookspecs) if name.startswith("feste_")]
-PACKAGES = ["add-a-backend", "add-an-optimization", "add-a-scheduler"]
+PACKAGES = ["add-a-backend", "add-a-scheduler"]
 
 
 def document(name: str) -> str:
@@ -102,6 +107,17 @@ def test_no_row_names_a_setting_that_there_is_not() -> None:
     assert rows(document("reference/settings")).keys() == context.SETTINGS.keys()
 
 
+def test_the_passes_are_listed_as_they_run() -> None:
+    """The page of settings has each of Feste's passes, with phase and level, in running order."""
+    own = [p for p in Optimizer().passes if type(p).__module__.startswith("feste.")]
+    wanted = [(phase_of(p).name, p.name, level_of(p).name) for p in own]
+    table = re.findall(
+        r"^\| ([A-Z]+) \| `(\w+)` \| (\w+) \|", document("reference/settings"), re.MULTILINE
+    )
+
+    assert [row for row in table if row[1] in {p.name for p in own}] == wanted
+
+
 CLASSES = [name for name in errors.__all__ if inspect.isclass(getattr(errors, name))]
 
 
@@ -134,6 +150,28 @@ def test_each_name_of_the_front_door_has_an_example(name: str) -> None:
         assert "@feste.hookimpl" in (hookspecs.__doc__ or "")
     else:
         assert ">>> " in (inspect.getdoc(value) or "")
+
+
+# --- what a pass may not do -------------------------------------------------------------------------
+
+
+def raised(source: str) -> set[str]:
+    """The messages of all ``GraphError`` that a source raises, with dots for what is filled in."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    messages = [
+        c.args[0] for c in calls if isinstance(c.func, ast.Name) and c.func.id == "GraphError"
+    ]
+    parts = [m.values if isinstance(m, ast.JoinedStr) else [m] for m in messages]
+    return {"".join(p.value if isinstance(p, ast.Constant) else "…" for p in one) for one in parts}
+
+
+def test_the_guide_of_passes_names_all_that_is_checked() -> None:
+    """Its table holds the errors of a broken rule as they are raised, and no others."""
+    section = document("howto/add-an-optimization").split("## What is checked")[1].split("\n## ")[0]
+    sources = [invariants, FesteGraph.check, FesteGraph.order]
+    wanted = set[str]().union(*(raised(dedent(inspect.getsource(one))) for one in sources))
+
+    assert rows(section).keys() == wanted
 
 
 # --- the packages that how-tos build ----------------------------------------------------------------

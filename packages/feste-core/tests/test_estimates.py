@@ -23,15 +23,9 @@ from feste.scheduler.program import Program
 from feste.testing import FakeBackend, FakeParams
 
 
-class Known(FakeBackend):
+def known(limits: Limits | None = None, **about: Any) -> FakeBackend:
     """A backend of which something is known beforehand."""
-
-    def __init__(self, model: str = "k-1", limits: Limits | None = None, **known: Any) -> None:
-        super().__init__(model, limits=limits)
-        self.known = Profile(**known)
-
-    def profile(self, model: str) -> Profile:
-        return self.known
+    return FakeBackend("k-1", limits=limits, profile=Profile(**about))
 
 
 @feste.task
@@ -158,7 +152,7 @@ def test_the_requests_of_a_plan_are_those_that_are_sent(seed: int) -> None:
 
 def test_the_bound_counts_equal_draws_once() -> None:
     """With lists, by items; without, by the number of answers that one request may give."""
-    few = Known(max_draws=4)
+    few = known(max_draws=4)
     llm = FakeBackend()
     chats = [few.chat("Hi") for _ in range(10)]
     texts = [llm.complete(f"{i % 17}") for i in range(170)]
@@ -188,7 +182,7 @@ def test_calls_with_other_parameters_or_a_seed_share_no_request() -> None:
 
 def test_dollars_are_the_price_of_the_tokens() -> None:
     """Low, likely and worst of the tokens; the worst of an answer without a bound is not known."""
-    llm = Known(price=Price(input=1e6, output=2e6))
+    llm = known(price=Price(input=1e6, output=2e6))
     bound, free = llm.chat("Hi you", FakeParams(max_tokens=10)), llm.chat("Hi you")
     calls = estimates_of(bound, free).calls
 
@@ -206,16 +200,16 @@ def test_an_unknown_price_is_not_zero() -> None:
 
 def test_what_a_model_only_reads_has_a_price_without_a_bound_of_output() -> None:
     """Output that costs nothing needs no bound."""
-    llm = Known(price=Price(input=1e6))
+    llm = known(price=Price(input=1e6))
 
     assert estimates_of(llm.chat("Hi")).calls.popitem()[1].dollars == Range.of(2)
 
 
 def test_a_shared_prefix_is_written_once_and_read_by_the_others() -> None:
     """By the factors of the cache; at worst, all come too early and pay for writing it."""
-    llm = Known(price=Price(input=1e6), prompt_cache=PromptCache(minimum=1, write=1.25, read=0.1))
+    llm = known(price=Price(input=1e6), prompt_cache=PromptCache(minimum=1, write=1.25, read=0.1))
     nodes = [llm.chat("x" * 400 + str(i)) for i in range(3)]
-    prefix = Prefix(tuple(n.key for n in nodes), 80)
+    prefix = Prefix(tuple(n.key for n in nodes), "d", 80)
     calls = [estimates_of(nodes, prefixes=[prefix]).calls[n.key] for n in nodes]
 
     assert [(c.cached, c.written) for c in calls] == [(0, 80), (80, 0), (80, 0)]
@@ -225,12 +219,24 @@ def test_a_shared_prefix_is_written_once_and_read_by_the_others() -> None:
     assert calls[1].dollars.worst == pytest.approx(whole + 0.25 * 80)
 
 
+def test_calls_that_do_not_wait_for_each_other_read_the_cache_by_luck() -> None:
+    """The lowest price counts it, the likely one does not."""
+    llm = known(price=Price(input=1e6), prompt_cache=PromptCache(minimum=1, read=0.1))
+    nodes = [llm.chat("x" * 400 + str(i)) for i in range(2)]
+    prefix = Prefix(tuple(n.key for n in nodes), "d", 80, waits=False)
+    call = estimates_of(nodes, prefixes=[prefix]).calls[nodes[1].key]
+
+    whole = call.input.likely or 0
+    assert (call.cached, call.dollars.likely) == (0, whole)
+    assert call.dollars.low == pytest.approx(whole - 72)
+
+
 def test_the_prices_of_the_cache_go_before_its_factors() -> None:
     """Where a price list names them."""
     price = Price(input=1e6, cached=0.5e6)
-    llm = Known(price=price, prompt_cache=PromptCache(read=0.1))
+    llm = known(price=price, prompt_cache=PromptCache(read=0.1))
     nodes = [llm.chat("x" * 400 + str(i)) for i in range(2)]
-    prefix = Prefix(tuple(n.key for n in nodes), 80)
+    prefix = Prefix(tuple(n.key for n in nodes), "d", 80)
     call = estimates_of(nodes, prefixes=[prefix]).calls[nodes[1].key]
 
     assert call.dollars.likely == pytest.approx((call.input.likely or 0) - 40)
@@ -241,7 +247,7 @@ def test_the_prices_of_the_cache_go_before_its_factors() -> None:
 
 def test_the_run_takes_as_long_as_its_longest_path() -> None:
     """Requests side by side take the time of the longest; those behind each other add up."""
-    llm = Known(latency=Latency(base=1.0, token=0.1))
+    llm = known(latency=Latency(base=1.0, token=0.1))
     short, long = FakeParams(max_tokens=2), FakeParams(max_tokens=20)
     first = llm.chat("a", long)
     second = llm.chat(first, short)
@@ -254,7 +260,7 @@ def test_the_run_takes_as_long_as_its_longest_path() -> None:
 
 def test_calls_of_a_list_take_as_long_as_its_longest_answer() -> None:
     """A request has a time for each item, and ends with its last answer."""
-    llm = Known(latency=Latency(base=1.0, item=0.5, token=0.1))
+    llm = known(latency=Latency(base=1.0, item=0.5, token=0.1))
     nodes = [llm.complete(str(i), FakeParams(max_tokens=10)) for i in range(4)]
     (request,) = estimates_of(nodes).requests
 
@@ -263,7 +269,7 @@ def test_calls_of_a_list_take_as_long_as_its_longest_answer() -> None:
 
 def test_a_limit_of_concurrency_makes_it_longer() -> None:
     """Ten requests of a second, two at a time."""
-    llm = Known(limits=Limits(concurrency=2), latency=Latency(base=1.0))
+    llm = known(limits=Limits(concurrency=2), latency=Latency(base=1.0))
 
     assert estimates_of([llm.chat(str(i)) for i in range(10)]).seconds == Range.of(5.0)
 
@@ -271,14 +277,14 @@ def test_a_limit_of_concurrency_makes_it_longer() -> None:
 def test_an_unknown_latency_makes_no_time() -> None:
     """But the depth is known: how many requests wait for each other."""
     llm = FakeBackend()
-    estimates = estimates_of(llm.chat(Known(latency=Latency(base=1.0)).chat("a")))
+    estimates = estimates_of(llm.chat(known(latency=Latency(base=1.0)).chat("a")))
 
     assert (estimates.seconds, estimates.depth) == (Range(None, None, None), 2)
 
 
 def test_slack_is_what_a_node_may_be_late() -> None:
     """None on the longest path."""
-    llm = Known(latency=Latency(base=1.0))
+    llm = known(latency=Latency(base=1.0))
     first, side = llm.chat("a"), llm.chat("b")
     last = llm.chat(passed([llm.chat(first), side]))
     slack = estimates_of(last).slack
@@ -333,7 +339,7 @@ def ranks_of(*nodes: Any) -> dict[str, int]:
 
 def test_ranks_are_milliseconds_to_the_end() -> None:
     """What a node and all behind it take, and one for each step; a known answer takes nothing."""
-    llm = Known(latency=Latency(base=0.2, token=0.01))
+    llm = known(latency=Latency(base=0.2, token=0.01))
     slow, quick = FakeParams(max_tokens=100), FakeParams(max_tokens=2)
     first, other = llm.chat("a", quick), llm.chat("b", slow)
     last = llm.chat(passed([first, other]), quick)
@@ -355,7 +361,7 @@ def test_without_latency_the_scheduler_counts_steps() -> None:
 
 def test_the_longer_request_is_sent_first() -> None:
     """With one request at a time, the order is that of the ranks, not of the program."""
-    llm = Known(limits=Limits(concurrency=1), latency=Latency(base=0.1, token=0.01))
+    llm = known(limits=Limits(concurrency=1), latency=Latency(base=0.1, token=0.01))
     bounds = [5, 500, 50, 5000]
     feste.compute([llm.chat(f"{bound}", FakeParams(max_tokens=bound)) for bound in bounds])
 
@@ -365,7 +371,7 @@ def test_the_longer_request_is_sent_first() -> None:
 
 def test_cutting_off_rewrites_cuts_off_ranks() -> None:
     """The setting ``max_rewrites`` finds a plan that does harm, whichever pass made it."""
-    node = Known(latency=Latency(base=1.0)).chat("a")
+    node = known(latency=Latency(base=1.0)).chat("a")
     graph, _, _ = FesteGraph.collect(node)
 
     with context.set(max_rewrites=0):

@@ -63,7 +63,10 @@ class Known(FakeBackend):
     """A backend whose latency and prices are known."""
 
     def profile(self, model: str) -> Profile:
-        return Profile(latency=Latency(base=0.5), price=Price(input=1.0, output=10.0))
+        return KNOWN
+
+
+KNOWN = Profile(latency=Latency(base=0.5), price=Price(input=1.0, output=10.0))
 
 
 def test_the_text_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:

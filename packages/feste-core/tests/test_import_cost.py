@@ -12,7 +12,7 @@ import pytest
 #: Imported on first use only.
 HEAVY = """
 asyncio dask distributed jinja2 langcodes cloudpickle rich pluggy openai cohere aiohttp httpx pydantic
-numpy pandas sqlite3 ssl concurrent.futures multiprocessing importlib.metadata
+genai_prices httpx2 numpy pandas sqlite3 ssl concurrent.futures multiprocessing importlib.metadata
 """.split()
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import enum
 import functools
+import itertools
 import os
 import pickle
 import subprocess
@@ -43,6 +44,7 @@ from feste.plain import MAX_DEPTH, plain
 from feste.prompt import ChatPrompt, FesteEnvironment, Prompt
 from feste.prompt.limits import SOURCE_LIMIT, STEP_LIMIT, TEXT_LIMIT, extent
 from feste.scheduler import QUICK
+from feste.testing import FakeBackend, fresh_draws
 
 HERE = os.path.basename(__file__)
 MARKS = ["{{ x }}", "{% raw %}", "{# #}", "{", "}", "%}", "\r\n", "\r", "\n", '"', "'", "\\", "\\n"]
@@ -538,6 +540,92 @@ def test_nothing_runs_before_the_rendering() -> None:
     assert called == []
     rendered(prompt)
     assert called == [("a",), ("a",), ()]
+
+
+def test_impure_names_make_a_prompt_a_sample() -> None:
+    """What may give something else next time is used: as a global, a filter, or by ``map``."""
+    made = FesteEnvironment()
+    made.globals.update(now=str, pure=str)
+    made.filters.update(shuffle=str, calm=str)
+    made.impure.update(["now", "shuffle"])
+    sample = [
+        "{{ now() }}",
+        "{% for i in [1] %}{% if i %}{{ now }}{% endif %}{% endfor %}",
+        "{% call now() %}{% endcall %}",
+        "{{ x|shuffle }}",
+        "{% filter shuffle %}{% endfilter %}",
+        "{{ [1]|map('shuffle')|list }}",
+        "{{ [1]|map('shuf' ~ 'fle')|list }}",
+        "{{ [1]|map(*x)|list }}",
+    ]
+    pure = [
+        "{{ x }}",
+        "{{ pure() }}",
+        "{{ x|calm }}",
+        "{{ [1]|map('calm')|list }}",
+        "{{ [1]|map(attribute='now')|list }}",
+        "{% for now in [1] %}{{ now }}{% endfor %}",
+        "{% set now = 1 %}{{ now }}",
+        "{{ x.now }}{{ 'now' }} now",
+    ]
+    for kind, sources in ((Determinism.SAMPLE, sample), (Determinism.PURE, pure)):
+        for source in sources:
+            prompt = Prompt(source, environment=made)
+            node = prompt(**dict.fromkeys(prompt.variables(), "v"))._node
+            assert node.determinism is kind, source
+            chat = ChatPrompt("text", prompt)
+            assert chat(**dict.fromkeys(chat.variables(), "v"))._node.determinism is kind
+    assert (
+        Prompt("{{ now }}", environment=made)(now="a value")._node.determinism is Determinism.PURE
+    )
+    assert Prompt("{{ now() }}")(now="a value")._node.determinism is Determinism.PURE
+
+
+def test_impure_names_count_for_the_identity() -> None:
+    """Environments that differ in them differ; one without any is what it was before."""
+    one, other = FesteEnvironment(), FesteEnvironment()
+    other.impure.add("now")
+    assert (one.identity, Prompt("a", environment=one)) != (other.identity, Prompt("a"))
+    assert one.identity == "" != other.identity
+    assert Prompt("a", environment=one) != Prompt("a", environment=other)
+    one.impure.add("now")
+    assert one.identity == other.identity
+    other.impure = {"then"}
+    assert one.identity != other.identity
+
+
+def test_impure_prompts_are_draws_of_their_own() -> None:
+    """Equal ones have ordinals, which those that need them inherit; eager mode renders each."""
+    made = FesteEnvironment()
+    numbers = itertools.count()
+    made.globals["number"] = lambda: next(numbers)
+    made.impure.add("number")
+    prompt = Prompt("{{ number() }}{{ x }}", environment=made)
+    nodes = [prompt(x="x")._node for _ in range(2)]
+    users = [Prompt("{{ a }}")(a=FesteDelayed(node))._node for node in nodes]
+    assign(nodes + users)
+    assert [node.draw.n for node in nodes] == [0, 1]
+    assert users[0].draw.fingerprint != users[1].draw.fingerprint
+    with feste.context.set(eager=True):
+        assert [prompt(x="x"), prompt(x="x")] == ["0x", "1x"]
+    assert sorted(feste.compute(prompt(x="x"), prompt(x="x"))) == ["2x", "3x"]
+
+
+def test_impure_prompts_and_stores(tmp_path: Path) -> None:
+    """Calls on them are stored by their requests: the same text finds its answer again."""
+    made = FesteEnvironment()
+    made.globals["day"] = lambda: today[-1]
+    made.impure.add("day")
+    ask = Prompt("{{ day() }}?", environment=made)
+    today, sent, answers = ["monday"], [], []
+    for day in ("monday", "monday", "tuesday"):
+        today.append(day)
+        fresh_draws()
+        llm = FakeBackend()
+        answers.append(llm.chat(ask()).compute(store=tmp_path / "runs.db"))
+        sent.append(len(llm.requests))
+    assert sent == [1, 0, 1]
+    assert answers[0] == answers[1]
 
 
 def test_environment_is_ours() -> None:

@@ -181,5 +181,5 @@ def test_a_response_shows_its_payload_and_usage() -> None:
     response = Response([1], Usage(1), {"set-cookie": "secret"}, "r-1")
 
     assert repr(response) == (
-        "Response(payload=[1], usage=Usage(input=1, output=0, cached=0), request_id='r-1')"
+        "Response(payload=[1], usage=Usage(input=1, output=0, cached=0, written=0), request_id='r-1')"
     )

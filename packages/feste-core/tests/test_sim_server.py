@@ -21,18 +21,27 @@ from typing import Any
 
 import pytest
 
+from feste.backend import PromptCache
 from feste.testing import sim_answers as oracle
+from feste.testing.sim_cache import Lookup, PrefixCache, PromptPart, prompt_parts
 from feste.testing.sim_http import Request, take_request
 from feste.testing.sim_process import Simulator
 from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Fault
+from feste.testing.sim_types import Billed, Fault
 
 WIRE = '''
-from feste.testing.wire import Answer, Call, Item, Plan, Refusal, answer, digest, pieces, sse
+from dataclasses import replace
+
+from feste.testing.wire import (
+    Answer, Call, Item, Plan, PromptPart, Refusal, answer, digest, pieces, sse, words
+)
 
 
 class EchoWire:
-    """One endpoint: a text, or several; a stream of the first one's words."""
+    """One endpoint: a text, or several; a stream of the first one's words.
+
+    Through the prompt cache, the texts are one prompt, with a breakpoint after each.
+    """
 
     def __init__(self, path="/echo", require_key=None):
         self.paths, self.require_key = (path,), require_key
@@ -42,6 +51,8 @@ class EchoWire:
         texts = call.body.get("texts") or [call.body.get("text")]
         if not all(isinstance(text, str) for text in texts):
             raise Refusal(400, "'text' must be a string", param="text")
+        parts = [PromptPart(text, breakpoint=True) for text in texts]
+        read = call.read("echo", parts, explicit=call.body.get("explicit") is True)
 
         def generate() -> Answer:
             assert "break" not in texts, "the wire broke"
@@ -53,7 +64,8 @@ class EchoWire:
             if call.body.get("stream"):
                 events = [sse({"piece": piece}) for piece in pieces(items[0].answer)]
                 return Answer(items=items, events=events)
-            return Answer({"texts": [item.answer for item in items]}, items)
+            billed = replace(read, output_tokens=sum(words(item.answer) for item in items))
+            return Answer({"texts": [item.answer for item in items]}, items, billed=billed)
 
         return Plan(len(texts), generate)
 
@@ -178,6 +190,7 @@ class TestRequests:
             "base": 2,
             "slope": 0.5,
             "max_concurrency": None,
+            "prompt_cache": None,
             "seed": 0,
             "headers": {},
         }
@@ -369,6 +382,191 @@ class TestFaults:
             Fault(kind="explode")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="from 0 to 1"):
             Fault(probability=2)
+
+
+class CacheOnPaper:
+    """A prompt cache whose clock the test sets, and which generates at once."""
+
+    def __init__(self, **options: Any) -> None:
+        self.now = 0.0
+        self.cache = PrefixCache(PromptCache(**options), clock=lambda: self.now)
+
+    def read(self, *parts: str | PromptPart, scope: str = "m", explicit: bool = False) -> Lookup:
+        whole = [part if isinstance(part, PromptPart) else PromptPart(part) for part in parts]
+        return self.cache.read(scope, whole, explicit=explicit)
+
+    def ask(
+        self, *parts: str | PromptPart, scope: str = "m", explicit: bool = False
+    ) -> tuple[int, int]:
+        """Read a prompt, write it, and return its cached and its written tokens."""
+        lookup = self.read(*parts, scope=scope, explicit=explicit)
+        self.cache.write(lookup)
+        return lookup.billed.cached_tokens, lookup.billed.written_tokens
+
+
+def end(text: str) -> PromptPart:
+    return PromptPart(text, breakpoint=True)
+
+
+class TestPromptCache:
+    def test_a_prompt_is_found_from_its_commit_on(self) -> None:
+        paper = CacheOnPaper(minimum=2, lag=3)
+        assert paper.ask("a b c") == (0, 3)
+        paper.now = 2.9
+        assert paper.cache.committed() == 0
+        assert paper.ask("a b c") == (0, 3)  # it comes too early, writes, and pays again
+        paper.now = 3.0
+        assert paper.cache.committed() == 2  # the first write kept its time
+        assert paper.ask("a b c") == (3, 0)
+
+    def test_a_lookup_is_made_on_arrival(self) -> None:
+        paper = CacheOnPaper(minimum=1, lag=0)
+        first, second = paper.read("a b"), paper.read("a b")
+        paper.cache.write(first)
+        paper.cache.write(second)
+
+        assert [one.billed.written_tokens for one in (first, second)] == [2, 2]
+        assert paper.ask("a b") == (2, 0)
+
+    def test_what_nobody_reads_expires(self) -> None:
+        paper = CacheOnPaper(minimum=1, lag=0, ttl=10)
+        assert paper.ask("a b c d") == (0, 4)
+        paper.now = 10.0
+        assert paper.ask("a b x") == (2, 1)
+        paper.now = 20.0
+        assert paper.ask("a b c d") == (2, 2)  # only what was read at 10 is still there
+        paper.now = 30.1
+        assert paper.cache.committed() == 0
+        assert paper.ask("a b c d") == (0, 4)
+
+    def test_what_expired_is_written_like_new(self) -> None:
+        paper = CacheOnPaper(minimum=1, lag=3, ttl=10)
+        paper.ask("a b")
+        found = []
+        for now in (13.0, 23.1, 25.0, 26.1):
+            paper.now = now
+            found.append(paper.ask("a b"))
+
+        assert found == [(2, 0), (0, 2), (0, 2), (2, 0)]
+
+    def test_the_minimum_and_the_step(self) -> None:
+        paper = CacheOnPaper(minimum=4, step=3, lag=0)
+        assert [paper.ask("a b c") for _ in range(2)] == [(0, 0)] * 2
+        assert [paper.ask("a b c d e f g") for _ in range(2)] == [(0, 6), (6, 0)]
+        assert paper.ask("a b c d e") == (0, 0)
+        assert paper.ask("a b c d", end(" e"), "f") == (0, 6)  # a breakpoint is not rounded
+        assert paper.ask("a b c d", end(" e")) == (5, 0)
+        assert paper.ask("a b c d e") == (0, 0)
+
+    def test_the_price_of_the_input(self) -> None:
+        paper = CacheOnPaper(minimum=1, lag=0, write=2.0, read=0.5)
+        paper.ask(end("a b"), explicit=True)
+        lookup = paper.read(end("a b"), end(" c d e"), " f", explicit=True)
+
+        assert lookup.billed == Billed(6, 2, 3, 0, 0.5 * 2 + 2.0 * 3 + 1)
+
+    def test_explicit_breakpoints(self) -> None:
+        paper = CacheOnPaper(minimum=2, lag=0)
+        assert [paper.ask("a b c", explicit=True) for _ in range(2)] == [(0, 0)] * 2
+        assert paper.ask(end("a"), "b", explicit=True) == (0, 0)  # below the minimum
+        assert paper.ask(end("a b"), "c", explicit=True) == (0, 2)
+        assert paper.ask(end("a b"), end(" d"), " e", explicit=True) == (2, 1)
+        assert paper.ask("a b d e", explicit=True) == (0, 0)
+        assert paper.ask("a b d e") == (3, 1)  # the implicit mode finds all that was written
+        assert paper.ask(end("a b d e"), explicit=True) == (4, 0)
+
+    def test_a_breakpoint_inside_what_is_cached_is_written(self) -> None:
+        paper = CacheOnPaper(minimum=1, lag=0)
+        paper.ask(end("a b c"), explicit=True)
+        assert paper.ask(end("a"), end(" b c"), explicit=True) == (3, 0)
+        assert paper.ask(end("a"), "x", explicit=True) == (1, 0)
+
+    def test_a_request_writes_the_last_four_breakpoints(self) -> None:
+        paper = CacheOnPaper(minimum=1, lag=0)
+        assert paper.ask(*map(end, "abcde"), explicit=True) == (0, 5)
+        assert paper.cache.committed() == 4
+        assert paper.ask(end("a"), explicit=True) == (0, 1)
+        assert paper.ask(*map(end, "ab"), explicit=True) == (2, 0)
+
+    def test_what_makes_prefixes_differ(self) -> None:
+        paper = CacheOnPaper(minimum=1, lag=0)
+        paper.ask("a b c")
+        assert paper.ask("a", " b", " c") == (3, 0)
+        assert paper.ask("a  b c") == (1, 2)
+        assert paper.ask("a", PromptPart(" b", label="user"), " c") == (1, 2)
+        assert paper.ask("a b c", scope="other") == (0, 3)
+
+    def test_the_parts_of_a_conversation(self) -> None:
+        def conversation(role: str = "user", tool: str = "t", mark: str = "stop") -> Any:
+            block = {"type": "text", "text": "b c", mark: {"mode": "explicit"}}
+            talk: list[dict[str, Any]] = [
+                {"role": "system", "content": "a"},
+                {"role": role, "content": [block]},
+            ]
+            return prompt_parts(talk, [{"name": tool}], "stop")
+
+        paper = CacheOnPaper(minimum=1, lag=0)
+        assert paper.ask(*conversation()) == (0, 5)  # two words of JSON for the tool
+        assert paper.ask(*conversation()) == (5, 0)
+        assert paper.ask(*conversation(role="tool")) == (3, 2)
+        assert paper.ask(*conversation(tool="u")) == (1, 4)
+        assert paper.ask(*conversation(), explicit=True) == (5, 0)
+        assert paper.ask(*conversation(mark="other"), explicit=True) == (0, 0)
+        image: dict[str, Any] = {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": "x"}}],
+        }
+        (part, shown) = prompt_parts([image])
+        assert (part.text, shown.text) == ("", "") and "image_url" in shown.label
+        assert prompt_parts([{"role": "assistant", "content": None}])[1].text == ""
+
+    def test_a_server_adds_the_bill_up(self, echo: str) -> None:
+        with SimServer(echo, prompt_cache=PromptCache(minimum=3, write=1.25, lag=600)) as server:
+            server.add(Fault(kind="reset_after", match="lost"), Fault(match="refused"))
+            with pytest.raises(ConnectionResetError):
+                post(server, {"text": "a lost answer"})
+            assert post(server, {"text": "a refused request"})[0] == 500
+            assert post(server, {})[0] == 400
+            for _ in range(2):
+                post(server, {"texts": ["a b c", " d"], "explicit": True})
+            post(server, {"text": "a b"})
+
+            assert server.committed() == 0
+            assert server.billed() == Billed(13, 0, 11, 8 + 2 * 16 + 8, 1.25 * 11 + 2)
+            server.reset()
+            assert server.billed() == Billed()
+
+    def test_a_server_commits_and_forgets(self, echo: str) -> None:
+        with SimServer(echo, prompt_cache=PromptCache(minimum=3, write=1.25, lag=0.05)) as server:
+            for _ in range(2):
+                post(server, {"text": "a b c d"})
+                until(lambda: server.committed() == 2)
+            assert server.billed() == Billed(8, 4, 4, 16, 1.25 * 4 + 0.1 * 4)
+            server.reset()
+            assert server.committed() == 0
+            post(server, {"text": "a b c d"})
+            assert server.billed().cached_tokens == 0
+
+    def test_a_server_lets_prefixes_expire(self, echo: str) -> None:
+        with SimServer(echo, prompt_cache=PromptCache(minimum=1, lag=0, ttl=0.05)) as server:
+            for _ in range(2):
+                post(server, {"text": "a b"})
+                until(lambda: server.committed() == 0)
+            assert server.billed().written_tokens == 4
+
+    def test_a_server_without_a_cache_bills_all(self, server: SimServer) -> None:
+        for _ in range(2):
+            post(server, {"text": "word " * 5000})
+
+        assert server.billed() == Billed(10_000, output_tokens=16, input_units=10_000)
+
+    def test_numbers_are_checked(self) -> None:
+        for wrong in ({"minimum": 0}, {"step": 0}):
+            with pytest.raises(ValueError, match="at least 1 token"):
+                PromptCache(**wrong)
+        for name in ("write", "read", "lag", "ttl"):
+            with pytest.raises(ValueError, match=f"{name} cannot be negative"):
+                PromptCache(**{name: -1})
 
 
 class TestProcess:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 __all__ = ["Batch", "Group", "Prefix"]
 
@@ -90,18 +90,23 @@ class Prefix:
     """Calls whose requests begin alike, so that a provider's prompt cache can serve them.
 
     :param members: their keys. A call may be in several prefixes, each a beginning of the next.
-    :param tokens: the length of what they share, estimated.
-    :param lag: the seconds after an answer until its prefix can be read from the cache.
-    :param key: the cache key to send, or None.
-    :param whole: how many whole parts of the prompt the prefix has, if its end is to be marked;
-        else 0.
+    :param digest: identifies the shared text in every run.
+    :param tokens: the length of the shared text, estimated.
+    :param whole: how many whole parts of the prompt it has, if its end is to be marked; else 0.
+    :param keyed: whether to send its digest as the cache's key.
+    :param waits: whether the others wait until one of them has written the prefix.
+    :param lag: the seconds after an answer until what its request wrote can be read.
+    :param ttl: the seconds for which a prefix is kept after its last use.
     """
 
     members: tuple[str, ...]
+    digest: str
     tokens: int
-    lag: float = 0.0
-    key: str | None = None
     whole: int = 0
+    keyed: bool = False
+    waits: bool = True
+    lag: float = 0.0
+    ttl: float = 300.0
 
     def within(self, keys: Container[str]) -> Prefix:
         """Return the prefix without removed members; the same object if none was removed.
@@ -109,6 +114,4 @@ class Prefix:
         :param keys: the keys that still exist.
         """
         left = tuple(m for m in self.members if m in keys)
-        if len(left) == len(self.members):
-            return self
-        return Prefix(left, self.tokens, self.lag, self.key, self.whole)
+        return self if len(left) == len(self.members) else replace(self, members=left)

@@ -10,6 +10,7 @@ from feste.backend.default_halves import operation
 from feste.backend.limits import Limits
 from feste.backend.operations import Call, OnChunk, Operation
 from feste.backend.params import Params
+from feste.backend.prices import price_of
 from feste.backend.profile import Latency, Price, Profile, PromptCache
 from feste.backend.reply import Message, Reply
 from feste.backend.request import Request, Response, Usage, canonical
@@ -52,6 +53,7 @@ __all__ = [
     "error_for_status",
     "operation",
     "plain",
+    "price_of",
     "redact",
     "retry_after",
 ]

@@ -130,10 +130,10 @@ class PrefixRule:
 
     :param parts: ``parts(request) -> texts``: all texts that the cache compares, in its order, such
         as tools, then messages. A prefix may end after any of them, or inside one.
-    :param mark: ``mark(request, key, whole) -> request``: the request with the cache's key (or
-        None), and with a mark after its first ``whole`` parts (or none if that is 0), as far as
-        the user has not set them. The answer must not depend on it.
+    :param mark: ``mark(request, key, ends) -> request``: the request with the cache's key (or None),
+        and with a mark after each of these numbers of parts, as far as the user has not set them.
+        It is called as the request is sent, and the answer must not depend on it.
     """
 
     parts: Callable[[Request], Sequence[str]]
-    mark: Callable[[Request, str | None, int], Request]
+    mark: Callable[[Request, str | None, Sequence[int]], Request]

@@ -303,6 +303,8 @@ class Call(Generic[R]):
         :param on_chunk: receives pieces of the text as they arrive, or None.
         :raises CallError: if it failed; MalformedResponse if the backend did not return a Response.
         """
+        if request.mark is not None and self.operation.prefix is not None:
+            request = self.operation.prefix.mark(request, *request.mark)
         response = await self.operation._send(self.client, request, on_chunk)
         if not isinstance(response, Response):
             raise MalformedResponse(

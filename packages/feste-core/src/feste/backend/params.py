@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, dataclass_transform
 
 from feste.draw import Determinism
@@ -119,11 +120,16 @@ class Params:
         return self._sent("seed") is None
 
     def may_fuse(self) -> bool:
-        """Return whether one of several answers to one request is what this call would have got.
+        """Return whether equal calls with these parameters may become one request for several draws.
 
-        By default a call may set no ``seed``, and no ``n`` above 1.
+        By default a ``seed`` forbids it, and an ``n`` above 1, since such a call asks for several
+        answers itself. So does a value that is not known yet.
         """
-        return self._sent("seed") is None and self._sent("n") in (None, 1)
+        if isinstance(getattr(self, "extra", None), Lazy):
+            return False
+        n = self._sent("n")
+        once = n is None or (isinstance(n, Integral) and n == 1)
+        return once and self._sent("seed") is None
 
     def __feste_fingerprint__(self) -> Any:
         """Return the parts that identify the draw; new fields in the class do not change them."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from feste.errors import ConfigError
+
 __all__ = ["Latency", "Price", "Profile", "PromptCache"]
 
 
@@ -82,6 +84,7 @@ class PromptCache:
     :param ttl: the seconds for which a prefix is kept after its last use.
     :param breakpoints: whether a request may mark where its reusable prefix ends.
     :param keys: whether a request may name a key that sends equal prefixes to one machine.
+    :raises ConfigError: if a number is out of range.
     """
 
     minimum: int = 1024
@@ -92,6 +95,15 @@ class PromptCache:
     ttl: float = 300.0
     breakpoints: bool = False
     keys: bool = False
+
+    def __post_init__(self) -> None:
+        if self.minimum < 1 or self.step < 1:
+            raise ConfigError(
+                f"minimum and step are at least 1 token, not {self.minimum} and {self.step}"
+            )
+        for name in ("write", "read", "lag", "ttl"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} cannot be negative, but is {getattr(self, name)}")
 
     def units(self, uses: int, prefix: int) -> float:
         """Return what a shared prefix costs if one request writes it and the others read it.
@@ -115,12 +127,36 @@ class Profile:
     :param prompt_cache: how the beginnings of prompts are cached.
     :param max_draws: the maximum number of answers to one prompt in one request; 1 if its answers
         would not be independent, or only one is given.
+    :raises ConfigError: if a field is of another type.
     """
 
     latency: Latency | None = None
     price: Price | None = None
     prompt_cache: PromptCache | None = None
     max_draws: int | None = None
+
+    def __post_init__(self) -> None:
+        kinds = {"latency": Latency, "price": Price, "prompt_cache": PromptCache, "max_draws": int}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ConfigError(f"Profile({name}={value!r}): it takes {_example(kind)}, or None")
+        if self.max_draws is not None and self.max_draws < 1:
+            raise ConfigError(f"Profile(max_draws={self.max_draws}): it must be at least 1")
+
+    @classmethod
+    def of(cls, given: Profile | None) -> Profile:
+        """Return the profile that a backend's constructor was given, or an empty one.
+
+        :param given: the argument ``profile``.
+        :raises ConfigError: if it is something else.
+
+        >>> Profile.of(None) == Profile()
+        True
+        """
+        if given is not None and not isinstance(given, cls):
+            raise ConfigError(f"profile={given!r}: it takes Profile(price=Price(...), ...) or None")
+        return given or cls()
 
     def over(self, other: Profile) -> Profile:
         """Return this profile, with what it leaves unknown taken from another.
@@ -134,3 +170,7 @@ class Profile:
         return Profile(
             **{n: getattr(other, n) if value is None else value for n, value in known.items()}
         )
+
+
+def _example(kind: type) -> str:
+    return "a whole number" if kind is int else f"{kind.__name__}(...)"

@@ -39,6 +39,8 @@ class Request:
     :param draws: the draws that this request answers, one for each call.
     :param packed: whether a :class:`BatchRule` packed it from several requests.
     :param samples: how many answers it asks for to each prompt, by a :class:`SampleRule`.
+    :param mark: what to tell the provider's prompt cache as it is sent: a key or None, and after how
+        many parts of the prompt reusable prefixes end; see :class:`PrefixRule`. None tells nothing.
 
     >>> from dataclasses import replace
     >>> a = Request("echo", "complete", "plugin:echo", {"prompt": "Hi"})
@@ -60,6 +62,7 @@ class Request:
     draws: tuple[Draw, ...] = field(default=(), repr=False)
     packed: bool = field(default=False, repr=False)
     samples: int = field(default=1, repr=False)
+    mark: tuple[str | None, tuple[int, ...]] | None = field(default=None, repr=False)
 
     @property
     def text(self) -> str:
@@ -136,18 +139,24 @@ class Usage:
     :param input: tokens read.
     :param output: tokens generated.
     :param cached: tokens of ``input`` that were read from the provider's prompt cache.
+    :param written: tokens of ``input`` that were written to the provider's prompt cache; a store does
+        not keep them.
 
-    >>> Usage(10, 2) + Usage(1, 1)
-    Usage(input=11, output=3, cached=0)
+    >>> Usage(10, 2) + Usage(7, 1, cached=4, written=3)
+    Usage(input=17, output=3, cached=4, written=3)
     """
 
     input: int = 0
     output: int = 0
     cached: int = 0
+    written: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
-            self.input + other.input, self.output + other.output, self.cached + other.cached
+            self.input + other.input,
+            self.output + other.output,
+            self.cached + other.cached,
+            self.written + other.written,
         )
 
     @property

@@ -9,6 +9,8 @@ from feste.optimization.passes.critical_path import CriticalPathOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.lint import LintOptimization
+from feste.optimization.passes.prefix import PrefixOptimization
 from feste.optimization.passes.resolve import ResolveOptimization
 from feste.optimization.passes.sample_fusion import SampleFusionOptimization
 
@@ -23,5 +25,7 @@ def feste_optimizations() -> list[Optimization]:
         ResolveOptimization(),
         SampleFusionOptimization(),
         BatchOptimization(),
+        PrefixOptimization(),
+        LintOptimization(),
         CriticalPathOptimization(),
     ]

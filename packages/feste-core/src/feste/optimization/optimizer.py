@@ -92,7 +92,7 @@ class Optimizer:
         other.
 
     >>> [p.name for p in Optimizer().passes]
-    ['cull', 'fold', 'cse', 'resolve', 'sample_fusion', 'batch', 'critical_path']
+    ['cull', 'fold', 'cse', 'resolve', 'sample_fusion', 'batch', 'prefix', 'critical_path', 'lint']
     """
 
     def __init__(self, passes: Iterable[Optimization] | None = None) -> None:

@@ -129,7 +129,9 @@ def exact(value: Any) -> Hashable:
     :param value: any value; objects besides plain data and parameters are equal only to themselves.
     """
     kind = type(value)
-    if kind in (str, bytes, int, bool, type(None)):
+    if kind in (str, bytes, type(None)):  # equal to no value of another type
+        return value  # type: ignore[no-any-return]
+    if kind in (int, bool):
         return (kind, value)
     if kind is float:
         return (kind, value.hex())  # keeps 0.0 and -0.0 distinct

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import functools
 import traceback
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, meta, nodes
 
 from feste.prompt.limits import TEXT_LIMIT, Budget, TooMuch, size
 from feste.prompt.sandbox import BUDGET, JINJA_NAMES, Filters, count_work, sandbox_with
 
-__all__ = ["Compiled", "compiled", "explain"]
+__all__ = ["Compiled", "build", "compiled", "explain", "filters_in", "joined", "parse", "texts"]
 
 
 class Compiled(NamedTuple):
-    """A compiled template, with its required and its allowed variables."""
+    """A compiled template, with its required and allowed variables, and the filters it uses."""
 
     template: Template
     required: frozenset[str]
     allowed: frozenset[str]
+    filters: frozenset[str]
 
     def render(self, values: dict[str, Any], others: dict[str, Any]) -> str:
         """Return the rendered text.
@@ -28,15 +30,31 @@ class Compiled(NamedTuple):
         :param others: the globals of the environment.
         :raises TooMuch: if the template exceeds a limit; user code in it may raise anything else.
         """
-        names = {**others, **values, BUDGET: Budget(values)}
-        context = self.template.new_context(names)
-        texts, total = [], 0
-        for text in self.template.root_render_func(context):
-            texts.append(text)
-            total += size(text)
-            if total > TEXT_LIMIT:
-                raise TooMuch(f"its text is larger than {TEXT_LIMIT:,} bytes")
-        return "".join(texts)
+        return joined(texts(self.template, {**others, **values, BUDGET: Budget(values)}))
+
+
+def texts(template: Template, names: dict[str, Any]) -> Iterator[str]:
+    """Render a template, and return the parts of its text one by one.
+
+    :param template: the template.
+    :param names: the variables and globals, and the budget.
+    """
+    return template.root_render_func(template.new_context(names))
+
+
+def joined(parts: Iterable[str]) -> str:
+    """Return the text that has these parts.
+
+    :param parts: the parts.
+    :raises TooMuch: if the text exceeds the limit.
+    """
+    kept, total = [], 0
+    for text in parts:
+        kept.append(text)
+        total += size(text)
+        if total > TEXT_LIMIT:
+            raise TooMuch(f"its text is larger than {TEXT_LIMIT:,} bytes")
+    return "".join(kept)
 
 
 @functools.lru_cache(maxsize=512)
@@ -47,15 +65,54 @@ def compiled(source: str, filters: Filters) -> Compiled:
     :param filters: the user's filters, by name.
     """
     sandbox = sandbox_with(filters)
+    tree = parse(source, sandbox)
+    optional = _optional(tree)
+    used = filters_in(tree, filters)
+    count_work(tree)  # before find_undeclared_variables, which would call filters on constants
+    names = frozenset(meta.find_undeclared_variables(tree))
+    return Compiled(build(tree), names - optional - JINJA_NAMES.keys(), names, used)
+
+
+def parse(source: str, sandbox: Environment) -> nodes.Template:
+    """Return the syntax tree of a template.
+
+    :param source: the source of the template.
+    :param sandbox: the sandbox.
+    :raises TemplateSyntaxError: if the template is not valid.
+    """
     tree = sandbox.parse(source)
     kinds = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
     for foreign in tree.find_all(kinds):
         raise TemplateSyntaxError("a prompt is one text and cannot include others", foreign.lineno)
-    optional = _optional(tree)
-    count_work(tree)  # before find_undeclared_variables, which would call filters on constants
-    names = frozenset(meta.find_undeclared_variables(tree))
-    template = Template.from_code(sandbox, sandbox.compile(tree), JINJA_NAMES)
-    return Compiled(template, names - optional - JINJA_NAMES.keys(), names)
+    return tree
+
+
+def build(tree: nodes.Template) -> Template:
+    """Compile a syntax tree whose work is counted already.
+
+    :param tree: the tree.
+    """
+    sandbox = tree.environment
+    assert sandbox is not None, "a parsed tree knows its sandbox"
+    return Template.from_code(sandbox, sandbox.compile(tree), JINJA_NAMES)
+
+
+def filters_in(tree: nodes.Node, filters: Filters) -> frozenset[str]:
+    """Return the names of the filters in a tree; ``map`` takes the name of one as a value.
+
+    :param tree: the tree.
+    :param filters: the user's filters, all of which count where a name is computed.
+    """
+    found = set()
+    for node in tree.find_all(nodes.Filter):
+        found.add(node.name)
+        if node.name == "map":
+            first = node.args[0] if node.args else None
+            if isinstance(first, nodes.Const):
+                found.add(str(first.value))
+            elif first or node.dyn_args:
+                found.update(name for name, _ in filters)
+    return frozenset(found)
 
 
 def _optional(tree: nodes.Template) -> set[str]:

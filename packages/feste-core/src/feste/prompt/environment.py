@@ -23,23 +23,36 @@ class FesteEnvironment:
     ``cycler``, ``joiner``, and all filters except ``random`` (prompts must be reproducible) and
     ``urlize``; ``tojson`` writes plain JSON, without HTML escapes.
 
+    Equal calls of them must give equal results and change nothing: prompts are rendered as soon as
+    their variables are known, in pieces, and once for all equal ones. Name in ``impure`` those that
+    do not, such as a clock or a random choice. A prompt that uses one is rendered in the run, each
+    by itself, and counts as a ``SAMPLE``.
+
     >>> from feste.prompt import Prompt
     >>> environment = FesteEnvironment()
     >>> environment.globals["product"] = "Feste"
     >>> Prompt("{{ product }}: {{ question }}", environment=environment).variables()
     frozenset({'question'})
+    >>> import time
+    >>> environment.globals["now"] = time.ctime
+    >>> environment.impure.add("now")
+    >>> Prompt("It is {{ now() }}.", environment=environment)()._node.determinism.value
+    'sample'
     """
 
     def __init__(self) -> None:
         self.globals: dict[str, Any] = {}
         self.filters: dict[str, Callable[..., Any]] = {}
+        self.impure: set[str] = set()
 
     @property
     def identity(self) -> str:
         """A text that identifies the environment: equal for equal ones in every run."""
-        if not self.globals and not self.filters:
+        if not self.globals and not self.filters and not self.impure:
             return ""
-        given = [sorted(names.items()) for names in (self.globals, self.filters)]
+        given: list[Any] = [sorted(names.items()) for names in (self.globals, self.filters)]
+        if self.impure:
+            given.append(sorted(self.impure))
         try:
             return digest(json.dumps(given, default=_parts))
         except (TypeError, ValueError):  # functions that contain themselves, keys that are not text

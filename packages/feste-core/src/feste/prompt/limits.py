@@ -40,11 +40,18 @@ class Budget:
 
     :param given: the template's variables. A value that the template builds may exceed the limit of
         a text by four times the size of these, because it refers to them instead of copying them.
+    :param is_whole: False if a piece of the template is rendered by itself, with its variables only.
     """
 
-    def __init__(self, given: object = ()) -> None:
+    def __init__(self, given: object = (), *, is_whole: bool = True) -> None:
         self.steps = STEP_LIMIT
+        self.is_whole = is_whole
         self._given = given
+
+    @property
+    def spent(self) -> int:
+        """The number of steps taken so far."""
+        return STEP_LIMIT - self.steps
 
     def spend(self, count: int = 0) -> None:
         """Count one step.
@@ -53,7 +60,7 @@ class Budget:
         :raises TooMuch: if a limit is exceeded.
         """
         allow(count)
-        self._take(1 + (count >> 10))
+        self.take(1 + (count >> 10))
 
     def weigh(self, value: Any) -> Any:
         """Count a value by its length, or a number by its digits, and return the value.
@@ -78,14 +85,19 @@ class Budget:
         if not isinstance(value, (str, int, float)):
             total, parts = _walk(value, self._most)
             allow(total, self._most)
-            self._take(parts >> 8)
+            self.take(parts >> 8)
         return value
 
     @cached_property
     def _most(self) -> int:
         return TEXT_LIMIT + 4 * _walk(self._given, sys.maxsize)[0]
 
-    def _take(self, steps: int) -> None:
+    def take(self, steps: int) -> None:
+        """Count some steps at once.
+
+        :param steps: their number.
+        :raises TooMuch: if the limit is exceeded.
+        """
         self.steps -= steps
         if self.steps < 0:
             raise TooMuch(f"it takes more than {STEP_LIMIT:,} steps (turns of loops and calls)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from feste.delayed import record
@@ -24,6 +24,8 @@ class PromptOp:
     :param language: the language of all templates.
     """
 
+    __slots__ = ("language", "roles", "templates")
+
     name = "prompt"
     kind = "prompt"
     emits = False
@@ -43,8 +45,11 @@ class PromptOp:
         """A text that identifies the op: equal for equal ops in every run of the program."""
         return digest(repr((self.roles, self.language, [t.identity for t in self.templates])))
 
-    def determinism(self, args: object, kwargs: object) -> Determinism:
-        """Return PURE: equal variables give equal texts."""
+    def determinism(self, args: object, kwargs: Mapping[str, Any]) -> Determinism:
+        """Return PURE if equal variables give equal texts, or SAMPLE where something impure is used."""
+        for template in self.templates:
+            if template.is_impure(kwargs):
+                return Determinism.SAMPLE
         return Determinism.PURE
 
     def fn(self, /, **variables: Any) -> Any:
@@ -54,8 +59,10 @@ class PromptOp:
         :raises PlainDataError: for a value that is not plain data.
         :raises PromptError: if rendering fails.
         """
-        values = self._plain(variables)
-        texts = [template.render(values) for template in self.templates]
+        values = self.plain(variables)
+        return self._made_of([template.render(values) for template in self.templates])
+
+    def _made_of(self, texts: list[str]) -> Any:
         if not self.roles:
             return texts[0]
         return [{"role": role, "content": text} for role, text in zip(self.roles, texts)]
@@ -80,7 +87,7 @@ class PromptOp:
         if missing or extra:
             raise self._wrong_names(missing, extra, allowed)
         try:
-            return self._plain(variables, lazy=True)
+            return self.plain(variables, lazy=True)
         except FesteError as error:
             error.origin = call_site()
             raise
@@ -99,7 +106,13 @@ class PromptOp:
         kind = UndefinedVariable if missing else ExtraVariable
         return kind(f"{where.label}: {'; '.join(told)}", origin=call_site())
 
-    def _plain(self, variables: dict[str, Any], lazy: bool = False) -> dict[str, Any]:
+    def plain(self, variables: Mapping[str, Any], lazy: bool = False) -> dict[str, Any]:
+        """Return variables copied to plain data.
+
+        :param variables: the values.
+        :param lazy: keep lazy values.
+        :raises PlainDataError: for a value that is not plain data; it names the template.
+        """
         try:
             return {name: plain(value, name, lazy=lazy) for name, value in variables.items()}
         except FesteError as error:

@@ -16,13 +16,13 @@ from jinja2 import Environment, StrictUndefined, Undefined, nodes, pass_context
 from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, _PassArg
 from jinja2.visitor import NodeTransformer
 
 from feste.prompt.limits import TEXT_LIMIT, Budget, TooMuch, extent
 from feste.prompt.operands import check_call, check_format, check_operator
 
-__all__ = ["BUDGET", "JINJA_NAMES", "Filters", "count_work", "sandbox_with"]
+__all__ = ["BUDGET", "JINJA_NAMES", "Filters", "count_work", "sandbox_with", "takes_context"]
 
 Filters = tuple[tuple[str, Callable[..., Any]], ...]
 
@@ -43,6 +43,14 @@ _BY_ITEM = frozenset(
     "reject rejectattr reverse select selectattr slice sort sum unique".split()
 )
 _plain_jinja: Final = Environment()
+
+
+def takes_context(function: Any) -> bool:
+    """Return True if Jinja gives a function all names of the template.
+
+    :param function: a filter, or what a template calls.
+    """
+    return _PassArg.from_obj(function) is _PassArg.context
 
 
 def _budget(context: Context) -> Budget:
@@ -72,6 +80,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return _budget(context).weigh(_budget(context).measure(made))
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        called = getattr(obj, "__call__", None)  # noqa: B004 - Jinja passes the context to it, too
+        if not _budget(context).is_whole and (takes_context(obj) or takes_context(called)):
+            raise TypeError("it reads the whole context, and only a piece is rendered here")
         method = getattr(obj, "__wrapped__", obj)  # Jinja wraps the `format` method of texts
         text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(text, str):

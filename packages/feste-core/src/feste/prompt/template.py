@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from feste.delayed import refuse_node_text
@@ -12,8 +13,9 @@ from feste.prompt.limits import SOURCE_LIMIT, size
 
 if TYPE_CHECKING:  # Jinja takes 41 ms of CPU to import, so that waits for the first template
     from feste.prompt.compiler import Compiled
+    from feste.prompt.cutting import Piece
 
-__all__ = ["Template", "standard_tag"]
+__all__ = ["Template", "as_filter", "standard_tag"]
 
 
 def standard_tag(language: str) -> str:
@@ -36,6 +38,14 @@ def standard_tag(language: str) -> str:
             origin=call_site(),
         )
     return langcodes.standardize_tag(language)
+
+
+def as_filter(name: str) -> str:
+    """Return the name of a filter as it stands among those of variables and globals.
+
+    :param name: its name.
+    """
+    return f"|{name}"
 
 
 class Template:
@@ -116,6 +126,26 @@ class Template:
         """Return the variables that are not globals of Jinja or the environment."""
         made = self.compiled()
         return made.allowed - self.environment.globals.keys() - made.template.globals.keys()
+
+    def is_impure(self, given: Collection[str]) -> bool:
+        """Return True if equal renderings may give different texts.
+
+        :param given: the names of the variables, which go before globals of the same name.
+        """
+        impure = self.environment.impure
+        if not impure:
+            return False
+        made = self.compiled()
+        return not impure.isdisjoint(made.filters | (made.allowed - frozenset(given)))
+
+    def pieces(self, unknown: frozenset[str]) -> tuple[Piece, ...]:
+        """Return the pieces that the template is cut into; see :mod:`feste.prompt.cutting`.
+
+        :param unknown: the variables whose values are not known.
+        """
+        from feste.prompt.cutting import cut
+
+        return cut(self.source, tuple(self.environment.filters.items()), unknown)
 
     def render(self, values: dict[str, Any]) -> str:
         """Return the rendered text.

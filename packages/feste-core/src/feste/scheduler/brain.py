@@ -45,6 +45,7 @@ from feste.scheduler.growth import Growth
 from feste.scheduler.journaling import Journaling
 from feste.scheduler.lifecycle import Lifecycle
 from feste.scheduler.lists import Lists
+from feste.scheduler.prefixes import Prefixes
 from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
     GROUPED,
@@ -88,6 +89,7 @@ class Brain:
         self.dispatcher = Dispatcher(self)
         self.growth = Growth(self)
         self.lists = Lists(self)
+        self.prefixes = Prefixes(self)
         self.journaling = Journaling(self)
         self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
         self._handlers: dict[str, Callable[..., None]] = {

@@ -37,6 +37,7 @@ from feste.scheduler.run import (
     SENT,
     Run,
 )
+from feste.sharing import Prefix
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -94,11 +95,13 @@ class Calls:
 
         :param run: the run.
         """
+        self.brain.prefixes.drop(run)
         waiting = [p for p in self.retrying.values() if p.run is run]
         waiting += [p for p in self.brain.journaling.intending.values() if p.run is run]
         for gate in self.gates.values():
             waiting += gate.drop(lambda parcel: parcel.run is run)
         for parcel in waiting:
+            self.brain.prefixes.ended(parcel, answered=False)
             if self.retrying.pop(id(parcel), None) is not None:
                 run.retrying -= 1
             if parcel.error is not None:
@@ -129,8 +132,16 @@ class Calls:
         for i in members:
             run.state[i] = QUEUED
         run.resumes_at = max(run.resumes_at, gate.closed_until)
-        parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
-        gate.push(parcel, max(run.program.rank[i] for i in members))
+        self.enter(Parcel(run, call, members, requests, request, gate, self.brain.now, split))
+
+    def enter(self, parcel: Parcel) -> None:
+        """Let a request queue at its gate, unless it has to wait until its prefix is cached.
+
+        :param parcel: the request.
+        """
+        if not self.brain.prefixes.holds(parcel):
+            rank = parcel.run.program.rank
+            parcel.gate.push(parcel, max(rank[i] for i in parcel.members))
 
     def admit(self) -> None:
         """Send the requests that the gates admit."""
@@ -173,7 +184,10 @@ class Calls:
             run.resumes_at = max(run.resumes_at, gate.closed_until)
         else:
             gate.lost()
+        if ok:
+            self.brain.prefixes.ended(parcel, answered=True)
         if run.ended is not None or all(run.state[i] >= OPEN for i in parcel.members):
+            self.brain.prefixes.ended(parcel, answered=False)
             if ok:  # given up, and answered all the same
                 self.brain.journaling.keep_late(parcel, value)
                 if len(parcel.members) == 1:
@@ -192,6 +206,7 @@ class Calls:
         :param parcel: the request; its run is ending.
         """
         error = Interrupted("the run was stopped")
+        self.brain.prefixes.ended(parcel, answered=False)
         self._record(parcel, False, error)
         self.brain.journaling.ended(parcel, error)
 
@@ -291,6 +306,7 @@ class Calls:
         """Handle a failed request: send it again, split it, or fail its calls."""
         run = parcel.run
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
+            self.brain.prefixes.ended(parcel, answered=False)
             self.brain.lists.refused(parcel)
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
@@ -320,7 +336,9 @@ class Calls:
             return  # withdrawn in the meantime
         parcel.run.retrying -= 1
         alive = [i for i in parcel.members if parcel.run.state[i] < OPEN]
-        if alive:
+        if not alive:
+            self.brain.prefixes.ended(parcel, answered=False)
+        else:
             parcel.ready = self.brain.now
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
 
@@ -340,6 +358,7 @@ class Calls:
         :param raised: the error.
         """
         error = cause_of(raised)
+        self.brain.prefixes.ended(parcel, answered=False)
         self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
             if parcel.run.state[i] < OPEN:
@@ -373,7 +392,12 @@ def cause_of(error: FesteError, kind: type[FesteError] | None = None) -> FesteEr
 
 
 def prepare_request(
-    call: Call[Any], draw: Draw, args: tuple[Any, ...], values: list[Any], keyed: bool = False
+    call: Call[Any],
+    draw: Draw,
+    args: tuple[Any, ...],
+    values: list[Any],
+    keyed: bool = False,
+    prefixes: Sequence[Prefix] = (),
 ) -> Request:
     """Prepare the request of a call and attach its draw.
 
@@ -382,8 +406,13 @@ def prepare_request(
     :param args: the packed arguments of the call.
     :param values: the values for the slots.
     :param keyed: whether to compute its key here, since a store needs it.
+    :param prefixes: what it begins with, the shortest first.
     """
     request = replace(call.prepare([fill(a, values) for a in args]), draws=(draw,))
+    if prefixes:
+        keys = [p.digest for p in prefixes if p.keyed]
+        ends = tuple(p.whole for p in prefixes if p.whole)
+        request = replace(request, mark=(keys[0] if keys else None, ends))
     if keyed:
         request.key  # noqa: B018 - cached
     return request

@@ -124,7 +124,8 @@ class Dispatcher:
         op: Any = node.op
         if op.kind == "call":
             run.state[i] = PREPARING
-            args = (op, node.draw, node.args, values, run.answers is not None)
+            prefixes = run.prefixes.get(i, ())
+            args = (op, node.draw, node.args, values, run.answers is not None, prefixes)
             return PyTask(run, i, "prepare", prepare_request, args, {}, [], f"{op.name}.prepare")
         run.state[i] = RUNNING
         return PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)

@@ -127,6 +127,8 @@ class Growth:
             new = [position[m] for m in members if m in joining]
             group = Group(new, fuse)
             run.groups.update((i, group) for i in new)
+        for j in joining & part.prefixes.keys():
+            run.prefixes[position[j]] = part.prefixes[j]
         for j in fresh:
             i = position[j]
             failed = next((d for d in main.deps[i] if d in run.errors), None)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from feste.errors import GraphError
 from feste.graph import FesteGraph
 from feste.node import Node
+from feste.sharing import Prefix
 
 __all__ = ["Program"]
 
@@ -19,7 +20,17 @@ class Program:
     :raises GraphError: if the graph has a cycle or lacks an input; the message names the keys.
     """
 
-    __slots__ = ("batches", "consumers", "deps", "index", "keepers", "nodes", "outputs", "rank")
+    __slots__ = (
+        "batches",
+        "consumers",
+        "deps",
+        "index",
+        "keepers",
+        "nodes",
+        "outputs",
+        "prefixes",
+        "rank",
+    )
 
     def __init__(self, graph: FesteGraph, before: Mapping[str, Node] | None = None) -> None:
         self.nodes: list[Node] = list(graph.nodes.values())
@@ -45,6 +56,11 @@ class Program:
         self.batches: list[tuple[list[int], bool]] = [
             ([index[m] for m in b.members], bool(b.draws)) for b in graph.batches
         ]
+        #: The prefixes of each call's request, the shortest first.
+        self.prefixes: dict[int, list[Prefix]] = {}
+        for prefix in sorted(graph.prefixes, key=lambda p: p.tokens):
+            for member in prefix.members:
+                self.prefixes.setdefault(index[member], []).append(prefix)
         self.rank = [graph.ranks[key] for key in graph.nodes] if graph.ranks else self._ranks()
         self.keepers: list[tuple[Node, ...]] = self._keepers(graph, before or {})
 

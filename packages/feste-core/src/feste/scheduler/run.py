@@ -149,6 +149,9 @@ class Run:
             group = Group(members, fuse)
             self.groups.update((i, group) for i in members)
 
+        #: What the requests of calls begin with, as for the program.
+        self.prefixes = program.prefixes
+
         #: Calls whose answers are looked up or kept: their requests, as they would be sent alone.
         self.asked: dict[int, Request] = {}
         #: How calls got their answers, where these were not bought: REPLAYED or CACHED.

@@ -115,12 +115,13 @@ _dumps = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 def encode(response: Response) -> str:
     """Return a response as ASCII JSON, which holds lone surrogates and NUL too.
 
-    The headers are left out: they speak of the connection and the account.
+    The headers are left out: they speak of the connection and the account. So are the tokens that
+    were written to the provider's prompt cache, for which rows have no place.
 
     :param response: the response.
     :raises ValueError: if the payload is not JSON; TypeError likewise.
 
-    >>> encode(Response({"text": "é"}, Usage(3, 1), request_id="r-1"))
+    >>> encode(Response({"text": "é"}, Usage(3, 1, written=2), request_id="r-1"))
     '{"payload":{"text":"\\\\u00e9"},"usage":[3,1,0],"request_id":"r-1"}'
     """
     used = response.usage

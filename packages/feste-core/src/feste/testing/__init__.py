@@ -3,11 +3,18 @@
 from feste.testing.backend_contract import BackendContract
 from feste.testing.fake_backend import FakeBackend, FakeParams
 from feste.testing.fresh import fresh_draws
-from feste.testing.sim_server import Fault, LedgerEntry, LoggedRequest, SimServer
+from feste.testing.sim_server import (
+    Billed,
+    Fault,
+    LedgerEntry,
+    LoggedRequest,
+    SimServer,
+)
 from feste.testing.virtual_clock import VirtualClock
 
 __all__ = [
     "BackendContract",
+    "Billed",
     "FakeBackend",
     "FakeParams",
     "Fault",

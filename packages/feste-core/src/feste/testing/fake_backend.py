@@ -19,6 +19,8 @@ from feste.backend import (
     Message,
     Operation,
     Params,
+    PrefixRule,
+    Profile,
     Reply,
     Request,
     Response,
@@ -32,6 +34,9 @@ from feste.backend import (
 from feste.errors import CallError, MalformedResponse
 
 __all__ = ["FakeBackend", "FakeParams"]
+
+#: The field of the body that tells the fake's prompt cache about prefixes.
+_MARK = "prompt_cache"
 
 
 class FakeParams(Params):
@@ -56,6 +61,7 @@ class FakeBackend(Backend):
     :param fail: maps a text to the error to raise if the prompt, text or a message contains it, for
         example ``{"poison": InvalidRequest("no")}``.
     :param limits: as for any backend.
+    :param profile: what :meth:`profile` returns; by default nothing is known.
 
     >>> llm = FakeBackend()
     >>> a, b = llm.chat("Hi"), llm.chat("Hi")
@@ -74,11 +80,13 @@ class FakeBackend(Backend):
         latency: float = 0.0,
         fail: Mapping[str, CallError] | None = None,
         limits: Limits | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.model = model
         self.latency = latency
         self.fail = dict(fail or {})
         self.limits = Limits.of(limits)
+        self._profile = Profile.of(profile)
         self.requests: list[Request] = []
         self.peak = 0
         self._in_flight = 0
@@ -87,6 +95,10 @@ class FakeBackend(Backend):
     def config(self) -> Mapping[str, Any]:
         """Return the configuration of an equal backend."""
         return {"model": self.model, "latency": self.latency}
+
+    def profile(self, model: str) -> Profile:
+        """Return the profile given to the constructor, for any model."""
+        return self._profile
 
     def _request(self, operation: str, body: dict[str, Any], params: FakeParams) -> Request:
         given = as_params(params, FakeParams, operation).body()
@@ -136,6 +148,9 @@ class FakeBackend(Backend):
 
         :param request: the request, single or packed.
         """
+        if _MARK in request.body:  # no answer depends on it
+            body = {name: value for name, value in request.body.items() if name != _MARK}
+            request = replace(request, body=body)
         field = "input" if request.operation == "embed" else "prompt"
         given = request.body.get(field)
         items = given if isinstance(given, list) else [given]
@@ -185,8 +200,20 @@ class FakeBackend(Backend):
         seeds = _only(response)
         return [Response({"answers": [seed]}) for seed in seeds]
 
+    @staticmethod
+    def _parts(request: Request) -> list[str]:
+        return [f"{m['role']}: {m['content']}" for m in request.body["messages"]]
+
+    @staticmethod
+    def _mark(request: Request, key: str | None, ends: Sequence[int]) -> Request:
+        return replace(request, body={**request.body, _MARK: {"key": key, "ends": list(ends)}})
+
     chat = Operation(
-        prepare=_prepare_chat, send=_send, parse=_parse_text, samples=SampleRule(_several)
+        prepare=_prepare_chat,
+        send=_send,
+        parse=_parse_text,
+        samples=SampleRule(_several),
+        prefix=PrefixRule(_parts, _mark),
     )
     complete = Operation(
         prepare=_prepare_complete,

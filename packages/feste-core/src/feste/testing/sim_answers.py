@@ -22,6 +22,7 @@ __all__ = [
     "embedding",
     "json_answer",
     "last_user_text",
+    "message_text",
     "minimal",
     "pieces",
     "tool_answer",
@@ -147,7 +148,7 @@ def last_user_text(prompt: Prompt) -> str:
         return prompt
     for message in reversed(prompt):
         if message.get("role") == "user":
-            return _content(message)
+            return message_text(message)
     return ""
 
 
@@ -159,10 +160,15 @@ def words(prompt: Prompt) -> int:
     """
     if isinstance(prompt, str):
         return len(prompt.split())
-    return sum(len(_content(message).split()) for message in prompt)
+    return sum(len(message_text(message).split()) for message in prompt)
 
 
-def _content(message: Mapping[str, Any]) -> str:
+def message_text(message: Mapping[str, Any]) -> str:
+    """Return the text of a message; its parts are joined by line ends.
+
+    :param message: the message; `content` is a text or a list of parts.
+    :returns: the text, empty if the message has none.
+    """
     content = message.get("content")
     if isinstance(content, str):
         return content

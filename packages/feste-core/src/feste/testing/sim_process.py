@@ -18,12 +18,15 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
+from feste.backend import PromptCache
+from feste.testing.sim_cache import Lookup, PrefixCache, PromptPart
 from feste.testing.sim_http import Connection, Reply, Request
-from feste.testing.sim_types import Fault, LedgerEntry
+from feste.testing.sim_types import Billed, Fault, LedgerEntry
 from feste.testing.wire import Answer, Call, Refusal, Wire
 
 __all__ = ["Simulator", "main"]
@@ -32,7 +35,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Simulator:
-    """The server without its connections: latency, faults, log, ledger.
+    """The server without its connections: latency, faults, log, ledger, prompt cache.
 
     :param config: the configuration that `SimServer` sends.
     """
@@ -45,17 +48,21 @@ class Simulator:
         self.max_concurrency: int | None = config["max_concurrency"]
         self.log_bodies: bool = config["log_bodies"]
         self.seed: int = config["seed"]
+        options = config["prompt_cache"] or {"minimum": sys.maxsize}  # which no prompt reaches
+        self.prompt_cache = PromptCache(**options)
         self.ledger = os.open(config["ledger"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self.in_flight = self.admitted = self.arrived = 0
         self.forget()
 
     def forget(self) -> None:
-        """Clear the log, faults, peak and counters; the ledger is cleared separately."""
+        """Clear all but the ledger: the log, faults, peak, counters, bill and prompt cache."""
         self.log: list[Request] = []
         self.faults: list[list[Any]] = []
         self.draws: Counter[tuple[str, str]] = Counter()
         self.random = random.Random(self.seed)
         self.peak = self.in_flight
+        self.billed = Billed()
+        self.prefixes = PrefixCache(self.prompt_cache)
 
     def control(self, request: Request) -> Reply:
         """Answer a control request of `SimServer`."""
@@ -63,6 +70,10 @@ class Simulator:
         match request.path.removeprefix("/_sim/"):
             case "state":
                 answer = {"peak": self.peak, "in_flight": self.in_flight}
+            case "billed":
+                answer = asdict(self.billed)
+            case "committed":
+                answer = self.prefixes.committed()
             case "requests":
                 answer = [entry.logged() for entry in self.log]
             case "faults":
@@ -142,13 +153,17 @@ class Simulator:
         try:
             body = {} if request.method == "GET" else _json_object(raw)
             draw = partial(self._draw, request.path)
-            call = Call(request.id, request.method, request.path, request.headers, body, draw)
+            lookups: list[Lookup] = []
+            read = partial(self._read, request.path, lookups)
+            call = Call(request.id, request.method, request.path, request.headers, body, draw, read)
             plan = wire.plan(call)
             delay = self.base + (0 if body.get("stream") is True else self.slope * plan.items)
             if delay > 0:
                 await asyncio.sleep(delay)
             answer = plan.generate()
             self._bill(request, answer)
+            for lookup in lookups:
+                self.prefixes.write(lookup)
         finally:
             self.admitted -= 1
         headers = dict(answer.headers)
@@ -162,7 +177,20 @@ class Simulator:
         self.draws[path, key] += 1
         return self.draws[path, key] - 1
 
+    def _read(
+        self,
+        path: str,
+        lookups: list[Lookup],
+        scope: Hashable,
+        parts: Sequence[PromptPart],
+        *,
+        explicit: bool = False,
+    ) -> Billed:
+        lookups.append(self.prefixes.read((path, scope), parts, explicit=explicit))
+        return lookups[-1].billed
+
     def _bill(self, request: Request, answer: Answer) -> None:
+        self.billed += answer.billed
         request.items = len(answer.items)
         lines = []
         for item in answer.items:

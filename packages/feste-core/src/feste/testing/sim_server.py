@@ -22,9 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from feste.testing.sim_types import Fault, LedgerEntry, LoggedRequest
+from feste.backend import PromptCache
+from feste.testing.sim_types import Billed, Fault, LedgerEntry, LoggedRequest
 
-__all__ = ["Fault", "LedgerEntry", "LoggedRequest", "SimServer"]
+__all__ = ["Billed", "Fault", "LedgerEntry", "LoggedRequest", "SimServer"]
 
 
 class SimServer:
@@ -41,6 +42,8 @@ class SimServer:
     :param wire_options: keyword arguments of the wire; for several wires, a list of them.
     :param headers: headers of every reply, for example rate limits.
     :param max_concurrency: above this number of concurrent requests, answer 429.
+    :param prompt_cache: the prompt cache, which makes prompts cheaper that begin alike; None for a
+        provider that has none.
     :param seed: the seed for the probabilities of faults.
     :param port: the port; 0 takes a free one.
     :param ledger_path: the file of the ledger; it is appended to and remains after `close`. By
@@ -64,6 +67,7 @@ class SimServer:
         wire_options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         headers: Mapping[str, str] | None = None,
         max_concurrency: int | None = None,
+        prompt_cache: PromptCache | None = None,
         seed: int = 0,
         port: int = 0,
         ledger_path: str | os.PathLike[str] | None = None,
@@ -87,6 +91,7 @@ class SimServer:
             "slope": slope,
             "headers": dict(headers or {}),
             "max_concurrency": max_concurrency,
+            "prompt_cache": None if prompt_cache is None else asdict(prompt_cache),
             "seed": seed,
             "port": port,
             "log_bodies": log_bodies,
@@ -208,6 +213,25 @@ class SimServer:
         """
         return int(self._control("GET", "state")["in_flight"])
 
+    def billed(self) -> Billed:
+        """Return what all requests cost since the start or the last reset.
+
+        An answer is billed as soon as it is generated, whether or not a client receives it.
+
+        :returns: the sums over all requests, embeddings included.
+        """
+        return Billed(**self._control("GET", "billed"))
+
+    def committed(self) -> int:
+        """Return the number of prefixes in the prompt cache that a request would find now.
+
+        A prompt has a prefix for each multiple of the cache's `step` and for each breakpoint, so a
+        test that waits for a write to commit waits until this number has grown.
+
+        :returns: the number; prefixes that are not committed yet or expired do not count.
+        """
+        return int(self._control("GET", "committed"))
+
     def add(self, *faults: Fault) -> None:
         """Add faults; each request gets the first one that fits.
 
@@ -216,7 +240,7 @@ class SimServer:
         self._control("POST", "faults", [asdict(fault) for fault in faults])
 
     def reset(self) -> None:
-        """Clear the log, ledger, peak, faults and the counters of sampled answers."""
+        """Clear the log, ledger, bill, prompt cache, peak, faults and counters of sampled answers."""
         self._control("POST", "reset", {})
 
     def _running(self) -> subprocess.Popen[bytes]:

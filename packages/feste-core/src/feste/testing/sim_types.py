@@ -1,4 +1,4 @@
-"""The data between `SimServer` and its process: faults one way, log and ledger the other."""
+"""The data between `SimServer` and its process: options one way, log, ledger and bill the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, get_args
 
-__all__ = ["Fault", "FaultKind", "LedgerEntry", "LoggedRequest"]
+__all__ = ["Billed", "Fault", "FaultKind", "LedgerEntry", "LoggedRequest"]
 
 FaultKind = Literal["status", "reset_before", "reset_after", "garbage", "truncated", "hang", "drip"]
 
@@ -60,6 +60,45 @@ class Fault:
             raise ValueError(f"no fault of kind {self.kind!r}; there are: {known}")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be from 0 to 1, not {self.probability}")
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """What a provider bills.
+
+    :param input_tokens: tokens of prompts, those of the prompt cache included.
+    :param cached_tokens: tokens of `input_tokens` that were read from the prompt cache.
+    :param written_tokens: tokens of `input_tokens` that were written to the prompt cache.
+    :param output_tokens: tokens generated.
+    :param input_units: the price of the input, in usual prices of an input token.
+
+    >>> Billed(10, output_tokens=3, input_units=10) + Billed(5, 4, input_units=1.5)
+    Billed(input_tokens=15, cached_tokens=4, written_tokens=0, output_tokens=3, input_units=11.5)
+    """
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    written_tokens: int = 0
+    output_tokens: int = 0
+    input_units: float = 0.0
+
+    @classmethod
+    def uncached(cls, input_tokens: int, output_tokens: int = 0) -> Billed:
+        """Return the bill of a request that the prompt cache does not concern.
+
+        :param input_tokens: tokens read.
+        :param output_tokens: tokens generated.
+        """
+        return cls(input_tokens, output_tokens=output_tokens, input_units=input_tokens)
+
+    def __add__(self, other: Billed) -> Billed:
+        return Billed(
+            self.input_tokens + other.input_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.written_tokens + other.written_tokens,
+            self.output_tokens + other.output_tokens,
+            self.input_units + other.input_units,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The interface through which a backend teaches `SimServer` its provider's format.
 
 A *wire* is one class. `SimServer` does everything that is common to all providers: sockets,
-latency, faults, the log and the ledger. The wire turns a request's JSON into a `Plan` (how many
+latency, faults, the log, the ledger and the prompt cache. The wire turns a request's JSON into a `Plan` (how many
 answers, and a function that makes them) and an error into the provider's JSON. The answers come
 from `answer`, `embedding` and similar functions, which tests import too, as their oracle.
 """
@@ -9,7 +9,7 @@ from `answer`, `embedding` and similar functions, which tests import too, as the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,18 +21,24 @@ from feste.testing.sim_answers import (
     embedding,
     json_answer,
     last_user_text,
+    message_text,
     minimal,
     pieces,
     tool_answer,
     words,
 )
+from feste.testing.sim_cache import PromptPart, prompt_parts
+from feste.testing.sim_types import Billed
 
 __all__ = [
     "Answer",
+    "Billed",
     "Call",
     "Item",
     "Plan",
     "Prompt",
+    "PromptPart",
+    "Reader",
     "Refusal",
     "Wire",
     "answer",
@@ -41,8 +47,10 @@ __all__ = [
     "embedding",
     "json_answer",
     "last_user_text",
+    "message_text",
     "minimal",
     "pieces",
+    "prompt_parts",
     "sse",
     "tool_answer",
     "words",
@@ -73,12 +81,29 @@ class Refusal(Exception):
         self.headers = dict(headers or {})
 
 
+class Reader(Protocol):
+    """How a wire has the server's prompt cache read a prompt."""
+
+    def __call__(
+        self, scope: Hashable, parts: Sequence[PromptPart], *, explicit: bool = False
+    ) -> Billed:
+        """Read a prompt; the server writes it to the cache after the generation.
+
+        :param scope: prompts of different scopes share nothing; at least the model.
+        :param parts: the whole prompt.
+        :param explicit: look up and write prefixes that end at breakpoints only.
+        :returns: the bill of the input, without output.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request as a wire sees it.
 
     `headers` have lower-case names, `body` is the decoded JSON object (empty for GET), and `draw`
     is a counter: it returns 0, 1, 2, ... for each prompt and path, and restarts after a reset.
+    `read` reads a prompt through the prompt cache; call it in `Wire.plan`, since a provider looks
+    when the request arrives, and only for a request that is not refused.
     """
 
     id: str
@@ -87,6 +112,7 @@ class Call:
     headers: Mapping[str, str]
     body: Mapping[str, Any]
     draw: Callable[[str], int]
+    read: Reader
 
     def require_key(self, key: str | None) -> None:
         """Refuse the request unless it carries this key.
@@ -96,6 +122,16 @@ class Call:
         """
         if key is not None and self.headers.get("authorization") != f"Bearer {key}":
             raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
+
+    def refuse_poison(self, poison: str | None, texts: Iterable[str]) -> None:
+        """Refuse the request if one of its texts contains the poison, without saying which.
+
+        :param poison: the text that the provider refuses; None accepts any text.
+        :param texts: all texts of the request.
+        :raises Refusal: with status 400.
+        """
+        if poison is not None and any(poison in text for text in texts):
+            raise Refusal(400, "The request was refused because of its content.")
 
     def integer(self, name: str, default: int | None, low: int, high: int) -> int | None:
         """Read an integer parameter.
@@ -150,12 +186,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole reply: a JSON body or, for a stream, its events; and the items it contains."""
+    """A whole reply: a JSON body or, for a stream, its events; the items it contains; the bill."""
 
     body: object = None
     items: Sequence[Item] = ()
     events: Sequence[bytes] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    billed: Billed = field(default_factory=Billed)
 
 
 @dataclass(frozen=True, slots=True)

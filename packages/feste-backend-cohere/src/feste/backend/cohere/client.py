@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from feste.backend import (
     Backend,
@@ -17,6 +18,7 @@ from feste.backend import (
     Message,
     Operation,
     Params,
+    Profile,
     Request,
     Response,
     Secret,
@@ -26,14 +28,16 @@ from feste.backend import (
     as_text,
     plain,
 )
-from feste.backend.cohere import address, replies, transport
+from feste.backend.cohere import address, profiles, replies, transport
 from feste.backend.cohere.params import ChatParams, EmbedParams, GenerateParams
 from feste.errors import ConfigError, ParameterError
 
 __all__ = ["Cohere"]
 
 _URL = "https://api.cohere.com"
+_HOSTS = ("api.cohere.com", "api.cohere.ai")
 _MAX_TEXTS = 96
+_ONE = Profile(max_draws=1)  # chat has no parameter for more answers
 
 
 class Cohere(Backend):
@@ -49,6 +53,8 @@ class Cohere(Backend):
         must be https, except for a server on this machine.
     :param timeout: the time limit of one attempt in seconds.
     :param limits: the limits of the account or the server.
+    :param profile: what you know of the server's models: times, prices; it goes before what
+        :meth:`profile` knows itself.
     :raises ConfigError: if an argument is wrong.
 
     >>> Cohere(base_url="http://api.example.com")
@@ -66,6 +72,7 @@ class Cohere(Backend):
         base_url: str | None = None,
         timeout: float = 300.0,
         limits: Limits | None = None,
+        profile: Profile | None = None,
     ) -> None:
         if not isinstance(model, (str, type(None))):
             raise ConfigError(f"model must be a str, not {type(model).__name__}")
@@ -76,10 +83,12 @@ class Cohere(Backend):
         self._local = address.is_local(self.base_url)
         self.timeout = timeout
         self.limits = Limits.of(limits)
+        self._profile = Profile.of(profile)
         self._secret = Secret.of(api_key, "CO_API_KEY")
         # pickle the effective URL, because another process may have another CO_API_URL
         named = {"model": model, "api_key": api_key or None, "base_url": self.base_url}
-        self._given = ((), {**named, "timeout": timeout, "limits": limits})
+        own = {"timeout": timeout, "limits": limits, "profile": profile}
+        self._given = ((), {**named, **own})
 
     @property
     def endpoint(self) -> str:
@@ -95,6 +104,22 @@ class Cohere(Backend):
     def secrets(self) -> tuple[Secret, ...]:
         """The API key; none for a server on this machine without a key."""
         return () if self._local and not self._secret.is_set else (self._secret,)
+
+    def profile(self, model: str) -> Profile:
+        """Return what is known of a model beforehand.
+
+        That is the constructor's ``profile`` and, for Cohere itself only, rough times, with prices
+        if ``feste-core[prices]`` is installed.
+
+        :param model: the model's name; empty means the backend's own.
+
+        >>> Cohere().profile("embed-v4.0").latency.token
+        0.0
+        """
+        given = self._profile.over(_ONE)
+        if urlsplit(self.base_url).hostname not in _HOSTS:
+            return given
+        return profiles.whole(given, model or self.model or "")
 
     def _token(self) -> str:
         if not self.secrets:
@@ -226,4 +251,6 @@ class Cohere(Backend):
         determinism=Determinism.PURE,
         batch=BatchRule("text", "texts", _MAX_TEXTS, pack=_pack_embed, unpack=_unpack_embed),
     )
+    # No rule for draws: generations need not carry an index, so a repeated one would pass for two
+    # draws, and nothing says that they are independent.
     generate = Operation(prepare=_prepare_generate, send=_send, parse=_parse_generate)

@@ -24,7 +24,7 @@ def usage(payload: Mapping[str, Any]) -> Usage | None:
     :param payload: the reply.
 
     >>> usage({"usage": {"billed_units": {"input_tokens": 7.0, "output_tokens": 2.0}}})
-    Usage(input=7, output=2, cached=0)
+    Usage(input=7, output=2, cached=0, written=0)
     """
     counted = payload.get("usage") or payload.get("meta")
     billed = counted.get("billed_units") if isinstance(counted, dict) else None

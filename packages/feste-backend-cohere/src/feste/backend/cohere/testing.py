@@ -10,10 +10,12 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 from feste.testing.wire import (
     Answer,
+    Billed,
     Call,
     Item,
     Plan,
@@ -24,7 +26,9 @@ from feste.testing.wire import (
     embedding,
     json_answer,
     last_user_text,
+    message_text,
     pieces,
+    prompt_parts,
     sse,
     tool_answer,
     words,
@@ -35,6 +39,8 @@ __all__ = ["CohereWire", "answer", "embedding", "json_answer"]
 _NO_LIMIT = 2**31 - 1
 _OBJECT = {"properties": {"echo": {"type": "string"}}, "required": ["echo"]}
 
+Lists = Literal["yes", "first_only", "extra"]
+
 
 class CohereWire:
     """The wire format of Cohere.
@@ -42,14 +48,30 @@ class CohereWire:
     :param max_texts: send status 400 for more texts in one embedding request.
     :param dimensions: the length of a vector, if the request does not set it.
     :param require_key: send status 401 for any other key.
+    :param lists: how ``/v2/embed`` answers several texts: ``"yes"`` with a vector for each;
+        ``"first_only"`` with that of the first; ``"extra"`` with one vector too many.
+    :param poison: send status 400 if any message, prompt or text contains this, without saying
+        which.
+    :raises ValueError: if an option has an unknown value.
+
+    If the server has a prompt cache, chats use it.
     """
 
     paths = ("/v2/chat", "/v2/embed", "/v1/generate")
 
     def __init__(
-        self, *, max_texts: int = 96, dimensions: int = 16, require_key: str | None = None
+        self,
+        *,
+        max_texts: int = 96,
+        dimensions: int = 16,
+        require_key: str | None = None,
+        lists: Lists = "yes",
+        poison: str | None = None,
     ) -> None:
+        if lists not in get_args(Lists):
+            raise ValueError(f"{lists!r} is none of {get_args(Lists)}")
         self.max_texts, self.dimensions, self.require_key = max_texts, dimensions, require_key
+        self.lists, self.poison = lists, poison
 
     def plan(self, call: Call) -> Plan:
         """Check a request and plan its answers (see `feste.testing.wire.Wire`).
@@ -82,19 +104,24 @@ class CohereWire:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise Refusal(400, "invalid request: each message must have a role")
         limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
+        call.refuse_poison(self.poison, map(message_text, messages))
+        read = call.read(call.body["model"], prompt_parts(messages, call.body.get("tools") or []))
 
         def generate() -> Answer:
             (sample,) = call.samples(messages, 1)
             message, text, finish = _message(call, messages, sample, limit)
             item = Item(last_user_text(messages), text, digest(messages), sample)
-            usage = _usage(words(messages), words(text))
+            billed = replace(read, output_tokens=words(text))
+            usage: dict[str, object] = {**_usage(billed.input_tokens, billed.output_tokens)}
+            usage["cached_tokens"] = billed.cached_tokens
             if call.body.get("stream") is True:
-                return Answer(items=[item], events=_events(call, message, finish, usage))
+                events = _events(call, message, finish, usage)
+                return Answer(items=[item], events=events, billed=billed)
             body: dict[str, object] = {"id": call.id, "finish_reason": finish}
             body |= {"message": message, "usage": usage}
             if call.body.get("logprobs"):
                 body["logprobs"] = _logprobs(text)
-            return Answer(body, [item])
+            return Answer(body, [item], billed=billed)
 
         return Plan(1, generate)
 
@@ -104,6 +131,7 @@ class CohereWire:
             raise Refusal(400, "invalid request: prompt must be at least 1 token long")
         n = call.integer("num_generations", 1, 1, 5) or 1
         limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
+        call.refuse_poison(self.poison, [prompt])
 
         def generate() -> Answer:
             made, items = [], []
@@ -115,9 +143,8 @@ class CohereWire:
                 items.append(Item(prompt, text, digest(prompt), sample))
             output = sum(words(item.answer) for item in items)
             meta = {"api_version": {"version": "1"}, **_usage(words(prompt), output)}
-            return Answer(
-                {"id": call.id, "prompt": prompt, "generations": made, "meta": meta}, items
-            )
+            body = {"id": call.id, "prompt": prompt, "generations": made, "meta": meta}
+            return Answer(body, items, billed=Billed.uncached(words(prompt), output))
 
         return Plan(n, generate)
 
@@ -133,26 +160,29 @@ class CohereWire:
         if not isinstance(kinds, list) or not {"float", "int8", "base64"}.issuperset(kinds):
             raise Refusal(400, "invalid request: embedding_types are float, int8 and base64 here")
         size = call.integer("output_dimension", self.dimensions, 1, 65_536) or 1
+        call.refuse_poison(self.poison, texts)
+        embedded = texts[:1] if self.lists == "first_only" else texts
 
         def generate() -> Answer:
-            vectors = [embedding(text, size) for text in texts]
+            vectors = [embedding(text, size) for text in embedded]
             packed = [struct.pack(f"<{size}f", *vector) for vector in vectors]
-            forms: dict[str, object] = {
+            forms: dict[str, list[Any]] = {
                 "float": vectors,
                 "int8": [[round(127 * value) for value in vector] for vector in vectors],
                 "base64": [base64.b64encode(data).decode() for data in packed],
             }
             items = [
                 Item(text, f"vector:{digest(data.hex())}", digest(text))
-                for text, data in zip(texts, packed, strict=True)
+                for text, data in zip(embedded, packed, strict=True)
             ]
-            meta = {
-                "api_version": {"version": "2"},
-                "billed_units": {"input_tokens": sum(words(text) for text in texts)},
-            }
+            tokens = sum(words(text) for text in embedded)
+            meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": tokens}}
             shown = {kind: forms[kind] for kind in kinds}
+            if self.lists == "extra" and len(texts) > 1:
+                shown = {kind: [*column, column[-1]] for kind, column in shown.items()}
             body = {"id": call.id, "embeddings": shown, "texts": texts, "meta": meta}
-            return Answer({**body, "response_type": "embeddings_by_type"}, items)
+            body["response_type"] = "embeddings_by_type"
+            return Answer(body, items, billed=Billed.uncached(tokens))
 
         return Plan(len(texts), generate)
 

@@ -17,7 +17,15 @@ from feste.errors import CountMismatch, MalformedResponse
 if TYPE_CHECKING:
     from feste.backend.openai.client import OpenAI
 
-__all__ = ["chat_value", "complete_value", "unpack_choices", "unpack_vectors", "usage_of", "vector"]
+__all__ = [
+    "chat_value",
+    "complete_value",
+    "unpack_choices",
+    "unpack_draws",
+    "unpack_vectors",
+    "usage_of",
+    "vector",
+]
 
 
 def chat_value(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> Any:
@@ -98,13 +106,36 @@ def unpack_choices(llm: Any, request: Request, response: Response) -> list[Respo
     n = request.body.get("n") or 1
     prompts = len(request.body["prompt"])
     choices = _by_index(response.payload, "choices", n * prompts)
-    rest = {k: v for k, v in response.payload.items() if k not in ("choices", "usage")}
+    rest = _without(response.payload, "choices", "usage")
     return [
         Response(
             {**rest, "choices": [{**choices[i * n + j], "index": j} for j in range(n)]},
             request_id=response.request_id,
         )
         for i in range(prompts)
+    ]
+
+
+def unpack_draws(llm: Any, request: Request, response: Response) -> list[Response]:
+    """Return a response with one choice for each distinct index that was asked for.
+
+    Which draw gets which choice does not matter, but no choice may serve two: one without an index
+    of its own may be a copy of another, so it is not used, and fewer responses come back.
+
+    :param llm: the backend.
+    :param request: the request for ``n`` answers to one prompt.
+    :param response: its response; its usage covers all choices together.
+    """
+    n = request.body.get("n") or 1
+    found: dict[int, dict[str, Any]] = {}
+    for choice in _list(response.payload, "choices"):
+        index = choice.get("index")
+        if type(index) is int and 0 <= index < n:
+            found.setdefault(index, choice)
+    rest = _without(response.payload, "choices", "usage") if found else {}
+    return [
+        Response({**rest, "choices": [{**choice, "index": 0}]}, request_id=response.request_id)
+        for choice in found.values()
     ]
 
 
@@ -132,6 +163,10 @@ def _by_index(payload: Any, field: str, count: int) -> list[Any]:
     return [found[i] for i in range(count)]
 
 
+def _without(payload: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in payload.items() if name not in names}
+
+
 # --- parts of a response --------------------------------------------------------------------------
 
 
@@ -141,16 +176,18 @@ def usage_of(payload: Any) -> Usage | None:
     :param payload: the body of the response.
 
     >>> usage_of({"usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 8}}})
-    Usage(input=9, output=0, cached=8)
+    Usage(input=9, output=0, cached=8, written=0)
     """
     counted = payload.get("usage") if isinstance(payload, dict) else None
     if not isinstance(counted, dict):
         return None
-    details = counted.get("prompt_tokens_details")
+    given = counted.get("prompt_tokens_details")
+    details = given if isinstance(given, dict) else {}
     return Usage(
         _count(counted.get("prompt_tokens")),
         _count(counted.get("completion_tokens")),
-        _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+        _count(details.get("cached_tokens")),
+        _count(details.get("cache_write_tokens")),
     )
 
 

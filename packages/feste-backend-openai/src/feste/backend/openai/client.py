@@ -19,10 +19,13 @@ from feste.backend import (
     Message,
     OnChunk,
     Operation,
+    PrefixRule,
+    Profile,
     Reply,
+    SampleRule,
     Secret,
 )
-from feste.backend.openai import answers, requests
+from feste.backend.openai import answers, prefixes, profiles, requests
 from feste.backend.openai.address import is_loopback, normal_url
 from feste.backend.openai.params import ChatParams, CompleteParams, EmbedParams
 from feste.errors import ConfigError
@@ -41,7 +44,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound="BaseModel")
 
 _URL = "https://api.openai.com/v1"
+_HOST = "api.openai.com"
 _KEY = "OPENAI_API_KEY"
+_DRAWS = SampleRule(unpack=answers.unpack_draws)
 
 
 def _operation(**halves: Any) -> Callable[[F], F]:
@@ -83,6 +88,8 @@ class OpenAI(Backend):
     :param timeout: the time limit of one attempt in seconds, from connecting to the last byte.
     :param limits: the limits of the account or the server; ``Limits(max_items=...)`` limits how
         many calls share a request.
+    :param profile: what you know of the server's models: times, prices, prompt cache; it goes before
+        what :meth:`profile` knows itself.
     :raises ConfigError: if an argument is wrong.
 
     >>> llm = OpenAI(model="smollm2", base_url="http://localhost:8080/v1/")
@@ -102,6 +109,7 @@ class OpenAI(Backend):
         project: str | None = None,
         timeout: float = 600.0,
         limits: Limits | None = None,
+        profile: Profile | None = None,
     ) -> None:
         if not isinstance(model, (str, type(None))):
             raise ConfigError(f"model must be a str, not {type(model).__name__}")
@@ -110,6 +118,7 @@ class OpenAI(Backend):
         self.model = model
         self.timeout = float(timeout)
         self.limits = Limits.of(limits)
+        self._profile = Profile.of(profile)
         self.organization = organization or os.environ.get("OPENAI_ORG_ID") or None
         self.project = project or os.environ.get("OPENAI_PROJECT_ID") or None
         self._endpoint = normal_url(base_url or os.environ.get("OPENAI_BASE_URL") or _URL)
@@ -148,6 +157,24 @@ class OpenAI(Backend):
             "timeout": self.timeout,
         }
 
+    def profile(self, model: str) -> Profile:
+        """Return what is known of a model beforehand.
+
+        That is the constructor's ``profile`` and, for OpenAI itself only, a dated list of what it
+        publishes, with prices of the standard service tier if ``feste-core[prices]`` is installed.
+        Of other servers nothing is known but what you say.
+
+        :param model: the model's name; empty means the backend's own.
+
+        >>> OpenAI(base_url="http://localhost:8080/v1").profile("smollm2") == Profile()
+        True
+        >>> OpenAI("gpt-5.6-sol").profile("").prompt_cache.write
+        1.25
+        """
+        if urlsplit(self._endpoint).hostname != _HOST:
+            return self._profile
+        return profiles.whole(self._profile, model or self.model or "")
+
     def key(self) -> str:
         """Return the current API key.
 
@@ -167,6 +194,7 @@ class OpenAI(Backend):
             "project": self.project,
             "timeout": self.timeout,
             "limits": self.limits,
+            "profile": self._profile,
         }
         return (functools.partial(type(self), self.model, **given), ())
 
@@ -188,7 +216,12 @@ class OpenAI(Backend):
         *,
         output: type[M],
     ) -> FesteDelayed[M]: ...
-    @_operation(prepare=requests.chat_request, parse=answers.chat_value)
+    @_operation(
+        prepare=requests.chat_request,
+        parse=answers.chat_value,
+        samples=_DRAWS,
+        prefix=PrefixRule(parts=prefixes.parts, mark=prefixes.mark),
+    )
     def chat(
         self,
         prompt: str | Sequence[Message | FesteDelayed[Any]] | FesteDelayed[Any],
@@ -217,6 +250,7 @@ class OpenAI(Backend):
             pack=requests.pack_by("prompt"),
             unpack=answers.unpack_choices,
         ),
+        samples=_DRAWS,
     )
     def complete(
         self,

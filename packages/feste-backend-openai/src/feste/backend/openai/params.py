@@ -20,6 +20,13 @@ __all__ = ["ChatParams", "Common", "CompleteParams", "EmbedParams"]
 #: Fields of the body that Feste sets.
 _OURS: Final = frozenset({"messages", "prompt", "input", "stream"})
 
+#: What ``extra`` may hold in calls that become draws of one request: parameters of other servers
+#: that act on each answer by itself. Any other may act on the request, as a beam search does.
+_EACH: Final = frozenset(
+    ("cache_prompt", "chat_template_kwargs", "grammar", "ignore_eos", "min_p", "min_tokens")
+    + ("repeat_penalty", "repetition_penalty", "stop_token_ids", "top_a", "top_k", "typical_p")
+)
+
 Json = Mapping[str, Any]
 
 
@@ -58,6 +65,10 @@ class Common(Params):
                     f"{type(self).__name__}: extra must not hold {name!r}, which Feste fills in"
                 )
 
+    def may_fuse(self) -> bool:
+        """Return whether equal calls with these parameters may become draws of one request."""
+        return super().may_fuse() and (self.extra is None or self.extra.keys() <= _EACH)
+
 
 class ChatParams(Common):
     """Parameters of :meth:`OpenAI.chat`; None is not sent, so the provider's default applies.
@@ -77,6 +88,16 @@ class ChatParams(Common):
         """Return the maximum number of tokens one call may generate; None if there is no bound."""
         bound = self.max_completion_tokens or self.max_tokens
         return None if bound is None else bound * (self.n or 1)
+
+    def may_fuse(self) -> bool:
+        """Return whether equal calls with these parameters may become draws of one request.
+
+        Not with what a provider does once a request: it moderates all answers together, searches
+        once for all, stores one record, predicts a single answer, speaks a single one.
+        """
+        once = (self.audio, self.moderation, self.prediction, self.web_search_options)
+        stored = self.store is not None and self.store is not False
+        return super().may_fuse() and not stored and all(given is None for given in once)
 
     audio: Json | None = None
     frequency_penalty: float | None = None
@@ -132,6 +153,13 @@ class CompleteParams(Common):
         """
         bound = self.max_tokens
         return None if bound is None else bound * max(self.n or 1, self.best_of or 1)
+
+    def may_fuse(self) -> bool:
+        """Return whether equal calls with these parameters may become draws of one request.
+
+        Not with ``best_of``: the best of many are no independent draws.
+        """
+        return super().may_fuse() and self.best_of is None
 
     best_of: int | None = None
     echo: bool | None = None

@@ -11,10 +11,12 @@ import base64
 import random
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 from feste.testing.wire import (
     Answer,
+    Billed,
     Call,
     Item,
     Plan,
@@ -25,7 +27,9 @@ from feste.testing.wire import (
     embedding,
     json_answer,
     last_user_text,
+    message_text,
     pieces,
+    prompt_parts,
     sse,
     tool_answer,
     words,
@@ -35,21 +39,37 @@ __all__ = ["OpenAIWire", "answer", "embedding", "json_answer"]
 
 _NO_LIMIT = 2**31 - 1
 
+Lists = Literal["yes", "first_only", "refuse", "shuffled", "duplicated", "extra"]
+Choices = Literal["yes", "one", "refuse", "shuffled", "duplicated"]
+Order = Literal["given", "first_only", "shuffled", "duplicated", "extra"]
+
 
 class OpenAIWire:
     """The wire format of OpenAI and compatible servers.
 
+    Several answers in one reply are what servers get wrong, and three options say how:
+    ``"shuffled"`` has them out of order but with correct indexes; ``"duplicated"`` has the first
+    answer again, with its index, in place of the last; ``"extra"`` has one more than asked for;
+    ``"first_only"`` has only the first. A reply with a single answer has no such quirk.
+
     :param lists: how ``/v1/completions`` answers a list of prompts: ``"yes"`` answers all;
-        ``"first_only"`` only the first; ``"refuse"`` sends status 400; ``"shuffled"`` answers all,
-        with the choices out of order but correct indexes.
+        ``"refuse"`` sends status 400; or a quirk.
+    :param choices: how chats and completions answer ``n``: ``"yes"`` with n choices, ``"one"`` with
+        a single one whatever n is; ``"refuse"`` sends status 400 for n > 1; or a quirk.
     :param usage: whether the usage for a list of prompts is the ``"sum"`` or that of the
         ``"first"``.
     :param max_prompts: send status 400 for longer lists of prompts.
     :param max_inputs: send status 400 for longer lists of embedding inputs.
-    :param order: ``"shuffled"`` returns embeddings out of order but with correct indexes.
+    :param order: how ``/v1/embeddings`` answers a list: as ``"given"``, or with a quirk.
     :param dimensions: the length of a vector, if the request does not set it.
     :param require_key: send status 401 for any other key.
     :param models: the existing models; others get status 404. None accepts any name.
+    :param poison: send status 400 if any message, prompt or input contains this text, without
+        saying which.
+    :raises ValueError: if an option has an unknown value.
+
+    If the server has a prompt cache, chats use it, with OpenAI's fields: ``prompt_cache_key``,
+    ``prompt_cache_options`` and, in a block of text, ``prompt_cache_breakpoint``.
     """
 
     paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models")
@@ -57,25 +77,28 @@ class OpenAIWire:
     def __init__(
         self,
         *,
-        lists: Literal["yes", "first_only", "refuse", "shuffled"] = "yes",
+        lists: Lists = "yes",
+        choices: Choices = "yes",
         usage: Literal["sum", "first"] = "sum",
         max_prompts: int | None = None,
         max_inputs: int = 2048,
-        order: Literal["given", "shuffled"] = "given",
+        order: Order = "given",
         dimensions: int = 16,
         require_key: str | None = None,
         models: Sequence[str] | None = None,
+        poison: str | None = None,
     ) -> None:
         for value, known in (
-            (lists, ("yes", "first_only", "refuse", "shuffled")),
+            (lists, get_args(Lists)),
+            (choices, get_args(Choices)),
             (usage, ("sum", "first")),
-            (order, ("given", "shuffled")),
+            (order, get_args(Order)),
         ):
             if value not in known:
                 raise ValueError(f"{value!r} is none of {known}")
-        self.lists, self.usage, self.order = lists, usage, order
+        self.lists, self.choices, self.usage, self.order = lists, choices, usage, order
         self.max_prompts, self.max_inputs, self.dimensions = max_prompts, max_inputs, dimensions
-        self.require_key, self.models = require_key, models
+        self.require_key, self.models, self.poison = require_key, models, poison
 
     def plan(self, call: Call) -> Plan:
         """Check a request and plan its answers (see `feste.testing.wire.Wire`).
@@ -117,6 +140,13 @@ class OpenAIWire:
             message = f"The model `{name}` does not exist."
             raise Refusal(404, message, param="model", code="model_not_found")
 
+    def _wanted(self, call: Call) -> int:
+        """Return the number of answers to a prompt."""
+        n = call.integer("n", 1, 1, 128) or 1
+        if n > 1 and self.choices == "refuse":
+            raise Refusal(400, "'n' must be 1 for this model.", param="n")
+        return 1 if self.choices == "one" else n
+
     def _list_models(self, call: Call) -> Plan:
         def shown(name: str) -> dict[str, object]:
             return {"id": name, "object": "model", "created": 0, "owned_by": "feste"}
@@ -135,9 +165,12 @@ class OpenAIWire:
         for message in messages:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
                 raise Refusal(400, "Each message must be an object with a role.", param="messages")
-        n = call.integer("n", 1, 1, 128) or 1
+        n = self._wanted(call)
         limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
         limit = call.integer("max_completion_tokens", limit, 1, _NO_LIMIT)
+        call.refuse_poison(self.poison, map(message_text, messages))
+        read = _read(call, messages)
+        messages = [_unmarked(message) for message in messages]
 
         def generate() -> Answer:
             prompt, key = last_user_text(messages), digest(messages)
@@ -148,13 +181,20 @@ class OpenAIWire:
                 choice["logprobs"] = _chat_logprobs(text) if call.body.get("logprobs") else None
                 choices.append(choice)
                 items.append(Item(prompt, text, key, sample))
-            usage = _usage(words(messages), sum(words(item.answer) for item in items))
+            choices = _arranged(choices, self.choices)
+            billed = replace(read, output_tokens=sum(words(item.answer) for item in items))
+            usage: dict[str, object] = {**_usage(billed.input_tokens, billed.output_tokens)}
+            usage["prompt_tokens_details"] = {
+                "cached_tokens": billed.cached_tokens,
+                "cache_write_tokens": billed.written_tokens,
+            }
             base = _envelope(call, "chatcmpl", "chat.completion")
             if call.body.get("stream") is True:
                 base["object"] = "chat.completion.chunk"
                 parts = [part for choice in choices for part in _chat_deltas(choice)]
-                return Answer(items=items, events=_events(call, base, parts, usage))
-            return Answer({**base, "choices": choices, "usage": usage}, items)
+                events = _events(call, base, parts, usage)
+                return Answer(items=items, events=events, billed=billed)
+            return Answer({**base, "choices": choices, "usage": usage}, items, billed=billed)
 
         return Plan(n, generate)
 
@@ -164,10 +204,11 @@ class OpenAIWire:
             raise Refusal(400, "'prompt' must be a string.", param="prompt")
         if self.max_prompts is not None and len(prompts) > self.max_prompts:
             raise Refusal(400, f"At most {self.max_prompts} prompts a request.", param="prompt")
+        n = self._wanted(call)
+        limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
+        call.refuse_poison(self.poison, prompts)
         if self.lists == "first_only":
             prompts = prompts[:1]
-        n = call.integer("n", 1, 1, 128) or 1
-        limit = call.integer("max_tokens", None, 1, _NO_LIMIT)
 
         def generate() -> Answer:
             choices: list[dict[str, Any]] = []
@@ -186,13 +227,18 @@ class OpenAIWire:
                 sum(words(prompt) for prompt in prompts[:counted]),
                 sum(words(item.answer) for item in items[: counted * n]),
             )
-            if self.lists == "shuffled":
-                choices = _shuffled(choices)
+            billed = Billed.uncached(
+                sum(words(prompt) for prompt in prompts), sum(words(item.answer) for item in items)
+            )
+            if len(prompts) > 1:
+                choices = _arranged(choices, self.lists)
+            choices = _arranged(choices, self.choices if n > 1 else "yes")
             base = _envelope(call, "cmpl", "text_completion")
             if call.body.get("stream") is True:
                 parts = [part for choice in choices for part in _text_deltas(choice)]
-                return Answer(items=items, events=_events(call, base, parts, usage))
-            return Answer({**base, "choices": choices, "usage": usage}, items)
+                events = _events(call, base, parts, usage)
+                return Answer(items=items, events=events, billed=billed)
+            return Answer({**base, "choices": choices, "usage": usage}, items, billed=billed)
 
         return Plan(len(prompts) * n, generate)
 
@@ -206,6 +252,9 @@ class OpenAIWire:
         encoding = call.body.get("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             raise Refusal(400, "encoding_format is float or base64.", param="encoding_format")
+        call.refuse_poison(self.poison, texts)
+        if self.order == "first_only":
+            texts = texts[:1]
 
         def generate() -> Answer:
             data: list[dict[str, Any]] = []
@@ -216,14 +265,27 @@ class OpenAIWire:
                 shown = base64.b64encode(packed).decode() if encoding == "base64" else vector
                 data.append({"object": "embedding", "index": index, "embedding": shown})
                 items.append(Item(text, f"vector:{digest(packed.hex())}", digest(text)))
-            if self.order == "shuffled":
-                data = _shuffled(data)
+            data = _arranged(data, self.order)
             tokens = sum(words(text) for text in texts)
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
             body = {"object": "list", "data": data, "model": call.body["model"], "usage": usage}
-            return Answer(body, items)
+            return Answer(body, items, billed=Billed.uncached(tokens))
 
         return Plan(len(texts), generate)
+
+
+def _unmarked(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message without marks for the prompt cache, a lone text as a string."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    blocks = [dict(block) if isinstance(block, dict) else block for block in content]
+    for block in blocks:
+        mark = block.pop("prompt_cache_breakpoint", None) if isinstance(block, dict) else None
+        if mark is not None and (not isinstance(mark, dict) or mark.get("mode") != "explicit"):
+            raise Refusal(400, "mode is explicit.", param="prompt_cache_breakpoint")
+    alone = len(blocks) == 1 and isinstance(blocks[0], dict) and blocks[0].get("type") == "text"
+    return {**message, "content": blocks[0].get("text") if alone else blocks}
 
 
 def _texts(value: object, name: str) -> tuple[list[str], bool]:
@@ -237,6 +299,21 @@ def _texts(value: object, name: str) -> tuple[list[str], bool]:
         if all(isinstance(text, str) for text in texts):
             return texts, True
     raise Refusal(400, f"'{name}' must be a string or a non-empty array of them.", param=name)
+
+
+def _read(call: Call, messages: list[dict[str, Any]]) -> Billed:
+    """Have the server's prompt cache read a conversation."""
+    options = call.body.get("prompt_cache_options") or {}
+    mode = options.get("mode", "implicit") if isinstance(options, dict) else None
+    if mode not in ("implicit", "explicit"):
+        message = "prompt_cache_options.mode is implicit or explicit."
+        raise Refusal(400, message, param="prompt_cache_options")
+    parts = prompt_parts(messages, call.body.get("tools") or [], "prompt_cache_breakpoint")
+    key = call.body.get("prompt_cache_key")
+    if not isinstance(key, (str, type(None))):
+        raise Refusal(400, "Expected a string.", param="prompt_cache_key")
+    scope = call.body["model"], key
+    return call.read(scope, parts, explicit=mode == "explicit")
 
 
 def _message(
@@ -323,7 +400,16 @@ def _events(
     return [*events, sse("[DONE]")]
 
 
-def _shuffled(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a list out of order: always in the same way, never unchanged."""
-    order = random.Random(len(given)).sample(given, len(given))
-    return order if order != given else given[::-1]
+def _arranged(given: list[dict[str, Any]], quirk: str) -> list[dict[str, Any]]:
+    """Return numbered answers as a server with this quirk sends them; a single one has none."""
+    if len(given) < 2:
+        return given
+    match quirk:
+        case "shuffled":  # always in the same way, never unchanged
+            order = random.Random(len(given)).sample(given, len(given))
+            return order if order != given else given[::-1]
+        case "duplicated":
+            return [*given[:-1], given[0]]
+        case "extra":
+            return [*given, {**given[-1], "index": len(given)}]
+    return given

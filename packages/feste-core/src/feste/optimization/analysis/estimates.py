@@ -59,6 +59,8 @@ class Estimates:
             for item in items:
                 for node in item[1:]:  # equal draws pay their prompt once
                     self.calls[node.key].input = NOTHING
+        #: The tokens that calls read from the prompt cache, and write to it, at best.
+        self._luck: dict[str, tuple[int, int]] = {}
         self._plan_cache()
         for call in self.calls.values():
             self._count_dollars(call)
@@ -68,42 +70,44 @@ class Estimates:
     # --- dollars ----------------------------------------------------------------------------------
 
     def _plan_cache(self) -> None:
-        """Count what the prompt cache serves: the first call of a prefix writes it, the others read."""
-        reads: dict[str, int] = defaultdict(int)
-        writes: dict[str, int] = defaultdict(int)
-        for prefix in self.graph.prefixes:
-            first, *others = (m for m in prefix.members if m in self.calls)
-            writes[first] = max(writes[first], prefix.tokens)
-            for key in others:
-                reads[key] = max(reads[key], prefix.tokens)
-        for key in {**writes, **reads}:
-            call = self.calls[key]
-            if (
-                self._profiles.of(call.client, call.model).prompt_cache is None
-                or not call.input.low
-            ):
-                continue
-            room = int(call.input.low)
-            call.cached = min(reads[key], room)
-            call.written = max(0, min(writes[key], room) - call.cached)
+        """Count what the prompt cache serves: one call of a prefix writes it, the others read it.
+
+        Where they do not wait for it, that is luck: it counts for the lowest price only.
+        """
+        for lucky in (True, False):
+            reads: dict[str, int] = defaultdict(int)
+            writes: dict[str, int] = defaultdict(int)
+            for prefix in self.graph.prefixes:
+                members = [m for m in prefix.members if m in self.calls]
+                if members and (prefix.waits or lucky):
+                    writes[members[0]] = max(writes[members[0]], prefix.tokens)
+                    for key in members[1:]:
+                        reads[key] = max(reads[key], prefix.tokens)
+            for key in {**writes, **reads}:
+                call = self.calls[key]
+                room = int(call.input.low or 0)
+                if self._profiles.of(call.client, call.model).prompt_cache is None:
+                    continue
+                call.cached = min(reads[key], room)
+                call.written = max(0, min(writes[key], room) - call.cached)
+                if lucky:
+                    self._luck[key] = call.cached, call.written
+                    call.cached = call.written = 0
 
     def _count_dollars(self, call: CallEstimate) -> None:
         price = self._profiles.price(call.client, call.model)
         if price is None:
             return
         call.is_priced = True
+        lucky = self._luck.get(call.node.key, (0, 0))
+        # at worst, it comes too early: nothing is in the cache yet, and it pays for writing
+        shared = sum(lucky) if (price.written or 0.0) > price.input else 0
+        caches = (lucky, (call.cached, call.written), (0, shared))
         parts: list[float | None] = []
-        for read, made in zip(call.input, call.output, strict=True):
+        for read, made, cache in zip(call.input, call.output, caches, strict=True):
             known = read is not None and (made is not None or not price.output)
-            parts.append(
-                price.dollars(read or 0, made or 0, call.cached, call.written) if known else None
-            )
-        low, likely, worst = parts
-        if worst is not None and call.cached:  # it comes too early, and nothing is in the cache yet
-            lost = call.cached
-            worst += max(price.dollars(lost), price.dollars(lost, written=lost))
-            worst -= price.dollars(lost, cached=lost)
-        call.dollars = Range(low, likely, worst)
+            parts.append(price.dollars(read or 0, made or 0, *cache) if known else None)
+        call.dollars = Range(*parts)
 
     # --- time -------------------------------------------------------------------------------------
 

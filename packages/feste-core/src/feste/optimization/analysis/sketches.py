@@ -7,6 +7,7 @@ with a mark in each place where an input is not known yet.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from feste.backend import Request
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.packing import fill
+from feste.prompt.segments import segments_of
 
 __all__ = ["HOLE", "Sketch", "Sketches"]
 
@@ -90,7 +92,13 @@ def _sketch(graph: FesteGraph, node: Node, needs: list[Node]) -> Sketch:
 
 def _text(prompt: Node) -> Any:
     """Return what is known of a prompt's text, or of its messages."""
-    return HOLE
+    texts = [
+        "".join(part if isinstance(part, str) else HOLE for part in m) for m in segments_of(prompt)
+    ]
+    roles: Sequence[str] = prompt.op.roles  # type: ignore[attr-defined]
+    if not roles:
+        return texts[0]
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
 
 
 def _sources(graph: FesteGraph, prompt: Node) -> list[str]:

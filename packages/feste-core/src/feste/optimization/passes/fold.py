@@ -1,20 +1,23 @@
-"""Render prompts whose variables are all known, so that their consumers are ready at once."""
+"""Render prompts as far as their variables are known, so that their consumers are ready earlier."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from feste.graph import FesteGraph
-from feste.node import PENDING
+from feste.optimization import rules
 from feste.optimization.base import Level, PassContext, Phase
+from feste.prompt.segments import Evaluator, PartialPromptOp, known_and_unknown
 from feste.wording import counted
 
 __all__ = ["FoldOptimization"]
 
 
 class FoldOptimization:
-    """Render prompts whose variables are all constants.
+    """Render prompts whose variables are constants, and the constant parts of others.
 
-    Rendering is pure, so it may happen early. A prompt that fails to render is left for the run,
-    which reports the error.
+    Rendering is pure, so it may happen early, and once for equal parts. A prompt that fails to
+    render is left for the run, which reports the error; one that uses something impure is left too.
     """
 
     name = "fold"
@@ -26,24 +29,36 @@ class FoldOptimization:
         """Return the graph with rendered prompts in place of calls of templates.
 
         :param graph: the graph.
-        :param cx: receives one remark for all rendered prompts.
+        :param cx: receives one remark for all rendered prompts, and one for those rendered in part.
         """
-        folded, left = [], []
+        evaluator = Evaluator()
+        whole, partly, left = [], [], []
         for node in graph.nodes.values():
-            if node.op.kind != "prompt" or node.deps or node.value is not PENDING:
+            given: Any = node.op
+            if not rules.is_renderable(node) or not rules.is_open(node):
                 continue
-            constant = node.replace()
-            try:
-                constant.value = node.op.fn(*node.args, **node.kwargs)  # type: ignore[attr-defined]
-            except Exception:  # the run raises it again and applies on_error
-                left.append(node)
-            else:
-                folded.append(constant)
+            if isinstance(given, PartialPromptOp):  # of an earlier round
+                continue
+            known, unknown = known_and_unknown(node)
+            op = evaluator.partial(given, known, unknown)
+            if not unknown:
+                folded = node.replace()
+                try:
+                    folded.value = op.fn()
+                except Exception:  # the run raises it again and applies on_error
+                    left.append(node)
+                    continue
+                if cx.allow():
+                    whole.append(folded)
+            elif op.is_computed and cx.allow():
+                pending = {name: node.kwargs[name] for name in unknown}
+                partly.append(node.replace(op=op, kwargs=pending))
         if left:
             cx.missed(
                 f"{counted(len(left), 'prompt')} cannot be rendered and will fail in the run", left
             )
-        if not folded:
-            return graph
-        cx.applied(f"rendered {counted(len(folded), 'prompt')} of constants", folded)
-        return graph.with_nodes(folded)
+        if whole:
+            cx.applied(f"rendered {counted(len(whole), 'prompt')} of constants", whole)
+        if partly:
+            cx.applied(f"rendered the constant parts of {counted(len(partly), 'prompt')}", partly)
+        return graph.with_nodes(whole + partly) if whole or partly else graph
