@@ -29,9 +29,9 @@ from feste.context import Setting
 from feste.errors import CallError, FesteError, RunFailed
 from feste.events import NodeFinished, RequestFinished, RunFinished, RunStarted
 from feste.graph import FesteGraph
-from feste.optimization import Explanation, Level, Optimization, PassContext, Phase
+from feste.optimization import Level, Optimization, PassContext, Phase
 from feste.prompt import FesteEnvironment
-from feste.report import RunReport
+from feste.report import Explanation, RunReport
 from feste.testing import FakeBackend, FakeParams
 
 # --- tasks ------------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ def test_its_backend_answers(used: Any) -> None:
 def test_its_pass_runs(used: Any) -> None:
     """A pass of only name and apply is listed by explain, with its remark."""
     assert "  count" in used["explain"]
-    assert "advice: 200 calls were counted by a third party" in used["explain"]
+    assert "200 calls were counted by a third party (count)" in used["explain"]
 
 
 def test_its_setting_is_a_setting(used: Any) -> None:

@@ -11,9 +11,13 @@ __all__ = ["counted", "printable", "width", "wrapped"]
 _LEAST, _MOST = 80, 120
 
 
-def width() -> int:
-    """Return how many columns a line may have: as many as the terminal, from 80 to 120."""
-    return min(_MOST, max(_LEAST, shutil.get_terminal_size((_LEAST, 0)).columns))
+def width(usual: int = _LEAST, most: int = _MOST) -> int:
+    """Return how many columns a line may have: as many as the terminal, from 80 to 120.
+
+    :param usual: how many a text has that goes to no terminal.
+    :param most: how many are used of a wide terminal.
+    """
+    return min(most, max(_LEAST, shutil.get_terminal_size((usual, 0)).columns))
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -40,20 +44,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def wrapped(text: str, indent: int = 0) -> list[str]:
+def wrapped(text: str, indent: int = 0, hang: int = 2, columns: int = 0) -> list[str]:
     """Wrap a text to lines of at most :func:`width` columns; longer words are not broken.
 
     :param text: the text; line ends in it count as spaces.
-    :param indent: the indentation of the first line; further lines are indented by two more.
+    :param indent: the indentation of the first line.
+    :param hang: how much more further lines are indented.
+    :param columns: other than :func:`width`.
 
     >>> [len(line) for line in wrapped("word " * 20, indent=4)]
     [78, 30]
     """
     return textwrap.wrap(
         text,
-        width(),
+        columns or width(),
         initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + 2),
+        subsequent_indent=" " * (indent + hang),
         break_long_words=False,  # users copy paths and names from the output
         break_on_hyphens=False,
     )

@@ -19,7 +19,8 @@ from feste._compute.steps import (
 )
 from feste.delayed import FesteDelayed
 from feste.graph import FesteGraph
-from feste.optimization import Explanation, Optimizer
+from feste.optimization import Optimizer
+from feste.report import Explanation
 from feste.scheduler.choice import choose, kind_of
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor

@@ -133,10 +133,14 @@ class Backend:
         args, kwargs = self._given
         if not args:
             return kwargs
-        try:
-            return inspect.signature(self.__init__).bind(*args, **kwargs).arguments  # type: ignore[misc]
-        except (TypeError, ValueError):  # wrong arguments, or the signature is not readable
-            return {**{str(i): value for i, value in enumerate(args)}, **kwargs}
+        cached: dict[str, Any] | None = self.__dict__.get("_arguments")
+        if cached is None:
+            try:
+                cached = inspect.signature(self.__init__).bind(*args, **kwargs).arguments  # type: ignore[misc]
+            except (TypeError, ValueError):  # wrong arguments, or the signature is not readable
+                cached = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
+            self.__dict__["_arguments"] = cached
+        return cached
 
     def profile(self, model: str) -> Profile:
         """Return what is known of a model beforehand; by default nothing.

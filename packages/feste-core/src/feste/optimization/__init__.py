@@ -3,9 +3,9 @@
 from feste.optimization import rules
 from feste.optimization.analysis.sketches import HOLE, Sketch, Sketches
 from feste.optimization.base import Level, Optimization, PassContext, Phase, Remark
-from feste.optimization.explanation import Explanation
 from feste.optimization.optimizer import Optimizer, PassReport, Plan
 from feste.optimization.passes.batch import BatchOptimization
+from feste.optimization.passes.critical_path import CriticalPathOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
@@ -18,8 +18,8 @@ __all__ = [
     "HOLE",
     "BatchOptimization",
     "CommonSubexpressionOptimization",
+    "CriticalPathOptimization",
     "CullOptimization",
-    "Explanation",
     "FoldOptimization",
     "Level",
     "LintOptimization",

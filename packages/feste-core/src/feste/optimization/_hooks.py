@@ -5,6 +5,7 @@ from __future__ import annotations
 from feste.hookspecs import hookimpl
 from feste.optimization.base import Optimization
 from feste.optimization.passes.batch import BatchOptimization
+from feste.optimization.passes.critical_path import CriticalPathOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
@@ -26,4 +27,5 @@ def feste_optimizations() -> list[Optimization]:
         BatchOptimization(),
         PrefixOptimization(),
         LintOptimization(),
+        CriticalPathOptimization(),
     ]

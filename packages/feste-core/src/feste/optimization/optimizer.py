@@ -40,6 +40,8 @@ class PassReport:
     :param remarks: its remarks.
     :param changed: how many times it changed the graph.
     :param rewrites: how many rewrites it made.
+    :param numbers: the numbers of its rewrites, first and last of each time that it made some: those
+        that the setting ``max_rewrites`` counts.
     """
 
     name: str
@@ -48,6 +50,7 @@ class PassReport:
     remarks: list[Remark] = field(default_factory=list)
     changed: int = 0
     rewrites: int = 0
+    numbers: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -89,7 +92,7 @@ class Optimizer:
         other.
 
     >>> [p.name for p in Optimizer().passes]
-    ['cull', 'fold', 'cse', 'resolve', 'sample_fusion', 'batch', 'prefix', 'lint']
+    ['cull', 'fold', 'cse', 'resolve', 'sample_fusion', 'batch', 'prefix', 'critical_path', 'lint']
     """
 
     def __init__(self, passes: Iterable[Optimization] | None = None) -> None:
@@ -180,6 +183,7 @@ class Optimizer:
         report.remarks.extend(r for r in cx.remarks if r not in report.remarks)
         if graph is not plan.graph:
             report.changed += 1
+            report.numbers.append((plan.rewrites + 1, plan.rewrites + cx.rewrites))
             report.rewrites += cx.rewrites
             plan.accounted.update(cx.accounted)
             plan.graph = graph

@@ -1,5 +1,7 @@
-"""Reports of runs: text, tables and pictures."""
+"""Explanations of plans and reports of runs: text, tables and pictures."""
 
+from feste.optimization.analysis.ranges import Range
+from feste.report.explanation import CallRow, Explanation, GraphRow, Hop, PassRow, RemarkRow
 from feste.report.graph_picture import Box, draw_svg
 from feste.report.mermaid import draw_mermaid
 from feste.report.remarks import UnknownRequest
@@ -8,7 +10,14 @@ from feste.report.timeline import Span, draw_timeline
 
 __all__ = [
     "Box",
+    "CallRow",
+    "Explanation",
+    "GraphRow",
+    "Hop",
     "OperationRow",
+    "PassRow",
+    "Range",
+    "RemarkRow",
     "RunReport",
     "Span",
     "UnknownRequest",

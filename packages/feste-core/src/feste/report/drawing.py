@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from feste import context
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node, topological
 from feste.optimization import Optimizer
-from feste.prompt.operation import PromptOp
 from feste.report import Box, draw_mermaid, draw_svg
 from feste.report.files import ending, page, write
+from feste.report.naming import Places, detail_of
 
 __all__ = ["draw", "visualize"]
 
@@ -65,17 +64,17 @@ def _drawn(graph: FesteGraph, answered: Collection[str], path: str | Path | None
     kind = ".svg" if path is None else ending(path, ".svg", ".mmd", ".html")
     batch_of = {m: b.key for b in graph.batches for m in b.members}
     wanted = set(graph.wanted())
-    place = _places()
+    places = Places()
     boxes = [
         Box(
             key,
             node.op.name,
             node.op.kind,
-            _detail(node),
+            detail_of(node),
             batch_of.get(key, ""),
             key in wanted,
             "done" if key in answered else "",
-            place(node),
+            places.of(node),
         )
         for key, node in graph.nodes.items()
     ]
@@ -84,27 +83,3 @@ def _drawn(graph: FesteGraph, answered: Collection[str], path: str | Path | None
     if path is not None:
         write(path, page("Graph", picture) if kind == ".html" else picture)
     return picture
-
-
-def _detail(node: Node) -> str:
-    """Return a few words to distinguish nodes of one name: the model, or a template's beginning."""
-    op: Any = node.op
-    if isinstance(op, PromptOp):
-        return op.templates[-1].short  # the last message of a conversation, which asks
-    return str(getattr(getattr(op, "client", None), "model", None) or "")
-
-
-def _places() -> Callable[[Node], str]:
-    """Return a function that gives the source line of a node, with a cache.
-
-    Paths below the working directory become relative, because pictures are shown to others.
-    """
-    known: dict[Any, str] = {}
-    here = f"{os.getcwd()}{os.sep}"
-
-    def place(node: Node) -> str:
-        if node.origin not in known:
-            known[node.origin] = node.where.removeprefix(here)
-        return known[node.origin]
-
-    return place

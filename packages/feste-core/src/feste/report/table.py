@@ -12,13 +12,14 @@ _INDENT, _GAP = 2, 2
 _LONGEST = 24
 
 
-def aligned(rows: Sequence[Sequence[str]], names: int) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], names: int, columns: int = 0) -> list[str]:
     """Format a table as lines, with names to the left and numbers to the right.
 
     Columns that do not fit follow in a second block, with the names repeated.
 
     :param rows: the cells, the heading first.
     :param names: the number of columns that hold names.
+    :param columns: how many columns a line may have, other than :func:`~feste.wording.width`.
 
     >>> aligned([["what", "count"], ["apples", "12"], ["pears", "7"]], 1)
     ['  what    count', '  apples     12', '  pears       7']
@@ -26,7 +27,7 @@ def aligned(rows: Sequence[Sequence[str]], names: int) -> list[str]:
     rows = [[*map(_short, row[:names]), *row[names:]] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     blocks: list[list[int]] = [[]]
-    room = first = width() - _INDENT - sum(widths[:names]) - _GAP * (names - 1)
+    room = first = (columns or width()) - _INDENT - sum(widths[:names]) - _GAP * (names - 1)
     for column in range(names, len(widths)):
         if _GAP + widths[column] > room and blocks[-1]:
             blocks.append([])

@@ -123,7 +123,8 @@ class FakeBackend(Backend):
 
     def _prepare_embed(self, text: str, params: FakeParams = FakeParams()) -> Request:
         """Return the vector of a text."""
-        return self._request("embed", {"input": as_text(text, "embed", "text")}, params)
+        body = {"input": as_text(text, "embed", "text")}
+        return replace(self._request("embed", body, params), max_output=0)
 
     async def _send(self, request: Request, on_chunk: Any = None) -> Response:
         with self._lock:
@@ -167,8 +168,8 @@ class FakeBackend(Backend):
             if request.samples == 1 < wanted:
                 seeds = [_hash(f"{seeds[0]}.{j}") for j in range(wanted)]
             answers.append(seeds if wanted > 1 else seeds[0])
-        tokens = request.tokens
-        return Response({"answers": answers}, Usage(tokens, 4 * len(answers) * wanted))
+        made = 0 if request.operation == "embed" else 4 * len(answers) * wanted
+        return Response({"answers": answers}, Usage(request.tokens, made))
 
     def _parse_text(self, response: Response, arguments: Mapping[str, Any]) -> Reply:
         wanted = as_count(arguments["params"].n, "n")

@@ -1,0 +1,214 @@
+"""What a plan will take: requests, dollars, seconds. What is not known stays unknown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from feste.graph import FesteGraph
+from feste.node import PENDING, Node
+from feste.optimization.analysis.forming import form_requests
+from feste.optimization.analysis.paths import Paths
+from feste.optimization.analysis.profiles import Profiles
+from feste.optimization.analysis.ranges import NOTHING, UNKNOWN, Range
+from feste.optimization.analysis.sketches import Sketches
+from feste.optimization.analysis.tokens import CallEstimate, count_tokens
+
+__all__ = ["SOME_REQUEST", "SOME_WORK", "Estimates", "PlannedRequest"]
+
+#: The seconds of work that is no request, and of a request of unknown latency: for ranking only.
+SOME_WORK, SOME_REQUEST = 0.001, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """One request of a plan.
+
+    :param calls: the calls that it answers.
+    :param seconds: how long it takes; unknown without a latency.
+    """
+
+    calls: Sequence[CallEstimate]
+    seconds: Range
+
+
+class Estimates:
+    """The estimates of a plan; made in linear time.
+
+    :param graph: the optimized graph.
+    :param sketches: the requests of its calls.
+
+    >>> from feste.testing import FakeBackend, FakeParams
+    >>> first = FakeBackend().complete("some words", FakeParams(max_tokens=64))
+    >>> graph, _, _ = FesteGraph.collect(FakeBackend().complete(first))
+    >>> estimates = Estimates(graph, Sketches())
+    >>> [call.input.likely for call in estimates.calls.values()], estimates.depth
+    ([3, 33], 2)
+    """
+
+    def __init__(self, graph: FesteGraph, sketches: Sketches) -> None:
+        self.graph = graph
+        self.paths = Paths(graph)
+        self._profiles = Profiles()
+        #: The calls that will be answered, by key.
+        self.calls = count_tokens(graph, self.paths, sketches)
+        formed = form_requests(graph, sketches)
+        for items in formed:
+            for item in items:
+                for node in item[1:]:  # equal draws pay their prompt once
+                    self.calls[node.key].input = NOTHING
+        #: The tokens that calls read from the prompt cache, and write to it, at best.
+        self._luck: dict[str, tuple[int, int]] = {}
+        self._plan_cache()
+        for call in self.calls.values():
+            self._count_dollars(call)
+        #: The requests that the plan sends, if none fails.
+        self.requests = [self._request([n for item in items for n in item]) for items in formed]
+
+    # --- dollars ----------------------------------------------------------------------------------
+
+    def _plan_cache(self) -> None:
+        """Count what the prompt cache serves: one call of a prefix writes it, the others read it.
+
+        Where they do not wait for it, that is luck: it counts for the lowest price only.
+        """
+        for lucky in (True, False):
+            reads: dict[str, int] = defaultdict(int)
+            writes: dict[str, int] = defaultdict(int)
+            for prefix in self.graph.prefixes:
+                members = [m for m in prefix.members if m in self.calls]
+                if members and (prefix.waits or lucky):
+                    writes[members[0]] = max(writes[members[0]], prefix.tokens)
+                    for key in members[1:]:
+                        reads[key] = max(reads[key], prefix.tokens)
+            for key in {**writes, **reads}:
+                call = self.calls[key]
+                room = int(call.input.low or 0)
+                if self._profiles.of(call.client, call.model).prompt_cache is None:
+                    continue
+                call.cached = min(reads[key], room)
+                call.written = max(0, min(writes[key], room) - call.cached)
+                if lucky:
+                    self._luck[key] = call.cached, call.written
+                    call.cached = call.written = 0
+
+    def _count_dollars(self, call: CallEstimate) -> None:
+        price = self._profiles.price(call.client, call.model)
+        if price is None:
+            return
+        call.is_priced = True
+        lucky = self._luck.get(call.node.key, (0, 0))
+        # at worst, it comes too early: nothing is in the cache yet, and it pays for writing
+        shared = sum(lucky) if (price.written or 0.0) > price.input else 0
+        caches = (lucky, (call.cached, call.written), (0, shared))
+        parts: list[float | None] = []
+        for read, made, cache in zip(call.input, call.output, caches, strict=True):
+            known = read is not None and (made is not None or not price.output)
+            parts.append(price.dollars(read or 0, made or 0, *cache) if known else None)
+        call.dollars = Range(*parts)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def _request(self, nodes: Sequence[Node]) -> PlannedRequest:
+        calls = [self.calls[node.key] for node in nodes]
+        latency = self._profiles.of(calls[0].client, calls[0].model).latency
+        if latency is None:
+            return PlannedRequest(calls, UNKNOWN)
+        parts: list[float | None] = []
+        for outputs in zip(*(call.output for call in calls), strict=True):
+            longest = _longest(outputs) if latency.token else 0
+            parts.append(None if longest is None else latency.seconds(len(calls), longest))
+        return PlannedRequest(calls, Range(*parts))
+
+    @cached_property
+    def _sent(self) -> dict[str, Range]:
+        """The seconds of each call's request."""
+        return {call.node.key: r.seconds for r in self.requests for call in r.calls}
+
+    @cached_property
+    def _weights(self) -> list[float]:
+        """The weight of each node for ranking, by position."""
+        return [
+            0.0 if node.value is not PENDING else self.seconds_of(node).likely or _usual(node)
+            for node in self.graph.nodes.values()
+        ]
+
+    @property
+    def depth(self) -> int:
+        """The number of requests on the longest path: each waits for the one before."""
+        ends = self.paths.ends([key in self.calls for key in self.paths.keys])
+        return int(max(ends, default=0))
+
+    @cached_property
+    def seconds(self) -> Range:
+        """How long the run takes, if no request fails; unknown if the latency of a call is.
+
+        That is the longest path, or all requests at the concurrency that a user's limit allows, if
+        that takes longer.
+        """
+        return Range(*map(self._duration, range(3)))
+
+    @cached_property
+    def path_seconds(self) -> Range:
+        """How long the longest path takes; unknown if the latency of a call is."""
+        return Range(*map(self._longest_path, range(3)))
+
+    def seconds_of(self, node: Node) -> Range:
+        """Return how long the request of a call takes.
+
+        :param node: the call.
+        """
+        return self._sent.get(node.key, NOTHING)
+
+    def _longest_path(self, part: int) -> float | None:
+        weights = [self.seconds_of(node)[part] for node in self.graph.nodes.values()]
+        known = [weight for weight in weights if weight is not None]
+        if len(known) < len(weights):
+            return None
+        return max(self.paths.ends(known), default=0.0)
+
+    def _duration(self, part: int) -> float | None:
+        longest = self.path_seconds[part]
+        if longest is None:
+            return None
+        busy: dict[Hashable, float] = defaultdict(float)
+        most: dict[Hashable, int] = {}
+        for request in self.requests:
+            client, model = request.calls[0].client, request.calls[0].model
+            gate = (client.endpoint, client.account, model)
+            busy[gate] += request.seconds[part] or 0.0
+            limit = client.limits.concurrency
+            if limit is not None:
+                most[gate] = min(limit, most.get(gate, limit))
+        return max([longest, *(busy[gate] / limit for gate, limit in most.items())])
+
+    @cached_property
+    def critical_path(self) -> list[Node]:
+        """The nodes of the path that takes longest, the first to run first."""
+        heaviest = self.paths.heaviest(self._weights)
+        return [self.graph.nodes[self.paths.keys[i]] for i in heaviest]
+
+    @cached_property
+    def slack(self) -> dict[str, float]:
+        """How many seconds later each node could end without delaying the run, by key.
+
+        A request of unknown latency counts as one second.
+        """
+        weights = self._weights
+        ends, begins = self.paths.ends(weights), self.paths.begins(weights)
+        longest = max(ends, default=0.0)
+        return {
+            key: round(max(0.0, longest - (ends[i] + begins[i] - weights[i])), 6)
+            for i, key in enumerate(self.paths.keys)
+        }
+
+
+def _longest(outputs: Sequence[float | None]) -> float | None:
+    known = [tokens for tokens in outputs if tokens is not None]
+    return max(known) if len(known) == len(outputs) else None
+
+
+def _usual(node: Node) -> float:
+    return SOME_REQUEST if node.op.kind == "call" else SOME_WORK

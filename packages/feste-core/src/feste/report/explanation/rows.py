@@ -1,0 +1,131 @@
+"""The figures of a plan: a row for the calls of each operation and model, and their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from feste.node import Node
+from feste.optimization.analysis.estimates import Estimates
+from feste.optimization.analysis.forming import fewest_requests
+from feste.optimization.analysis.ranges import NOTHING, UNKNOWN, Range, total
+from feste.optimization.analysis.tokens import CallEstimate
+from feste.report.naming import Places
+
+__all__ = ["CallRow", "call_rows", "known_dollars", "range_json"]
+
+
+@dataclass(slots=True)
+class CallRow:
+    """The calls of one operation of one backend and model.
+
+    :param operation: ``plugin.operation``.
+    :param model: the model, if it is known before the run.
+    :param where: ``file:line`` of the first call.
+    :param lines: the number of source lines that make such calls.
+    :param calls: the number of calls.
+    :param requests: the number of requests that the plan needs if none fails.
+    :param at_least: a lower bound of requests for any order and grouping.
+    :param unknown: the number of calls whose prompt is not known before the run.
+    :param input_tokens: tokens read, at four bytes of text a token.
+    :param output_tokens: tokens generated.
+    :param cached_tokens: how many tokens of the input the prompt cache serves, if all goes well.
+    :param written_tokens: how many are written to it.
+    :param dollars: the price of the calls whose price is known; unknown if there is none.
+    :param unpriced: the number of calls of unknown price.
+    :param seconds: the time of all requests, added up; unknown without a latency.
+    """
+
+    operation: str
+    model: str
+    where: str = ""
+    lines: int = 0
+    calls: int = 0
+    requests: int = 0
+    at_least: int = 0
+    unknown: int = 0
+    input_tokens: Range = NOTHING
+    output_tokens: Range = NOTHING
+    cached_tokens: int = 0
+    written_tokens: int = 0
+    dollars: Range = UNKNOWN
+    unpriced: int = 0
+    seconds: Range = NOTHING
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON."""
+        data: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        return {n: range_json(v) if isinstance(v, Range) else v for n, v in data.items()}
+
+
+@dataclass(slots=True)
+class _Calls:
+    """The calls of a row, while it is made."""
+
+    calls: list[CallEstimate] = field(default_factory=list)
+    seconds: list[Range] = field(default_factory=list)
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [call.node for call in self.calls]
+
+
+def call_rows(estimates: Estimates) -> list[CallRow]:
+    """Return a row for each operation and model, in the order of their first calls.
+
+    :param estimates: the estimates of the plan.
+    """
+    made: dict[Any, _Calls] = {}
+    for estimate in estimates.calls.values():
+        made.setdefault(_name(estimate), _Calls()).calls.append(estimate)
+    for request in estimates.requests:
+        made[_name(request.calls[0])].seconds.append(request.seconds)
+    places = Places()
+    return [_row(estimates, some, places) for some in made.values()]
+
+
+def _name(estimate: CallEstimate) -> Any:
+    op: Any = estimate.node.op
+    return op.token, estimate.model
+
+
+def _row(estimates: Estimates, some: _Calls, places: Places) -> CallRow:
+    calls, first = some.calls, some.calls[0]
+    lines = dict.fromkeys(places.of(node) for node in some.nodes)
+    requests = len(some.seconds)
+    return CallRow(
+        operation=f"{first.client.plugin}.{first.node.op.name}",
+        model=first.model,
+        where=next(iter(lines)),
+        lines=len(lines),
+        calls=len(calls),
+        requests=requests,
+        at_least=min(requests, fewest_requests(estimates.graph, some.nodes)),
+        unknown=sum(not call.is_known for call in calls),
+        input_tokens=total(call.input for call in calls),
+        output_tokens=total(call.output for call in calls),
+        cached_tokens=sum(call.cached for call in calls),
+        written_tokens=sum(call.written for call in calls),
+        dollars=known_dollars((call.dollars for call in calls if call.is_priced), len(calls)),
+        unpriced=sum(not call.is_priced for call in calls),
+        seconds=total(some.seconds),
+    )
+
+
+def known_dollars(known: Iterable[Range], of: int) -> Range:
+    """Return the sum of known prices; unknown if none of some calls has a price.
+
+    :param known: the prices.
+    :param of: the number of calls, priced or not.
+    """
+    prices = list(known)
+    return total(prices) if prices or not of else UNKNOWN
+
+
+def range_json(of: Range) -> dict[str, float | None]:
+    """Return a range as JSON.
+
+    :param of: the range.
+    """
+    return of._asdict()

@@ -1,0 +1,301 @@
+"""A plan as text: the figures, the graph as a tree, the longest path, the passes, the advice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from feste.report.axis import clock
+from feste.report.explanation.figures import bounded, dollars, money, time, tokens
+from feste.report.explanation.passes import PassRow, RemarkRow
+from feste.report.explanation.rows import CallRow
+from feste.report.explanation.tree import MOST_ROWS, GraphRow, Tree
+from feste.report.table import aligned, telling
+from feste.wording import counted, printable, width, wrapped
+
+if TYPE_CHECKING:
+    from feste.report.explanation.explanation import Explanation, Hop
+
+__all__ = [
+    "branches",
+    "columns",
+    "critical_path",
+    "headline",
+    "operations",
+    "said",
+    "shown",
+    "spot",
+    "told",
+]
+
+#: The most rows of operations, remarks of a pass, and hops of the path that are printed.
+MOST_OPERATIONS, MOST_REMARKS, MOST_HOPS = 30, 6, 6
+
+_NAMES = ("operation", "model")
+_FIGURES = ("calls", "requests", "tokens in", "cached", "tokens out", "dollars")
+_OPTIONAL = {"model", "cached", "dollars"}
+_NOTHING = {"", "0", "unknown"}
+
+
+def columns() -> int:
+    """Return how many columns a line may have: as many as the terminal, from 80 to 100."""
+    return width(100, 100)
+
+
+def spot(where: str) -> str:
+    """Return a source line, shortened to 28 characters.
+
+    :param where: ``file:line``.
+
+    >>> spot("a/long/path/to/the/folder/of/app.py:14")
+    '…to/the/folder/of/app.py:14'
+    """
+    return where if len(where) <= 28 else f"…{where[-27:].partition('/')[2] or where[-27:]}"
+
+
+def _wrapped(text: str, indent: int = 0, hang: int = 2) -> list[str]:
+    return wrapped(text, indent, hang, columns())
+
+
+def _packed(start: str, parts: Sequence[str]) -> list[str]:
+    """Put parts on lines, without breaking one."""
+    lines = [start + parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 3 + len(part) > columns():
+            lines.append(" " * len(start) + part)
+        else:
+            lines[-1] += f"   {part}"
+    return lines
+
+
+def shown(explained: Explanation) -> str:
+    """Return an explanation as text.
+
+    :param explained: the explanation.
+    """
+    lines = _packed("PLAN  ", headline(explained))
+    for note in explained.notes:
+        lines += _wrapped(note, 2)
+    if explained.rows:
+        table = operations(explained.rows[:MOST_OPERATIONS])
+        lines += aligned(table, table[0].index("calls"), columns())
+        lines += _left_out(len(explained.rows) - MOST_OPERATIONS, "row")
+    if explained.tree.rows:
+        lines += ["GRAPH", *_tree(explained.tree)]
+    if explained.depth:
+        lines += _wrapped(f"CRITICAL PATH  {critical_path(explained)}", hang=2)
+    lines += _passes(explained.passes)
+    advice = [
+        (row, remark)
+        for row in explained.passes
+        for remark in row.remarks
+        if remark.kind == "advice"
+    ]
+    if advice:
+        lines.append("ADVICE")
+        for row, remark in advice[: 5 * MOST_REMARKS]:
+            lines += _wrapped(f"{_origins(remark)}  {said(remark)} ({row.name})".strip(), 2)
+        lines += _left_out(len(advice) - 5 * MOST_REMARKS, "remark")
+    return "\n".join(map(printable, lines))
+
+
+def headline(explained: Explanation) -> list[str]:
+    """Return the figures of the whole plan.
+
+    :param explained: the explanation.
+    """
+    before, after = explained.nodes
+    requests = f"{counted(explained.requests, 'request')} (at least {explained.at_least:,})"
+    parts = [
+        f"{counted(before, 'node')} -> {after:,}",
+        f"{counted(explained.calls, 'call')} -> {requests}",
+    ]
+    if explained.seconds.likely is not None and explained.calls:
+        worst = explained.seconds.worst
+        longest = (
+            "" if worst in (None, explained.seconds.likely) else f" (worst {clock(worst or 0)})"
+        )
+        parts.append(f"{time(explained.seconds)}{longest}")
+    elif explained.depth:
+        parts.append(f"{counted(explained.depth, 'request')} deep")
+    if explained.calls:
+        parts.append(_price(explained))
+    return parts
+
+
+def _price(explained: Explanation) -> str:
+    price, unpriced = explained.dollars, explained.unpriced
+    if price.low is None:
+        return "price unknown"
+    worst = "unknown" if price.worst is None else money(price.worst)
+    around = "" if price.low == price.worst else f" (low {money(price.low)}, worst {worst})"
+    if unpriced:
+        least = money(price.low if price.likely is None else price.likely)
+        return f"at least {least}{around}, {counted(unpriced, 'call')} of unknown price"
+    return f"{dollars(price)}{around}"
+
+
+# --- operations -----------------------------------------------------------------------------------
+
+
+def operations(rows: Sequence[CallRow]) -> list[list[str]]:
+    """Return the table of operations, the heading first; columns that tell nothing are left out.
+
+    :param rows: the rows.
+    """
+    return telling([[*_NAMES, *_FIGURES], *map(_cells, rows)], _OPTIONAL, _NOTHING)
+
+
+def _cells(row: CallRow) -> list[str]:
+    bound = "" if row.at_least == row.requests else f" (>= {row.at_least:,})"
+    return [
+        row.operation,
+        row.model,
+        f"{row.calls:,}",
+        f"{row.requests:,}{bound}",
+        tokens(row.input_tokens),
+        f"{row.cached_tokens:,}",
+        bounded(row.output_tokens),
+        dollars(row.dollars, row.unpriced),
+    ]
+
+
+# --- the graph ------------------------------------------------------------------------------------
+
+
+def branches(tree: Tree) -> Iterator[tuple[str, GraphRow, bool]]:
+    """Yield the lines of the tree: what stands before a row, the row, and whether it is repeated.
+
+    :param tree: the tree.
+    """
+    done: set[int] = set()
+    stack = [("", "", number) for number in reversed(tree.results or [1])]
+    while stack:
+        lead, branch, number = stack.pop()
+        row = tree.row(number)
+        yield lead + branch, row, number in done
+        if number in done:
+            continue
+        done.add(number)
+        inner = lead + {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
+        needs = [need for need in row.needs if need != number]
+        for need in reversed(needs):
+            stack.append((inner, "└─ " if need == needs[-1] else "├─ ", need))
+
+
+def _tree(tree: Tree) -> list[str]:
+    lines = list(branches(tree))
+    named = {row.number for _, row, again in lines[:MOST_ROWS] if again}
+    cells = [_row(*line, named) for line in lines[:MOST_ROWS]]
+    most = max(24, columns() - 60)
+    room = min(most, max(len(name) for name, *_ in cells))
+    digits = max(len(count) for _, count, *_ in cells)
+    place = max(len(where) for *_, where, _ in cells)
+    made = []
+    for name, count, where, notes in cells:
+        start = f"  {_fitted(name, room):<{room}}  {count:>{digits}}  {where:<{place}}"
+        rest = columns() - len(start) - 2
+        made.append(f"{start}  {_fitted(notes, rest)}".rstrip() if rest > 8 else start.rstrip())
+    shown_rows = {row.number for _, row, _ in lines[:MOST_ROWS]}
+    return [*made, *_left_out(len(tree.rows) - len(shown_rows), "row")]
+
+
+def _row(lead: str, row: GraphRow, again: bool, named: set[int]) -> tuple[str, str, str, str]:
+    if again:
+        return f"{lead}see ({row.number}): {row.name}", "", "", ""
+    mark = f"({row.number}) " if row.number in named else ""
+    return (
+        f"{lead}{mark}{told(row)}",
+        f"{row.nodes:,}",
+        spot(row.where),
+        ", ".join([*row.notes, *(["one needs another"] if row.number in row.needs else [])]),
+    )
+
+
+def told(row: GraphRow) -> str:
+    """Return what the nodes of a row do.
+
+    :param row: the row.
+    """
+    return f"{row.name} {row.detail}".rstrip()
+
+
+def _fitted(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: max(0, room - 1)].rstrip()}…"
+
+
+# --- the rest -------------------------------------------------------------------------------------
+
+
+def _hops(path: Sequence[Hop]) -> str:
+    told = []
+    for hop in path:
+        times = f" x {hop.nodes:,}" if hop.nodes > 1 else ""
+        at = f" ({spot(hop.where)})" if hop.where else ""
+        told.append(f"{hop.name}{at}{times}")
+    if len(told) > MOST_HOPS:
+        half = MOST_HOPS // 2
+        told[half:-half] = ["..."]
+    return " -> ".join(told)
+
+
+def critical_path(explained: Explanation) -> str:
+    """Return the longest path in words.
+
+    :param explained: the explanation.
+    """
+    known = explained.seconds.likely is not None
+    takes = f", {time(explained.path_seconds)}" if known else ""
+    return f"{counted(explained.depth, 'request')} deep{takes}: {_hops(explained.critical_path)}"
+
+
+def _passes(rows: Sequence[PassRow]) -> list[str]:
+    lines = ["PASSES" if rows else "PASSES  none (optimize is off)"]
+    busy = [row for row in rows if not row.is_idle]
+    room = max((len(row.name) for row in busy), default=0)
+    for row in busy:
+        lines_of = [(r, said(r)) for r in row.remarks if r.kind != "advice"]
+        advice = len(row.remarks) - len(lines_of)
+        words = [
+            f"{'missed: ' if remark.kind == 'missed' else ''}{text}  {_origins(remark)}".rstrip()
+            for remark, text in lines_of[:MOST_REMARKS]
+        ]
+        if len(lines_of) > MOST_REMARKS:
+            words.append(f"... and {counted(len(lines_of) - MOST_REMARKS, 'further remark')}")
+        if advice:
+            words.append(f"{counted(advice, 'remark')} under ADVICE")
+        words = words or ["changed the graph"]
+        if row.numbers:
+            words[0] += f"  ({row.numbered()})"
+        for name, text in zip([row.name, *[""] * len(words)], words):
+            lines += (
+                _wrapped(f"{name:<{room}}  {text}", 2, hang=room + 2)
+                if name
+                else _under(text, room)
+            )
+    idle = [row.name for row in rows if row.is_idle]
+    if idle:
+        lines += _wrapped(f"nothing to do: {', '.join(idle)}", 2)
+    return lines
+
+
+def _under(text: str, room: int) -> list[str]:
+    return _wrapped(text, room + 4, hang=0)
+
+
+def said(remark: RemarkRow) -> str:
+    """Return what a remark says, and how many say the same.
+
+    :param remark: the remark.
+    """
+    if not remark.alike:
+        return remark.text
+    return f"{remark.text} (and {remark.alike:,} alike, {counted(remark.count, 'node')})"
+
+
+def _origins(remark: RemarkRow) -> str:
+    return ", ".join(spot(origin) for origin in remark.origins[:2])
+
+
+def _left_out(count: int, noun: str) -> list[str]:
+    return [f"  ... and {counted(count, noun)} more"] if count > 0 else []
