@@ -128,10 +128,14 @@ class Optimizer:
 
         def simplify() -> None:
             for _ in range(_MAX_ROUNDS):
-                before = plan.graph
+                before, counts = plan.graph, {r.name: r.changed for r in plan.passes}
                 go(Phase.SIMPLIFY)
                 if plan.graph is before:
-                    break
+                    return
+            told = Remark("missed", f"stopped after {_MAX_ROUNDS} rounds, each with another change")
+            for report in plan.passes:
+                if report.changed > counts[report.name] and told not in report.remarks:
+                    report.remarks.append(told)
 
         go(Phase.NORMALIZE)
         simplify()
@@ -186,6 +190,9 @@ class Optimizer:
             report.numbers.append((plan.rewrites + 1, plan.rewrites + cx.rewrites))
             report.rewrites += cx.rewrites
             plan.accounted.update(cx.accounted)
+            for node in plan.graph.calls():
+                if node.key in graph.aliases:
+                    plan.accounted[node.key] = f"merged into {graph.resolve(node.key)}"
             plan.graph = graph
 
 
