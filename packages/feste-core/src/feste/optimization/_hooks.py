@@ -8,6 +8,7 @@ from feste.optimization.passes.batch import BatchOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.fuse import FuseOptimization
 from feste.optimization.passes.lint import LintOptimization
 from feste.optimization.passes.prefix import PrefixOptimization
 from feste.optimization.passes.resolve import ResolveOptimization
@@ -22,6 +23,7 @@ def feste_optimizations() -> list[Optimization]:
         FoldOptimization(),
         CommonSubexpressionOptimization(),
         ResolveOptimization(),
+        FuseOptimization(),
         SampleFusionOptimization(),
         BatchOptimization(),
         PrefixOptimization(),

@@ -89,7 +89,7 @@ class Optimizer:
         other.
 
     >>> [p.name for p in Optimizer().passes]
-    ['cull', 'fold', 'cse', 'resolve', 'sample_fusion', 'batch', 'prefix', 'lint']
+    ['cull', 'fold', 'cse', 'resolve', 'fuse', 'sample_fusion', 'batch', 'prefix', 'lint']
     """
 
     def __init__(self, passes: Iterable[Optimization] | None = None) -> None:
