@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from feste.errors import FesteError
+from feste.fused import parts
 from feste.scheduler import LocalExecutor, PyTask, Reporter
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.refs import Ref
@@ -171,7 +172,7 @@ def _refs(chunk: Chunk) -> Iterator[Ref]:
 
 
 def _is_operator(task: PyTask) -> bool:
-    return task.node.op.identity.startswith("operator.")
+    return all(part.op.identity.startswith("operator.") for part in parts(task.node))
 
 
 def _raise(error: FesteError) -> NoReturn:
