@@ -270,7 +270,11 @@ def _with_other_inputs(nodes: Nodes, cx: Any) -> FesteGraph:
 
 #: What a bad pass does, its level, how it does it, and what it is told.
 BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
-    "no graph": (Level.E1G, lambda nodes, cx: nodes.graph.nodes, "returned mappingproxy, not a FesteGraph"),
+    "no graph": (
+        Level.E1G,
+        lambda nodes, cx: nodes.graph.nodes,
+        "returned mappingproxy, not a FesteGraph",
+    ),
     "other outputs": (Level.E1G, _with_other_outputs, "changed which outputs are wanted"),
     "a call without account": (
         Level.E1G,
