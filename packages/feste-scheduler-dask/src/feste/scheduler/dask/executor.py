@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from feste.errors import FesteError
-from feste.fused import parts
 from feste.scheduler import LocalExecutor, PyTask, Reporter
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.refs import Ref
@@ -80,7 +79,7 @@ class DaskExecutor(LocalExecutor):
         :param chunk: the tasks; a single one on workers.
         """
         refs = list(_refs(chunk))
-        if where == "worker" and (refs or not _is_operator(chunk[0])):
+        if where == "worker" and (refs or not chunk[0].is_operator):
             self._workers.run(chunk)
         elif refs:
             self._workers.fetcher.bring(refs, lambda: self._call_here(where, chunk))
@@ -169,10 +168,6 @@ def _refs(chunk: Chunk) -> Iterator[Ref]:
     for task in chunk:
         for values in _values(task):
             yield from (value for value in values if type(value) is Ref)
-
-
-def _is_operator(task: PyTask) -> bool:
-    return all(part.op.identity.startswith("operator.") for part in parts(task.node))
 
 
 def _raise(error: FesteError) -> NoReturn:
