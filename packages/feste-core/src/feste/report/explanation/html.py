@@ -11,6 +11,7 @@ from feste.report.explanation.text import (
     critical_path,
     headline,
     operations,
+    ran,
     said,
     spot,
 )
@@ -46,7 +47,10 @@ def html_of(explained: Explanation) -> str:
     ]
     parts += [f"<p>{xml(note)}</p>" for note in explained.notes]
     if explained.rows:
-        parts.append(_table(operations(explained.rows)))
+        parts.append(_table(operations(explained.rows, explained.actual)))
+    if explained.actual is not None:
+        happened = map(xml, ran(explained.actual, explained))
+        parts.append(_section("Run", _list(happened), is_open=True))
     if explained.tree.rows:
         title = f"Graph: {counted(len(explained.tree.rows), 'row')}"
         parts.append(_section(title, _tree(explained.tree), is_open=True))

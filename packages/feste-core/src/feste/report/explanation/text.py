@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from feste.report.axis import clock
-from feste.report.explanation.figures import bounded, dollars, money, time, tokens
+from feste.report.explanation.actual import Actual
 from feste.report.explanation.passes import PassRow, RemarkRow
 from feste.report.explanation.rows import CallRow
 from feste.report.explanation.tree import MOST_ROWS, GraphRow, Tree
+from feste.report.figures import bounded, dollars, money, time, tokens
+from feste.report.run_report import OperationRow
 from feste.report.table import aligned, telling
 from feste.wording import counted, printable, width, wrapped
 
@@ -77,9 +79,13 @@ def shown(explained: Explanation) -> str:
     for note in explained.notes:
         lines += _wrapped(note, 2)
     if explained.rows:
-        table = operations(explained.rows[:MOST_OPERATIONS])
+        table = operations(explained.rows[:MOST_OPERATIONS], explained.actual)
         lines += aligned(table, table[0].index("calls"), columns())
         lines += _left_out(len(explained.rows) - MOST_OPERATIONS, "row")
+    if explained.actual is not None:
+        lines.append("RUN")
+        for line in ran(explained.actual, explained):
+            lines += _wrapped(line, 2)
     if explained.tree.rows:
         lines += ["GRAPH", *_tree(explained.tree)]
     if explained.depth:
@@ -138,12 +144,37 @@ def _price(explained: Explanation) -> str:
 # --- operations -----------------------------------------------------------------------------------
 
 
-def operations(rows: Sequence[CallRow]) -> list[list[str]]:
+def operations(rows: Sequence[CallRow], actual: Actual | None = None) -> list[list[str]]:
     """Return the table of operations, the heading first; columns that tell nothing are left out.
 
     :param rows: the rows.
+    :param actual: what happened in a run, which follows each row.
     """
-    return telling([[*_NAMES, *_FIGURES], *map(_cells, rows)], _OPTIONAL, _NOTHING)
+    table = [[*_NAMES, *_FIGURES]]
+    ran = {(row.operation, row.model): row for row in actual.operations} if actual else {}
+    last = {(row.operation, row.model): row for row in rows}
+    for row in rows:
+        name = (row.operation, row.model)
+        table.append(_cells(row))
+        if last[name] is row and name in ran:
+            table.append(_actual_cells("  it ran", "", ran.pop(name)))
+    table += [_actual_cells(*name, row) for name, row in ran.items()]
+    return telling(table, _OPTIONAL, _NOTHING)
+
+
+def _actual_cells(operation: str, model: str, row: OperationRow) -> list[str]:
+    return [
+        operation,
+        model,
+        f"{row.calls:,}",
+        f"{row.requests:,}",
+        *("" if n is None else f"{n:,}" for n in _usage(row)),
+        "" if row.dollars is None else f"{'>= ' * bool(row.unpriced)}{money(row.dollars)}",
+    ]
+
+
+def _usage(row: OperationRow) -> tuple[int | None, int | None, int | None]:
+    return row.input_tokens, row.cached_tokens, row.output_tokens
 
 
 def _cells(row: CallRow) -> list[str]:
@@ -158,6 +189,15 @@ def _cells(row: CallRow) -> list[str]:
         bounded(row.output_tokens),
         dollars(row.dollars, row.unpriced),
     ]
+
+
+def ran(actual: Actual, explained: Explanation) -> list[str]:
+    """Return what happened in words.
+
+    :param actual: what happened.
+    :param explained: the explanation of the plan.
+    """
+    return actual.lines(explained.seconds, explained.dollars, explained.unpriced)
 
 
 # --- the graph ------------------------------------------------------------------------------------
