@@ -168,13 +168,15 @@ def test_the_same_line_in_two_roles_is_two_rows() -> None:
     def helper(text: Any) -> Any:
         return llm.chat(ask(x=text))
 
-    tree = feste.explain(helper([helper(str(i)) for i in range(5)])).tree
+    tree = feste.explain(told(helper([helper(told(i)) for i in range(5)]))).tree
 
     assert [(row.name, row.nodes) for row in tree.rows] == [
+        ("told", 1),
         ("chat", 1),
         ("prompt", 1),
         ("chat", 5),
         ("prompt", 5),
+        ("told", 5),
     ]
 
 
