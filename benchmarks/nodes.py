@@ -79,7 +79,7 @@ def with_feste(build: Callable[[int], Any], n: int) -> list[float]:
     driver().submit(run)
     run.finished.wait()
     marks.append(time.process_time())
-    assert run.count_states() == {"done": len(graph.nodes)}
+    assert run.count_states() == {"done": len(plan.graph.nodes)}
     return [after - before for before, after in itertools.pairwise(marks)]
 
 

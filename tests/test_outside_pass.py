@@ -150,7 +150,7 @@ def test_explain_shows_its_remarks(asked: Any) -> None:
     advice = "spare white space: optimize={'squeeze': True} leaves it out"
 
     assert advice in asked[0]["explained"]
-    assert "applied: squeezed the prompts of 4 calls" in asked[1]["explained"]
+    assert "squeezed the prompts of 4 calls" in asked[1]["explained"]
     assert advice not in asked[1]["explained"]
 
 

@@ -48,7 +48,7 @@ def test_plugins_as_a_table(own_parts_only: None, capsys: pytest.CaptureFixture[
     assert code == 0
     assert capsys.readouterr().out.splitlines() == [
         f"optimization   loaded    feste-core {version}",
-        "               optimizations: cull, fold, cse, resolve, sample_fusion, batch, prefix, lint, critical_path",
+        "               optimizations: cull, fold, cse, resolve, fuse, sample_fusion, batch, prefix, lint, critical_path",
         f"scheduler      loaded    feste-core {version}",
         "               schedulers: local",
         f"testing        loaded    feste-core {version}",

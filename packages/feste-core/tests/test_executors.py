@@ -23,7 +23,12 @@ def test_an_executor_whose_place_raises_fails_the_node_only() -> None:
 
     good = feste.task(abs)
     first, second, third = feste.compute(
-        bad(1), good(-2), bad(good(-3)), scheduler=Picky, on_error="return"
+        bad(1),
+        good(-2),
+        bad(good(-3)),
+        scheduler=Picky,
+        on_error="return",
+        optimize={"fuse": False},
     )
 
     assert second == 2

@@ -199,7 +199,7 @@ def test_a_call_is_in_one_batch_at_most() -> None:
     graph = graph_of(a, b)
     with pytest.raises(GraphError, match="a call is in two batches"):
         graph.replace(batches=[Batch((a.key, b.key)), Batch((b.key,))]).check()
-    with pytest.raises(GraphError, match="the batched call gone is not in the graph"):
+    with pytest.raises(GraphError, match="the call gone of a batch is not in the graph"):
         graph.replace(batches=[Batch((a.key, "gone"))]).check()
 
 

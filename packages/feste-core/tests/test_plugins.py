@@ -94,7 +94,7 @@ def test_own_parts_are_plugins_too() -> None:
 
     assert [p.name for p in registry.plugins] == ["optimization", "scheduler", "testing"]
     assert {p.distribution for p in registry.plugins} == {"feste-core"}
-    passes = "cull fold cse resolve sample_fusion batch prefix lint critical_path"
+    passes = "cull fold cse resolve fuse sample_fusion batch prefix lint critical_path"
     assert list(registry.optimizations) == passes.split()
     assert list(registry.schedulers) == ["local"]
     assert list(registry.backends) == ["fake"]

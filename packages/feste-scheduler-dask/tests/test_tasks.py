@@ -337,3 +337,38 @@ def test_runs_at_the_same_time_share_what_is_under_way(client: Any, tmp_path: Pa
 
     assert asyncio.run(both()) == [(1, 1), (2, 1), (3, 1)]
     assert log.read_text() == "x"
+
+
+def test_chains_run_as_one_task(client: Any) -> None:
+    """A chain goes to a worker as one task, also if one of its steps raises or returns nodes."""
+    llm = FakeBackend()
+
+    @feste.task
+    def here(*pids: int) -> list[int]:
+        return [*pids, os.getpid()]
+
+    @feste.task
+    def again(pids: list[int]) -> list[int]:
+        return [*pids, os.getpid()]
+
+    @feste.task
+    def ask(pids: list[int]) -> Any:
+        return [llm.chat("Hi"), llm.chat("Hi")]
+
+    @feste.task
+    def fail(value: Any) -> Any:
+        raise ValueError("broken")
+
+    pids = feste.compute(again(again(here())), scheduler=client)[0]
+    said = ask(again(here()))
+    value = feste.compute(again(said), scheduler=client)[0]
+    broken = fail(again(here()))
+    with pytest.raises(feste.errors.RunFailed) as caught:
+        feste.compute(again(broken), scheduler=client)
+    (error,) = caught.value.errors
+
+    assert len(set(pids)) == 1 and pids[0] != os.getpid()
+    assert value[:2] == feste.compute(said)[0] and len(set(value[:2])) == 2
+    assert (type(error.__cause__), error.origin) == (ValueError, broken._node.where)
+    assert "in fail" in error.traceback  # type: ignore[attr-defined]
+    assert caught.value.report.states == {"failed": 1, "skipped": 1}

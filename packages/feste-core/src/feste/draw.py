@@ -79,18 +79,18 @@ class _Scope:
     :param used: receives the name when it is used, so that the counts can be forgotten.
     """
 
-    __slots__ = ("_drawn", "_name", "_used")
+    __slots__ = ("_drawn", "_name", "used")
 
     def __init__(self, drawn: Draw, used: set[str]) -> None:
         self._drawn = drawn
-        self._used = used
+        self.used = used
         self._name = ""
 
     @property
     def name(self) -> str:
         if not self._name:
             self._name = self._drawn.inner
-            self._used.add(self._name)
+            self.used.add(self._name)
             forget(self._name)
         return self._name
 
@@ -104,12 +104,16 @@ def scope() -> str:
     return MAIN if inner is None else inner.name
 
 
-def enter(drawn: Draw, used: set[str]) -> None:
+def enter(drawn: Draw, used: set[str] | None = None) -> None:
     """Give calls made in this context the draws they would have if a task had returned them.
 
     :param drawn: the task's own draw.
-    :param used: receives the names of scopes to :func:`forget` when the run ends.
+    :param used: receives the names of scopes to :func:`forget` when the run ends; None is the set
+        of the surrounding scope.
     """
+    if used is None:
+        around = _scope.get()
+        used = set() if around is None else around.used
     _scope.set(_Scope(drawn, used))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import graphlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from feste import draw
@@ -66,13 +67,13 @@ class FesteGraph(Mapping[str, Any]):
         prefixes: Iterable[Prefix] = (),
         ranks: Mapping[str, int] | None = None,
     ) -> None:
-        self.nodes = dict(nodes)
+        self.nodes: Mapping[str, Node] = MappingProxyType(dict(nodes))
         self.outputs = tuple(outputs)
-        self.aliases = dict(aliases or {})
+        self.aliases: Mapping[str, str] = MappingProxyType(dict(aliases or {}))
         self.batches = tuple(batches)
         self.groups = tuple(groups)
         self.prefixes = tuple(prefixes)
-        self.ranks = dict(ranks or {})
+        self.ranks: Mapping[str, int] = MappingProxyType(dict(ranks or {}))
         #: Maps a batch's key to (batch, -1), and each member's key to (batch, position).
         self._batched = {b.key: (b, -1) for b in self.batches}
         for batch in self.batches:
@@ -173,8 +174,8 @@ class FesteGraph(Mapping[str, Any]):
     def check(self) -> None:
         """Check the graph's invariants.
 
-        :raises GraphError: for a cycle (with all batches contracted at once), a missing input or
-            output, or a call in two batches.
+        :raises GraphError: for a cycle (with all batches contracted at once), a missing input,
+            output or member of a batch, group or prefix, a call in two batches, or a missing rank.
         """
         for key in self.outputs:
             if self.resolve(key) not in self.nodes:
@@ -182,9 +183,14 @@ class FesteGraph(Mapping[str, Any]):
         members = [m for b in self.batches for m in b.members]
         if len(members) != len(set(members)):
             raise GraphError("a call is in two batches")
-        for member in members:
-            if member not in self.nodes:
-                raise GraphError(f"the batched call {member} is not in the graph")
+        sharing: list[Batch | Group | Prefix] = [*self.batches, *self.groups, *self.prefixes]
+        for shared in sharing:
+            for member in shared.members:
+                if member not in self.nodes:
+                    kind = type(shared).__name__.lower()
+                    raise GraphError(f"the call {member} of a {kind} is not in the graph")
+        if self.ranks and not self.ranks.keys() >= self.nodes.keys():
+            raise GraphError("some nodes have a rank and others have none")
         self.order(contract=self.batches)
 
     def calls(self) -> list[Node]:

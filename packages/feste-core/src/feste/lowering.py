@@ -14,6 +14,7 @@ from typing import Any
 
 from feste import draw
 from feste.context import Settings
+from feste.fused import Fused
 from feste.node import Node, process_name, travelled, travels
 
 __all__ = ["Lowered", "LoweredBatch", "draw_lowered", "note_lowered", "unwrap"]
@@ -116,11 +117,13 @@ def _lowered(
     process: str,
 ) -> Lowered:
     known = travelled(key) if process == process_name() else None
-    if known is not None:
+    if known is not None and type(op) is not Fused:
         return Lowered(known, process)
     node = Node(op, args, kwargs, (), where)
     node._key, node.draw = key, drawn
-    return Lowered(node, process, is_whole=False)
+    low = Lowered(node, process, is_whole=False)
+    low.own = known or node
+    return low
 
 
 class LoweredBatch:

@@ -167,10 +167,12 @@ class Node:
         args: tuple[Any, ...] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         deps: tuple[Node, ...] | None = None,
+        value: Any = PENDING,
     ) -> Node:
         """Return a node with the same key, draw and origin, but other parts.
 
-        :param op: the new op, or None to keep it; likewise the others.
+        :param op: the new op, or None to keep it; likewise args, kwargs and deps.
+        :param value: the value, if it is known now.
         """
         new = copy.copy(self)
         new._key = self.key
@@ -178,6 +180,8 @@ class Node:
         new.args = self.args if args is None else args
         new.kwargs = self.kwargs if kwargs is None else kwargs
         new.deps = self.deps if deps is None else deps
+        if value is not PENDING:
+            new.value = value
         return new
 
     def __copy__(self) -> Node:

@@ -21,6 +21,7 @@ from feste.errors import (
     UngatedCall,
     UpstreamFailed,
 )
+from feste.fused import Halted, StepFailed
 from feste.graph import FesteGraph
 from feste.lowering import Lowered, LoweredBatch, draw_lowered, note_lowered
 from feste.node import PENDING, Node
@@ -57,7 +58,7 @@ def optimize_lowered(dsk: Any, keys: Any) -> Any:
             ours[key] = low
         else:
             wanted.extend(getattr(task, "dependencies", ()))
-    roots = [ours[key].node for key in dict.fromkeys(wanted) if key in ours]
+    roots = [ours[key].own for key in dict.fromkeys(wanted) if key in ours]
     if not roots or not all(low.is_whole for low in ours.values()):
         return dsk
     others = {key: task for key, task in tasks.items() if key not in ours}
@@ -135,8 +136,15 @@ def run_lowered(low: Lowered, values: Sequence[Any]) -> Any:
         assert low.own.draw is not None  # draw_lowered was called before
         inherited = context.everywhere(_settings_of(low))
         with draw.inside(low.own.draw), context.within(inherited):
-            result = op.fn(*args, **kwargs)
-            return _emitted(low, result) if holds_nodes(result) else result
+            try:
+                result = op.fn(*args, **kwargs)
+                while type(result) is Halted:
+                    step = op.steps[result.at].node
+                    value = result.context.run(_emitted, low, (step,), result.value)
+                    result = op.go_on(result.at + 1, value, args)
+            except StepFailed as failed:
+                raise failed.__cause__ or failed from None
+            return _emitted(low, low.keepers, result) if holds_nodes(result) else result
 
 
 def run_lowered_batch(low: LoweredBatch, values: Sequence[Any]) -> list[Any]:
@@ -182,7 +190,7 @@ def _settings_of(low: Lowered) -> Settings:
     return low.settings or context.settings()
 
 
-def _emitted(low: Lowered, result: Any) -> Any:
+def _emitted(low: Lowered, keepers: Sequence[Node], result: Any) -> Any:
     """Compute the nodes that a task returned, as the brain would."""
     graph, keys, repack = FesteGraph.collect(result, scope=draw.scope())
     if low.is_here:
@@ -190,7 +198,7 @@ def _emitted(low: Lowered, result: Any) -> Any:
         own = settings.replace(scheduler="local", progress=False, on_error="raise")
         value = compute(result, **own)[0]
         if settings["keep"] != "none":
-            for node in low.keepers:
+            for node in keepers:
                 node.value = value
         return value
     import dask

@@ -9,6 +9,7 @@ from feste.optimization.passes.critical_path import CriticalPathOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.fuse import FuseOptimization
 from feste.optimization.passes.lint import LintOptimization
 from feste.optimization.passes.prefix import PrefixOptimization
 from feste.optimization.passes.resolve import ResolveOptimization
@@ -21,6 +22,7 @@ __all__ = [
     "CriticalPathOptimization",
     "CullOptimization",
     "FoldOptimization",
+    "FuseOptimization",
     "Level",
     "LintOptimization",
     "Optimization",

@@ -9,6 +9,7 @@ from feste.optimization.passes.critical_path import CriticalPathOptimization
 from feste.optimization.passes.cse import CommonSubexpressionOptimization
 from feste.optimization.passes.cull import CullOptimization
 from feste.optimization.passes.fold import FoldOptimization
+from feste.optimization.passes.fuse import FuseOptimization
 from feste.optimization.passes.lint import LintOptimization
 from feste.optimization.passes.prefix import PrefixOptimization
 from feste.optimization.passes.resolve import ResolveOptimization
@@ -23,6 +24,7 @@ def feste_optimizations() -> list[Optimization]:
         FoldOptimization(),
         CommonSubexpressionOptimization(),
         ResolveOptimization(),
+        FuseOptimization(),
         SampleFusionOptimization(),
         BatchOptimization(),
         PrefixOptimization(),

@@ -49,7 +49,7 @@ class Optimization(Protocol):
     """The interface of an optimization pass; only ``name`` and ``apply`` are required.
 
     Optional attributes: ``level`` (a :class:`Level`, default E0), ``phase`` (a :class:`Phase`,
-    default SIMPLIFY), ``before`` and ``after`` (names of passes of the same phase).
+    default SIMPLIFY; of level E2 always REWRITE), ``before`` and ``after`` (names of passes of the same phase).
 
     >>> class Nothing:
     ...     name = "nothing"
@@ -148,8 +148,10 @@ class PassContext:
     def account(self, keys: Iterable[str], how: str) -> None:
         """Record what happened to calls that are no longer in the graph.
 
+        Merged calls account for themselves: their aliases say what stands for them.
+
         :param keys: their keys.
-        :param how: for example ``"dropped: nothing needs it"`` or ``"merged into <key>"``.
+        :param how: for example ``"dropped: no output needs it"``.
         """
         for key in keys:
             self.accounted[key] = how
@@ -165,9 +167,16 @@ def phase_of(one: Optimization) -> Phase:
     """Return the phase of a pass.
 
     :param one: the pass.
-    :raises PluginError: if it states something else than a phase.
+    :raises PluginError: if it states something else than a phase, or one that its level forbids.
     """
-    return _member(one, "phase", Phase.SIMPLIFY)
+    changes = level_of(one) is Level.E2
+    phase = _member(one, "phase", Phase.REWRITE if changes else Phase.SIMPLIFY)
+    if (phase is Phase.REWRITE) is not changes:
+        raise PluginError(
+            f"pass {one.name!r}: level {level_of(one).name} in phase {phase.name}: passes of level E2 run "
+            "in REWRITE, and no others"
+        )
+    return phase
 
 
 def level_of(one: Optimization) -> Level:

@@ -36,7 +36,7 @@ def _check(level: Level, before: FesteGraph, after: Any, cx: PassContext) -> Non
     if after.outputs != before.outputs:
         raise GraphError("it changed which outputs are wanted")
     gone = [n for n in before.calls() if n.key not in after.nodes]
-    lost = [n for n in gone if n.key not in cx.accounted]
+    lost = [n for n in gone if n.key not in cx.accounted and n.key not in after.aliases]
     if lost:
         raise GraphError(
             f"{len(lost)} calls are gone without an account, the first is {_named(lost[0])}: say what "
@@ -73,7 +73,8 @@ def _check_gone(level: Level, before: FesteGraph, after: FesteGraph, gone: Itera
 def _is_equal(before: FesteGraph, merged: Mapping[str, str], node: Node, kept: Node) -> bool:
     """Whether a call that is gone would ask for the same as the one that stands for it."""
     return (
-        rules.operation(node) == rules.operation(kept)
+        kept.key in before.nodes
+        and rules.operation(node) == rules.operation(kept)
         and rules.arguments(node) == rules.arguments(kept)
         and rules.inputs(before, node, merged) == rules.inputs(before, kept, merged)
     )
@@ -109,10 +110,24 @@ def _check_batches(graph: FesteGraph) -> None:
                 raise GraphError(f"{_named(node)} is in a batch, but it has an effect")
             if rules.operation(node) != rules.operation(first):
                 raise GraphError(f"{_named(node)} is in a batch with another operation")
+            if rules.limits(node) != rules.limits(first):
+                raise GraphError(f"{_named(node)} is in a batch with another client's limits")
         if batch.items > 1 and (call is None or not rules.takes_lists(call)):
             raise GraphError(f"{_named(first)} is in a batch, but its operation takes no lists")
+        if batch.items > 1:
+            _check_parameters(nodes)
         for equal in batch.draws:
             _check_draws(graph, [graph.nodes[m] for m in equal])
+
+
+def _check_parameters(nodes: list[Node]) -> None:
+    """Some calls that become a list have equal parameters, which hold for each of them by itself."""
+    own = rules.parameters(nodes[0])
+    for node in nodes:
+        if own is None or rules.parameters(node) != own:
+            raise GraphError(f"{_named(node)} is in a batch with other parameters")
+        if not rules.may_share(node):
+            raise GraphError(f"{_named(node)} is in a batch, but its seed would hold for all of it")
 
 
 def _check_draws(graph: FesteGraph, nodes: list[Node]) -> None:

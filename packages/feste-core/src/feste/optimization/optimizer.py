@@ -91,8 +91,8 @@ class Optimizer:
     :raises PluginError: if two have the same name, or ``before`` and ``after`` contradict each
         other.
 
-    >>> [p.name for p in Optimizer().passes]
-    ['cull', 'fold', 'cse', 'resolve', 'sample_fusion', 'batch', 'prefix', 'critical_path', 'lint']
+    >>> " ".join(p.name for p in Optimizer().passes)
+    'cull fold cse resolve fuse sample_fusion batch prefix critical_path lint'
     """
 
     def __init__(self, passes: Iterable[Optimization] | None = None) -> None:
@@ -128,10 +128,14 @@ class Optimizer:
 
         def simplify() -> None:
             for _ in range(_MAX_ROUNDS):
-                before = plan.graph
+                before, counts = plan.graph, {r.name: r.changed for r in plan.passes}
                 go(Phase.SIMPLIFY)
                 if plan.graph is before:
-                    break
+                    return
+            told = Remark("missed", f"stopped after {_MAX_ROUNDS} rounds, each with another change")
+            for report in plan.passes:
+                if report.changed > counts[report.name] and told not in report.remarks:
+                    report.remarks.append(told)
 
         go(Phase.NORMALIZE)
         simplify()
@@ -186,6 +190,9 @@ class Optimizer:
             report.numbers.append((plan.rewrites + 1, plan.rewrites + cx.rewrites))
             report.rewrites += cx.rewrites
             plan.accounted.update(cx.accounted)
+            for node in plan.graph.calls():
+                if node.key in graph.aliases:
+                    plan.accounted[node.key] = f"merged into {graph.resolve(node.key)}"
             plan.graph = graph
 
 

@@ -6,33 +6,49 @@ keys, which must be equal for what is put together. No rule is implied by the ot
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Container, Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from feste.backend import Call, Params
+from feste.context import Settings
 from feste.draw import Determinism
+from feste.fused import Fused
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.packing import Nested, Slot
 
 __all__ = [
     "arguments",
+    "enters_first",
     "exact",
     "inputs",
+    "is_begun",
     "is_call",
     "is_draw",
+    "is_held",
     "is_mergeable",
     "is_open",
+    "is_output",
     "is_renderable",
+    "is_sync",
+    "is_task",
     "is_visible",
+    "keeps_values",
+    "limits",
+    "may_emit",
     "may_fuse",
     "may_share",
+    "only_consumer",
     "operation",
     "parameters",
     "ready_event",
+    "run_alike",
+    "runs_once",
+    "stands_for_others",
     "takes_draws",
     "takes_lists",
+    "waits_for",
 ]
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -170,6 +186,18 @@ def takes_draws(call: Call[Any], model: str) -> bool:
     return call.max_draws(model) > 1
 
 
+def limits(node: Node) -> Hashable:
+    """Return a key that is equal for calls whose clients allow equally many calls in a request.
+
+    Clients that are equal otherwise may differ in this, and a request keeps the limits of one.
+
+    :param node: the call.
+    """
+    call = node.call
+    assert call is not None, "only calls share requests"
+    return (call.max_items, call.max_draws(call.model(node.args)))
+
+
 def may_share(node: Node) -> bool:
     """Whether a call's parameters hold for each item of a list by itself; a seed does not.
 
@@ -210,3 +238,128 @@ def ready_event(graph: FesteGraph, node: Node) -> Hashable:
     :param node: the node.
     """
     return frozenset(d for d in graph.dependencies(node.key) if graph.nodes[d].value is PENDING)
+
+
+# --- fusing tasks ---------------------------------------------------------------------------------
+
+
+def is_task(node: Node) -> bool:
+    """Whether a node is a user's Python task or an operator; not a prompt, nor a call of a backend.
+
+    :param node: the node.
+    """
+    return node.op.kind == "task"
+
+
+def is_sync(node: Node) -> bool:
+    """Whether a task runs in a thread or a process of its own, not on a loop with others.
+
+    :param node: the task.
+    """
+    return not getattr(node.op, "is_async", False)
+
+
+def is_begun(node: Node) -> bool:
+    """Whether something was paid for towards a node's value, from which its next run goes on.
+
+    :param node: the node.
+    """
+    return node.paid is not None
+
+
+def may_emit(node: Node) -> bool:
+    """Whether a node is declared to return nodes, which batches wait for.
+
+    :param node: the node.
+    """
+    return node.op.emits
+
+
+def runs_once(node: Node) -> bool:
+    """Whether a task must not run again after it was started, so that a store notes its start.
+
+    :param node: the task.
+    """
+    return bool(getattr(node.op, "once", False))
+
+
+def run_alike(one: Node, other: Node) -> bool:
+    """Whether two tasks run in the same kind of place.
+
+    :param one: a task.
+    :param other: another.
+    """
+    places = [getattr(node.op, "executor", None) for node in (one, other)]
+    return places[0] == places[1]
+
+
+def only_consumer(consumers: Sequence[str]) -> str | None:
+    """Return the consumer of a node's value if there is one alone, else None.
+
+    :param consumers: the keys of all.
+    """
+    return consumers[0] if len(consumers) == 1 else None
+
+
+def waits_for(graph: FesteGraph, node: Node, before: Node) -> bool:
+    """Whether a node becomes ready when another ends: it waits for nothing that this one does not.
+
+    Otherwise the other would wait for more than its own inputs, and not run if one of these failed.
+
+    :param graph: the graph.
+    :param node: the node.
+    :param before: the other, one of its inputs.
+    """
+    own = graph.dependencies(node.key)
+    if len(own) == 1:
+        return True
+    known = {before.key, *graph.dependencies(before.key)}
+    return all(key in known or not is_open(graph.nodes[key]) for key in own)
+
+
+def enters_first(graph: FesteGraph, node: Node, before: Node) -> bool:
+    """Whether of a fused node only the first step needs the value of another node.
+
+    :param graph: the graph.
+    :param node: any node.
+    :param before: the other, one of its inputs.
+    """
+    if type(node.op) is not Fused:
+        return True
+    places = {i for i, dep in enumerate(node.deps) if graph.resolve(dep.key) == before.key}
+    return all(places.isdisjoint(step.sources) for step in node.op.steps[1:])
+
+
+def is_output(node: Node, outputs: Container[str]) -> bool:
+    """Whether a node's value is asked for.
+
+    :param node: the node.
+    :param outputs: the keys of what is asked for, after merges.
+    """
+    return node.key in outputs
+
+
+def stands_for_others(node: Node, standing: Container[str]) -> bool:
+    """Whether nodes were merged into a node, which keep what is paid for towards its value.
+
+    :param node: the node.
+    :param standing: the keys of all nodes that others were merged into.
+    """
+    return node.key in standing
+
+
+def is_held(node: Node, growing: bool) -> bool:
+    """Whether a run holds a node's value for nodes that a task may still return.
+
+    :param node: the node.
+    :param growing: whether there is such a task.
+    """
+    return growing and node.determinism is not Determinism.PURE
+
+
+def keeps_values(settings: Settings) -> bool:
+    """Whether every node keeps its value after a run.
+
+    :param settings: the settings of the run.
+    """
+    return bool(settings["keep"] == "all")

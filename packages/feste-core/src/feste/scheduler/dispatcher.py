@@ -6,6 +6,7 @@ import heapq
 from typing import TYPE_CHECKING, Any
 
 from feste.draw import Determinism
+from feste.fused import StepFailed
 from feste.node import PENDING
 from feste.scheduler.calls import prepare_request
 from feste.scheduler.emission import Emission
@@ -217,7 +218,11 @@ class Dispatcher:
             waited = max(0.0, begun - run.ready_at[task.index])
             end = self.brain.now - run.started
             run.spans.append((lane, task.key, begun - run.started, end, waited, ok))
-        if not ok:
+        if type(value) is StepFailed and value.error is not None:
+            step = self.brain.lifecycle.take_apart(run, task.index, value.at)
+            value.error.__cause__ = value.error.__cause__ or value.__cause__
+            self.brain.lifecycle.fail(run, step, value.error)
+        elif not ok:
             self.brain.lifecycle.fail(run, task.index, value)
         elif type(value) is Emission:
             self.brain.act("grow", run, task.index, value)

@@ -37,20 +37,22 @@ class Emission:
 
     :param packed: the result, with slots in place of the nodes.
     :param nodes: the nodes.
+    :param at: the position of the step of a fused node that returned it; -1 is the last, or the node.
     """
 
-    __slots__ = ("nodes", "packed")
+    __slots__ = ("at", "nodes", "packed")
 
-    def __init__(self, packed: Any, nodes: list[Node]) -> None:
+    def __init__(self, packed: Any, nodes: list[Node], at: int = -1) -> None:
         self.packed = packed
         self.nodes = nodes
+        self.at = at
 
     def __reduce__(self) -> tuple[Any, ...]:
         # pickled as one root node, so that shared nodes stay one node and thus one draw
         root = Node(REPACK, (self.packed,), {}, tuple(self.nodes))
-        return (_emission, records_of_handle(root))
+        return (_emission, (*records_of_handle(root), self.at))
 
 
-def _emission(records: Any, index: int) -> Emission:
+def _emission(records: Any, index: int, at: int) -> Emission:
     root = node_of_handle(records, index)
-    return Emission(root.args[0], list(root.deps))
+    return Emission(root.args[0], list(root.deps), at)

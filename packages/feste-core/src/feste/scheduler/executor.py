@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, OnChunk, Request
 from feste.context import Settings
+from feste.fused import parts
 from feste.graph import FesteGraph
 
 if TYPE_CHECKING:
@@ -166,6 +167,11 @@ class PyTask:
     def key(self) -> str:
         """The key of its node."""
         return self.node.key
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether it only applies operators, which is cheaper than to send it elsewhere."""
+        return all(part.op.identity.startswith("operator.") for part in parts(self.node))
 
 
 class Executor:

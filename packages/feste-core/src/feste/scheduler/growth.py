@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from feste import draw
 from feste.draw import Determinism
 from feste.errors import FesteError, GraphError
+from feste.fused import parts
 from feste.graph import FesteGraph
 from feste.node import PENDING
 from feste.optimization import Optimizer
@@ -31,19 +32,27 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
     :param emission: the task's result.
     :returns: the program, or the error that prevented it.
     """
-    drawn = run.program.nodes[i].draw
+    drawn = parts(run.program.nodes[i])[emission.at].draw
     assert drawn is not None, "every node of a run was collected"
     scope = drawn.inner
     if scope not in run.scopes:  # else the task itself computed nodes, and their counts go on
         run.scopes.add(scope)
         draw.forget(scope)
     try:
-        graph = FesteGraph.of(emission.nodes, scope=scope)
+        graph = _with_known(FesteGraph.of(emission.nodes, scope=scope), run.program)
         plan = run.context.copy().run(Optimizer().run, graph, run.settings)
         check_nodes(plan.graph.nodes.values(), run.settings)
-        return Program(plan.graph, graph.nodes)
+        program = Program(plan.graph, graph.nodes)
     except FesteError as error:
         return error
+    program.outputs = program.outputs[: len(emission.nodes)]
+    return program
+
+
+def _with_known(graph: FesteGraph, program: Program) -> FesteGraph:
+    """Return the graph with the nodes that the run has among its outputs: they stay as they are."""
+    known = [key for key in graph.nodes if key in program.index or key in program.inner]
+    return FesteGraph(graph.nodes, [*graph.outputs, *known]) if known else graph
 
 
 class Growth:
@@ -59,6 +68,8 @@ class Growth:
         """Merge the nodes that a task returned; its value is built from theirs."""
         if run.state[i] >= OPEN:
             return
+        i = self.brain.lifecycle.take_apart(run, i, emission.at)
+        emission.at = -1  # from here on it is the result of that step alone
         if isinstance(program, FesteError):
             self.brain.lifecycle.fail(run, i, program)
             return
@@ -168,7 +179,8 @@ class Growth:
         for j in needed:
             node = part.nodes[j]
             at = run.program.index.get(node.key)
-            if at is None or not self._is_gone(run, at):
+            gone = node.key in run.program.inner if at is None else self._is_gone(run, at)
+            if not gone:
                 continue
             if node.value is PENDING and node.determinism is not Determinism.PURE:
                 return GraphError(

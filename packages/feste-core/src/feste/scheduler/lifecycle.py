@@ -10,7 +10,9 @@ from feste.backend import Response
 from feste.draw import Determinism
 from feste.errors import CacheMiss, FesteError, GraphError, UpstreamFailed
 from feste.events import NodeFinished
+from feste.fused import Fused, parts
 from feste.node import PENDING, Node
+from feste.packing import Slot
 from feste.scheduler.run import (
     DONE,
     FAILED,
@@ -60,13 +62,10 @@ class Lifecycle:
             self.end(run, i, NOT_STARTED)
             return
         if self._is_joined(node):
+            if run.around is not None and self._waits_for_itself(run, i):
+                return
             shared = self._shared_name(run, node)
             others = self.joined.setdefault(shared, [])
-            if others and run.is_inside(*others[0]):
-                self.fail(
-                    run, i, GraphError(f"{node.key} waits for itself: its own task computes it")
-                )
-                return
             if others and others[0] != (run, i):  # another run is running it: wait for that result
                 others.append((run, i))
                 run.state[i] = JOINED
@@ -82,6 +81,16 @@ class Lifecycle:
         where = self.brain.dispatcher.place(run, i)
         if where:
             self.brain.dispatcher.push(run, where, run.program.rank[i], i)
+
+    def _waits_for_itself(self, run: Run, i: int) -> bool:
+        """Fail a node, or the step of it, whose own task started this run; return whether there is one."""
+        for at, part in enumerate(parts(run.program.nodes[i])):
+            others = self.joined.get(self._shared_name(run, part))
+            if part.key in run.steps_around or (others and run.is_inside(*others[0])):
+                told = f"{part.key} waits for itself: its own task computes it"
+                self.fail(run, self.take_apart(run, i, at), GraphError(told))
+                return True
+        return False
 
     def _go_on(self, run: Run, i: int, paid: Any) -> None:
         """Continue from what an earlier run paid for: an unparsed response, or returned nodes."""
@@ -148,6 +157,35 @@ class Lifecycle:
             run.pending[j] -= 1
             if not run.pending[j] and run.state[j] == WAITING:
                 self.ready(run, j)
+
+    def take_apart(self, run: Run, i: int, at: int) -> int:
+        """Split a fused node behind a step that was not the last to run; return its position.
+
+        The steps after it stay at the node's position, and wait for it.
+
+        :param run: the run.
+        :param i: the position of the node; any other node is left as it is.
+        :param at: the position of the step in the node.
+        """
+        program = run.program
+        node = program.nodes[i]
+        if type(node.op) is not Fused or at in (-1, len(node.op.steps) - 1):
+            return i
+        step = node.op.steps[at].node
+        own = run.append(step, program.rank[i] + 1, (step,))
+        run.state[own], run.state[i] = run.state[i], WAITING
+        run.ready_at[own] = run.ready_at[i]
+        count = len(node.args)
+        args = (*node.args, Slot(count))
+        program.nodes[i] = node.replace(
+            op=node.op.rest(at, count), args=args, deps=(*node.deps, step)
+        )
+        program.deps[i] = [*program.deps[i], own]
+        program.consumers[own].append(i)
+        run.uses[own] = run.pending[i] = 1
+        if run.stopping:
+            self.end(run, i, NOT_STARTED)
+        return own
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:
         """Fail a node, and poison every node that needs it."""

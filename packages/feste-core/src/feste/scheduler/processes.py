@@ -24,6 +24,7 @@ from typing import Any
 
 from feste.delayed import Task, importable
 from feste.errors import ConfigError, FesteError, Interrupted, NodeError, WorkerLost
+from feste.fused import parts
 from feste.node import Node
 from feste.scheduler.executor import PyTask, Reporter
 from feste.scheduler.work import describe, evaluate, result_of
@@ -252,7 +253,8 @@ def check_picklable(node: Node) -> None:
     """
     if sys.platform == "win32":
         raise ConfigError("executor='process' needs a POSIX system; use executor='thread'")
-    _pickled(node, (node.op, node.args, node.kwargs))
+    for part in parts(node):
+        _pickled(part, (part.op, part.args, part.kwargs))
 
 
 def answer(work: bytes) -> bytes:

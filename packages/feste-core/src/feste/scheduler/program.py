@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from feste.errors import GraphError
+from feste.fused import Fused
 from feste.graph import FesteGraph
 from feste.node import Node
 from feste.sharing import Prefix
@@ -25,6 +26,7 @@ class Program:
         "consumers",
         "deps",
         "index",
+        "inner",
         "keepers",
         "nodes",
         "outputs",
@@ -36,6 +38,10 @@ class Program:
         self.nodes: list[Node] = list(graph.nodes.values())
         #: The position of each node; a merged node has the position of the node that replaces it.
         self.index: dict[str, int] = {key: i for i, key in enumerate(graph.nodes)}
+        #: The keys of tasks that run inside fused nodes: their values are not held.
+        self.inner: set[str] = set()
+        for node in self.nodes:
+            self._note(node)
         index = self.index
         for key in graph.aliases:
             kept = index.get(graph.resolve(key))
@@ -73,11 +79,16 @@ class Program:
         """
         position = self.index[node.key] = len(self.nodes)
         self.nodes.append(node)
+        self._note(node)
         self.deps.append([])
         self.consumers.append([])
         self.rank.append(rank)
         self.keepers.append(keepers)
         return position
+
+    def _note(self, node: Node) -> None:
+        if type(node.op) is Fused:
+            self.inner.update(step.node.key for step in node.op.steps[:-1])
 
     def _ranks(self) -> list[int]:
         """Return each node's longest path to an output: nodes on the critical path go first."""

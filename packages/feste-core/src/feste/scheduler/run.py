@@ -10,11 +10,13 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from feste import fused
 from feste.backend import Backend, Request
 from feste.context import Settings, everywhere
 from feste.draw import Determinism
 from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
+from feste.fused import parts
 from feste.node import Node
 from feste.scheduler.batcher import Group
 from feste.scheduler.program import Program
@@ -98,6 +100,7 @@ class Run:
         self.inherited = everywhere(settings)
         self.context = contextvars.copy_context()
         self.around = around.get()
+        self.steps_around = fused.around.get()
         self.on_error: str = settings["on_error"]
         self.keep: str = settings["keep"]
         self.observed = False
@@ -219,10 +222,11 @@ class Run:
 
     def _reserve(self, node: Node) -> None:
         """Keep what a task's own calls bought in earlier sessions for the time that it runs."""
-        if self.answers is None or node.draw is None or node.op.kind != "task":
+        if self.answers is None or node.op.kind != "task":
             return
-        if node.determinism is not Determinism.PURE:
-            self.answers.reserve(node.draw.inner)
+        for part in parts(node):
+            if part.draw is not None and part.determinism is not Determinism.PURE:
+                self.answers.reserve(part.draw.inner)
 
     def clients(self) -> list[Backend]:
         """Return the backends whose operations it calls; may be called from any thread."""

@@ -10,6 +10,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from feste import blocking
+from feste.fused import Halted
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import PyTask, Reporter
 from feste.scheduler.work import context_of, describe, result_of, run_task
@@ -188,6 +189,10 @@ def run_chunk(begun: Begun, report: Reporter) -> None:
             result = context_of(task).run(run_task, task)
             if task.stage == "run":
                 result = result_of(result)
+            if type(result) is Halted:  # the run starts nothing new
+                task.ok = False
+                returned.append(task)
+                continue
             task.ok = type(result) is not Emission
             task.result = result
             now = perf_counter()

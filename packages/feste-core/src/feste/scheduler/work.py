@@ -11,6 +11,7 @@ from typing import Any
 from feste import context, draw
 from feste.draw import Draw
 from feste.errors import FesteError, NodeError
+from feste.fused import Fused, Halted, StepFailed, watched
 from feste.packing import Deps, fill, fresh, holds_nodes, pack
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import PyTask
@@ -27,6 +28,9 @@ __all__ = [
     "result_of",
     "run_task",
 ]
+
+#: Modules whose frames surround those of a user's function.
+_OURS = ("feste.scheduler.", "feste.fused")
 
 
 def context_of(task: PyTask) -> Context:
@@ -45,6 +49,8 @@ def _enter(task: PyTask) -> None:
     if drawn is not None and task.stage == "run":
         draw.enter(drawn, run.scopes)
         context.enter(run.inherited)
+        if type(task.node.op) is Fused:
+            watched.set(run)
 
 
 def arguments(
@@ -114,12 +120,13 @@ def _once(task: PyTask) -> tuple[Answers, Any, Draw]:
 def result_of(value: Any) -> Any:
     """Wrap a result in an :class:`~feste.scheduler.emission.Emission` if it contains nodes.
 
-    :param value: what a user's function returned.
+    :param value: what a user's function returned, or a fused node.
     """
-    if not holds_nodes(value):
+    at, returned = (value.at, value.value) if type(value) is Halted else (-1, value)
+    if not holds_nodes(returned):
         return value
     deps = Deps()
-    return Emission(pack(value, deps), deps.nodes)
+    return Emission(pack(returned, deps), deps.nodes, at)
 
 
 def _from_the_users(error: BaseException) -> TracebackType | None:
@@ -131,7 +138,7 @@ def _from_the_users(error: BaseException) -> TracebackType | None:
 
 
 def _is_ours(step: TracebackType) -> bool:
-    return str(step.tb_frame.f_globals.get("__name__", "")).startswith("feste.scheduler.")
+    return str(step.tb_frame.f_globals.get("__name__", "")).startswith(_OURS)
 
 
 def describe(error: BaseException) -> FesteError:
@@ -139,6 +146,10 @@ def describe(error: BaseException) -> FesteError:
 
     :param error: the exception.
     """
+    if type(error) is StepFailed:
+        if error.error is None and error.__cause__ is not None:
+            error.error = describe(error.__cause__)
+        return error
     if isinstance(error, FesteError):
         return error
     kind = type(error)

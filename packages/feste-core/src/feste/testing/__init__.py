@@ -3,6 +3,7 @@
 from feste.testing.backend_contract import BackendContract
 from feste.testing.fake_backend import FakeBackend, FakeParams
 from feste.testing.fresh import fresh_draws
+from feste.testing.random_graphs import Example, random_graph
 from feste.testing.sim_server import (
     Billed,
     Fault,
@@ -10,11 +11,13 @@ from feste.testing.sim_server import (
     LoggedRequest,
     SimServer,
 )
+from feste.testing.soundness import differences
 from feste.testing.virtual_clock import VirtualClock
 
 __all__ = [
     "BackendContract",
     "Billed",
+    "Example",
     "FakeBackend",
     "FakeParams",
     "Fault",
@@ -22,5 +25,7 @@ __all__ = [
     "LoggedRequest",
     "SimServer",
     "VirtualClock",
+    "differences",
     "fresh_draws",
+    "random_graph",
 ]

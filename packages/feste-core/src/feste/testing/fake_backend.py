@@ -158,8 +158,8 @@ class FakeBackend(Backend):
         answers = []
         for i, item in enumerate(items):
             body = {**request.body, field: item} if given is not None else dict(request.body)
-            if request.samples > 1:
-                del body["n"]  # as each of the calls would have been sent alone
+            if request.samples > 1 or body.get("n") == 1:
+                del body["n"]  # as each of the calls would have been sent alone; 1 is the default
             alone = replace(request, body=body)
             draws = request.draws[i * request.samples : (i + 1) * request.samples]
             seeds = [_digest(alone, draw.n, i + j) for j, draw in enumerate(draws)] or [

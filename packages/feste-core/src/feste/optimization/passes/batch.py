@@ -79,7 +79,7 @@ def _candidates(graph: FesteGraph, draws: dict[str, Batch], kept: list[Batch]) -
             continue
         same = rules.parameters(node)
         if same is not None:
-            by_event = found.setdefault((rules.operation(node), same), {})
+            by_event = found.setdefault((rules.operation(node), rules.limits(node), same), {})
             by_event.setdefault(rules.ready_event(graph, node), []).append(node)
     return list(found.values())
 

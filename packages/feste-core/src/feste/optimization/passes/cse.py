@@ -29,7 +29,7 @@ class CommonSubexpressionOptimization:
         """Return the graph with equal nodes merged.
 
         :param graph: the graph.
-        :param cx: receives the account of merged calls.
+        :param cx: receives a remark on merged nodes, and one on equal draws.
         """
         first: dict[Hashable, str] = {}
         merged: dict[str, str] = {}
@@ -54,8 +54,6 @@ class CommonSubexpressionOptimization:
                 cx.missed(f"{len(equal):,} equal calls are kept apart: each is a draw", equal)
         if not merged:
             return graph
-        for key, kept in merged.items():
-            cx.account([key], f"merged into {kept}")
         gone = [graph.nodes[key] for key in merged]
         cx.applied(f"merged {counted(len(gone), 'node')} into an equal one", gone)
         return graph.merged(merged)

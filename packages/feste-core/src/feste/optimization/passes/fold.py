@@ -42,9 +42,8 @@ class FoldOptimization:
             known, unknown = known_and_unknown(node)
             op = evaluator.partial(given, known, unknown)
             if not unknown:
-                folded = node.replace()
                 try:
-                    folded.value = op.fn()
+                    folded = node.replace(value=op.fn())
                 except Exception:  # the run raises it again and applies on_error
                     left.append(node)
                     continue

@@ -52,7 +52,7 @@ def late_constants(graph: FesteGraph) -> Iterator[Found]:
     """
     alike: dict[Hashable, list[Node]] = {}
     for node in graph.nodes.values():
-        if node.op.kind == "prompt":
+        if rules.is_renderable(node):
             templates = node.op.templates  # type: ignore[attr-defined]
             alike.setdefault(tuple(map(id, templates)), []).append(node)
     for nodes in alike.values():

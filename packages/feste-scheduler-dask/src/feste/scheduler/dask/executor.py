@@ -79,7 +79,7 @@ class DaskExecutor(LocalExecutor):
         :param chunk: the tasks; a single one on workers.
         """
         refs = list(_refs(chunk))
-        if where == "worker" and (refs or not _is_operator(chunk[0])):
+        if where == "worker" and (refs or not chunk[0].is_operator):
             self._workers.run(chunk)
         elif refs:
             self._workers.fetcher.bring(refs, lambda: self._call_here(where, chunk))
@@ -168,10 +168,6 @@ def _refs(chunk: Chunk) -> Iterator[Ref]:
     for task in chunk:
         for values in _values(task):
             yield from (value for value in values if type(value) is Ref)
-
-
-def _is_operator(task: PyTask) -> bool:
-    return task.node.op.identity.startswith("operator.")
 
 
 def _raise(error: FesteError) -> NoReturn:
