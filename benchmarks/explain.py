@@ -68,9 +68,7 @@ def main() -> None:
     sizes = [int(size) for size in parser.parse_args().sizes.split(",")]
     measure(wide, 100)  # imports
     for program in (wide, chain):
-        print(
-            f"{program.__name__:>6}  nodes    collect  optimize   explain      text  growth"
-        )
+        print(f"{program.__name__:>6}  nodes    collect  optimize   explain      text  growth")
         first = 0.0
         for n in sizes:
             seconds = measure(program, n)

@@ -33,6 +33,9 @@ __all__ = [
 #: The most rows of operations, remarks of a pass, and hops of the path that are printed.
 MOST_OPERATIONS, MOST_REMARKS, MOST_HOPS = 30, 6, 6
 
+#: A space where no line may end.
+_GLUE = "\N{NO-BREAK SPACE}"
+
 _NAMES = ("operation", "model")
 _FIGURES = ("calls", "requests", "tokens in", "cached", "tokens out", "dollars")
 _OPTIONAL = {"model", "cached", "dollars"}
@@ -306,17 +309,15 @@ def _passes(rows: Sequence[PassRow]) -> list[str]:
             words.append(f"{counted(advice, 'remark')} under ADVICE")
         words = words or ["changed the graph"]
         if row.numbers:
-            words[0] += f"  ({row.numbered()})"
+            words[0] += f"  ({row.numbered().replace(' ', _GLUE)})"
         for name, text in zip([row.name, *[""] * len(words)], words):
             lines += (
-                _wrapped(f"{name:<{room}}  {text}", 2, hang=room + 2)
-                if name
-                else _under(text, room)
+                _wrapped(f"{name:<{room}}  {text}", 2, room + 2) if name else _under(text, room)
             )
     idle = [row.name for row in rows if row.is_idle]
     if idle:
         lines += _wrapped(f"nothing to do: {', '.join(idle)}", 2)
-    return lines
+    return [line.replace(_GLUE, " ") for line in lines]
 
 
 def _under(text: str, room: int) -> list[str]:
