@@ -180,6 +180,20 @@ def test_the_same_line_in_two_roles_is_two_rows() -> None:
     ]
 
 
+def test_a_long_program_stays_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty calls in a row, each with a line of its own: all are named, none is out of sight."""
+    monkeypatch.setenv("COLUMNS", "100")
+    made: dict[str, Any] = {"llm": FakeBackend(), "x0": "a"}
+    lines = "\n".join(f"x{i + 1} = llm.chat(x{i})" for i in range(30))
+    exec(compile(lines, "made.py", "exec"), made)
+    explained = feste.explain(made["x30"], made["x20"])
+    graph = [line for line in lines_of(explained) if "made.py:" in line and "chat fake-1" in line]
+
+    assert [line.split()[-1] for line in graph] == [f"made.py:{i}" for i in range(30, 0, -1)]
+    assert max(map(len, lines_of(explained))) <= 100
+    ElementTree.fromstring(explained._repr_html_())
+
+
 def test_a_tree_of_many_rows_is_cut() -> None:
     """Sixty lines at most; how many rows are left out is said."""
     llm = FakeBackend()

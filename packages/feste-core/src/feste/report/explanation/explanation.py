@@ -16,7 +16,8 @@ from feste.report.explanation.actual import Actual
 from feste.report.explanation.html import html_of
 from feste.report.explanation.passes import PassRow, pass_rows
 from feste.report.explanation.rows import CallRow, call_rows, known_dollars, range_json
-from feste.report.explanation.text import headline, shown
+from feste.report.explanation.summary import headline
+from feste.report.explanation.text import shown
 from feste.report.explanation.tree import Tree
 from feste.report.files import ending, page, write
 from feste.report.mermaid import Mermaid, draw_mermaid

@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from feste.report.explanation.passes import PassRow, RemarkRow
+from feste.report.explanation.summary import headline, operations, ran
 from feste.report.explanation.text import (
     branches,
     critical_path,
-    headline,
-    operations,
-    ran,
     said,
     spot,
 )
