@@ -187,6 +187,8 @@ def running() -> None:
     assert_type(report, RunReport | None)
     if report is not None:
         assert_type(report.nodes, int)
+        assert_type(report.dollars, float | None)
+        assert_type(feste.explain(add(1, 2), analyze=report).dollars.likely, float | None)
         assert_type(report.states, dict[str, int])
     graph, keys, repack = FesteGraph.collect(add(1, 2))
     assert_type(graph, FesteGraph)

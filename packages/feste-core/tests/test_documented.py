@@ -264,6 +264,20 @@ def test_the_picture_of_the_read_me_is_that_of_its_program() -> None:
     assert texts(picture) == texts(names["report"].visualize()) != []
 
 
+def test_the_plan_of_the_guide_is_that_of_its_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever changes what ``explain`` prints, or the passes, copies the text anew."""
+    monkeypatch.setenv("COLUMNS", "100")
+    page = document("howto/read-a-plan")
+    program = page.split("```python\n")[1].split("```")[0]
+    shown = page.split("```text\n")[1].split("```")[0]
+
+    exec(compile(program, "job.py", "exec"), {})
+
+    assert capsys.readouterr().out == shown
+
+
 # --- names that change ------------------------------------------------------------------------------
 
 

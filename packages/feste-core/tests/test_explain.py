@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -22,8 +23,8 @@ from feste.graph import FesteGraph
 from feste.node import PENDING
 from feste.optimization import Optimizer, PassContext
 from feste.prompt import Prompt
-from feste.report import Explanation, Range
-from feste.testing import FakeBackend, FakeParams
+from feste.report import Explanation, Range, RunReport
+from feste.testing import FakeBackend, FakeParams, fresh_draws
 
 
 @feste.task(pure=True)
@@ -167,14 +168,30 @@ def test_the_same_line_in_two_roles_is_two_rows() -> None:
     def helper(text: Any) -> Any:
         return llm.chat(ask(x=text))
 
-    tree = feste.explain(helper([helper(str(i)) for i in range(5)])).tree
+    tree = feste.explain(told(helper([helper(told(i)) for i in range(5)]))).tree
 
     assert [(row.name, row.nodes) for row in tree.rows] == [
+        ("told", 1),
         ("chat", 1),
         ("prompt", 1),
         ("chat", 5),
         ("prompt", 5),
+        ("told", 5),
     ]
+
+
+def test_a_long_program_stays_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty calls in a row, each with a line of its own: all are named, none is out of sight."""
+    monkeypatch.setenv("COLUMNS", "100")
+    made: dict[str, Any] = {"llm": FakeBackend(), "x0": "a"}
+    lines = "\n".join(f"x{i + 1} = llm.chat(x{i})" for i in range(30))
+    exec(compile(lines, "made.py", "exec"), made)
+    explained = feste.explain(made["x30"], made["x20"])
+    graph = [line for line in lines_of(explained) if "made.py:" in line and "chat fake-1" in line]
+
+    assert [line.split()[-1] for line in graph] == [f"made.py:{i}" for i in range(30, 0, -1)]
+    assert max(map(len, lines_of(explained))) <= 100
+    ElementTree.fromstring(explained._repr_html_())
 
 
 def test_a_tree_of_many_rows_is_cut() -> None:
@@ -512,7 +529,6 @@ def test_explaining_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_draws_of_an_explained_program_are_those_of_its_run() -> None:
     """Looking at a plan first changes no answer."""
-    from feste.testing import fresh_draws
 
     def program() -> list[Any]:
         llm = FakeBackend()
@@ -572,3 +588,132 @@ def test_tasks_that_may_add_calls_are_named() -> None:
     assert explained.growing == explained.to_json()["growing"] == 2
     assert "2 tasks may add calls while the graph runs" in str(explained)
     assert "may add calls" not in str(feste.explain(llm.chat("a")))
+
+
+# --- what happened ----------------------------------------------------------------------------------
+
+
+def report_of(*args: Any, **settings: Any) -> RunReport:
+    with contextlib.suppress(RunFailed):
+        feste.compute(*args, **settings)
+    report = feste.last_report()
+    assert report is not None
+    return report
+
+
+def test_a_run_is_explained_beside_its_plan() -> None:
+    """The plan is the one of before the run, and each figure has what happened beside it."""
+    llm = Known("m-1")
+    answers = [llm.complete(ask(x=i), FakeParams(max_tokens=8)) for i in range(20)]
+    node = llm.chat(told(answers), FakeParams(max_tokens=8))
+    before = feste.explain(node)
+    report = report_of(node)
+    after = feste.explain(node, analyze=report)
+
+    assert feste.explain(node).calls == 0
+    assert [row.to_json() for row in after.rows] == [row.to_json() for row in before.rows]
+    actual = after.actual
+    assert actual is not None
+    assert (actual.calls, actual.requests, actual.sizes) == (21, 3, {10: 2, 1: 1})
+    assert actual.dollars == report.dollars == pytest.approx(dollars_of(llm))
+    rows = [line.split() for line in lines_of(after)]
+    ran = [row for row in rows if row[:2] == ["it", "ran"]]
+    assert [row[2:4] for row in ran] == [["20", "2"], ["1", "1"]]
+    assert json.loads(json.dumps(after.to_json()))["run"]["sizes"] == {"10": 2, "1": 1}
+    known = numbers_in(json.loads(json.dumps(after.to_json())))
+    for number in numbers_of("\n".join(line for line in lines_of(after) if "it ran" in line)):
+        assert number in known or number in [float(f"{n:.2g}") for n in known], number
+    ElementTree.fromstring(after._repr_html_())
+    assert "it ran" in after._repr_html_()
+
+
+def dollars_of(llm: FakeBackend) -> float:
+    assert KNOWN.price is not None
+    answers = [llm.answer(request) for request in llm.requests]
+    return sum(KNOWN.price.dollars(a.usage.input, a.usage.output) for a in answers if a.usage)
+
+
+def test_only_what_the_run_did_is_analyzed() -> None:
+    """An answer that was there before the run is none of its work."""
+    llm = FakeBackend()
+    first = llm.chat("a")
+    first.compute()
+    report = report_of(node := llm.chat(first))
+
+    assert feste.explain(node, analyze=report).calls == 1
+
+
+def test_failures_and_further_attempts_are_told() -> None:
+    """A request that failed and was sent again is two requests, and the plan had one."""
+    llm = FakeBackend(fail={"bad": feste.errors.InvalidRequest("no")})
+    nodes = [llm.complete(x) for x in ("good", "bad", "also good")]
+    explained = feste.explain(nodes, analyze=report_of(nodes))
+    text = " ".join(str(explained).split())
+
+    assert explained.actual is not None and explained.actual.failed > 1
+    assert "requests failed" in text
+    assert f"off: fake.complete fake-1: {len(llm.requests)} requests, 1 planned" in text
+    assert "nodes besides those done: 1 failed" in text
+
+
+def test_answers_from_a_store_are_told(tmp_path: Path) -> None:
+    """What was replayed was not bought: the plan counts it, the run does not."""
+
+    def program() -> Any:
+        fresh_draws()
+        return [FakeBackend().chat(str(i)) for i in range(4)]
+
+    report_of(program()[:3], store=str(tmp_path / "runs.db"))
+    nodes = program()
+    explained = feste.explain(nodes, analyze=report_of(nodes, store=str(tmp_path / "runs.db")))
+
+    assert (explained.calls, explained.actual.requests if explained.actual else 0) == (4, 1)
+    assert "nodes besides those done: 3 replayed" in str(explained)
+
+
+def test_estimates_that_were_off_are_named() -> None:
+    """What was far from likely, or not possible at all."""
+    llm = FakeBackend("m", profile=Profile(latency=Latency(base=100.0)))
+    node = llm.chat("Hi")
+    explained = feste.explain(node, analyze=report_of(node))
+
+    assert explained.actual is not None
+    assert explained.actual.off[0] == "fake.chat m: tokens out: 4, 256 estimated"
+    assert explained.actual.off[1].startswith("seconds: ")
+
+
+def test_calls_that_a_task_returned_were_not_planned() -> None:
+    """They have a row of their own, and the run says so."""
+    llm = FakeBackend("m")
+
+    @feste.task(emits=True)
+    def agent() -> Any:
+        return [llm.chat(str(k)) for k in range(3)]
+
+    node = agent()
+    explained = feste.explain(node, analyze=report_of(node))
+
+    assert explained.calls == 0
+    assert "off: fake.chat m: 3 requests, none planned" in str(explained)
+
+
+@pytest.mark.parametrize("wrong", ["a report", True, {}, 0])
+def test_only_a_report_can_be_analyzed(wrong: Any) -> None:
+    """Anything else is refused, with what to give."""
+    with pytest.raises(ConfigError, match=r"feste\.last_report\(\)"):
+        feste.explain(FakeBackend().chat("Hi"), analyze=wrong)
+
+
+def test_a_report_of_other_nodes_is_refused() -> None:
+    """A program that was built anew has other nodes than the one that ran."""
+    report = report_of(FakeBackend().chat("Hi"))
+
+    with pytest.raises(ConfigError, match="a run of other nodes"):
+        feste.explain(FakeBackend().chat("Hi"), analyze=report)
+
+
+def test_values_of_eager_mode_can_be_analyzed() -> None:
+    """A program with analyze runs unchanged where there are only values."""
+    report = report_of(FakeBackend().chat("Hi"))
+
+    assert feste.explain("a value", analyze=report).calls == 0

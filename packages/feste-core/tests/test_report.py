@@ -15,11 +15,12 @@ import pytest
 
 import feste
 from feste import context
-from feste.backend import Backend, Limits, Response, Usage, operation
+from feste.backend import Backend, Limits, Price, Profile, Response, Usage, operation
 from feste.errors import (
     CallTimeout,
     ConfigError,
     InvalidRequest,
+    PluginWarning,
     RateLimited,
     RunFailed,
     ServerError,
@@ -229,7 +230,7 @@ def test_json_is_versioned_and_complete() -> None:
     """Everything but the drawing, as plain JSON with the number of its schema."""
     report = failing_run()
     data = report.to_json()
-    names = {field.name for field in dataclasses.fields(RunReport)} - {"spans"}
+    names = {field.name for field in dataclasses.fields(RunReport)} - {"spans", "asked"}
 
     assert json.loads(json.dumps(data)) == data
     assert data["schema"] == 1
@@ -411,3 +412,69 @@ def test_text_uses_a_wider_terminal(
     monkeypatch.setenv("COLUMNS", columns)
 
     assert max(map(len, wrapped("word " * 100))) in range(longest - 5, longest + 1)
+
+
+class Billed(FakeBackend):
+    """A backend that reports what its prompt cache served."""
+
+    async def _send(self, request: Any, on_chunk: Any = None) -> Response:
+        return Response({"answers": ["a"]}, Usage(100, 10, cached=60, written=30))
+
+    chat = copy.copy(FakeBackend.chat)
+    chat._send = _send
+
+
+PRICE = Price(input=1e6, output=10e6, cached=0.1e6, written=2e6)
+
+
+def test_a_run_has_its_price() -> None:
+    """By what the provider counted: plain, cached and written tokens, and those of the answer."""
+    llm = Billed(profile=Profile(price=PRICE))
+    report = report_of(llm.chat("a"), llm.chat("b"))
+    (row,) = report.operations
+
+    assert (report.requests[0].cached_tokens, report.requests[0].written_tokens) == (60, 30)
+    assert (row.cached_tokens, row.written_tokens) == (120, 60)
+    assert report.dollars == row.dollars == pytest.approx(2 * (10 + 6 + 60 + 100))
+    assert report.unpriced == 0
+    assert str(report).splitlines()[0].endswith(", $352.00")
+    assert "dollars" in report.table()[0] and "cached" in report.table()[0]
+    assert report.to_json()["dollars"] == report.dollars
+
+
+def test_an_unknown_price_is_not_zero() -> None:
+    """Without a price nothing is said; beside known ones, how many requests have none."""
+    known, unknown = Billed(profile=Profile(price=PRICE)), FakeBackend()
+    silent = report_of(unknown.chat("a"))
+    mixed = report_of(known.chat("a"), unknown.chat("b"))
+
+    assert (silent.dollars, silent.unpriced) == (None, 1)
+    assert "$" not in str(silent)
+    assert (mixed.dollars, mixed.unpriced) == (pytest.approx(176), 1)
+    assert "at least $176.00 (1 request of unknown price)" in " ".join(str(mixed).split())
+
+
+def test_what_was_not_charged_costs_nothing_and_what_may_have_been_is_unknown() -> None:
+    """A refusal is free; a request without an answer may have been billed."""
+    price = Profile(price=PRICE)
+    refused = FakeBackend(fail={"a": InvalidRequest("no")}, profile=price)
+    lost = FakeBackend(fail={"a": CallTimeout("gone")}, profile=price)
+
+    assert report_of(refused.chat("a"), on_error="return").dollars == 0.0
+    report = report_of(lost.chat("a"), on_error="return")
+    assert (report.dollars, report.unpriced) == (None, len(report.requests))
+
+
+def test_a_profile_that_raises_costs_no_result() -> None:
+    """The plugin is named, and its requests have no price."""
+
+    class Broken(FakeBackend):
+        def profile(self, model: str) -> Profile:
+            if self.requests:
+                raise ValueError("no list of prices")
+            return Profile()
+
+    with pytest.warns(PluginWarning, match=r"Broken\.profile\(\) raised ValueError: no list"):
+        report = report_of([Broken().chat("a")])
+
+    assert (report.dollars, report.unpriced, report.states) == (None, 1, {"done": 1})

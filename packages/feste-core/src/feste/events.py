@@ -101,6 +101,8 @@ class RequestFinished(Event):
     :param sent: when it was sent.
     :param input_tokens: tokens read, as counted by the provider, or None if it reports none.
     :param output_tokens: tokens generated, or None.
+    :param cached_tokens: how many of the tokens read came from the provider's prompt cache, or None.
+    :param written_tokens: how many of them were written to it, or None.
     :param status: the HTTP status of a refusal, or None.
     :param error: the name of the error's class, or an empty string.
     :param request_id: the provider's ID of the request.
@@ -119,6 +121,8 @@ class RequestFinished(Event):
     sent: float
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cached_tokens: int | None = None
+    written_tokens: int | None = None
     status: int | None = None
     error: str = ""
     request_id: str | None = None

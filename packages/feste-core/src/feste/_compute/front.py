@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from feste import blocking, context, draw
@@ -20,7 +22,8 @@ from feste._compute.steps import (
 from feste.delayed import FesteDelayed
 from feste.graph import FesteGraph
 from feste.optimization import Optimizer
-from feste.report import Explanation
+from feste.report import Explanation, RunReport
+from feste.report.explanation.actual import as_before
 from feste.scheduler.choice import choose, kind_of
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor
@@ -124,12 +127,15 @@ async def acompute_one(node: FesteDelayed[Any]) -> Any:
     return (await acompute(node))[0]
 
 
-def explain(*args: Any, **settings: Any) -> Explanation:
+def explain(*args: Any, analyze: RunReport | None = None, **settings: Any) -> Explanation:
     """Describe what :func:`compute` would do, without sending anything.
 
     :param args: as for :func:`compute`.
+    :param analyze: the report of a run of these nodes: then the plan is the one of before that run,
+        and what happened stands beside each estimate.
     :param settings: as for :func:`compute`.
     :returns: the plan with its figures; print it.
+    :raises ConfigError: if ``analyze`` is no report, or one of other nodes.
 
     >>> from feste.testing import FakeBackend
     >>> llm = FakeBackend()
@@ -139,10 +145,28 @@ def explain(*args: Any, **settings: Any) -> Explanation:
     """
     chosen = context.settings(**settings)
     graph, _, _ = FesteGraph.collect(*args, scope=draw.scope())
+    if analyze is not None:
+        graph = as_before(graph, analyze)
     note = ""
     known = chosen["store"] or chosen["cache"]
     if known:
         note = f"answers in {known} are not bought again; all calls are counted here"
     if not inspect.isclass(kind_of(chosen["scheduler"])):
         note = "this scheduler is a plain get function: nothing is batched while it runs, but as planned"
-    return Explanation(Optimizer().run(graph, chosen), note)
+    with _no_collection():
+        return Explanation(Optimizer().run(graph, chosen), note, analyze)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause Python's search for reference cycles, which takes more time than the work itself.
+
+    A plan of many nodes makes many objects that all stay, and each search looks at all of them.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,7 +1,7 @@
 """Explanations of plans and reports of runs: text, tables and pictures."""
 
 from feste.optimization.analysis.ranges import Range
-from feste.report.explanation import CallRow, Explanation, GraphRow, Hop, PassRow, RemarkRow
+from feste.report.explanation import Actual, CallRow, Explanation, GraphRow, Hop, PassRow, RemarkRow
 from feste.report.graph_picture import Box, draw_svg
 from feste.report.mermaid import draw_mermaid
 from feste.report.remarks import UnknownRequest
@@ -9,6 +9,7 @@ from feste.report.run_report import OperationRow, RunReport
 from feste.report.timeline import Span, draw_timeline
 
 __all__ = [
+    "Actual",
     "Box",
     "CallRow",
     "Explanation",

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feste.events import SCHEMA, RequestFinished
+from feste.report.figures import money
 from feste.report.files import ending, page, write
+from feste.report.prices import prices_of, sum_of
 from feste.report.remarks import UnknownRequest, remarks, unknown_requests
 from feste.report.table import aligned, telling
 from feste.report.timeline import Span, draw_timeline
+from feste.scheduler.run import KEPT
 from feste.wording import counted, wrapped
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["OperationRow", "RunReport"]
 
 #: Columns that are omitted if all their cells are in _NOTHING.
-_OPTIONAL = {"model", "failed", "tokens in", "tokens out"}
+_OPTIONAL = {"model", "failed", "tokens in", "cached", "tokens out", "dollars"}
 _NOTHING = {"", "0", "unknown"}
 
 
@@ -38,6 +41,10 @@ class OperationRow:
     :param failed: the number of requests that ended in an error.
     :param input_tokens: tokens read, where the provider reported them; None if it never did.
     :param output_tokens: tokens generated, likewise.
+    :param cached_tokens: how many of the tokens read came from the provider's prompt cache.
+    :param written_tokens: how many were written to it.
+    :param dollars: the price of the requests whose price is known; None if there is none.
+    :param unpriced: the number of requests of unknown price.
     :param seconds: the time in flight, summed over requests.
     :param longest: the duration of the longest request in seconds.
     """
@@ -49,6 +56,10 @@ class OperationRow:
     failed: int = 0
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cached_tokens: int | None = None
+    written_tokens: int | None = None
+    dollars: float | None = None
+    unpriced: int = 0
     seconds: float = 0.0
     longest: float = 0.0
 
@@ -72,6 +83,9 @@ class RunReport:
     :param reused_output_tokens: tokens generated for them.
     :param damaged: how many stored answers were unreadable and so not used.
     :param resampled: how many calls were bought although equal ones had been answered.
+    :param dollars: the price of the requests whose price is known; None if there is none.
+    :param unpriced: the number of requests of unknown price, which ``dollars`` does not count.
+    :param asked: the keys of the nodes whose values were not known before the run.
 
     >>> import feste
     >>> from feste.testing import FakeBackend
@@ -104,6 +118,9 @@ class RunReport:
     reused_output_tokens: int = 0
     damaged: int = 0
     resampled: int = 0
+    dollars: float | None = None
+    unpriced: int = 0
+    asked: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
     def of(cls, run: Run) -> RunReport:
@@ -113,6 +130,8 @@ class RunReport:
         """
         ended = time.monotonic() if run.ended is None else run.ended
         requests = list(run.requests)
+        prices = prices_of(requests, run.askers)
+        dollars, unpriced = sum_of(prices)
         spans = [_request_span(r) for r in requests]
         spans += [
             Span(lane, label, begun, end, ok, wait)
@@ -123,7 +142,7 @@ class RunReport:
             seconds=ended - run.started,
             nodes=len(run.state),
             states=run.count_states(),
-            operations=_rows(requests),
+            operations=_rows(requests, prices),
             tasks=dict(sorted(run.seconds.items(), key=lambda item: -item[1])),
             requests=requests,
             errors=[f"{type(run.errors[i]).__name__}: {run.errors[i]}" for i in run.failed[:20]],
@@ -135,11 +154,16 @@ class RunReport:
             reused_output_tokens=round(run.reused_output_tokens),
             damaged=run.damaged,
             resampled=run.resampled,
+            dollars=dollars,
+            unpriced=unpriced,
+            asked=frozenset(k for k, i in run.program.index.items() if run.state[i] != KEPT),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON, with the schema version."""
-        data = {name: getattr(self, name) for name in self.__slots__ if name != "spans"}
+        data = {
+            name: getattr(self, name) for name in self.__slots__ if name not in ("spans", "asked")
+        }
         data["operations"] = [asdict(row) for row in self.operations]
         data["requests"] = [r.to_json() for r in self.requests]
         data["unknown"] = [asdict(unknown) for unknown in self.unknown]
@@ -182,8 +206,16 @@ class RunReport:
         stopped = ", stopped" if self.cancelled else ""
         return (
             f"{self.run}: {counted(self.nodes, 'node')}, {calls} answered by {sent} "
-            f"in {self.seconds:,.2f} s{stopped}"
+            f"in {self.seconds:,.2f} s{stopped}{self._price()}"
         )
+
+    def _price(self) -> str:
+        if self.dollars is None:
+            return ""
+        if self.unpriced:
+            unknown = counted(self.unpriced, "request")
+            return f", at least {money(self.dollars)} ({unknown} of unknown price)"
+        return f", {money(self.dollars)}"
 
     @property
     def perhaps_billed(self) -> int:
@@ -196,9 +228,11 @@ class RunReport:
     def table(self) -> list[list[str]]:
         """Return the rows of the table of operations, the heading first.
 
-        The columns of models, failures and tokens are omitted if they are empty in all rows.
+        The columns of models, failures, tokens and prices are omitted if they are empty in all rows.
         """
-        heading = "operation,model,calls,requests,failed,tokens in,tokens out,mean s,max s"
+        heading = (
+            "operation,model,calls,requests,failed,tokens in,cached,tokens out,dollars,mean s,max s"
+        )
         names = heading.split(",")
         rows = [_cells(row) for row in self.operations]
         return telling([names, *rows], _OPTIONAL, _NOTHING)
@@ -239,7 +273,9 @@ def _cells(row: OperationRow) -> list[str]:
         f"{row.requests:,}",
         f"{row.failed:,}",
         _count(row.input_tokens),
+        _count(row.cached_tokens),
         _count(row.output_tokens),
+        "unknown" if row.dollars is None else f"{'>= ' * bool(row.unpriced)}{money(row.dollars)}",
         f"{mean:,.2f}",
         f"{row.longest:,.2f}",
     ]
@@ -265,18 +301,28 @@ def _request_span(request: RequestFinished) -> Span:
     )
 
 
-def _rows(requests: Sequence[RequestFinished]) -> list[OperationRow]:
+def _rows(
+    requests: Sequence[RequestFinished], prices: Sequence[float | None]
+) -> list[OperationRow]:
     rows: dict[tuple[str, str], OperationRow] = {}
-    for request in requests:
+    for request, price in zip(requests, prices, strict=True):
         name = (f"{request.backend}.{request.operation}", request.model)
         row = rows.setdefault(name, OperationRow(*name))
         row.requests += 1
         row.failed += bool(request.error)
         row.calls += 0 if request.error else request.items
-        if request.input_tokens is not None:
-            row.input_tokens = (row.input_tokens or 0) + request.input_tokens
-        if request.output_tokens is not None:
-            row.output_tokens = (row.output_tokens or 0) + request.output_tokens
+        row.input_tokens = _plus(row.input_tokens, request.input_tokens)
+        row.output_tokens = _plus(row.output_tokens, request.output_tokens)
+        row.cached_tokens = _plus(row.cached_tokens, request.cached_tokens)
+        row.written_tokens = _plus(row.written_tokens, request.written_tokens)
+        if price is None:
+            row.unpriced += 1
+        else:
+            row.dollars = price + (row.dollars or 0.0)
         row.seconds += request.at - request.sent
         row.longest = max(row.longest, request.at - request.sent)
     return list(rows.values())
+
+
+def _plus(known: int | None, more: int | None) -> int | None:
+    return known if more is None else more + (known or 0)

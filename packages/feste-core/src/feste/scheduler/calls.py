@@ -225,11 +225,14 @@ class Calls:
             sent=parcel.sent - run.started,
             input_tokens=usage.input if usage else None,
             output_tokens=usage.output if usage else None,
+            cached_tokens=usage.cached if usage else None,
+            written_tokens=usage.written if usage else None,
             status=None if ok else value.status,
             error="" if ok else type(value).__name__,
             request_id=value.request_id,
             billed="yes" if ok else value.billed,
         )
+        run.askers.append(parcel.call.client)  # first: a report may be made at any moment
         run.requests.append(record)
         run.input_tokens += record.input_tokens or 0
         run.output_tokens += record.output_tokens or 0

@@ -134,6 +134,8 @@ class Run:
         #: Whether it is over but for nodes that other runs wait for.
         self.interrupted = False
         self.requests: list[RequestFinished] = []
+        #: The backend of each of them.
+        self.askers: list[Backend] = []
         #: The number of requests that wait for their next attempt, and until when (on the brain's
         #: clock) a gate that this run queues at is closed.
         self.retrying = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 __all__ = ["NOTHING", "UNKNOWN", "Range", "total"]
@@ -35,22 +35,6 @@ class Range(NamedTuple):
         if not isinstance(other, Range):
             return NotImplemented
         return Range(*(None if a is None or b is None else a + b for a, b in zip(self, other)))
-
-    def map(self, function: Callable[[float], float]) -> Range:
-        """Return the range with a growing function applied to what is known.
-
-        :param function: the function.
-        """
-        return Range(*(None if part is None else function(part) for part in self))
-
-    def holds(self, number: float) -> bool:
-        """Whether a number lies within the range, as far as its ends are known.
-
-        :param number: the number.
-        """
-        return (self.low is None or self.low <= number) and (
-            self.worst is None or number <= self.worst
-        )
 
 
 NOTHING = Range(0, 0, 0)

@@ -12,14 +12,17 @@ from feste.node import PENDING
 from feste.optimization import Plan
 from feste.optimization.analysis.estimates import Estimates
 from feste.optimization.analysis.ranges import Range, total
+from feste.report.explanation.actual import Actual
 from feste.report.explanation.html import html_of
 from feste.report.explanation.passes import PassRow, pass_rows
 from feste.report.explanation.rows import CallRow, call_rows, known_dollars, range_json
-from feste.report.explanation.text import headline, shown
+from feste.report.explanation.summary import headline
+from feste.report.explanation.text import shown
 from feste.report.explanation.tree import Tree
 from feste.report.files import ending, page, write
 from feste.report.mermaid import Mermaid, draw_mermaid
 from feste.report.naming import Places
+from feste.report.run_report import RunReport
 from feste.report.summary import Box
 from feste.wording import counted
 
@@ -52,6 +55,7 @@ class Explanation:
 
     :param plan: the plan.
     :param note: a remark on the whole run, or an empty string.
+    :param report: the report of a run of the plan, to see what happened beside what was estimated.
 
     >>> import feste
     >>> from feste.testing import FakeBackend, FakeParams
@@ -65,12 +69,14 @@ class Explanation:
     Range(low=40, likely=200, worst=360)
     """
 
-    def __init__(self, plan: Plan, note: str = "") -> None:
+    def __init__(self, plan: Plan, note: str = "", report: RunReport | None = None) -> None:
         self.plan = plan
         self.note = note
         self._estimates = Estimates(plan.graph, plan.sketches)
         #: A row for the calls of each operation and model.
         self.rows: list[CallRow] = call_rows(self._estimates)
+        #: What happened in the run; None without a report.
+        self.actual = None if report is None else Actual.of(report, self.rows, self.seconds)
 
     # --- figures ----------------------------------------------------------------------------------
 
@@ -209,6 +215,7 @@ class Explanation:
             "accounted": dict(self.plan.accounted),
             "growing": self.growing,
             "note": self.note,
+            "run": None if self.actual is None else asdict(self.actual),
         }
 
     def to_mermaid(self) -> Mermaid:

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from feste.report.explanation.passes import PassRow, RemarkRow
+from feste.report.explanation.summary import headline, operations, ran
 from feste.report.explanation.text import (
     branches,
     critical_path,
-    headline,
-    operations,
     said,
     spot,
 )
@@ -46,7 +45,10 @@ def html_of(explained: Explanation) -> str:
     ]
     parts += [f"<p>{xml(note)}</p>" for note in explained.notes]
     if explained.rows:
-        parts.append(_table(operations(explained.rows)))
+        parts.append(_table(operations(explained.rows, explained.actual)))
+    if explained.actual is not None:
+        happened = map(xml, ran(explained.actual, explained))
+        parts.append(_section("Run", _list(happened), is_open=True))
     if explained.tree.rows:
         title = f"Graph: {counted(len(explained.tree.rows), 'row')}"
         parts.append(_section(title, _tree(explained.tree), is_open=True))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from feste.report.axis import clock
-from feste.report.explanation.figures import bounded, dollars, money, time, tokens
 from feste.report.explanation.passes import PassRow, RemarkRow
-from feste.report.explanation.rows import CallRow
+from feste.report.explanation.summary import headline, operations, ran
 from feste.report.explanation.tree import MOST_ROWS, GraphRow, Tree
-from feste.report.table import aligned, telling
+from feste.report.figures import time
+from feste.report.table import aligned
 from feste.wording import counted, printable, width, wrapped
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ __all__ = [
     "branches",
     "columns",
     "critical_path",
-    "headline",
-    "operations",
     "said",
     "shown",
     "spot",
@@ -31,10 +28,11 @@ __all__ = [
 #: The most rows of operations, remarks of a pass, and hops of the path that are printed.
 MOST_OPERATIONS, MOST_REMARKS, MOST_HOPS = 30, 6, 6
 
-_NAMES = ("operation", "model")
-_FIGURES = ("calls", "requests", "tokens in", "cached", "tokens out", "dollars")
-_OPTIONAL = {"model", "cached", "dollars"}
-_NOTHING = {"", "0", "unknown"}
+#: How many columns the branches of the tree may take.
+DEEPEST = 24
+
+#: A space where no line may end.
+_GLUE = "\N{NO-BREAK SPACE}"
 
 
 def columns() -> int:
@@ -77,9 +75,13 @@ def shown(explained: Explanation) -> str:
     for note in explained.notes:
         lines += _wrapped(note, 2)
     if explained.rows:
-        table = operations(explained.rows[:MOST_OPERATIONS])
+        table = operations(explained.rows[:MOST_OPERATIONS], explained.actual)
         lines += aligned(table, table[0].index("calls"), columns())
         lines += _left_out(len(explained.rows) - MOST_OPERATIONS, "row")
+    if explained.actual is not None:
+        lines.append("RUN")
+        for line in ran(explained.actual, explained):
+            lines += _wrapped(line, 2)
     if explained.tree.rows:
         lines += ["GRAPH", *_tree(explained.tree)]
     if explained.depth:
@@ -99,67 +101,6 @@ def shown(explained: Explanation) -> str:
     return "\n".join(map(printable, lines))
 
 
-def headline(explained: Explanation) -> list[str]:
-    """Return the figures of the whole plan.
-
-    :param explained: the explanation.
-    """
-    before, after = explained.nodes
-    requests = f"{counted(explained.requests, 'request')} (at least {explained.at_least:,})"
-    parts = [
-        f"{counted(before, 'node')} -> {after:,}",
-        f"{counted(explained.calls, 'call')} -> {requests}",
-    ]
-    if explained.seconds.likely is not None and explained.calls:
-        worst = explained.seconds.worst
-        longest = (
-            "" if worst in (None, explained.seconds.likely) else f" (worst {clock(worst or 0)})"
-        )
-        parts.append(f"{time(explained.seconds)}{longest}")
-    elif explained.depth:
-        parts.append(f"{counted(explained.depth, 'request')} deep")
-    if explained.calls:
-        parts.append(_price(explained))
-    return parts
-
-
-def _price(explained: Explanation) -> str:
-    price, unpriced = explained.dollars, explained.unpriced
-    if price.low is None:
-        return "price unknown"
-    worst = "unknown" if price.worst is None else money(price.worst)
-    around = "" if price.low == price.worst else f" (low {money(price.low)}, worst {worst})"
-    if unpriced:
-        least = money(price.low if price.likely is None else price.likely)
-        return f"at least {least}{around}, {counted(unpriced, 'call')} of unknown price"
-    return f"{dollars(price)}{around}"
-
-
-# --- operations -----------------------------------------------------------------------------------
-
-
-def operations(rows: Sequence[CallRow]) -> list[list[str]]:
-    """Return the table of operations, the heading first; columns that tell nothing are left out.
-
-    :param rows: the rows.
-    """
-    return telling([[*_NAMES, *_FIGURES], *map(_cells, rows)], _OPTIONAL, _NOTHING)
-
-
-def _cells(row: CallRow) -> list[str]:
-    bound = "" if row.at_least == row.requests else f" (>= {row.at_least:,})"
-    return [
-        row.operation,
-        row.model,
-        f"{row.calls:,}",
-        f"{row.requests:,}{bound}",
-        tokens(row.input_tokens),
-        f"{row.cached_tokens:,}",
-        bounded(row.output_tokens),
-        dollars(row.dollars, row.unpriced),
-    ]
-
-
 # --- the graph ------------------------------------------------------------------------------------
 
 
@@ -177,7 +118,9 @@ def branches(tree: Tree) -> Iterator[tuple[str, GraphRow, bool]]:
         if number in done:
             continue
         done.add(number)
-        inner = lead + {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
+        inner = lead
+        if len(lead) < DEEPEST:  # deeper rows follow each other
+            inner += {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
         needs = [need for need in row.needs if need != number]
         for need in reversed(needs):
             stack.append((inner, "└─ " if need == needs[-1] else "├─ ", need))
@@ -187,10 +130,11 @@ def _tree(tree: Tree) -> list[str]:
     lines = list(branches(tree))
     named = {row.number for _, row, again in lines[:MOST_ROWS] if again}
     cells = [_row(*line, named) for line in lines[:MOST_ROWS]]
-    most = max(24, columns() - 60)
-    room = min(most, max(len(name) for name, *_ in cells))
     digits = max(len(count) for _, count, *_ in cells)
     place = max(len(where) for *_, where, _ in cells)
+    side = min(28, max(len(notes) for *_, notes in cells))
+    most = max(24, columns() - digits - place - side - 8)
+    room = min(most, max(len(name) for name, *_ in cells))
     made = []
     for name, count, where, notes in cells:
         start = f"  {_fitted(name, room):<{room}}  {count:>{digits}}  {where:<{place}}"
@@ -228,15 +172,15 @@ def _fitted(text: str, room: int) -> str:
 
 
 def _hops(path: Sequence[Hop]) -> str:
-    told = []
+    words = []
     for hop in path:
         times = f" x {hop.nodes:,}" if hop.nodes > 1 else ""
         at = f" ({spot(hop.where)})" if hop.where else ""
-        told.append(f"{hop.name}{at}{times}")
-    if len(told) > MOST_HOPS:
+        words.append(f"{hop.name}{at}{times}")
+    if len(words) > MOST_HOPS:
         half = MOST_HOPS // 2
-        told[half:-half] = ["..."]
-    return " -> ".join(told)
+        words[half:-half] = ["..."]
+    return " -> ".join(words)
 
 
 def critical_path(explained: Explanation) -> str:
@@ -266,17 +210,15 @@ def _passes(rows: Sequence[PassRow]) -> list[str]:
             words.append(f"{counted(advice, 'remark')} under ADVICE")
         words = words or ["changed the graph"]
         if row.numbers:
-            words[0] += f"  ({row.numbered()})"
+            words[0] += f"  ({row.numbered().replace(' ', _GLUE)})"
         for name, text in zip([row.name, *[""] * len(words)], words):
             lines += (
-                _wrapped(f"{name:<{room}}  {text}", 2, hang=room + 2)
-                if name
-                else _under(text, room)
+                _wrapped(f"{name:<{room}}  {text}", 2, room + 2) if name else _under(text, room)
             )
     idle = [row.name for row in rows if row.is_idle]
     if idle:
         lines += _wrapped(f"nothing to do: {', '.join(idle)}", 2)
-    return lines
+    return [line.replace(_GLUE, " ") for line in lines]
 
 
 def _under(text: str, room: int) -> list[str]:

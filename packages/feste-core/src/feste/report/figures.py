@@ -1,4 +1,4 @@
-"""How figures of a plan are written: tokens, dollars, seconds; known, likely, or unknown."""
+"""How figures of plans and runs are written: tokens, dollars, seconds; known, likely, or unknown."""
 
 from __future__ import annotations
 

@@ -1,0 +1,116 @@
+"""The figures of a plan in words: its headline, and the table of its operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from feste.report.axis import clock
+from feste.report.explanation.actual import Actual
+from feste.report.explanation.rows import CallRow
+from feste.report.figures import bounded, dollars, money, time, tokens
+from feste.report.run_report import OperationRow
+from feste.report.table import telling
+from feste.wording import counted
+
+if TYPE_CHECKING:
+    from feste.report.explanation.explanation import Explanation
+
+__all__ = ["headline", "operations", "ran"]
+
+_NAMES = ("operation", "model")
+_FIGURES = ("calls", "requests", "tokens in", "cached", "tokens out", "dollars")
+_OPTIONAL = {"model", "cached", "dollars"}
+_NOTHING = {"", "0", "unknown"}
+
+
+def headline(explained: Explanation) -> list[str]:
+    """Return the figures of the whole plan.
+
+    :param explained: the explanation.
+    """
+    before, after = explained.nodes
+    requests = f"{counted(explained.requests, 'request')} (at least {explained.at_least:,})"
+    parts = [
+        f"{counted(before, 'node')} -> {after:,}",
+        f"{counted(explained.calls, 'call')} -> {requests}",
+    ]
+    if explained.seconds.likely is not None and explained.calls:
+        worst = explained.seconds.worst
+        longest = (
+            "" if worst in (None, explained.seconds.likely) else f" (worst {clock(worst or 0)})"
+        )
+        parts.append(f"{time(explained.seconds)}{longest}")
+    elif explained.depth:
+        parts.append(f"{counted(explained.depth, 'request')} deep")
+    if explained.calls:
+        parts.append(_price(explained))
+    return parts
+
+
+def _price(explained: Explanation) -> str:
+    price, unpriced = explained.dollars, explained.unpriced
+    if price.low is None:
+        return "price unknown"
+    worst = "unknown" if price.worst is None else money(price.worst)
+    around = "" if price.low == price.worst else f" (low {money(price.low)}, worst {worst})"
+    if unpriced:
+        least = money(price.low if price.likely is None else price.likely)
+        return f"at least {least}{around}, {counted(unpriced, 'call')} of unknown price"
+    return f"{dollars(price)}{around}"
+
+
+def operations(rows: Sequence[CallRow], actual: Actual | None = None) -> list[list[str]]:
+    """Return the table of operations, the heading first; columns that tell nothing are left out.
+
+    :param rows: the rows.
+    :param actual: what happened in a run, which follows each row.
+    """
+    table = [[*_NAMES, *_FIGURES]]
+    ran = {(row.operation, row.model): row for row in actual.operations} if actual else {}
+    last = {(row.operation, row.model): row for row in rows}
+    for row in rows:
+        name = (row.operation, row.model)
+        table.append(_cells(row))
+        if last[name] is row and name in ran:
+            table.append(_actual_cells("  it ran", "", ran.pop(name)))
+    table += [_actual_cells(*name, row) for name, row in ran.items()]
+    return telling(table, _OPTIONAL, _NOTHING)
+
+
+def _actual_cells(operation: str, model: str, row: OperationRow) -> list[str]:
+    return [
+        operation,
+        model,
+        f"{row.calls:,}",
+        f"{row.requests:,}",
+        *("" if n is None else f"{n:,}" for n in _usage(row)),
+        "" if row.dollars is None else f"{'>= ' * bool(row.unpriced)}{money(row.dollars)}",
+    ]
+
+
+def _usage(row: OperationRow) -> tuple[int | None, int | None, int | None]:
+    return row.input_tokens, row.cached_tokens, row.output_tokens
+
+
+def _cells(row: CallRow) -> list[str]:
+    bound = "" if row.at_least == row.requests else f" (>= {row.at_least:,})"
+    return [
+        row.operation,
+        row.model,
+        f"{row.calls:,}",
+        f"{row.requests:,}{bound}",
+        tokens(row.input_tokens),
+        f"{row.cached_tokens:,}",
+        bounded(row.output_tokens),
+        dollars(row.dollars, row.unpriced),
+    ]
+
+
+def ran(actual: Actual, explained: Explanation) -> list[str]:
+    """Return what happened in words.
+
+    :param actual: what happened.
+    :param explained: the explanation of the plan.
+    """
+    return actual.lines(explained.seconds, explained.dollars, explained.unpriced)
