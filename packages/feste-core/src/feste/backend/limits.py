@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from feste.errors import ConfigError
 
-__all__ = ["Limits"]
+__all__ = ["CEILING", "START", "Limits"]
+
+#: How many requests are in flight for an account without a limit of the user's: at first, and at
+#: most.
+START, CEILING = 10, 512
 
 
 @dataclass(frozen=True, slots=True)

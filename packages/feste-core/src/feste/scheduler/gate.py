@@ -14,13 +14,11 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from feste.backend import Limits
+from feste.backend.limits import CEILING, START
 
-__all__ = ["CEILING", "START", "Gate"]
+__all__ = ["Gate"]
 
 P = TypeVar("P")
-
-START = 10
-CEILING = 512
 
 
 class Gate(Generic[P]):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from feste.backend.limits import CEILING, START
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.analysis.forming import form_requests
@@ -145,8 +146,8 @@ class Estimates:
     def seconds(self) -> Range:
         """How long the run takes, if no request fails; unknown if the latency of a call is.
 
-        That is the longest path, or all requests at the concurrency that a user's limit allows, if
-        that takes longer.
+        That is the longest path, or all requests of an account at the concurrency that its gate
+        allows, if that takes longer.
         """
         return Range(*map(self._duration, range(3)))
 
@@ -173,16 +174,15 @@ class Estimates:
         longest = self.path_seconds[part]
         if longest is None:
             return None
-        busy: dict[Hashable, float] = defaultdict(float)
-        most: dict[Hashable, int] = {}
+        gates: dict[Hashable, tuple[list[float], set[int]]] = {}
         for request in self.requests:
             client, model = request.calls[0].client, request.calls[0].model
             gate = (client.endpoint, client.account, model)
-            busy[gate] += request.seconds[part] or 0.0
-            limit = client.limits.concurrency
-            if limit is not None:
-                most[gate] = min(limit, most.get(gate, limit))
-        return max([longest, *(busy[gate] / limit for gate, limit in most.items())])
+            busy, limits = gates.setdefault(gate, ([], set()))
+            busy.append(request.seconds[part] or 0.0)
+            if client.limits.concurrency is not None:
+                limits.add(client.limits.concurrency)
+        return max([longest, *(_through_gate(busy, limits) for busy, limits in gates.values())])
 
     @cached_property
     def critical_path(self) -> list[Node]:
@@ -203,6 +203,18 @@ class Estimates:
             key: round(max(0.0, longest - (ends[i] + begins[i] - weights[i])), 6)
             for i, key in enumerate(self.paths.keys)
         }
+
+
+def _through_gate(busy: Sequence[float], limits: Collection[int]) -> float:
+    """Return how long some requests take at one gate, which doubles its limit every round trip."""
+    if limits:
+        return sum(busy) / min(limits)
+    left, width, rounds = len(busy), START, 0.0
+    while left > 0:
+        rounds += min(1.0, left / width)
+        left -= width
+        width = min(CEILING, 2 * width)
+    return rounds * sum(busy) / len(busy)
 
 
 def _longest(outputs: Sequence[float | None]) -> float | None:
