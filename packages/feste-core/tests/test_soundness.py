@@ -6,7 +6,6 @@ optimizer is asked. The long form is ``benchmarks/soundness.py``.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from feste.backend import Limits, Reply
 from feste.errors import PluginError, PluginWarning
 from feste.graph import Batch, FesteGraph
 from feste.optimization import Level, Optimizer, rules
-from feste.plugins import registry
 from feste.prompt import Prompt
 from feste.testing import (
     FakeBackend,
@@ -29,7 +27,7 @@ from feste.testing import (
     random_graph,
 )
 from feste.testing.odd_backend import OddBackend
-from feste.testing.soundness import shuffled
+from feste.testing.soundness import any_optimizer
 
 GRAPHS, PARTS = 2_000, 8
 GREEDY = FakeParams(temperature=0)
@@ -58,13 +56,10 @@ ask = Prompt("Say {{ x }}")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_any_passes_in_any_order_change_nothing_but_requests(part: int) -> None:
     """Answers, errors, effects and calls are those of the run without optimizations."""
-    names = sorted(registry().optimizations)
     for seed in range(part, GRAPHS, PARTS):
-        rng = random.Random(seed)
-        passes = shuffled(rng)
-        switches = {name: rng.random() < 0.7 for name in names}
+        passes, settings = any_optimizer(seed)
 
-        assert differences(partial(random_graph, seed), passes, optimize=switches) == [], seed
+        assert differences(partial(random_graph, seed), passes, **settings) == [], seed
 
 
 # --- each rule is needed --------------------------------------------------------------------------
