@@ -7,6 +7,9 @@ optimizer is asked. The long form is ``benchmarks/soundness.py``.
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -91,6 +94,24 @@ PERMISSIVE: dict[str, Any] = {
     "ready_event": 0,
     "takes_draws": True,
     "takes_lists": True,
+    "is_output": False,
+    "only_consumer": lambda consumers: consumers[0] if consumers else None,
+}
+
+#: Rules whose loss shows in later runs, stores, loops and processes, or in the plan alone: what each
+#: says when it forbids nothing, and the test of ``test_fuse_pass.py`` that fails then.
+ELSEWHERE = {
+    "enters_first": (True, "test_a_fused_node_is_extended_by_what_enters_first"),
+    "is_begun": (False, "test_a_run_goes_on_from_what_was_paid_for"),
+    "is_held": (False, "test_values_are_held_for_nodes_that_a_task_returns"),
+    "is_sync": (True, "test_async_tasks_stay_apart"),
+    "is_task": (True, "test_prompts_and_calls_stay_apart"),
+    "keeps_values": (False, "test_all_values_are_kept"),
+    "may_emit": (False, "test_tasks_that_return_nodes_stay_visible"),
+    "run_alike": (True, "test_tasks_run_where_they_say"),
+    "runs_once": (False, "test_tasks_that_run_once_are_noted"),
+    "stands_for_others": (False, "test_merged_nodes_keep_what_was_paid_for"),
+    "waits_for": (True, "test_a_task_waits_for_no_more_than_before"),
 }
 
 
@@ -176,12 +197,12 @@ def test_the_examples_are_sound(name: str) -> None:
     assert differences(EXAMPLES[name]) == []
 
 
-@pytest.mark.parametrize("name", rules.__all__)
+@pytest.mark.parametrize("name", sorted(set(rules.__all__) - ELSEWHERE.keys()))
 def test_something_breaks_without_the_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that forbids nothing shows: in a run, or because a bad pass is not refused."""
     assert name in PERMISSIVE, (
         f"the rule {name!r} is new: say in PERMISSIVE what it answers when it forbids nothing, and "
-        "add an example to EXAMPLES that is not as it must be then"
+        "add an example to EXAMPLES that is not as it must be then; or name a test in ELSEWHERE"
     )
     if not is_asked(name):
         pytest.xfail(f"no pass asks {name}: use the rule, or remove it")
@@ -192,6 +213,36 @@ def test_something_breaks_without_the_rule(name: str, monkeypatch: pytest.Monkey
     assert any(differences(build, strict=False) for build in STORED) or any(
         not refuses(bad) for bad in BAD
     ), f"nothing needs the rule {name}: it is redundant, or the examples are too weak"
+
+
+_PATCHED = """
+import json, sys, pytest
+from feste.optimization import rules
+path, options = sys.argv[1], ["-q", "-x", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore"]
+found = {}
+for name, (answer, test) in json.loads(sys.argv[2]).items():
+    rule = getattr(rules, name)
+    setattr(rules, name, lambda *args, **more: answer)
+    found[name] = int(pytest.main([*options, f"{path}::{test}"]))
+    setattr(rules, name, rule)
+print(json.dumps(found))
+"""
+
+
+def test_other_tests_break_without_the_other_rules() -> None:
+    """Each rule that no example needs has a test elsewhere that fails without it."""
+    path = Path(__file__).with_name("test_fuse_pass.py")
+    ended = subprocess.run(
+        [sys.executable, "-c", _PATCHED, str(path), json.dumps(ELSEWHERE)],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ended.returncode == 0, ended.stderr
+    statuses = json.loads(ended.stdout.splitlines()[-1])
+
+    assert statuses == dict.fromkeys(ELSEWHERE, int(pytest.ExitCode.TESTS_FAILED))
 
 
 def is_asked(name: str) -> bool:
