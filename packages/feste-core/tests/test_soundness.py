@@ -6,7 +6,11 @@ optimizer is asked. The long form is ``benchmarks/soundness.py``.
 
 from __future__ import annotations
 
-import random
+import itertools
+import json
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,8 +24,7 @@ from feste.backend import Limits, Reply
 from feste.errors import PluginError, PluginWarning
 from feste.graph import Batch, FesteGraph
 from feste.optimization import Level, Optimizer, rules
-from feste.plugins import registry
-from feste.prompt import Prompt
+from feste.prompt import FesteEnvironment, Prompt
 from feste.testing import (
     FakeBackend,
     FakeParams,
@@ -29,7 +32,7 @@ from feste.testing import (
     random_graph,
 )
 from feste.testing.odd_backend import OddBackend
-from feste.testing.soundness import shuffled
+from feste.testing.soundness import any_optimizer
 
 GRAPHS, PARTS = 2_000, 8
 GREEDY = FakeParams(temperature=0)
@@ -38,6 +41,11 @@ GREEDY = FakeParams(temperature=0)
 @feste.task(pure=True)
 def same(value: Any) -> Any:
     return value
+
+
+@feste.task(pure=True)
+def in_order(*texts: str) -> Any:
+    return sorted(texts)
 
 
 @feste.task
@@ -58,18 +66,16 @@ ask = Prompt("Say {{ x }}")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_any_passes_in_any_order_change_nothing_but_requests(part: int) -> None:
     """Answers, errors, effects and calls are those of the run without optimizations."""
-    names = sorted(registry().optimizations)
     for seed in range(part, GRAPHS, PARTS):
-        rng = random.Random(seed)
-        passes = shuffled(rng)
-        switches = {name: rng.random() < 0.7 for name in names}
+        passes, settings = any_optimizer(seed)
 
-        assert differences(partial(random_graph, seed), passes, optimize=switches) == [], seed
+        assert differences(partial(random_graph, seed), passes, **settings) == [], seed
 
 
 # --- each rule is needed --------------------------------------------------------------------------
 
-#: What each rule says when it forbids nothing: a predicate its permissive answer, a key a constant.
+#: What each rule says when it forbids nothing: a predicate its permissive answer, a key a constant;
+#: or a function, where one answer for all nodes would only make a pass fail.
 PERMISSIVE: dict[str, Any] = {
     "arguments": 0,
     "exact": 0,
@@ -78,7 +84,7 @@ PERMISSIVE: dict[str, Any] = {
     "is_draw": True,
     "is_mergeable": True,
     "is_open": True,
-    "is_renderable": True,
+    "is_renderable": lambda node: node.op.kind == "prompt",
     "is_visible": False,
     "limits": 0,
     "may_fuse": True,
@@ -88,6 +94,24 @@ PERMISSIVE: dict[str, Any] = {
     "ready_event": 0,
     "takes_draws": True,
     "takes_lists": True,
+    "is_output": False,
+    "only_consumer": lambda consumers: consumers[0] if consumers else None,
+}
+
+#: Rules whose loss shows in later runs, stores, loops and processes, or in the plan alone: what each
+#: says when it forbids nothing, and the test of ``test_fuse_pass.py`` that fails then.
+ELSEWHERE = {
+    "enters_first": (True, "test_a_fused_node_is_extended_by_what_enters_first"),
+    "is_begun": (False, "test_a_run_goes_on_from_what_was_paid_for"),
+    "is_held": (False, "test_values_are_held_for_nodes_that_a_task_returns"),
+    "is_sync": (True, "test_async_tasks_stay_apart"),
+    "is_task": (True, "test_prompts_and_calls_stay_apart"),
+    "keeps_values": (False, "test_all_values_are_kept"),
+    "may_emit": (False, "test_tasks_that_return_nodes_stay_visible"),
+    "run_alike": (True, "test_tasks_run_where_they_say"),
+    "runs_once": (False, "test_tasks_that_run_once_are_noted"),
+    "stands_for_others": (False, "test_merged_nodes_keep_what_was_paid_for"),
+    "waits_for": (True, "test_a_task_waits_for_no_more_than_before"),
 }
 
 
@@ -144,6 +168,15 @@ def _equal() -> Any:
     return [llm.embed(text) for llm in (one, one, other) for text in ("a", same("b"), "c")]
 
 
+def _impure() -> Any:
+    """Prompts that count how often they are rendered."""
+    environment = FesteEnvironment()
+    environment.globals["count"] = itertools.count().__next__
+    environment.impure.add("count")
+    counted = Prompt("{{ count() }} {{ x }}", environment=environment)
+    return in_order(counted(x="a"), counted(x="a"))
+
+
 EXAMPLES: dict[str, Callable[[], Any]] = {
     "clients with other limits": _limited,
     "an answer from before": _known,
@@ -153,6 +186,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "calls that take no company": _single,
     "a task that returns a call": _returned,
     "equal calls of two accounts": _equal,
+    "prompts that are not pure": _impure,
 }
 STORED = [*EXAMPLES.values(), *(partial(random_graph, seed) for seed in range(40))]
 
@@ -163,20 +197,52 @@ def test_the_examples_are_sound(name: str) -> None:
     assert differences(EXAMPLES[name]) == []
 
 
-@pytest.mark.parametrize("name", rules.__all__)
+@pytest.mark.parametrize("name", sorted(set(rules.__all__) - ELSEWHERE.keys()))
 def test_something_breaks_without_the_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that forbids nothing shows: in a run, or because a bad pass is not refused."""
     assert name in PERMISSIVE, (
         f"the rule {name!r} is new: say in PERMISSIVE what it answers when it forbids nothing, and "
-        "add an example to EXAMPLES that is not as it must be then"
+        "add an example to EXAMPLES that is not as it must be then; or name a test in ELSEWHERE"
     )
     if not is_asked(name):
         pytest.xfail(f"no pass asks {name}: use the rule, or remove it")
-    monkeypatch.setattr(rules, name, lambda *args, **more: PERMISSIVE[name])
+    answer = PERMISSIVE[name]
+    monkeypatch.setattr(rules, name, answer if callable(answer) else lambda *args, **more: answer)
+    warnings.simplefilter("ignore", PluginWarning)  # a pass that fails is skipped, and does no harm
 
     assert any(differences(build, strict=False) for build in STORED) or any(
         not refuses(bad) for bad in BAD
     ), f"nothing needs the rule {name}: it is redundant, or the examples are too weak"
+
+
+_PATCHED = """
+import json, sys, pytest
+from feste.optimization import rules
+path, options = sys.argv[1], ["-q", "-x", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore"]
+found = {}
+for name, (answer, test) in json.loads(sys.argv[2]).items():
+    rule = getattr(rules, name)
+    setattr(rules, name, lambda *args, **more: answer)
+    found[name] = int(pytest.main([*options, f"{path}::{test}"]))
+    setattr(rules, name, rule)
+print(json.dumps(found))
+"""
+
+
+def test_other_tests_break_without_the_other_rules() -> None:
+    """Each rule that no example needs has a test elsewhere that fails without it."""
+    path = Path(__file__).with_name("test_fuse_pass.py")
+    ended = subprocess.run(
+        [sys.executable, "-c", _PATCHED, str(path), json.dumps(ELSEWHERE)],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ended.returncode == 0, ended.stderr
+    statuses = json.loads(ended.stdout.splitlines()[-1])
+
+    assert statuses == dict.fromkeys(ELSEWHERE, int(pytest.ExitCode.TESTS_FAILED))
 
 
 def is_asked(name: str) -> bool:

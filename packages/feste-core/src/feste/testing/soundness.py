@@ -17,15 +17,13 @@ from feste.optimization.base import level_of, phase_of
 from feste.plugins import registry
 from feste.testing.traces import Asked, Label, Trace, logical_calls, traced
 
-__all__ = ["differences", "shuffled"]
+__all__ = ["any_optimizer", "differences"]
 
 
 def differences(
     build: Callable[[], Any],
     passes: Iterable[Optimization] | None = None,
-    *,
-    optimize: bool | Mapping[str, bool] = True,
-    strict: bool = True,
+    **settings: Any,
 ) -> list[str]:
     """Run a program with and without optimizations; return what is not as it must be.
 
@@ -38,8 +36,8 @@ def differences(
         are of :class:`FakeBackend`. It is called twice and must make the same program each time.
     :param passes: the passes; None uses all registered ones. What tasks return is optimized by the
         registered ones.
-    :param optimize: as the setting.
-    :param strict: as the setting: whether the graph is checked after each pass.
+    :param settings: those of the optimized run. By default it is strict: a pass that breaks a rule is
+        a difference too.
     :returns: one sentence for each difference; none if the optimization was sound.
 
     >>> from feste.testing import FakeBackend
@@ -47,9 +45,9 @@ def differences(
     >>> differences(lambda: [llm.embed("a"), llm.embed("a"), llm.chat("b"), llm.chat("b")])
     []
     """
-    plain = traced(build, None, optimize=False, strict=False)
+    plain = traced(build, optimize=False)
     try:
-        other = traced(build, passes, optimize=optimize, strict=strict)
+        other = traced(build, passes, **{"strict": True, **settings})
     except Exception as error:
         return [f"the optimized program does not run: {type(error).__name__}: {error}"]
     return [
@@ -60,25 +58,31 @@ def differences(
     ]
 
 
-def shuffled(rng: random.Random, passes: Iterable[Optimization] | None = None) -> list[Any]:
-    """Return the passes in another order that is legal too: a pass may come at any time.
+def any_optimizer(seed: int) -> tuple[list[Optimization], dict[str, Any]]:
+    """Return the registered passes in a random order, and random settings for them.
 
-    Those of level E2 are left out.
+    The order is legal too: a pass that simplifies may come at any time. Those of level E2 are left
+    out.
 
-    :param rng: the source of the order.
-    :param passes: the passes; None uses all registered ones.
+    :param seed: the seed of the choice.
+    :returns: the passes and the settings, both for :func:`differences`.
     """
-    given = registry().optimizations.values() if passes is None else passes
-    left: list[Any] = [one for one in given if phase_of(one) is not Phase.REWRITE]
+    rng = random.Random(seed)
+    left = [p for p in registry().optimizations.values() if phase_of(p) is not Phase.REWRITE]
     rng.shuffle(left)
-    later = [phase for phase in Phase if phase is not Phase.REWRITE]
-    moved: list[_Moved] = []
+    phases = [phase for phase in Phase if phase is not Phase.REWRITE]
+    moved: list[Optimization] = []
     for one in left:
         phase = phase_of(one)
         if phase is Phase.SIMPLIFY and rng.random() < 0.3:
-            phase = rng.choice(later)
+            phase = rng.choice(phases)
         moved.append(_Moved(one, phase, tuple(m.name for m in moved)))
-    return moved
+    settings = {
+        "optimize": {one.name: rng.random() < 0.7 for one in moved},
+        "max_rewrites": rng.choice([None, None, None, rng.randrange(12)]),
+        "objective": rng.choice(["balanced", "cost", "latency"]),
+    }
+    return moved, settings
 
 
 class _Moved:
@@ -106,7 +110,7 @@ def _other_values(plain: Trace, other: Trace) -> Iterator[str]:
 
 def _other_effects(plain: Trace, other: Trace) -> Iterator[str]:
     lost = plain.effects.keys() - other.effects.keys()
-    dropped = set(plain.labels.values()) - other.kept - other.merged
+    dropped = any(how.startswith("dropped") for how in other.plan.accounted.values())
     if lost and not dropped:
         yield f"tasks with effects did not run: {sorted(map(str, lost))}"
     for mark, texts in other.effects.items():

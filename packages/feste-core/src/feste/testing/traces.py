@@ -88,21 +88,20 @@ class Trace:
 
 
 def traced(
-    build: Callable[[], Any], passes: Iterable[Optimization] | None, *, optimize: Any, strict: bool
+    build: Callable[[], Any], passes: Iterable[Optimization] | None = None, **settings: Any
 ) -> Trace:
     """Run a program on a virtual clock, and record all that is compared.
 
     :param build: makes the program.
     :param passes: the passes; None uses all registered ones.
-    :param optimize: as the setting.
-    :param strict: as the setting.
+    :param settings: the settings of the run.
     """
     fresh_draws()
     built = build()
     example = built if isinstance(built, Example) else Example(built)
     everything = FesteGraph.collect(example.wanted, example.unneeded)[0]
     wanted = FesteGraph.collect(example.wanted)[0].outputs
-    chosen = context.settings(optimize=optimize, strict=strict, on_error="return")
+    chosen = context.settings(on_error="return", **settings)
     plan = Optimizer(passes).run(FesteGraph(everything.nodes, wanted), chosen)
     trace = Trace(plan)
     clock = VirtualClock(_FAKE.answer, request_seconds=_seconds)
