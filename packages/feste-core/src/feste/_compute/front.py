@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from feste import blocking, context, draw
@@ -15,6 +13,7 @@ from feste._compute.steps import (
     LOOK,
     make_plan,
     make_run,
+    no_collection,
     program_of,
     run_elsewhere,
     wait_for,
@@ -153,20 +152,5 @@ def explain(*args: Any, analyze: RunReport | None = None, **settings: Any) -> Ex
         note = f"answers in {known} are not bought again; all calls are counted here"
     if not inspect.isclass(kind_of(chosen["scheduler"])):
         note = "this scheduler is a plain get function: nothing is batched while it runs, but as planned"
-    with _no_collection():
+    with no_collection():
         return Explanation(Optimizer().run(graph, chosen), note, analyze)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause Python's search for reference cycles, which takes more time than the work itself.
-
-    A plan of many nodes makes many objects that all stay, and each search looks at all of them.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

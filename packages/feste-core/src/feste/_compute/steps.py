@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from feste._compute.results import Repack, make_report, put_back
@@ -34,6 +36,7 @@ __all__ = [
     "for_dask",
     "make_plan",
     "make_run",
+    "no_collection",
     "program_of",
     "run_elsewhere",
     "wait_for",
@@ -47,7 +50,9 @@ LOOK = 0.25
 
 def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
     """Optimize the graph, and raise the errors that can be known before anything is sent."""
-    plan = Optimizer().run(_compute_collections(graph), settings)
+    computed = _compute_collections(graph)
+    with no_collection():
+        plan = Optimizer().run(computed, settings)
     check_nodes(plan.graph.nodes.values(), settings)
     return plan
 
@@ -77,7 +82,23 @@ def _compute_collections(graph: FesteGraph) -> FesteGraph:
 
 
 def program_of(plan: Plan) -> Program:
-    return Program(plan.graph, plan.before.nodes)
+    with no_collection():
+        return Program(plan.graph, plan.before.nodes)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Pause Python's search for reference cycles, which takes more time than the work itself.
+
+    A plan of many nodes makes many objects that all stay, and each search looks at all of them.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def make_run(program: Program, settings: Settings, hands: Executor, prefix: str = "run") -> Run:
