@@ -79,6 +79,7 @@ def test_any_passes_in_any_order_change_nothing_but_requests(part: int) -> None:
 PERMISSIVE: dict[str, Any] = {
     "arguments": 0,
     "exact": 0,
+    "expression": 0,
     "inputs": 0,
     "is_call": False,
     "is_draw": True,

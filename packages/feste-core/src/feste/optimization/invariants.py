@@ -134,10 +134,9 @@ def _check_draws(graph: FesteGraph, nodes: list[Node]) -> None:
     """Some calls that become several answers to one prompt are equal draws."""
     first = nodes[0]
     for node in nodes:
-        same = (rules.operation(node), rules.inputs(graph, node), rules.arguments(node))
-        own = (rules.operation(first), rules.inputs(graph, first), rules.arguments(first))
+        is_same = rules.expression(graph, node) == rules.expression(graph, first)
         call = node.call
-        if same != own or not rules.is_draw(node) or call is None or not rules.may_fuse(node):
+        if not is_same or not rules.is_draw(node) or call is None or not rules.may_fuse(node):
             raise GraphError(f"{_named(node)} and {first.key} are no equal draws")
 
 

@@ -1,7 +1,8 @@
 """The rules that make a rewrite legal, each a function of its own.
 
 A pass makes a rewrite only if all of its rules hold. There are two kinds of rules: predicates, and
-keys, which must be equal for what is put together. No rule is implied by the others.
+keys, which must be equal for what is put together. No rule is implied by the others; one key,
+:func:`expression`, has three others as its parts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "arguments",
     "enters_first",
     "exact",
+    "expression",
     "inputs",
     "is_begun",
     "is_call",
@@ -137,6 +139,16 @@ def inputs(graph: FesteGraph, node: Node, merged: Mapping[str, str] = _NONE) -> 
 def _input(graph: FesteGraph, key: str) -> Hashable:
     value = graph.nodes[key].value
     return key if value is PENDING else ("value", exact(value))
+
+
+def expression(graph: FesteGraph, node: Node, merged: Mapping[str, str] = _NONE) -> Hashable:
+    """Return a key that is equal for nodes that do the same with the same.
+
+    :param graph: the graph.
+    :param node: the node.
+    :param merged: as for :func:`inputs`.
+    """
+    return (operation(node), inputs(graph, node, merged), arguments(node))
 
 
 def exact(value: Any) -> Hashable:

@@ -124,8 +124,7 @@ def _prompts(graph: FesteGraph, nodes: Sequence[Node]) -> list[Node]:
     draws: dict[Hashable, Item] = {}
     for node in nodes:
         if rules.is_draw(node) and rules.may_fuse(node):
-            same = (rules.inputs(graph, node), rules.arguments(node))
-            draws.setdefault(same, []).append(node)
+            draws.setdefault(rules.expression(graph, node), []).append(node)
         else:
             prompts.append(node)
     for equal in draws.values():

@@ -38,11 +38,7 @@ class CommonSubexpressionOptimization:
             node = graph.nodes[key]
             if not rules.is_open(node):
                 continue
-            expression = (
-                rules.operation(node),
-                rules.inputs(graph, node, merged),
-                rules.arguments(node),
-            )
+            expression = rules.expression(graph, node, merged)
             if rules.is_mergeable(node):
                 kept = first.setdefault(expression, key)
                 if kept != key and cx.allow():

@@ -104,8 +104,7 @@ def equal_draws(graph: FesteGraph) -> Iterator[Found]:
     equal: dict[Hashable, list[Node]] = {}
     for node in graph.calls():
         if rules.is_draw(node):
-            same = (rules.operation(node), rules.inputs(graph, node), rules.arguments(node))
-            equal.setdefault(same, []).append(node)
+            equal.setdefault(rules.expression(graph, node), []).append(node)
     for nodes in equal.values():
         first_of = {node.origin: node for node in reversed(nodes)}
         if len(first_of) > 1:

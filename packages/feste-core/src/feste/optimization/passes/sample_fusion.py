@@ -36,12 +36,7 @@ class SampleFusionOptimization:
         equal: dict[Hashable, list[Node]] = {}
         for node in graph.calls():
             if rules.is_draw(node) and node.key not in batched:
-                same = (
-                    rules.operation(node),
-                    rules.limits(node),
-                    rules.inputs(graph, node),
-                    rules.arguments(node),
-                )
+                same = (rules.limits(node), rules.expression(graph, node))
                 equal.setdefault(same, []).append(node)
         batches: list[Batch] = []
         fused: dict[str, list[Node]] = {}
