@@ -16,7 +16,10 @@ from typing import Any
 from feste.draw import Draw
 from feste.errors import ConfigError
 
-__all__ = ["Request", "Response", "Usage", "canonical"]
+__all__ = ["BYTES_PER_TOKEN", "Request", "Response", "Usage", "canonical", "text_bytes"]
+
+#: How many bytes of text are a token: the usual rule for English.
+BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -115,21 +118,29 @@ class Request:
     def tokens(self) -> int:
         """A rough count of the tokens that the provider reads: one for four bytes of text.
 
-        That is the usual rule for English. Only texts of the body count, not the names of its fields.
+        Only texts of the body count, not the names of its fields.
         """
         known: int | None = self.__dict__.get("_tokens")
         if known is None:
             texts = (value for name, value in self.body.items() if name != "model")
-            known = self.__dict__["_tokens"] = sum(map(_text_bytes, texts)) // 4 + 1
+            known = sum(map(text_bytes, texts)) // BYTES_PER_TOKEN + 1
+            self.__dict__["_tokens"] = known
         return known
 
 
-def _text_bytes(value: Any) -> int:
+def text_bytes(value: Any) -> int:
+    """Return the bytes of all texts in plain data, without the names of fields.
+
+    :param value: the data.
+
+    >>> text_bytes({"messages": ["one", {"content": "é"}], "n": 3})
+    5
+    """
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, (list, tuple)):
-        return sum(map(_text_bytes, value))
-    return sum(map(_text_bytes, value.values())) if isinstance(value, Mapping) else 0
+        return sum(map(text_bytes, value))
+    return sum(map(text_bytes, value.values())) if isinstance(value, Mapping) else 0
 
 
 @dataclass(frozen=True, slots=True)

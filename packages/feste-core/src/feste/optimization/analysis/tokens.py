@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from feste.backend import Backend, Call, Params, Request
+from feste.backend.request import BYTES_PER_TOKEN, text_bytes
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.analysis.paths import Paths
@@ -103,7 +104,9 @@ def count_tokens(graph: FesteGraph, paths: Paths, sketches: Sketches) -> dict[st
         else:
             known = [n.value for n in needs if n.value is not PENDING]
             likely = None if added.likely is None or not deps or node.op.emits else added.likely
-            adds[i] = Range(0, None if likely is None else likely + _text(known) // 4, None)
+            if likely is not None:
+                likely += text_bytes(known) // BYTES_PER_TOKEN
+            adds[i] = Range(0, likely, None)
     return calls
 
 
@@ -121,7 +124,7 @@ def _of_call(
     else:
         bound = bound_of(node)
         texts = [n.value for n in needs if n.value is not PENDING]
-        known = -(-_text([*texts, *node.args]) // 4)
+        known = -(-text_bytes([*texts, *node.args]) // BYTES_PER_TOKEN)
         added = Range(0, added.likely, None)
     return CallEstimate(
         node,
@@ -148,12 +151,3 @@ def _without_holes(request: Request) -> tuple[int, int]:
         return value
 
     return replace(request, body=filled(request.body)).tokens, holes
-
-
-def _text(value: Any) -> int:
-    """Return the bytes of the text in plain data."""
-    if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, (list, tuple)):
-        return sum(map(_text, value))
-    return sum(map(_text, value.values())) if isinstance(value, Mapping) else 0

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from feste.backend import Params
+from feste.backend.request import BYTES_PER_TOKEN
 from feste.graph import FesteGraph
 from feste.node import Node
 from feste.optimization import rules
@@ -93,7 +94,7 @@ def _late(nodes: Sequence[Node]) -> tuple[list[str], int]:
     hole = parts[holes[0]]
     assert isinstance(hole, Hole)
     late = sum(len(part) for part in parts[holes[0] + 1 :] if isinstance(part, str))
-    return sorted(hole.names), late // 4  # the usual rule, as in Request.tokens
+    return sorted(hole.names), late // BYTES_PER_TOKEN
 
 
 def equal_draws(graph: FesteGraph) -> Iterator[Found]:

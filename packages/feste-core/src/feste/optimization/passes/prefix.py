@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from feste.backend import PromptCache
+from feste.backend.request import BYTES_PER_TOKEN
 from feste.graph import FesteGraph, Prefix
 from feste.node import Node
 from feste.optimization import rules
@@ -189,7 +190,9 @@ def _common(one: Text, other: Text, cache: PromptCache) -> tuple[int, int]:
             break
         length += len(mine)
         whole += 1
-    return (length if cache.breakpoints else length - length % (4 * cache.step)), whole
+    if not cache.breakpoints:
+        length -= length % (BYTES_PER_TOKEN * cache.step)
+    return length, whole
 
 
 def _common_text(one: str, other: str) -> int:
@@ -210,7 +213,7 @@ def _common_text(one: str, other: str) -> int:
 
 
 def _tokens(length: int) -> int:
-    return length // 4  # the usual rule, as in Request.tokens
+    return length // BYTES_PER_TOKEN
 
 
 def _prefix(cache: PromptCache, texts: Sequence[Text], shared: Shared, objective: str) -> Prefix:
