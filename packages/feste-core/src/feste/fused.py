@@ -18,7 +18,7 @@ from feste.errors import FesteError
 from feste.node import Node
 from feste.packing import Slot, fresh, holds_nodes
 
-__all__ = ["Fused", "Halted", "Step", "StepFailed", "fuse", "parts", "watched"]
+__all__ = ["Fused", "Halted", "Step", "StepFailed", "around", "fuse", "parts", "watched"]
 
 _PREVIOUS = -1
 #: Names of more steps than this are shortened.
@@ -168,9 +168,8 @@ class Fused:
                 if holds_nodes(value) or (run is not None and run.stopping):
                     return Halted(at, value, context)
                 at += 1
-            step = self.steps[
-                last
-            ]  # in the context and the draw of the fused node, which are its own
+            step = self.steps[last]
+            # in the context and the draw of the fused node, which are its own
             return step.run(_inputs(step, value, values))
         except BaseException as error:  # a task may raise anything, even SystemExit
             raise StepFailed(at=at) from error

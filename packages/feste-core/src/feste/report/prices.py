@@ -26,7 +26,7 @@ def prices_of(
     profiles = Profiles()
     broken: set[int] = set()
 
-    def price_of(client: Backend, model: str) -> Price | None:
+    def known_price(client: Backend, model: str) -> Price | None:
         if id(client) in broken:
             return None
         try:
@@ -43,7 +43,7 @@ def prices_of(
 
     dollars: list[float | None] = []
     for request, client in zip(requests, clients, strict=False):
-        price = price_of(client, request.model)
+        price = known_price(client, request.model)
         if price is not None and request.error and request.billed == "no":
             dollars.append(0.0)
         elif price is None or request.input_tokens is None:

@@ -6,6 +6,7 @@ with a mark in each place where an input is not known yet.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,15 +59,11 @@ class Sketches:
         """
         needs = [graph.nodes[key] for key in graph.dependencies(node.key)]
         made = self._made.get(node)
-        if made is not None and all(map(_is, made[0], needs)):
+        if made is not None and all(map(operator.is_, made[0], needs)):
             return made[1]
         sketch = _sketch(graph, node, needs)
         self._made[node] = needs, sketch
         return sketch
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
 
 
 def _sketch(graph: FesteGraph, node: Node, needs: list[Node]) -> Sketch:
