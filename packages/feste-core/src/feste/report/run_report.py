@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feste.events import SCHEMA, RequestFinished
-from feste.report.figures import money
+from feste.optimization.analysis.ranges import Range
+from feste.report.figures import dollars, money
 from feste.report.files import ending, page, write
 from feste.report.prices import prices_of, sum_of
 from feste.report.remarks import UnknownRequest, remarks, unknown_requests
@@ -275,7 +276,7 @@ def _cells(row: OperationRow) -> list[str]:
         _count(row.input_tokens),
         _count(row.cached_tokens),
         _count(row.output_tokens),
-        "unknown" if row.dollars is None else f"{'>= ' * bool(row.unpriced)}{money(row.dollars)}",
+        dollars(Range.of(row.dollars), row.unpriced),
         f"{mean:,.2f}",
         f"{row.longest:,.2f}",
     ]

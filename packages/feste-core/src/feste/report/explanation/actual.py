@@ -89,14 +89,13 @@ class Actual:
         :param unpriced: of how many calls the price was not known.
         """
         took = f"{clock(self.seconds)}{_estimated(time(seconds))}"
-        parts = [f"{self.run}: {counted(self.calls, 'call')} answered by "
-                 f"{counted(self.requests, 'request')} in {took}"]  # fmt: skip
+        sent = counted(self.requests, "request")
+        parts = [f"{self.run}: {counted(self.calls, 'call')} answered by {sent} in {took}"]
         if self.dollars is not None:
-            least = f"at least {money(self.dollars)}" if self.unpriced else money(self.dollars)
-            without = f", {counted(self.unpriced, 'request')} of unknown price" * bool(
-                self.unpriced
-            )
-            parts.append(f"{least}{_estimated(dollars(price, unpriced))}{without}")
+            parts.append(f"{money(self.dollars)}{_estimated(dollars(price, unpriced))}")
+            if self.unpriced:
+                parts[-1] = f"at least {parts[-1]}"
+                parts.append(f"{counted(self.unpriced, 'request')} of unknown price")
         lines = [", ".join(parts)]
         if self.sizes:
             told = [f"{n:,} of {counted(size, 'call')}" for size, n in self.sizes.items()]

@@ -15,7 +15,7 @@ from feste.optimization.analysis.ranges import Range, total
 from feste.report.explanation.actual import Actual
 from feste.report.explanation.html import html_of
 from feste.report.explanation.passes import PassRow, pass_rows
-from feste.report.explanation.rows import CallRow, call_rows, known_dollars, range_json
+from feste.report.explanation.rows import CallRow, call_rows, known_dollars
 from feste.report.explanation.summary import headline
 from feste.report.explanation.text import shown
 from feste.report.explanation.tree import Tree
@@ -195,14 +195,14 @@ class Explanation:
             "calls": self.calls,
             "requests": self.requests,
             "at_least": self.at_least,
-            "input_tokens": range_json(self.input_tokens),
-            "output_tokens": range_json(self.output_tokens),
-            "dollars": range_json(self.dollars),
+            "input_tokens": self.input_tokens._asdict(),
+            "output_tokens": self.output_tokens._asdict(),
+            "dollars": self.dollars._asdict(),
             "unpriced": self.unpriced,
-            "seconds": range_json(self.seconds),
+            "seconds": self.seconds._asdict(),
             "depth": self.depth,
             "critical_path": {
-                "seconds": range_json(self.path_seconds),
+                "seconds": self.path_seconds._asdict(),
                 "hops": [asdict(hop) for hop in self.critical_path],
             },
             "operations": [row.to_json() for row in self.rows],

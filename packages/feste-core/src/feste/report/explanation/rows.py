@@ -13,7 +13,7 @@ from feste.optimization.analysis.ranges import NOTHING, UNKNOWN, Range, total
 from feste.optimization.analysis.tokens import CallEstimate
 from feste.report.naming import Places
 
-__all__ = ["CallRow", "call_rows", "known_dollars", "range_json"]
+__all__ = ["CallRow", "call_rows", "known_dollars"]
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class CallRow:
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON."""
         data: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        return {n: range_json(v) if isinstance(v, Range) else v for n, v in data.items()}
+        return {n: v._asdict() if isinstance(v, Range) else v for n, v in data.items()}
 
 
 @dataclass(slots=True)
@@ -121,11 +121,3 @@ def known_dollars(known: Iterable[Range], of: int) -> Range:
     """
     prices = list(known)
     return total(prices) if prices or not of else UNKNOWN
-
-
-def range_json(of: Range) -> dict[str, float | None]:
-    """Return a range as JSON.
-
-    :param of: the range.
-    """
-    return of._asdict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from feste.optimization.analysis.ranges import Range
 from feste.report.axis import clock
 from feste.report.explanation.actual import Actual
 from feste.report.explanation.rows import CallRow
@@ -85,7 +86,7 @@ def _actual_cells(operation: str, model: str, row: OperationRow) -> list[str]:
         f"{row.calls:,}",
         f"{row.requests:,}",
         *("" if n is None else f"{n:,}" for n in _usage(row)),
-        "" if row.dollars is None else f"{'>= ' * bool(row.unpriced)}{money(row.dollars)}",
+        "" if row.dollars is None else dollars(Range.of(row.dollars), row.unpriced),
     ]
 
 
