@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
-from feste.backend import Request
+from feste.backend import BatchRule, Request
 from feste.graph import Batch, FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization import rules
@@ -55,7 +55,7 @@ def _cut(
     if rule is None:
         return [[item] for item in items]
     formed: list[list[Item]] = []
-    for alike in _alike(rule.field, items, graph, sketches):
+    for alike in _alike(rule, items, graph, sketches):
         sizes = [(r.tokens, r.size) if r is not None else (0, 0) for _, r in alike]
         begin = 0
         for count in rule.chunks(sizes, call.max_items):
@@ -65,26 +65,18 @@ def _cut(
 
 
 def _alike(
-    field: str, items: Sequence[Item], graph: FesteGraph, sketches: Sketches
-) -> list[list[tuple[Item, Request | None]]]:
-    """Sort items into lists: those of one differ only in the field that holds the item."""
-    lists: list[tuple[object, list[tuple[Item, Request | None]]]] = []
+    rule: BatchRule, items: Sequence[Item], graph: FesteGraph, sketches: Sketches
+) -> Iterable[list[tuple[Item, Request | None]]]:
+    """Sort items into lists of those that the scheduler may pack together."""
+    lists: dict[Hashable, list[tuple[Item, Request | None]]] = {}
     for item in items:
         request = sketches.of(graph, item[0]).request
         samples = item[0].call.operation.samples if item[0].call else None
         if request is not None and samples is not None:
             request = samples.pack(request, len(item))
-        rest: object = None
-        if request is not None:
-            body = {name: value for name, value in request.body.items() if name != field}
-            rest = (len(item), request.endpoint, request.parser, body)
-        for known, some in lists:
-            if known == rest:
-                some.append((item, request))
-                break
-        else:
-            lists.append((rest, [(item, request)]))
-    return [some for _, some in lists]
+        same = None if request is None else (len(item), rule.signature(request))
+        lists.setdefault(same, []).append((item, request))
+    return lists.values()
 
 
 def fewest_requests(graph: FesteGraph, nodes: Sequence[Node]) -> int:
