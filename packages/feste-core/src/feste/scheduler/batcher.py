@@ -1,6 +1,6 @@
 """Pack several calls into one request, and unpack its response.
 
-A :class:`Group` waits until each member has delivered its request or dropped out; then
+A :class:`Gathering` waits until each member has delivered its request or dropped out; then
 :func:`pack_requests` cuts it into requests within all limits. The two functions here run plugin
 code, so an executor calls them, never the brain.
 """
@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 from feste.backend import Call, Request, Response
 from feste.errors import CallError, CountMismatch
 
-__all__ = ["Group", "Packed", "Taken", "pack_requests", "unpack_response"]
+__all__ = ["Gathering", "Packed", "Taken", "pack_requests", "unpack_response"]
 
 
-class Group:
-    """Calls of one run that will share requests, collected until all have arrived.
+class Gathering:
+    """The calls of a batch, collected until all have arrived.
 
     :param members: the positions of their nodes.
     :param fuse: whether equal ones among them may become several answers to one prompt.
 
-    >>> group = Group([4, 7])
-    >>> group.arrive(7, "request 7"), group.drop(4), group.flush()
+    >>> gathering = Gathering([4, 7])
+    >>> gathering.arrive(7, "request 7"), gathering.drop(4), gathering.flush()
     (False, True, [(7, 'request 7')])
     """
 
@@ -56,7 +56,7 @@ class Group:
         return waited and not self.waiting and bool(self.arrived)
 
     def flush(self) -> list[tuple[int, Any]]:
-        """Return the arrived requests in graph order, and remove them from the group."""
+        """Return the arrived requests in graph order, and remove them from here."""
         arrived, self.arrived = sorted(self.arrived.items()), {}
         return arrived
 

@@ -23,7 +23,7 @@ the outcomes as new events. Both are tuples that start with a name:
               ("grow", run, i, emission)   ("notify", event)   ("finish", run)
               ("ask", ticket, question)    ask a store; `question` takes what receives the outcome
 
-States of a call's node: WAITING for inputs, READY, PREPARING its request, GROUPED until its batch
+States of a call's node: WAITING for inputs, READY, PREPARING its request, GATHERED until its batch
 is complete, QUEUED at the gate, SENT, PARSING, DONE. Of a task: WAITING, READY, RUNNING, DONE.
 """
 
@@ -48,7 +48,7 @@ from feste.scheduler.lists import Lists
 from feste.scheduler.prefixes import Prefixes
 from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
-    GROUPED,
+    GATHERED,
     INTERRUPTED,
     JOINED,
     NOT_STARTED,
@@ -201,12 +201,12 @@ class Brain:
     def halt(self, run: Run) -> None:
         """Start nothing new; work that is under way continues."""
         run.stopping = True
-        queued = {QUEUED, GROUPED, WAITING, READY, JOINED}
+        queued = {QUEUED, GATHERED, WAITING, READY, JOINED}
         self.calls.withdraw(run)
         for i, state in enumerate(run.state):
             if state in queued:
                 self.lifecycle.end(run, i, NOT_STARTED)
-        run.groups.clear()
+        run.gatherings.clear()
         self.end_if_done(run)
 
     def interrupt(self, run: Run, *, parsing: bool = False) -> None:

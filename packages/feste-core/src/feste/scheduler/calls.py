@@ -29,7 +29,7 @@ from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
     FINISHING,
-    GROUPED,
+    GATHERED,
     NOT_STARTED,
     OPEN,
     PARSING,
@@ -76,19 +76,19 @@ class Calls:
             self.brain.journaling.look_up(run, i, value)
 
     def buy(self, run: Run, i: int, request: Request) -> None:
-        """Send a call's request, alone or with its group.
+        """Send a call's request, alone or with its batch.
 
         :param run: the run.
         :param i: the node's position.
         :param request: its request.
         """
-        group = run.groups.get(i)
-        if group is None:
+        gathering = run.gatherings.get(i)
+        if gathering is None:
             self.queue(run, [i], [request], request)
             return
-        run.state[i] = GROUPED
-        if group.arrive(i, request):
-            self.brain.lists.flush(run, group)
+        run.state[i] = GATHERED
+        if gathering.arrive(i, request):
+            self.brain.lists.flush(run, gathering)
 
     def withdraw(self, run: Run) -> None:
         """Remove a stopping run's requests from the gates; those sent before fail with their error.

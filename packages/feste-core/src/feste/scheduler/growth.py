@@ -11,7 +11,7 @@ from feste.fused import parts
 from feste.graph import FesteGraph
 from feste.node import PENDING
 from feste.optimization import Optimizer
-from feste.scheduler.batcher import Group
+from feste.scheduler.batcher import Gathering
 from feste.scheduler.checks import check_nodes
 from feste.scheduler.emission import REPACK, Emission
 from feste.scheduler.executor import QUICK
@@ -136,8 +136,8 @@ class Growth:
         joining = set(fresh)
         for members, fuse in part.batches:  # nodes already in the run have been started there
             new = [position[m] for m in members if m in joining]
-            group = Group(new, fuse)
-            run.groups.update((i, group) for i in new)
+            gathering = Gathering(new, fuse)
+            run.gatherings.update((i, gathering) for i in new)
         for j in joining & part.prefixes.keys():
             run.prefixes[position[j]] = part.prefixes[j]
         for j in fresh:

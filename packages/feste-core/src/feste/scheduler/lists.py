@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response
 from feste.errors import CallError, CountMismatch
-from feste.scheduler.batcher import Group, Packed, Taken, pack_requests, unpack_response
+from feste.scheduler.batcher import Gathering, Packed, Taken, pack_requests, unpack_response
 from feste.scheduler.calls import cause_of
 from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.parcel import Parcel, Split
-from feste.scheduler.run import FINISHING, GROUPED, NOT_STARTED, OPEN, Run
+from feste.scheduler.run import FINISHING, GATHERED, NOT_STARTED, OPEN, Run
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -44,25 +44,25 @@ class Lists:
 
     # --- on the way out ---------------------------------------------------------------------------
 
-    def flush(self, run: Run, group: Group) -> None:
-        """Send the requests of a group that have arrived.
+    def flush(self, run: Run, gathering: Gathering) -> None:
+        """Send the requests of a batch that have arrived.
 
         :param run: the run.
-        :param group: the group.
+        :param gathering: the calls of the batch.
         """
-        arrived = [(i, r) for i, r in group.flush() if run.state[i] == GROUPED]
+        arrived = [(i, r) for i, r in gathering.flush() if run.state[i] == GATHERED]
         if arrived:
             self._send(run, arrived)
 
     def drop(self, run: Run, i: int) -> None:
-        """Remove a call from its group, so that the others do not wait for it.
+        """Remove a call from its batch, so that the others do not wait for it.
 
         :param run: the run.
         :param i: the node's position.
         """
-        group = run.groups.get(i)
-        if group is not None and group.drop(i) and not run.stopping:
-            self.flush(run, group)
+        gathering = run.gatherings.get(i)
+        if gathering is not None and gathering.drop(i) and not run.stopping:
+            self.flush(run, gathering)
 
     def _send(
         self, run: Run, calls: Sequence[tuple[int, Request]], split: Split | None = None
@@ -73,8 +73,8 @@ class Lists:
         call = _call_of(run, calls[0][0])
         members, requests = [i for i, _ in calls], [r for _, r in calls]
         taken = self.limits.get(_server(call, requests[0]), Taken())
-        group = run.groups.get(members[0])
-        args = (call, members, requests, taken, group is not None and group.fuse, split)
+        gathering = run.gatherings.get(members[0])
+        args = (call, members, requests, taken, gathering is not None and gathering.fuse, split)
         task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
         self.brain.dispatcher.push(run, QUICK, run.program.rank[members[0]] + FINISHING, task)
 
@@ -94,7 +94,7 @@ class Lists:
                     self.brain.calls.fail(run, i, value.copy())
             self._part_ended(split, _NOTHING, bad=True)
             return
-        parts = [part for part in value if run.state[part.members[0]] == GROUPED]
+        parts = [part for part in value if run.state[part.members[0]] == GATHERED]
         if split is not None:
             split.open = len(parts)
         for members, requests, request in parts:
@@ -186,7 +186,7 @@ class Lists:
             run = split.parcel.run
             if split.open > 0 or run.stopping:  # a run that stops sends nothing and proves nothing
                 return
-            rest = [(i, r) for i, r in split.rest if run.state[i] == GROUPED]
+            rest = [(i, r) for i, r in split.rest if run.state[i] == GATHERED]
             split.rest = []
             if rest and split.longest:
                 self._send(run, rest, split)
@@ -222,7 +222,7 @@ class Lists:
             if run.state[i] < OPEN and run.stopping:
                 self.brain.lifecycle.end(run, i, NOT_STARTED)
             elif run.state[i] < OPEN:
-                run.state[i] = GROUPED
+                run.state[i] = GATHERED
                 waiting.append((i, request))
         return waiting
 

@@ -18,7 +18,7 @@ from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
 from feste.fused import parts
 from feste.node import Node
-from feste.scheduler.batcher import Group
+from feste.scheduler.batcher import Gathering
 from feste.scheduler.program import Program
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 # The states of a node. Those below OPEN are transitional, the others final.
-WAITING, READY, RUNNING, PREPARING, GROUPED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
+WAITING, READY, RUNNING, PREPARING, GATHERED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
 DONE, KEPT, SHARED, REPLAYED, CACHED = range(10, 15)
 FAILED, SKIPPED, INTERRUPTED, NOT_STARTED = range(15, 19)
 #: The final states of nodes that have a value.
@@ -114,7 +114,7 @@ class Run:
         self.errors: dict[int, FesteError] = {}
         self.failed: list[int] = []
         self.ready: dict[str, list[tuple[int, int, Any]]] = {}
-        self.groups: dict[int, Group] = {}
+        self.gatherings: dict[int, Gathering] = {}
         self.ready_at: list[float] = [0.0] * count
         self.open = count
         #: Nodes whose task has returned nodes.
@@ -151,8 +151,8 @@ class Run:
             for node in program.nodes:
                 self._reserve(node)
         for members, fuse in program.batches:
-            group = Group(members, fuse)
-            self.groups.update((i, group) for i in members)
+            gathering = Gathering(members, fuse)
+            self.gatherings.update((i, gathering) for i in members)
 
         #: What the requests of calls begin with, as for the program.
         self.prefixes = program.prefixes
