@@ -37,11 +37,6 @@ class Sketch:
     request: Request | None
     unknown: tuple[str, ...] = ()
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the request is known as it will be sent."""
-        return self.request is not None and not self.unknown
-
 
 class Sketches:
     """The sketches of calls, each made once: passes and explanations share them."""
