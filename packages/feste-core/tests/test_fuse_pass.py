@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import feste
 from feste import context, draw
 from feste.errors import GraphError, NodeError, RunFailed, UpstreamFailed
-from feste.fused import Fused, parts, watched
+from feste.fused import Fused, tasks_of, watched
 from feste.graph import FesteGraph
 from feste.optimization import FuseOptimization, Optimizer
 from feste.prompt import Prompt
@@ -116,7 +116,7 @@ def test_a_fused_node_is_extended() -> None:
     one = FuseOptimization()
     half = Optimizer([one]).run(FesteGraph.collect(first)[0]).graph.nodes[first.key]
     whole = Optimizer([one]).run(graph.with_nodes([half])).graph
-    steps = parts(whole.nodes[last.key])
+    steps = tasks_of(whole.nodes[last.key])
 
     assert [step.op.name for step in steps] == ["note"] * 4
     assert feste.compute(last)[0] == "dcba"

@@ -18,7 +18,7 @@ from feste.errors import FesteError
 from feste.node import Node
 from feste.packing import Slot, fresh, holds_nodes
 
-__all__ = ["Fused", "Halted", "Step", "StepFailed", "around", "fuse", "parts", "watched"]
+__all__ = ["Fused", "Halted", "Step", "StepFailed", "around", "fuse", "tasks_of", "watched"]
 
 _PREVIOUS = -1
 #: Names of more steps than this are shortened.
@@ -195,7 +195,7 @@ def _inputs(step: Step, value: Any, values: Sequence[Any]) -> list[Any]:
     return [value if s == _PREVIOUS else values[s] for s in step.sources]
 
 
-def parts(node: Node) -> list[Node]:
+def tasks_of(node: Node) -> list[Node]:
     """Return the tasks that a node runs: the steps of a fused one, or itself.
 
     :param node: the node.

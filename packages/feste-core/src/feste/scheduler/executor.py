@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, OnChunk, Request
 from feste.context import Settings
-from feste.fused import parts
+from feste.fused import tasks_of
 from feste.graph import FesteGraph
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class PyTask:
     @property
     def is_operator(self) -> bool:
         """Whether it only applies operators, which is cheaper than to send it elsewhere."""
-        return all(part.op.identity.startswith("operator.") for part in parts(self.node))
+        return all(task.op.identity.startswith("operator.") for task in tasks_of(self.node))
 
 
 class Executor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from feste import draw
 from feste.draw import Determinism
 from feste.errors import FesteError, GraphError
-from feste.fused import parts
+from feste.fused import tasks_of
 from feste.graph import FesteGraph
 from feste.node import PENDING
 from feste.optimization import Optimizer
@@ -32,7 +32,7 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
     :param emission: the task's result.
     :returns: the program, or the error that prevented it.
     """
-    drawn = parts(run.program.nodes[i])[emission.at].draw
+    drawn = tasks_of(run.program.nodes[i])[emission.at].draw
     assert drawn is not None, "every node of a run was collected"
     scope = drawn.inner
     if scope not in run.scopes:  # else the task itself computed nodes, and their counts go on

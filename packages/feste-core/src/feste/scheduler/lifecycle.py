@@ -10,7 +10,7 @@ from feste.backend import Response
 from feste.draw import Determinism
 from feste.errors import CacheMiss, FesteError, GraphError, UpstreamFailed
 from feste.events import NodeFinished
-from feste.fused import Fused, parts
+from feste.fused import Fused, tasks_of
 from feste.node import PENDING, Node
 from feste.packing import Slot
 from feste.scheduler.run import (
@@ -84,10 +84,10 @@ class Lifecycle:
 
     def _waits_for_itself(self, run: Run, i: int) -> bool:
         """Fail a node, or the step of it, whose own task started this run; return whether there is one."""
-        for at, part in enumerate(parts(run.program.nodes[i])):
-            others = self.joined.get(self._shared_name(run, part))
-            if part.key in run.steps_around or (others and run.is_inside(*others[0])):
-                told = f"{part.key} waits for itself: its own task computes it"
+        for at, task in enumerate(tasks_of(run.program.nodes[i])):
+            others = self.joined.get(self._shared_name(run, task))
+            if task.key in run.steps_around or (others and run.is_inside(*others[0])):
+                told = f"{task.key} waits for itself: its own task computes it"
                 self.fail(run, self.take_apart(run, i, at), GraphError(told))
                 return True
         return False

@@ -24,7 +24,7 @@ from typing import Any
 
 from feste.delayed import Task, importable
 from feste.errors import ConfigError, FesteError, Interrupted, NodeError, WorkerLost
-from feste.fused import parts
+from feste.fused import tasks_of
 from feste.node import Node
 from feste.scheduler.executor import PyTask, Reporter
 from feste.scheduler.work import describe, evaluate, result_of
@@ -253,8 +253,8 @@ def check_picklable(node: Node) -> None:
     """
     if sys.platform == "win32":
         raise ConfigError("executor='process' needs a POSIX system; use executor='thread'")
-    for part in parts(node):
-        _pickled(part, (part.op, part.args, part.kwargs))
+    for task in tasks_of(node):
+        _pickled(task, (task.op, task.args, task.kwargs))
 
 
 def answer(work: bytes) -> bytes:

@@ -16,7 +16,6 @@ from feste.context import Settings, everywhere
 from feste.draw import Determinism
 from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
-from feste.fused import parts
 from feste.node import Node
 from feste.scheduler.batcher import Gathering
 from feste.scheduler.program import Program
@@ -224,9 +223,9 @@ class Run:
         """Keep what a task's own calls bought in earlier sessions for the time that it runs."""
         if self.answers is None or node.op.kind != "task":
             return
-        for part in parts(node):
-            if part.draw is not None and part.determinism is not Determinism.PURE:
-                self.answers.reserve(part.draw.inner)
+        for task in fused.tasks_of(node):
+            if task.draw is not None and task.determinism is not Determinism.PURE:
+                self.answers.reserve(task.draw.inner)
 
     def clients(self) -> list[Backend]:
         """Return the backends whose operations it calls; may be called from any thread."""
