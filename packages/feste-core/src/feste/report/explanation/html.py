@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from feste.report.explanation.passes import PassRow, RemarkRow
+from feste.report.explanation.passes import PassRow, RemarkRow, advice
 from feste.report.explanation.summary import headline, operations, ran
 from feste.report.explanation.text import (
     branches,
@@ -57,14 +57,12 @@ def html_of(explained: Explanation) -> str:
     parts.append(
         _section("Passes", _list(map(_pass, explained.passes)) or "none (optimize is off)")
     )
-    advice = [
-        f"{_remark(remark)}<span class='side'>{xml(row.name)}</span>"
-        for row in explained.passes
-        for remark in row.remarks
-        if remark.kind == "advice"
+    given = [
+        f"{_remark(remark)}<span class='side'>{xml(name)}</span>"
+        for name, remark in advice(explained.passes)
     ]
-    if advice:
-        parts.append(_section("Advice", _list(advice), is_open=True))
+    if given:
+        parts.append(_section("Advice", _list(given), is_open=True))
     return f"<div class='feste-plan'>{''.join(parts)}</div>"
 
 

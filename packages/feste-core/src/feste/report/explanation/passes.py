@@ -10,7 +10,7 @@ from typing import Any
 from feste.optimization import PassReport, Remark
 from feste.report.naming import Places
 
-__all__ = ["PassRow", "RemarkRow", "pass_rows"]
+__all__ = ["PassRow", "RemarkRow", "advice", "pass_rows"]
 
 _NUMBER = re.compile(r"\d[\d,.]*")
 
@@ -87,6 +87,14 @@ def pass_rows(reports: Iterable[PassReport]) -> list[PassRow]:
         )
         for report in reports
     ]
+
+
+def advice(rows: Iterable[PassRow]) -> list[tuple[str, RemarkRow]]:
+    """Return the advice of all passes, each piece with the name of its pass.
+
+    :param rows: what the passes did.
+    """
+    return [(row.name, each) for row in rows for each in row.remarks if each.kind == "advice"]
 
 
 def _joined(numbers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from feste.report.explanation.passes import PassRow, RemarkRow
+from feste.report.explanation.passes import PassRow, RemarkRow, advice
 from feste.report.explanation.summary import headline, operations, ran
 from feste.report.explanation.tree import MOST_ROWS, GraphRow, Tree
 from feste.report.figures import time
@@ -87,17 +87,12 @@ def shown(explained: Explanation) -> str:
     if explained.depth:
         lines += _wrapped(f"CRITICAL PATH  {critical_path(explained)}", hang=2)
     lines += _passes(explained.passes)
-    advice = [
-        (row, remark)
-        for row in explained.passes
-        for remark in row.remarks
-        if remark.kind == "advice"
-    ]
-    if advice:
+    given = advice(explained.passes)
+    if given:
         lines.append("ADVICE")
-        for row, remark in advice[: 5 * MOST_REMARKS]:
-            lines += _wrapped(f"{_origins(remark)}  {said(remark)} ({row.name})".strip(), 2)
-        lines += _left_out(len(advice) - 5 * MOST_REMARKS, "remark")
+        for name, remark in given[: 5 * MOST_REMARKS]:
+            lines += _wrapped(f"{_origins(remark)}  {said(remark)} ({name})".strip(), 2)
+        lines += _left_out(len(given) - 5 * MOST_REMARKS, "remark")
     return "\n".join(map(printable, lines))
 
 
@@ -199,15 +194,15 @@ def _passes(rows: Sequence[PassRow]) -> list[str]:
     room = max((len(row.name) for row in busy), default=0)
     for row in busy:
         lines_of = [(r, said(r)) for r in row.remarks if r.kind != "advice"]
-        advice = len(row.remarks) - len(lines_of)
+        advised = len(row.remarks) - len(lines_of)
         words = [
             f"{'missed: ' if remark.kind == 'missed' else ''}{text}  {_origins(remark)}".rstrip()
             for remark, text in lines_of[:MOST_REMARKS]
         ]
         if len(lines_of) > MOST_REMARKS:
             words.append(f"... and {counted(len(lines_of) - MOST_REMARKS, 'further remark')}")
-        if advice:
-            words.append(f"{counted(advice, 'remark')} under ADVICE")
+        if advised:
+            words.append(f"{counted(advised, 'remark')} under ADVICE")
         words = words or ["changed the graph"]
         if row.numbers:
             words[0] += f"  ({row.numbered().replace(' ', _GLUE)})"
