@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from feste.backend.request import Request, Response, canonical
 from feste.errors import CallError
 
-__all__ = ["BatchRule", "Outcome", "PrefixRule", "SampleRule"]
+__all__ = ["BatchRule", "Outcome", "PrefixRule", "SampleRule", "even_parts"]
 
+T = TypeVar("T")
 Outcome = Response | CallError
 
 
@@ -137,3 +138,16 @@ class PrefixRule:
 
     parts: Callable[[Request], Sequence[str]]
     mark: Callable[[Request, str | None, Sequence[int]], Request]
+
+
+def even_parts(calls: Sequence[T], most: int) -> list[list[T]]:
+    """Divide equal calls into as few requests as a limit allows, of nearly equal size.
+
+    :param calls: the calls.
+    :param most: the maximum number in one request.
+
+    >>> even_parts("abcde", 2)
+    [['a', 'd'], ['b', 'e'], ['c']]
+    """
+    parts = -(-len(calls) // most)
+    return [list(calls[part::parts]) for part in range(parts)]

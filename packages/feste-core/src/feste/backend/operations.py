@@ -1,4 +1,4 @@
-"""Operations of backends: three halves and a rule for batches.
+"""Operations of backends: three halves, and rules for calls that share requests.
 
 ``prepare`` turns a call's arguments into a request, ``send`` does the I/O, ``parse`` turns the
 response into a value. Only ``send`` costs time and money; the other two are pure and free to

@@ -232,7 +232,8 @@ def parameters(node: Node) -> Hashable | None:
     """Return a key that is equal for calls that differ only in the item of a list.
 
     :param node: the call.
-    :returns: None if an argument besides the item is not known before the run.
+    :returns: None if an argument besides the item is not known before the run, or the operation
+        takes no lists.
     """
     call = node.call
     assert call is not None, "only calls share requests"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from feste.backend import Call, Request, Response
+from feste.backend.batching import even_parts
 from feste.errors import CallError, CountMismatch
 
 __all__ = ["Gathering", "Packed", "Taken", "pack_requests", "unpack_response"]
@@ -161,9 +162,7 @@ def _fused(call: Call[Any], singles: Sequence[Packed], taken: Taken) -> list[Pac
         equal.setdefault(single.request.key, []).append(single)
     fused: list[Packed] = []
     for some in equal.values():
-        parts = -(-len(some) // most)
-        for part in range(parts):  # of nearly equal size
-            own = some[part::parts]
+        for own in even_parts(some, most):
             request = _for_all(rule.pack(own[0].request, len(own)), own)
             fused.append(Packed([p.members[0] for p in own], [p.request for p in own], request))
     return fused

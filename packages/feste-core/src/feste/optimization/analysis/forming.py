@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 
 from feste.backend import BatchRule, Request
+from feste.backend.batching import even_parts
 from feste.graph import Batch, FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization import rules
@@ -49,8 +50,7 @@ def _cut(
             items.append([node])
         elif node.key == equal[0]:
             some = [by_key[m] for m in equal if m in by_key]
-            parts = -(-len(some) // call.max_draws(call.model(node.args)))
-            items += (some[part::parts] for part in range(parts))
+            items += even_parts(some, call.max_draws(call.model(node.args)))
     rule = call.rule
     if rule is None:
         return [[item] for item in items]
