@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING
 
 from feste.report.explanation.passes import PassRow, RemarkRow, advice
 from feste.report.explanation.summary import headline, operations, ran
-from feste.report.explanation.text import (
-    branches,
-    critical_path,
-    said,
-    spot,
-)
+from feste.report.explanation.text import branches, critical_path, said, spot
 from feste.report.explanation.tree import MOST_ROWS, GraphRow, Tree
 from feste.report.svg import xml
 from feste.wording import counted

@@ -37,11 +37,10 @@ def headline(explained: Explanation) -> list[str]:
         f"{counted(explained.calls, 'call')} -> {requests}",
     ]
     if explained.seconds.likely is not None and explained.calls:
+        parts.append(time(explained.seconds))
         worst = explained.seconds.worst
-        longest = (
-            "" if worst in (None, explained.seconds.likely) else f" (worst {clock(worst or 0)})"
-        )
-        parts.append(f"{time(explained.seconds)}{longest}")
+        if worst is not None and worst != explained.seconds.likely:
+            parts[-1] += f" (worst {clock(worst)})"
     elif explained.depth:
         parts.append(f"{counted(explained.depth, 'request')} deep")
     if explained.calls:
@@ -68,30 +67,27 @@ def operations(rows: Sequence[CallRow], actual: Actual | None = None) -> list[li
     :param actual: what happened in a run, which follows each row.
     """
     table = [[*_NAMES, *_FIGURES]]
-    ran = {(row.operation, row.model): row for row in actual.operations} if actual else {}
+    happened = {(row.operation, row.model): row for row in actual.operations} if actual else {}
     last = {(row.operation, row.model): row for row in rows}
     for row in rows:
         name = (row.operation, row.model)
         table.append(_cells(row))
-        if last[name] is row and name in ran:
-            table.append(_actual_cells("  it ran", "", ran.pop(name)))
-    table += [_actual_cells(*name, row) for name, row in ran.items()]
+        if last[name] is row and name in happened:
+            table.append(_actual_cells("  it ran", "", happened.pop(name)))
+    table += [_actual_cells(*name, row) for name, row in happened.items()]
     return telling(table, _OPTIONAL, _NOTHING)
 
 
 def _actual_cells(operation: str, model: str, row: OperationRow) -> list[str]:
+    used = (row.input_tokens, row.cached_tokens, row.output_tokens)
     return [
         operation,
         model,
         f"{row.calls:,}",
         f"{row.requests:,}",
-        *("" if n is None else f"{n:,}" for n in _usage(row)),
+        *("" if n is None else f"{n:,}" for n in used),
         "" if row.dollars is None else dollars(Range.of(row.dollars), row.unpriced),
     ]
-
-
-def _usage(row: OperationRow) -> tuple[int | None, int | None, int | None]:
-    return row.input_tokens, row.cached_tokens, row.output_tokens
 
 
 def _cells(row: CallRow) -> list[str]:

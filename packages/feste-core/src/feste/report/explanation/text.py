@@ -15,15 +15,7 @@ from feste.wording import counted, printable, width, wrapped
 if TYPE_CHECKING:
     from feste.report.explanation.explanation import Explanation, Hop
 
-__all__ = [
-    "branches",
-    "columns",
-    "critical_path",
-    "said",
-    "shown",
-    "spot",
-    "told",
-]
+__all__ = ["branches", "critical_path", "said", "shown", "spot"]
 
 #: The most rows of operations, remarks of a pass, and hops of the path that are printed.
 MOST_OPERATIONS, MOST_REMARKS, MOST_HOPS = 30, 6, 6
@@ -35,7 +27,7 @@ DEEPEST = 24
 _GLUE = "\N{NO-BREAK SPACE}"
 
 
-def columns() -> int:
+def _columns() -> int:
     """Return how many columns a line may have: as many as the terminal, from 80 to 100."""
     return width(100, 100)
 
@@ -52,14 +44,14 @@ def spot(where: str) -> str:
 
 
 def _wrapped(text: str, indent: int = 0, hang: int = 2) -> list[str]:
-    return wrapped(text, indent, hang, columns())
+    return wrapped(text, indent, hang, _columns())
 
 
 def _packed(start: str, parts: Sequence[str]) -> list[str]:
     """Put parts on lines, without breaking one."""
     lines = [start + parts[0]]
     for part in parts[1:]:
-        if len(lines[-1]) + 3 + len(part) > columns():
+        if len(lines[-1]) + 3 + len(part) > _columns():
             lines.append(" " * len(start) + part)
         else:
             lines[-1] += f"   {part}"
@@ -76,7 +68,7 @@ def shown(explained: Explanation) -> str:
         lines += _wrapped(note, 2)
     if explained.rows:
         table = operations(explained.rows[:MOST_OPERATIONS], explained.actual)
-        lines += aligned(table, table[0].index("calls"), columns())
+        lines += aligned(table, table[0].index("calls"), _columns())
         lines += _left_out(len(explained.rows) - MOST_OPERATIONS, "row")
     if explained.actual is not None:
         lines.append("RUN")
@@ -128,12 +120,12 @@ def _tree(tree: Tree) -> list[str]:
     digits = max(len(count) for _, count, *_ in cells)
     place = max(len(where) for *_, where, _ in cells)
     side = min(28, max(len(notes) for *_, notes in cells))
-    most = max(24, columns() - digits - place - side - 8)
+    most = max(24, _columns() - digits - place - side - 8)
     room = min(most, max(len(name) for name, *_ in cells))
     made = []
     for name, count, where, notes in cells:
         start = f"  {_fitted(name, room):<{room}}  {count:>{digits}}  {where:<{place}}"
-        rest = columns() - len(start) - 2
+        rest = _columns() - len(start) - 2
         made.append(f"{start}  {_fitted(notes, rest)}".rstrip() if rest > 8 else start.rstrip())
     shown_rows = {row.number for _, row, _ in lines[:MOST_ROWS]}
     return [*made, *_left_out(len(tree.rows) - len(shown_rows), "row")]
@@ -144,19 +136,11 @@ def _row(lead: str, row: GraphRow, again: bool, named: set[int]) -> tuple[str, s
         return f"{lead}see ({row.number}): {row.name}", "", "", ""
     mark = f"({row.number}) " if row.number in named else ""
     return (
-        f"{lead}{mark}{told(row)}",
+        f"{lead}{mark}{row.name} {row.detail}".rstrip(),
         f"{row.nodes:,}",
         spot(row.where),
         ", ".join([*row.notes, *(["one needs another"] if row.number in row.needs else [])]),
     )
-
-
-def told(row: GraphRow) -> str:
-    """Return what the nodes of a row do.
-
-    :param row: the row.
-    """
-    return f"{row.name} {row.detail}".rstrip()
 
 
 def _fitted(text: str, room: int) -> str:
@@ -206,18 +190,13 @@ def _passes(rows: Sequence[PassRow]) -> list[str]:
         words = words or ["changed the graph"]
         if row.numbers:
             words[0] += f"  ({row.numbered().replace(' ', _GLUE)})"
-        for name, text in zip([row.name, *[""] * len(words)], words):
-            lines += (
-                _wrapped(f"{name:<{room}}  {text}", 2, room + 2) if name else _under(text, room)
-            )
+        lines += _wrapped(f"{row.name:<{room}}  {words[0]}", 2, room + 2)
+        for text in words[1:]:
+            lines += _wrapped(text, room + 4, hang=0)
     idle = [row.name for row in rows if row.is_idle]
     if idle:
         lines += _wrapped(f"nothing to do: {', '.join(idle)}", 2)
     return [line.replace(_GLUE, " ") for line in lines]
-
-
-def _under(text: str, room: int) -> list[str]:
-    return _wrapped(text, room + 4, hang=0)
 
 
 def said(remark: RemarkRow) -> str:
