@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import feste
+from feste._compute.steps import no_collection
 from feste.errors import ConfigError, FesteError, NodeError, RunFailed, UnknownName, UpstreamFailed
 from feste.scheduler.driver import driver
 from feste.testing import FakeBackend, FakeParams
@@ -230,6 +232,35 @@ def test_a_tree_of_a_hundred_thousand_nodes() -> None:
 
 
 # --- chunks --------------------------------------------------------------------------------------
+
+
+def test_plans_of_two_threads_leave_the_collector_on() -> None:
+    """A plan that begins as another ends does not turn the collector off for good."""
+    decided, over = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def stop_behind_the_decision(frame: Any, event: str, arg: Any) -> Any:
+        if frame.f_code is no_collection.__wrapped__.__code__ and event == "line":
+            seen.append(frame.f_lineno)
+            if len(seen) == 2:
+                decided.set()
+                over.wait(30)
+        return stop_behind_the_decision
+
+    def plan() -> None:
+        sys.settrace(stop_behind_the_decision)
+        with no_collection():
+            pass
+
+    with no_collection():
+        other = threading.Thread(target=plan)
+        other.start()
+        assert decided.wait(30)
+        assert not gc.isenabled()
+    over.set()
+    other.join()
+
+    assert gc.isenabled()
 
 
 def test_a_failing_node_inside_a_chunk_costs_only_what_needs_it() -> None:

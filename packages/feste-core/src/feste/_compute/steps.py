@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,6 +47,8 @@ __all__ = [
 GRACE = 2.0
 #: Seconds between checks for a signal in a waiting thread.
 LOOK = 0.25
+#: Held by the thread that has paused the collector. Nobody waits for it, so a fork may copy it held.
+_collection_is_mine = threading.Lock()
 
 
 def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
@@ -91,14 +94,17 @@ def no_collection() -> Iterator[None]:
     """Pause Python's search for reference cycles, which takes more time than the work itself.
 
     A plan of many nodes makes many objects that all stay, and each search looks at all of them.
+    The switch is one for all threads: whoever turns it off turns it on again, and nobody else does.
     """
-    enabled = gc.isenabled()
+    if not gc.isenabled() or not _collection_is_mine.acquire(blocking=False):
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.enable()
+        _collection_is_mine.release()
 
 
 def make_run(program: Program, settings: Settings, hands: Executor, prefix: str = "run") -> Run:
