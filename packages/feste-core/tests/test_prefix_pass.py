@@ -12,7 +12,7 @@ import pytest
 import feste
 from feste.backend import Profile, PromptCache, Request, Response
 from feste.context import settings
-from feste.errors import InvalidRequest, RateLimited, ServerError
+from feste.errors import AuthFailed, CallError, InvalidRequest, RateLimited, ServerError
 from feste.graph import FesteGraph, Prefix
 from feste.optimization import Optimizer
 from feste.testing import FakeBackend, FakeParams, VirtualClock, fresh_draws
@@ -139,7 +139,8 @@ def test_equal_draws_are_one_use() -> None:
 
     assert prefixes([ask(llm, "same") for _ in range(8)]) == []
     (prefix,) = prefixes([ask(llm, str(i % 4)) for i in range(8)])
-    assert len(prefix.members) == 4
+    assert len(prefix.members) == 8  # four requests, or more if a server takes no `n`
+    assert prefixes([ask(llm, str(i % 2)) for i in range(8)], optimize={"cull": True}) != []
 
 
 def test_other_models_have_other_caches() -> None:
@@ -151,6 +152,16 @@ def test_other_models_have_other_caches() -> None:
     nodes = [ask(one, "a"), ask(other, "b"), one.chat(message, named), other.chat(message)]
 
     assert prefixes(nodes) == []
+
+
+def test_a_cut_off_pass_says_only_what_it_did() -> None:
+    """With no rewrite left there is no prefix, and no remark on one."""
+    nodes = [ask(caching(), f"question {i}") for i in range(8)]
+    (report,) = (
+        p for p in feste.explain(nodes, max_rewrites=0).plan.passes if p.name == "prefix"
+    )
+
+    assert (report.changed, report.remarks) == (0, [])
 
 
 # --- the run ------------------------------------------------------------------------------------------
@@ -230,6 +241,46 @@ def test_marks_are_sent_but_are_no_part_of_the_request() -> None:
     fresh_draws()
     assert values == feste.compute([ask(plain, f"question {i}") for i in range(3)])[0]
     assert all("prompt_cache" not in r.body for r in plain.requests)
+
+
+@pytest.mark.parametrize("error", [AuthFailed("wrong key"), ServerError("down")])
+def test_when_all_fail_they_fail_side_by_side(error: CallError) -> None:
+    """After three failures in a row the fault is not in one request: nobody waits any more."""
+    llm = caching()
+    nodes = [ask(llm, f"question {i}") for i in range(64)]
+
+    def answer(request: Request) -> Response:
+        raise error.copy()
+
+    plain, clock = VirtualClock(answer), VirtualClock(answer)
+    plain.compute(nodes, on_error="return", optimize={"prefix": False})
+    clock.compute([ask(llm, f"again {i}") for i in range(64)], on_error="return")
+
+    assert len(clock.sent) == len(plain.sent)
+    assert clock.now <= plain.now + 4 * (clock.sent[1][0] + 60)
+    assert not clock.brain.prefixes._leading
+
+
+def test_equal_draws_beyond_one_request_wait_too() -> None:
+    """Twelve draws of a prompt in requests of four: all are marked, and follow the leader."""
+    llm = FakeBackend(profile=Profile(prompt_cache=CACHE, max_draws=4))
+    nodes = [ask(llm, "one") for _ in range(12)] + [ask(llm, "two")]
+    clock = VirtualClock(llm.answer)
+    clock.compute(nodes)
+
+    assert [(at, count) for at, count in sent(clock)] == [(0.0, 1), (3.0, 3)]
+    assert all(request.mark for _, request in clock.sent)
+
+
+def test_forgotten_prefixes() -> None:
+    """Of many prefixes only so many are remembered, and none that is in use is forgotten."""
+    llm = caching(replace(CACHE, minimum=1))
+    clock = VirtualClock(llm.answer)
+    for part in range(4):
+        clock.compute([ask(llm, f"{i}", shared=f"{part} {j} " * 40) for j in range(600) for i in "ab"])
+
+    assert len(clock.brain.prefixes._warmths) <= 2 * 1024
+    assert clock.peak > 1
 
 
 @pytest.mark.parametrize("seed", range(40))

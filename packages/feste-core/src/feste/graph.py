@@ -258,15 +258,21 @@ class FesteGraph(Mapping[str, Any]):
         :raises GraphError: if a key would replace itself, or its replacement is not in the graph.
         """
         nodes = {key: node for key, node in self.nodes.items() if key not in pairs}
-        aliases = {**self.aliases, **pairs}
+        final: dict[str, str] = {}
         for key in pairs:
-            seen, kept = {key}, aliases[key]
-            while kept in aliases and kept not in seen:
-                seen.add(kept)
-                kept = aliases[kept]
+            trail: dict[str, None] = {}
+            kept = key
+            while kept not in final and kept not in trail:
+                after = pairs.get(kept, self.aliases.get(kept))
+                if after is None:
+                    break
+                trail[kept] = None
+                kept = after
+            kept = final.get(kept, kept)
             if kept not in nodes:
                 raise GraphError(f"{key} cannot be merged into {pairs[key]}, which is not there")
-        return self.replace(nodes=nodes, aliases=aliases)
+            final.update(dict.fromkeys(trail, kept))
+        return self.replace(nodes=nodes, aliases={**self.aliases, **final})
 
     def with_nodes(self, nodes: Iterable[Node]) -> FesteGraph:
         """Return the graph with nodes added; existing nodes with the same key are replaced.

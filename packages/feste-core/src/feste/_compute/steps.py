@@ -86,7 +86,7 @@ def _compute_collections(graph: FesteGraph) -> FesteGraph:
 
 def program_of(plan: Plan) -> Program:
     with no_collection():
-        return Program(plan.graph, plan.before.nodes)
+        return Program(plan.graph, plan.before.nodes, plan.rewrites)
 
 
 @contextmanager

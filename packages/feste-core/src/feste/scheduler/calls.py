@@ -101,7 +101,7 @@ class Calls:
         for gate in self.gates.values():
             waiting += gate.drop(lambda parcel: parcel.run is run)
         for parcel in waiting:
-            self.brain.prefixes.ended(parcel, answered=False)
+            self.brain.prefixes.failed(parcel)
             if self.retrying.pop(id(parcel), None) is not None:
                 run.retrying -= 1
             if parcel.error is not None:
@@ -148,6 +148,8 @@ class Calls:
         for gate in self.gates.values():
             while (parcel := gate.pop(self.brain.now)) is not None:
                 parcel.attempt += 1
+                if parcel.attempt == 1:
+                    parcel.since = self.brain.now
                 if parcel.run.store is not None:
                     self.brain.journaling.intend(parcel)
                 else:
@@ -185,9 +187,9 @@ class Calls:
         else:
             gate.lost()
         if ok:
-            self.brain.prefixes.ended(parcel, answered=True)
+            self.brain.prefixes.answered(parcel)
         if run.ended is not None or all(run.state[i] >= OPEN for i in parcel.members):
-            self.brain.prefixes.ended(parcel, answered=False)
+            self.brain.prefixes.failed(parcel)
             if ok:  # given up, and answered all the same
                 self.brain.journaling.keep_late(parcel, value)
                 if len(parcel.members) == 1:
@@ -206,7 +208,7 @@ class Calls:
         :param parcel: the request; its run is ending.
         """
         error = Interrupted("the run was stopped")
-        self.brain.prefixes.ended(parcel, answered=False)
+        self.brain.prefixes.failed(parcel)
         self._record(parcel, False, error)
         self.brain.journaling.ended(parcel, error)
 
@@ -309,7 +311,7 @@ class Calls:
         """Handle a failed request: send it again, split it, or fail its calls."""
         run = parcel.run
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
-            self.brain.prefixes.ended(parcel, answered=False)
+            self.brain.prefixes.failed(parcel)
             self.brain.lists.refused(parcel)
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
@@ -328,6 +330,8 @@ class Calls:
             return
         parcel.throttled += isinstance(error, RateLimited)
         parcel.error = error
+        if not isinstance(error, RateLimited):  # which closes the gate for all anyway
+            self.brain.prefixes.failed(parcel)
         for i in parcel.members:
             run.state[i] = QUEUED
         self.retrying[id(parcel)] = parcel
@@ -340,7 +344,7 @@ class Calls:
         parcel.run.retrying -= 1
         alive = [i for i in parcel.members if parcel.run.state[i] < OPEN]
         if not alive:
-            self.brain.prefixes.ended(parcel, answered=False)
+            self.brain.prefixes.failed(parcel)
         else:
             parcel.ready = self.brain.now
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
@@ -361,7 +365,7 @@ class Calls:
         :param raised: the error.
         """
         error = cause_of(raised)
-        self.brain.prefixes.ended(parcel, answered=False)
+        self.brain.prefixes.failed(parcel)
         self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
             if parcel.run.state[i] < OPEN:

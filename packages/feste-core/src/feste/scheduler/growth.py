@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from feste import draw
@@ -40,7 +41,12 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
         draw.forget(scope)
     try:
         graph = _with_known(FesteGraph.of(emission.nodes, scope=scope), run.program)
-        plan = run.context.copy().run(Optimizer().run, graph, run.settings)
+        settings = run.settings
+        if settings["max_rewrites"] is not None:  # a limit for the run as a whole
+            left = max(0, settings["max_rewrites"] - run.program.rewrites)
+            settings = settings.replace(max_rewrites=left)
+        plan = run.context.copy().run(Optimizer().run, graph, settings)
+        run.program.rewrites += plan.rewrites
         check_nodes(plan.graph.nodes.values(), run.settings)
         program = Program(plan.graph, graph.nodes)
     except FesteError as error:
@@ -82,10 +88,11 @@ class Growth:
         if lost is not None:
             self.brain.lifecycle.fail(run, i, lost)
             return
-        position = self._merge(run, program, needed, run.program.rank[i])
+        position, fresh = self._merge(run, program, needed, run.program.rank[i])
         wanted = [position[j] for j in program.outputs]
         if self._needs(run, wanted, i):
             key = run.program.nodes[i].key
+            self._start(run, fresh)
             self.brain.lifecycle.fail(
                 run, i, GraphError(f"a cycle: {key} returned a node that needs {key}")
             )
@@ -107,7 +114,11 @@ class Growth:
                 continue
             main.consumers[d].append(i)
             run.pending[i] += 1
+        # only now: a node whose value is known ends at once, and would not be held for this one
+        self._start(run, fresh)
         failed = next((d for d in wanted if d in run.errors), None)
+        if run.state[i] != WAITING:
+            return
         if failed is not None:
             self.brain.lifecycle.poison(run, failed, run.errors[failed])
         elif not run.pending[i]:
@@ -117,8 +128,13 @@ class Growth:
         run.state[i] = READY
         self.brain.dispatcher.push(run, QUICK, run.program.rank[i], i)
 
-    def _merge(self, run: Run, part: Program, needed: set[int], rank: int) -> list[int]:
-        """Append a program to the run's; return the position of each of its nodes there."""
+    def _merge(
+        self, run: Run, part: Program, needed: set[int], rank: int
+    ) -> tuple[list[int], list[int]]:
+        """Append a program to the run's.
+
+        :returns: the position of each of its nodes there, and the positions of those that are new.
+        """
         main = run.program
         position: list[int] = []
         fresh: list[int] = []
@@ -140,14 +156,16 @@ class Growth:
             run.gatherings.update((i, gathering) for i in new)
         for j in joining & part.prefixes.keys():
             run.prefixes[position[j]] = part.prefixes[j]
-        for j in fresh:
-            i = position[j]
-            failed = next((d for d in main.deps[i] if d in run.errors), None)
+        return position, [position[j] for j in fresh]
+
+    def _start(self, run: Run, fresh: Sequence[int]) -> None:
+        """Start those new nodes that wait for nothing, and end those that need a failed one."""
+        for i in fresh:
+            failed = next((d for d in run.program.deps[i] if d in run.errors), None)
             if failed is not None and run.state[i] < OPEN:
                 self.brain.lifecycle.poison(run, failed, run.errors[failed])
             elif not run.pending[i] and run.state[i] == WAITING:
                 self.brain.lifecycle.ready(run, i)
-        return position
 
     def _needed(self, run: Run, part: Program) -> set[int]:
         """Return the nodes that the outputs need, without the inputs of nodes the run still has."""

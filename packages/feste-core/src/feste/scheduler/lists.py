@@ -13,7 +13,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response
-from feste.errors import CallError, CountMismatch
+from feste.errors import CallError, CountMismatch, MalformedResponse
 from feste.scheduler.batcher import Gathering, Packed, Taken, pack_requests, unpack_response
 from feste.scheduler.calls import cause_of
 from feste.scheduler.executor import QUICK, PyTask
@@ -132,19 +132,22 @@ class Lists:
             return
         self.brain.journaling.ended(parcel, cause_of(value), task.args[2])
         if isinstance(cause_of(value), CountMismatch):
-            # answers cannot be matched to calls: treat this server as taking no lists
-            self._learn(parcel, Taken(items=1, size=0))
+            # answers cannot be matched to calls: treat this server as taking no lists, or no lists
+            # with several answers to each prompt
+            several = parcel.request.samples > 1
+            self._learn(parcel, Taken(draws=1) if several else Taken(items=1, size=0))
             self.settled(parcel, taken=False)
             self._send_singly(run, self._waiting(parcel))
         else:
-            self.brain.calls.fail_members(parcel, value)
+            self.brain.calls.fail_members(parcel, cause_of(value, MalformedResponse))
 
     def _deliver(self, parcel: Parcel, outcomes: Sequence[Response | CallError]) -> None:
         """Give each call its outcome; answers to one prompt that did not come are asked for singly."""
         missing = [isinstance(outcome, CountMismatch) for outcome in outcomes]
         self.brain.calls.deliver(parcel, outcomes)
         if any(missing):
-            self._learn(parcel, Taken(draws=1))
+            if missing.count(False) == parcel.items:  # one for each prompt: it does not know `n`
+                self._learn(parcel, Taken(draws=1))
             self._send_singly(parcel.run, self._waiting(parcel, missing))
 
     # --- refused lists ----------------------------------------------------------------------------

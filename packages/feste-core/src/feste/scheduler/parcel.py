@@ -86,6 +86,7 @@ class Parcel:
         self.request = request
         self.gate = gate
         self.ready = now
+        #: When its first attempt was admitted.
         self.since = now
         self.sent = now
         self.attempt = 0

@@ -2,7 +2,8 @@
 
 A provider's prompt cache serves a prefix only some time after the request that wrote it. Of the
 requests that share one, the first that reaches its gate leads; the others are held until its answer
-is there and the cache has had its time. If it fails, the next one leads.
+is there and the cache has had its time. If an attempt of it fails, the next one leads; after three
+failures in a row nobody waits any more, since the fault is not in one request.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Prefixes"]
 
-#: How many prefixes are remembered over runs.
+#: How many prefixes are remembered over runs, besides those in use.
 _MOST = 1024
+#: After so many failures in a row the requests of a prefix no longer wait for each other.
+_TRIES = 3
 
 
 class _Warmth:
     """Whether a provider has a prefix in its cache, as far as is known here."""
 
-    __slots__ = ("held", "leader", "used", "warm")
+    __slots__ = ("failures", "held", "leader", "used", "warm")
 
     def __init__(self) -> None:
         #: The request that is writing the prefix, or None.
@@ -35,6 +38,7 @@ class _Warmth:
         #: When the prefix can be read, and when it was last used, on the brain's clock.
         self.warm = float("inf")
         self.used = float("-inf")
+        self.failures = 0
         self.held: list[Parcel] = []
 
     def is_warm(self, prefix: Prefix, now: float) -> bool:
@@ -50,45 +54,55 @@ class Prefixes:
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
         self._warmths: dict[Hashable, _Warmth] = {}
-        #: The prefixes that each request in flight leads.
-        self._leading: dict[int, list[tuple[Prefix, _Warmth]]] = {}
+        self._prune_at = _MOST
+        #: What each request in flight leads.
+        self._leading: dict[int, list[_Warmth]] = {}
 
     def holds(self, parcel: Parcel) -> bool:
         """Return whether a request must wait; if not, it leads those prefixes that are not cached.
 
         :param parcel: the request, on its way to its gate.
         """
-        prefixes = parcel.run.prefixes.get(parcel.members[0])
-        if not prefixes:
-            return False
         cold = []
-        for prefix in (p for p in prefixes if p.waits):
+        for prefix in self._prefixes(parcel):
             warmth = self._warmth(parcel, prefix)
             if warmth.is_warm(prefix, self.brain.now):
                 warmth.used = self.brain.now
-            elif warmth.leader is None:
-                cold.append((prefix, warmth))
-            else:
+            elif warmth.leader is not None:
                 warmth.held.append(parcel)
                 return True
-        for _, warmth in cold:
+            elif warmth.failures < _TRIES:
+                cold.append(warmth)
+        for warmth in cold:
             warmth.leader = parcel
         if cold:
             self._leading[id(parcel)] = cold
         return False
 
-    def ended(self, parcel: Parcel, answered: bool) -> None:
-        """Let go on what waited for a request.
+    def answered(self, parcel: Parcel) -> None:
+        """Let go on what waited for a request, as soon as the prefixes that it wrote can be read.
 
-        :param parcel: the request, answered or given up.
-        :param answered: whether it was answered, so that its prefixes were written.
+        :param parcel: the request.
         """
-        for prefix, warmth in self._leading.pop(id(parcel), ()):
-            if answered:
-                warmth.warm, warmth.used = self.brain.now + prefix.lag, self.brain.now + prefix.lag
-                self.brain.later(prefix.lag, partial(self._release, warmth))
-            else:
-                self._release(warmth, self.brain.now)
+        now = self.brain.now
+        self._leading.pop(id(parcel), None)
+        for prefix in self._prefixes(parcel):
+            warmth = self._warmth(parcel, prefix)
+            warmth.failures = 0
+            coming = now < warmth.warm < float("inf")  # another answer wrote it just before
+            if not coming and not warmth.is_warm(prefix, now):
+                warmth.warm = warmth.used = now + prefix.lag
+                warmth.leader = parcel  # nobody else needs to write it
+                self.brain.later(prefix.lag, partial(self._release, warmth, parcel))
+
+    def failed(self, parcel: Parcel) -> None:
+        """Let another request lead, since an attempt failed, or the request is given up.
+
+        :param parcel: the request.
+        """
+        for warmth in self._leading.pop(id(parcel), ()):
+            warmth.failures += 1
+            self._release(warmth, parcel, self.brain.now)
 
     def drop(self, run: Run) -> None:
         """Forget the requests of a stopping run that are held.
@@ -96,26 +110,34 @@ class Prefixes:
         :param run: the run.
         """
         for warmth in self._warmths.values():
-            warmth.held = [parcel for parcel in warmth.held if parcel.run is not run]
+            if warmth.held:
+                warmth.held = [parcel for parcel in warmth.held if parcel.run is not run]
 
-    def _release(self, warmth: _Warmth, now: float) -> None:
+    def _release(self, warmth: _Warmth, leader: Parcel, now: float) -> None:
+        if warmth.leader is not leader:
+            return  # another one has answered meanwhile
         warmth.leader = None
         held, warmth.held = warmth.held, []
         for parcel in held:
             self.brain.calls.enter(parcel)
 
+    def _prefixes(self, parcel: Parcel) -> list[Prefix]:
+        """Return the prefixes of a request for which it waits."""
+        return [p for p in parcel.run.prefixes.get(parcel.members[0], ()) if p.waits]
+
     def _warmth(self, parcel: Parcel, prefix: Prefix) -> _Warmth:
-        name = (
-            parcel.request.endpoint,
-            parcel.request.account,
-            parcel.request.model,
-            prefix.digest,
-        )
+        request = parcel.request
+        name = (request.endpoint, request.account, request.model, prefix.digest)
         known = self._warmths.get(name)
         if known is None:
-            if len(self._warmths) >= _MOST:
-                idle = [n for n, w in self._warmths.items() if w.leader is None and not w.held]
-                for old in idle[: _MOST // 2]:  # the oldest
-                    del self._warmths[old]
+            if len(self._warmths) >= self._prune_at:
+                self._prune()
             known = self._warmths[name] = _Warmth()
         return known
+
+    def _prune(self) -> None:
+        """Forget the oldest prefixes that nobody uses; more rarely the more are in use."""
+        idle = [n for n, w in self._warmths.items() if w.leader is None and not w.held]
+        for name in idle[: max(0, len(idle) - _MOST // 2)]:
+            del self._warmths[name]
+        self._prune_at = max(_MOST, 2 * len(self._warmths))

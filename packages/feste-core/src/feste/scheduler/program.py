@@ -18,6 +18,7 @@ class Program:
 
     :param graph: the optimized graph.
     :param before: the nodes as the user made them, by key; they receive the values.
+    :param rewrites: how many rewrites the optimizer has made.
     :raises GraphError: if the graph has a cycle or lacks an input; the message names the keys.
     """
 
@@ -32,9 +33,13 @@ class Program:
         "outputs",
         "prefixes",
         "rank",
+        "rewrites",
     )
 
-    def __init__(self, graph: FesteGraph, before: Mapping[str, Node] | None = None) -> None:
+    def __init__(
+        self, graph: FesteGraph, before: Mapping[str, Node] | None = None, rewrites: int = 0
+    ) -> None:
+        self.rewrites = rewrites
         self.nodes: list[Node] = list(graph.nodes.values())
         #: The position of each node; a merged node has the position of the node that replaces it.
         self.index: dict[str, int] = {key: i for i, key in enumerate(graph.nodes)}

@@ -123,7 +123,7 @@ def traced(
         return _FAKE.answer(request)
 
     clock.answer, clock.task_seconds = answer, task_seconds
-    run = Run(Program(plan.graph, plan.before.nodes), chosen, clock.hands)
+    run = Run(Program(plan.graph, plan.before.nodes, plan.rewrites), chosen, clock.hands)
     clock.tell(0.0, ("submit", run))
     clock.drive()
     if run.failure is not None:

@@ -36,12 +36,14 @@ class Text(NamedTuple):
     :param parts: the known parts; the last one may be the beginning of a part only.
     :param whole: how many of them are whole.
     :param node: the call.
+    :param draws: the keys of the calls that are answers to its prompt: its own first.
     :param tokens: the tokens of its request, with those beyond the known text.
     """
 
     parts: tuple[str, ...]
     whole: int
     node: Node
+    draws: tuple[str, ...]
     tokens: int
 
 
@@ -67,8 +69,7 @@ class PrefixOptimization:
     """Plan the use of the provider's prompt cache, where the backend's profile knows one.
 
     Only metadata and the order of sending change. Which call goes first is decided as they come, so
-    calls that become ready at different times are no obstacle, and a call that fails does not hold
-    up the others.
+    calls that become ready at different times are no obstacle; if one fails, another one goes first.
     """
 
     name = "prefix"
@@ -88,7 +89,9 @@ class PrefixOptimization:
             for shared in _worthwhile(texts, cache):
                 prefix = _prefix(cache, texts, shared, cx.settings["objective"])
                 useful = prefix.waits or prefix.whole or prefix.keyed
-                if useful and cx.allow():
+                if useful and not cx.allow():
+                    continue
+                if useful:
                     found.append(prefix)
                 members = [text.node for text in texts[shared.first : shared.last]]
                 if prefix.waits:
@@ -109,7 +112,8 @@ class PrefixOptimization:
 
 def _caches(graph: FesteGraph, cx: PassContext) -> list[tuple[PromptCache, list[Text]]]:
     """Return the sorted texts of the calls that use one prompt cache."""
-    later = {m for batch in graph.batches for equal in batch.draws for m in equal[1:]}
+    equal = {e[0]: e for batch in graph.batches for e in batch.draws}
+    later = {m for draws in equal.values() for m in draws[1:]}
     found: dict[Hashable, tuple[PromptCache, list[Text]]] = {}
     for node in graph.calls():
         call = node.call
@@ -119,7 +123,7 @@ def _caches(graph: FesteGraph, cx: PassContext) -> list[tuple[PromptCache, list[
         cache = call.client.profile(model).prompt_cache
         if cache is None:
             continue
-        text = _text(graph, node, cx)
+        text = _text(graph, node, equal.get(node.key, (node.key,)), cx)
         if text is not None:
             same = (rules.operation(node), model)
             found.setdefault(same, (cache, []))[1].append(text)
@@ -128,7 +132,7 @@ def _caches(graph: FesteGraph, cx: PassContext) -> list[tuple[PromptCache, list[
     return list(found.values())
 
 
-def _text(graph: FesteGraph, node: Node, cx: PassContext) -> Text | None:
+def _text(graph: FesteGraph, node: Node, draws: tuple[str, ...], cx: PassContext) -> Text | None:
     call = node.call
     assert call is not None and call.operation.prefix is not None
     request = cx.sketches.of(graph, node).request
@@ -138,8 +142,8 @@ def _text(graph: FesteGraph, node: Node, cx: PassContext) -> Text | None:
     for whole, part in enumerate(parts):
         if HOLE in part:
             known = (*parts[:whole], part.partition(HOLE)[0])
-            return Text(known, whole, node, request.tokens)
-    return Text(tuple(parts), len(parts), node, request.tokens)
+            return Text(known, whole, node, draws, request.tokens)
+    return Text(tuple(parts), len(parts), node, draws, request.tokens)
 
 
 def _worthwhile(texts: Sequence[Text], cache: PromptCache) -> Iterator[Shared]:
@@ -225,7 +229,7 @@ def _prefix(cache: PromptCache, texts: Sequence[Text], shared: Shared, objective
         if left <= 0:
             break
     return Prefix(
-        tuple(text.node.key for text in texts[shared.first : shared.last]),
+        tuple(key for text in texts[shared.first : shared.last] for key in text.draws),
         digest.hexdigest(),
         _tokens(shared.length),
         whole=shared.whole if cache.breakpoints else 0,
