@@ -3,7 +3,7 @@
 from feste.testing.backend_contract import BackendContract
 from feste.testing.fake_backend import FakeBackend, FakeParams
 from feste.testing.fresh import fresh_draws
-from feste.testing.random_graphs import Example, random_graph
+from feste.testing.random_graphs import random_graph
 from feste.testing.sim_server import (
     Billed,
     Fault,
@@ -12,6 +12,7 @@ from feste.testing.sim_server import (
     SimServer,
 )
 from feste.testing.soundness import differences
+from feste.testing.traces import Example
 from feste.testing.virtual_clock import VirtualClock
 
 __all__ = [

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import feste
@@ -19,33 +18,9 @@ from feste.backend import Limits, Reply
 from feste.prompt import ChatPrompt, Prompt
 from feste.testing.fake_backend import FakeBackend, FakeParams
 from feste.testing.odd_backend import OddBackend
+from feste.testing.traces import POISON, Effects, Example
 
-__all__ = ["POISON", "Effects", "Example", "random_graph"]
-
-POISON = "poison"
-"""A text that a simulated provider refuses; a list that holds it is refused as a whole."""
-
-
-class Effects:
-    """What tasks did: pairs of a task's mark and what it saw. Tasks get it by reference."""
-
-    def __init__(self) -> None:
-        self.entries: list[tuple[Any, str]] = []
-
-
-@dataclass
-class Example:
-    """A program to run with and without optimizations.
-
-    :param wanted: what is computed: nodes, and containers of them.
-    :param unneeded: nodes that are in the graph, though nothing wanted needs them.
-    :param effects: what its tasks did so far.
-    """
-
-    wanted: Any
-    unneeded: Any = ()
-    effects: Effects = field(default_factory=Effects)
-
+__all__ = ["random_graph"]
 
 # --- tasks and prompts ----------------------------------------------------------------------------
 

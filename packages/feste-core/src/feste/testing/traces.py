@@ -21,11 +21,22 @@ from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 from feste.testing.fake_backend import FakeBackend
 from feste.testing.fresh import fresh_draws
-from feste.testing.random_graphs import POISON, Example
 from feste.testing.virtual_clock import VirtualClock
 
-__all__ = ["Asked", "Label", "Logical", "Trace", "logical_calls", "traced"]
+__all__ = [
+    "POISON",
+    "Asked",
+    "Effects",
+    "Example",
+    "Label",
+    "Logical",
+    "Trace",
+    "logical_calls",
+    "traced",
+]
 
+POISON = "poison"
+"""A text that a simulated provider refuses; a list that holds it is refused as a whole."""
 Label = tuple[str, int]
 """Identifies a node in all runs of a program: its scope, and its place there in creation order."""
 Logical = tuple[str, str, Draw]
@@ -33,6 +44,27 @@ Logical = tuple[str, str, Draw]
 
 _KEY = re.compile(r"\b([\w.]+)-[0-9a-f]{8}-\d+")
 _FAKE = FakeBackend()
+
+
+class Effects:
+    """What tasks did: pairs of a task's mark and what it saw. Tasks get it by reference."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[Any, str]] = []
+
+
+@dataclass
+class Example:
+    """A program to run with and without optimizations.
+
+    :param wanted: what is computed: nodes, and containers of them.
+    :param unneeded: nodes that are in the graph, though nothing wanted needs them.
+    :param effects: what its tasks did so far.
+    """
+
+    wanted: Any
+    unneeded: Any = ()
+    effects: Effects = field(default_factory=Effects)
 
 
 class Asked(NamedTuple):
