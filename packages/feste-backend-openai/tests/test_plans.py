@@ -126,7 +126,23 @@ def test_servers_that_do_not_know_n_are_noticed(choices: str) -> None:
 
     assert len(set(first)) == len(set(second)) == 5
     assert before == {"one": 5, "refuse": 6, "duplicated": 2, "shuffled": 1}[choices]
-    assert later == ([5] if choices == "shuffled" else [1] * 5)
+    # one answer for each prompt shows that it does not know `n`; fewer than asked may be a mishap
+    asked = {"one": [1] * 5, "refuse": [1] * 5, "duplicated": [1, 5], "shuffled": [5]}
+    assert sorted(later) == asked[choices]
+
+
+@pytest.mark.parametrize("choices", ["one", "refuse"])
+def test_lists_go_on_at_servers_that_do_not_know_n(choices: str) -> None:
+    """Two prompts, three draws of each: the server is then asked for lists of single answers."""
+    with SimServer(WIRE, wire_options={"choices": choices}) as server:
+        llm = backend(server)
+        (first,) = feste.compute([llm.complete(f"say {i % 2}") for i in range(6)])
+        server.reset()
+        (second,) = feste.compute([llm.complete(f"tell {i % 2}") for i in range(6)])
+        asked = [(len(r.body["prompt"]), r.body.get("n", 1)) for r in server.requests()]
+
+    assert len(set(first)) == len(set(second)) == 6
+    assert asked == [(6, 1)]
 
 
 def test_draws_with_a_parameter_of_one_request_stay_single(server: SimServer) -> None:

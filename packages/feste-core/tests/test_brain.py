@@ -589,3 +589,22 @@ def test_a_run_counts_what_waits_for_its_time() -> None:
     assert 0 < max(retrying for retrying, _ in seen) <= 3
     assert 51.0 < seen[-1][1] < 60.0
     assert run.retrying == 0
+
+
+def test_waiting_for_a_place_is_no_attempt() -> None:
+    """A call that waited long to be sent at all is tried again like any other."""
+    llm = FakeBackend(limits=Limits(concurrency=1))
+    failed: set[str] = set()
+
+    def answer(request: Request) -> Response:
+        text = request.body["messages"][0]["content"]
+        if text == "39" and text not in failed:
+            failed.add(text)
+            raise ServerError("one hiccup")
+        return llm.answer(request)
+
+    clock = VirtualClock(answer, request_seconds=lambda request: 60.0)
+    values = clock.compute([llm.chat(str(i)) for i in range(40)])
+
+    assert clock.now > 1800 and failed == {"39"}
+    assert not any(isinstance(value, Exception) for value in values)

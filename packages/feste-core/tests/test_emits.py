@@ -24,6 +24,7 @@ from feste.errors import (
 )
 from feste.optimization import Optimizer
 from feste.plugins import registry
+from feste.prompt import Prompt
 from feste.scheduler.driver import driver
 from feste.testing import FakeBackend, FakeParams, fresh_draws
 
@@ -543,3 +544,53 @@ def test_the_same_program_gives_equal_answers_with_and_without_optimizing() -> N
 
     assert program() == program(optimize=False) == program(optimize={"batch": False})
     assert isinstance(ask("x"), FesteDelayed)
+
+
+# --- returned nodes whose values are known ----------------------------------------------------------
+
+
+def test_a_returned_node_that_has_its_answer_already() -> None:
+    """It ends at once as it joins the run, and is held for the task all the same."""
+    backend = FakeBackend()
+    chat = backend.chat("c")
+    known = chat.compute()
+
+    @feste.task
+    def undeclared(key: int) -> Any:
+        return [chat, "x"]
+
+    @feste.task(emits=True)
+    def declared(key: int) -> Any:
+        return {"it": chat, "too": Prompt("Hello {{ x }}")(x=key)}
+
+    assert feste.compute(undeclared(1)) == ([known, "x"],)
+    assert feste.compute(declared(2)) == ({"it": known, "too": "Hello 2"},)
+    assert backend.complete(declared(3)["too"]).compute()
+    assert len(backend.requests) == 2
+
+
+def test_a_returned_prompt_of_constants() -> None:
+    """It is rendered when the returned nodes are optimized, so its value is known from the start."""
+
+    @feste.task
+    def greet(name: str) -> Any:
+        return Prompt("Hello {{ x }}")(x=name)
+
+    assert feste.compute(greet("Ada")) == ("Hello Ada",)
+
+
+def test_going_on_after_a_failure_keeps_the_answers_that_were_there() -> None:
+    """Of three returned calls one failed; the second run has the two others, and asks once more."""
+    backend = FakeBackend(fail={"bad": InvalidRequest("no")})
+
+    @feste.task(emits=True)
+    def three() -> Any:
+        return [backend.chat("one"), backend.chat("bad"), backend.chat("two")]
+
+    node = three()
+    with pytest.raises(RunFailed):
+        node.compute()
+    backend.fail.clear()
+    values = node.compute()
+
+    assert None not in values and len(set(values)) == 3

@@ -717,3 +717,15 @@ def test_values_of_eager_mode_can_be_analyzed() -> None:
     report = report_of(FakeBackend().chat("Hi"))
 
     assert feste.explain("a value", analyze=report).calls == 0
+
+
+def test_a_plan_stays_as_it_was_made() -> None:
+    """Printed after the run, it tells the same as before."""
+    llm = FakeBackend()
+    node = llm.chat(ask(x=llm.chat("Hi")))
+    early, late = feste.explain(node), feste.explain(node)
+    before = str(early)
+    node.compute()
+
+    assert str(late) == before
+    assert "CRITICAL PATH  2 requests deep" in before

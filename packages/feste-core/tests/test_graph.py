@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 import random
 import threading
@@ -489,3 +490,20 @@ def test_params_with_lazy_fields_reach_the_request() -> None:
     dask.get(dict(graph_of(node)), node.key)
 
     assert [r.body["max_tokens"] for r in llm.requests] == [5]
+
+
+def test_merges_in_a_row_name_the_last_one() -> None:
+    """A chain of merges is resolved as it is made; one that goes round is refused."""
+    llm = FakeBackend()
+    nodes = [llm.embed(str(i)) for i in range(5)]
+    keys = [n.key for n in nodes]
+    graph = graph_of(*nodes)
+    chain = graph.merged(dict(itertools.pairwise(keys)))
+
+    assert dict(chain.aliases) == dict.fromkeys(keys[:-1], keys[-1])
+    assert chain.wanted() == [keys[-1]] * 5
+    again = graph.merged({keys[0]: keys[1]}).merged({keys[1]: keys[2]})
+    assert again.resolve(keys[0]) == keys[2]
+    for wrong in ({keys[0]: keys[1], keys[1]: keys[0]}, {keys[0]: keys[1], keys[1]: keys[1]}):
+        with pytest.raises(GraphError, match="cannot be merged"):
+            graph.merged(wrong)

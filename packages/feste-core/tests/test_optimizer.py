@@ -536,3 +536,19 @@ def test_a_strict_failure_inside_an_emission_fails_the_node(install: Any) -> Non
         feste.compute(emit(), strict=True)
 
     assert "not this one" in str(caught.value)
+
+
+@pytest.mark.parametrize(("most", "requests"), [(0, 9), (1, 8), (4, 5), (100, 3)])
+def test_the_limit_of_rewrites_is_one_for_the_run(most: int, requests: int) -> None:
+    """What tasks return is optimized with what is left of it: so halving finds one rewrite."""
+    llm = FakeBackend()
+
+    @feste.task(emits=True)
+    def emit(before: Any) -> Any:
+        return [llm.embed("same") for _ in range(3)]
+
+    first = [llm.embed("same") for _ in range(3)]
+    node: Any = emit(emit(first))
+    feste.compute(first, node, max_rewrites=most, optimize={"batch": False}, keep="none")
+
+    assert sum(r.items for r in llm.requests) == requests

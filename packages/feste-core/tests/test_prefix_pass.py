@@ -62,6 +62,16 @@ def test_calls_with_a_long_common_beginning_are_found() -> None:
     assert any("64 calls of chat begin with the same ~4,252 tokens" in text for text in remarks)
 
 
+def test_tokens_are_counted_in_bytes_as_in_requests() -> None:
+    """A text of two-byte letters has twice the tokens of its length."""
+    (latin,), (cyrillic,) = (
+        prefixes([ask(caching(), str(i), shared=letter * 8000) for i in range(9)])
+        for letter in "aж"
+    )
+
+    assert (latin.tokens, cyrillic.tokens) == (2002, 4002)
+
+
 def test_equal_prefixes_have_equal_digests_in_every_run() -> None:
     """The digest is of the text: it names the prefix for the provider, today and tomorrow."""
     first, second = ([ask(caching(), f"{n} {i}") for i in range(4)] for n in "ab")
@@ -157,9 +167,7 @@ def test_other_models_have_other_caches() -> None:
 def test_a_cut_off_pass_says_only_what_it_did() -> None:
     """With no rewrite left there is no prefix, and no remark on one."""
     nodes = [ask(caching(), f"question {i}") for i in range(8)]
-    (report,) = (
-        p for p in feste.explain(nodes, max_rewrites=0).plan.passes if p.name == "prefix"
-    )
+    (report,) = (p for p in feste.explain(nodes, max_rewrites=0).plan.passes if p.name == "prefix")
 
     assert (report.changed, report.remarks) == (0, [])
 
@@ -277,7 +285,9 @@ def test_forgotten_prefixes() -> None:
     llm = caching(replace(CACHE, minimum=1))
     clock = VirtualClock(llm.answer)
     for part in range(4):
-        clock.compute([ask(llm, f"{i}", shared=f"{part} {j} " * 40) for j in range(600) for i in "ab"])
+        clock.compute(
+            [ask(llm, f"{i}", shared=f"{part} {j} " * 40) for j in range(600) for i in "ab"]
+        )
 
     assert len(clock.brain.prefixes._warmths) <= 2 * 1024
     assert clock.peak > 1

@@ -137,7 +137,7 @@ def text_bytes(value: Any) -> int:
     5
     """
     if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
+        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, (list, tuple)):
         return sum(map(text_bytes, value))
     return sum(map(text_bytes, value.values())) if isinstance(value, Mapping) else 0

@@ -218,7 +218,12 @@ class VirtualClock:
         chosen = context.settings(**settings)
         graph, _, _ = FesteGraph.collect(*args)
         plan = Optimizer().run(graph, chosen)
-        return Run(Program(plan.graph, plan.before.nodes, plan.rewrites), chosen, self.hands, answers_of(chosen))
+        return Run(
+            Program(plan.graph, plan.before.nodes, plan.rewrites),
+            chosen,
+            self.hands,
+            answers_of(chosen),
+        )
 
     def compute(self, *args: Any, **settings: Any) -> list[Any]:
         """Run some arguments to the end; return a value or an error for each node in them.

@@ -52,6 +52,8 @@ class Estimates:
     def __init__(self, graph: FesteGraph, sketches: Sketches) -> None:
         self.graph = graph
         self.paths = Paths(graph)
+        #: The keys of the nodes whose values are not known; a later run changes nothing here.
+        self.open = frozenset(k for k, node in graph.nodes.items() if node.value is PENDING)
         self._profiles = Profiles()
         #: The calls that will be answered, by key.
         self.calls = count_tokens(graph, self.paths, sketches)
@@ -132,8 +134,8 @@ class Estimates:
     def _weights(self) -> list[float]:
         """The weight of each node for ranking, by position."""
         return [
-            0.0 if node.value is not PENDING else self.seconds_of(node).likely or _usual(node)
-            for node in self.graph.nodes.values()
+            (self.seconds_of(node).likely or _usual(node)) if key in self.open else 0.0
+            for key, node in self.graph.nodes.items()
         ]
 
     @property

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from feste.backend import PromptCache
-from feste.backend.request import BYTES_PER_TOKEN
+from feste.backend.request import BYTES_PER_TOKEN, text_bytes
 from feste.graph import FesteGraph, Prefix
 from feste.node import Node
 from feste.optimization import rules
@@ -55,6 +55,7 @@ class Shared:
     :param whole: how many whole parts it has.
     :param first: the first of these calls, in sorted order.
     :param last: the call after the last one.
+    :param tokens: its tokens.
     :param saved: how much of what these calls read need not be paid for.
     """
 
@@ -62,6 +63,7 @@ class Shared:
     whole: int
     first: int
     last: int
+    tokens: int = 0
     saved: float = 0.0
 
 
@@ -155,12 +157,13 @@ def _worthwhile(texts: Sequence[Text], cache: PromptCache) -> Iterator[Shared]:
     for shared in _shared(texts, cache):
         while outer and outer[-1].last <= shared.first:
             outer.pop()
-        more = _tokens(shared.length - (outer[-1].length if outer else 0))
+        tokens = _tokens(texts[shared.first], shared.length)
+        more = tokens - (outer[-1].tokens if outer else 0)
         uses = shared.last - shared.first
         saved = more * ((uses - 1) * (1 - cache.read) - (cache.write - 1))
-        if saved > 0 and _tokens(shared.length) >= cache.minimum and len(outer) < MOST_NESTED:
+        if saved > 0 and tokens >= cache.minimum and len(outer) < MOST_NESTED:
             read = sum(text.tokens for text in texts[shared.first : shared.last])
-            made = replace(shared, saved=saved / max(1, read))
+            made = replace(shared, tokens=tokens, saved=saved / max(1, read))
             outer.append(made)
             yield made
 
@@ -216,8 +219,15 @@ def _common_text(one: str, other: str) -> int:
     return low
 
 
-def _tokens(length: int) -> int:
-    return length // BYTES_PER_TOKEN
+def _tokens(text: Text, length: int) -> int:
+    """Return the tokens of the first characters of a text, counted as those of requests."""
+    counted = 0
+    for part in text.parts:
+        counted += text_bytes(part[:length])
+        length -= len(part)
+        if length <= 0:
+            break
+    return counted // BYTES_PER_TOKEN
 
 
 def _prefix(cache: PromptCache, texts: Sequence[Text], shared: Shared, objective: str) -> Prefix:
@@ -231,7 +241,7 @@ def _prefix(cache: PromptCache, texts: Sequence[Text], shared: Shared, objective
     return Prefix(
         tuple(key for text in texts[shared.first : shared.last] for key in text.draws),
         digest.hexdigest(),
-        _tokens(shared.length),
+        shared.tokens,
         whole=shared.whole if cache.breakpoints else 0,
         keyed=cache.keys,
         waits=objective == "cost" or (objective == "balanced" and shared.saved >= WORTH_WAITING),

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from feste.node import PENDING
 from feste.optimization import Plan
 from feste.optimization.analysis.estimates import Estimates
 from feste.optimization.analysis.ranges import Range, total
@@ -157,8 +156,8 @@ class Explanation:
     @property
     def growing(self) -> int:
         """The number of tasks that may return further calls (``emits=True``)."""
-        nodes = self.plan.graph.nodes.values()
-        return sum(n.op.emits and n.value is PENDING for n in nodes)
+        nodes = self.plan.graph.nodes
+        return sum(nodes[key].op.emits for key in self._estimates.open)
 
     # --- words ------------------------------------------------------------------------------------
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from feste.node import PENDING, Node
+from feste.node import Node
 from feste.optimization.analysis.estimates import Estimates
 from feste.report.naming import Places, detail_of
 from feste.wording import counted
@@ -60,7 +60,7 @@ class Tree:
     def __init__(self, estimates: Estimates) -> None:
         graph, paths = estimates.graph, estimates.paths
         nodes = list(graph.nodes.values())
-        looks = _looks(nodes, graph.wanted())
+        looks = _looks(nodes, graph.wanted(), estimates.open)
         of = _by_role(estimates, looks) or _by_look(looks)
         if len(set(of)) > MOST_ROWS:
             of = _by_look([(kind, name, where) for kind, name, _, where, *_ in looks])
@@ -99,7 +99,7 @@ class Tree:
 Look = tuple[Hashable, ...]
 
 
-def _looks(nodes: Sequence[Node], wanted: Sequence[str]) -> list[Look]:
+def _looks(nodes: Sequence[Node], wanted: Sequence[str], unknown: Container[str]) -> list[Look]:
     """Return for each node what it looks like: kind, name, detail, line, and whether it is known."""
     places, details = Places(), _cached(detail_of)
     results = set(wanted)
@@ -109,7 +109,7 @@ def _looks(nodes: Sequence[Node], wanted: Sequence[str]) -> list[Look]:
             node.op.name,
             details(node),
             places.of(node),
-            node.value is PENDING,
+            node.key in unknown,
             node.key in results,
         )
         for node in nodes
@@ -191,10 +191,10 @@ def _fill(row: GraphRow, own: Sequence[Node], estimates: Estimates, sent: dict[s
     row.slack = min(estimates.slack[node.key] for node in own)
     if requests and len(requests) < len(own):
         row.notes.append(f"in {counted(len(requests), 'request')}")
-    known = sum(node.value is not PENDING for node in own)
+    known = sum(node.key not in estimates.open for node in own)
     if known and row.kind != "data":
         which = "" if known == len(own) else f"{known:,} "
         word = "rendered before the run" if row.kind == "prompt" else "answered"
         row.notes.append(f"{which}{word}")
-    if any(node.op.emits and node.value is PENDING for node in own):
+    if any(node.op.emits and node.key in estimates.open for node in own):
         row.notes.append("may add calls")
