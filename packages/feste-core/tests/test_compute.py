@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import feste
-from feste._compute.steps import no_collection
 from feste.errors import ConfigError, FesteError, NodeError, RunFailed, UnknownName, UpstreamFailed
+from feste.garbage import no_collection
 from feste.scheduler.driver import driver
 from feste.testing import FakeBackend, FakeParams
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import feste
-from feste.backend import Limits
+from feste.backend import Limits, Profile, PromptCache
 from feste.context import settings
 from feste.graph import FesteGraph
 from feste.optimization import Optimizer, Remark
@@ -83,6 +83,25 @@ def test_prompts_that_begin_alike_need_no_advice() -> None:
     assert advice([llm.chat(prompt) for prompt in (*same, once, *few)]) == []
 
 
+def test_only_what_a_prompt_cache_could_read() -> None:
+    """Completions and tools read no prompt cache; a cache that takes only longer ones does not help."""
+    prompts = [late(today=str(i), examples=EXAMPLES, question="q") for i in range(5)]
+    narrow = FakeBackend(profile=Profile(prompt_cache=PromptCache(minimum=4096)))
+    wide = FakeBackend(profile=Profile(prompt_cache=PromptCache(minimum=2048)))
+
+    assert advice([llm.complete(p) for p in prompts], [strip(p) for p in prompts]) == []
+    assert advice([narrow.chat(p) for p in prompts]) == []
+    assert len(advice([wide.chat(p) for p in prompts])) == 1
+
+
+def test_one_template_written_many_times() -> None:
+    """A prompt made anew in each turn of a loop is the same template."""
+    source = "{{ day }}" + "long " * 2000
+    (remark,) = advice([llm.chat(Prompt(source)(day=str(i))) for i in range(3)])
+
+    assert "~2,500 tokens that 3 prompts share" in remark.text
+
+
 # --- equal draws --------------------------------------------------------------------------------------
 
 
@@ -144,6 +163,7 @@ def test_a_parameter_that_some_calls_do_not_set() -> None:
             llm.complete("a", FakeParams(max_tokens=1)),
             llm.complete(llm.chat("b"), FakeParams(max_tokens=2)),
         ),
+        lambda: tuple(llm.complete("a", FakeParams(seed=i)) for i in range(3)),
         lambda: (
             llm.complete("a", FakeParams(max_tokens=1)),
             llm.complete("b", FakeParams(max_tokens=strip("2"))),  # type: ignore[arg-type]
@@ -153,7 +173,7 @@ def test_a_parameter_that_some_calls_do_not_set() -> None:
             for i in range(2)
         ),
     ],
-    ids=["equal", "two differ", "no lists", "other times", "unknown", "one item"],
+    ids=["equal", "two differ", "no lists", "other times", "seeds", "unknown", "one item"],
 )
 def test_where_one_parameter_is_not_the_reason(pair: Any) -> None:
     """No advice where it would not help."""

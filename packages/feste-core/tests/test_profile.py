@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -276,3 +277,26 @@ def calc_price(usage, *_, genai_request_timestamp, **__):
 """)
 
     assert fresh(ASK, tmp_path)[0] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Price(input="0.25"),  # type: ignore[arg-type]
+        lambda: Price(input=-1.0),
+        lambda: Price(input=math.nan),
+        lambda: Price(input=1.0, cached=True),
+        lambda: Latency(base=-5),
+        lambda: Latency(base="a"),  # type: ignore[arg-type]
+        lambda: Latency(base=math.inf),
+        lambda: PromptCache(read="x"),  # type: ignore[arg-type]
+        lambda: PromptCache(minimum=1.5),  # type: ignore[arg-type]
+        lambda: PromptCache(keys=1),  # type: ignore[arg-type]
+        lambda: Profile(max_draws=True),
+        lambda: Profile(max_draws=0),
+    ],
+)
+def test_what_is_no_figure_is_an_error_at_once(make: Any) -> None:
+    """A wrong number would make wrong plans; the error names the field."""
+    with pytest.raises(ConfigError, match=r"\(\w+="):
+        make()

@@ -145,6 +145,15 @@ def _optimize(value: Any) -> Any:
     raise ValueError("expected True, False or a mapping of pass names to True or False")
 
 
+def _count(value: Any) -> int | None:
+    """Check a number of things: a whole number from 0, or None for no limit."""
+    if isinstance(value, str):
+        value = int(value) if value.strip() else None
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError("expected a whole number from 0, or None for no limit")
+    return value
+
+
 def _scheduler(value: Any) -> Any:
     if value is None or value == "":
         raise ValueError("expected a name, a URL, a get function or a client object")
@@ -167,7 +176,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "scheduler": Setting("local", _scheduler, "what runs the graph: a name, URL or object"),
         "optimize": Setting(True, _optimize, "optimize the graph; or passes by name: True, False"),
         "max_rewrites": Setting(
-            None, int | None, "apply only the first so many rewrites, to find one that does harm"
+            None, _count, "apply only the first so many rewrites, to find one that does harm"
         ),
         "objective": Setting(
             "balanced",

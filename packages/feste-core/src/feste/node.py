@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import os
 import secrets
@@ -342,6 +343,12 @@ def _line_of(origin: Origin | None) -> str:
     if origin is None:
         return ""
     code, offset = origin
-    positions = next(itertools.islice(code.co_positions(), offset // 2, None), None)
-    line = (positions[0] if positions else None) or code.co_firstlineno
-    return f"{code.co_filename}:{line}"
+    lines = _lines_of(code)
+    line = lines[offset // 2] if offset // 2 < len(lines) else None
+    return f"{code.co_filename}:{line or code.co_firstlineno}"
+
+
+@functools.lru_cache(maxsize=128)
+def _lines_of(code: CodeType) -> list[int | None]:
+    """Return the line of each instruction; made once, since it takes a walk through the code."""
+    return [positions[0] for positions in code.co_positions()]

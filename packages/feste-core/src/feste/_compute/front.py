@@ -13,12 +13,12 @@ from feste._compute.steps import (
     LOOK,
     make_plan,
     make_run,
-    no_collection,
     program_of,
     run_elsewhere,
     wait_for,
 )
 from feste.delayed import FesteDelayed
+from feste.garbage import no_collection
 from feste.graph import FesteGraph
 from feste.optimization import Optimizer
 from feste.report import Explanation, RunReport

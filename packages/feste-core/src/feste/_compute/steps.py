@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from feste._compute.results import Repack, make_report, put_back
@@ -19,6 +16,7 @@ from feste.errors import (
     RunFailed,
     RunInterrupted,
 )
+from feste.garbage import no_collection
 from feste.graph import FesteGraph
 from feste.lowering import Lowered, LoweredBatch
 from feste.node import PENDING, Node
@@ -37,7 +35,6 @@ __all__ = [
     "for_dask",
     "make_plan",
     "make_run",
-    "no_collection",
     "program_of",
     "run_elsewhere",
     "wait_for",
@@ -47,15 +44,11 @@ __all__ = [
 GRACE = 2.0
 #: Seconds between checks for a signal in a waiting thread.
 LOOK = 0.25
-#: Held by the thread that has paused the collector. Nobody waits for it, so a fork may copy it held.
-_collection_is_mine = threading.Lock()
 
 
 def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
     """Optimize the graph, and raise the errors that can be known before anything is sent."""
-    computed = _compute_collections(graph)
-    with no_collection():
-        plan = Optimizer().run(computed, settings)
+    plan = Optimizer().run(_compute_collections(graph), settings)
     check_nodes(plan.graph.nodes.values(), settings)
     return plan
 
@@ -87,24 +80,6 @@ def _compute_collections(graph: FesteGraph) -> FesteGraph:
 def program_of(plan: Plan) -> Program:
     with no_collection():
         return Program(plan.graph, plan.before.nodes, plan.rewrites)
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Pause Python's search for reference cycles, which takes more time than the work itself.
-
-    A plan of many nodes makes many objects that all stay, and each search looks at all of them.
-    The switch is one for all threads: whoever turns it off turns it on again, and nobody else does.
-    """
-    if not gc.isenabled() or not _collection_is_mine.acquire(blocking=False):
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        _collection_is_mine.release()
 
 
 def make_run(program: Program, settings: Settings, hands: Executor, prefix: str = "run") -> Run:

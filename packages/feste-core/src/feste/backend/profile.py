@@ -5,7 +5,9 @@ Everything here may be unknown, and stays None then: an unknown price is never t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from feste.errors import ConfigError
 
@@ -19,11 +21,15 @@ class Latency:
     :param base: seconds for any request.
     :param item: seconds for each call in it.
     :param token: seconds for each token that one answer generates.
+    :raises ConfigError: if a number is negative or none at all.
     """
 
     base: float
     item: float = 0.0
     token: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
     def seconds(self, items: int = 1, tokens: float = 0.0) -> float:
         """Return the seconds of one request.
@@ -43,14 +49,19 @@ class Price:
 
     :param input: tokens read.
     :param output: tokens generated.
-    :param cached: tokens read from the provider's prompt cache; None means as ``input``.
-    :param written: tokens written to it; None means as ``input``.
+    :param cached: tokens read from the provider's prompt cache; None means as the profile's
+        :class:`PromptCache` says, or as ``input``.
+    :param written: tokens written to it; None likewise.
+    :raises ConfigError: if a number is negative or none at all.
     """
 
     input: float
     output: float = 0.0
     cached: float | None = None
     written: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
     def dollars(
         self, input: float = 0, output: float = 0, cached: float = 0, written: float = 0
@@ -97,13 +108,11 @@ class PromptCache:
     keys: bool = False
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         if self.minimum < 1 or self.step < 1:
             raise ConfigError(
                 f"minimum and step are at least 1 token, not {self.minimum} and {self.step}"
             )
-        for name in ("write", "read", "lag", "ttl"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} cannot be negative, but is {getattr(self, name)}")
 
     def units(self, uses: int, prefix: int) -> float:
         """Return what a shared prefix costs if one request writes it and the others read it.
@@ -141,7 +150,7 @@ class Profile:
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise ConfigError(f"Profile({name}={value!r}): it takes {_example(kind)}, or None")
-        if self.max_draws is not None and self.max_draws < 1:
+        if isinstance(self.max_draws, bool) or (self.max_draws is not None and self.max_draws < 1):
             raise ConfigError(f"Profile(max_draws={self.max_draws}): it must be at least 1")
 
     @classmethod
@@ -174,3 +183,19 @@ class Profile:
 
 def _example(kind: type) -> str:
     return "a whole number" if kind is int else f"{kind.__name__}(...)"
+
+
+def _check_numbers(given: Latency | Price | PromptCache) -> None:
+    """Raise unless each field is a number from 0, of the type that it is declared with."""
+    for field in fields(given):
+        value = getattr(given, field.name)
+        kind: Any = {"int": int, "bool": bool}.get(str(field.type), (int, float))
+        if value is None and "None" in str(field.type):
+            continue
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not fits or (kind is not bool and not 0 <= value < math.inf):
+            what = {int: "a whole number", bool: "True or False"}.get(kind, "a number")
+            least = "" if kind is bool else " from 0"
+            raise ConfigError(
+                f"{type(given).__name__}({field.name}={value!r}): it must be {what}{least}"
+            )

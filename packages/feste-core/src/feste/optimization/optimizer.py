@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from feste import blocking, context
 from feste.context import Settings
 from feste.errors import PluginError, PluginWarning, UnknownName, suggest
+from feste.garbage import no_collection
 from feste.graph import FesteGraph
 from feste.optimization.analysis.sketches import Sketches
 from feste.optimization.base import (
@@ -103,6 +104,7 @@ class Optimizer:
             raise PluginError(f"two passes have the name {twice[0]!r}")
         self.passes = _ordered(given)
 
+    @no_collection()
     def run(self, graph: FesteGraph, settings: Settings | None = None) -> Plan:
         """Optimize a graph and return the plan.
 

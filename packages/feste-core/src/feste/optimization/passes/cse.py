@@ -47,7 +47,7 @@ class CommonSubexpressionOptimization:
                 sampled.setdefault(expression, []).append(node)
         for equal in sampled.values():
             if len(equal) > 1:
-                cx.missed(f"{len(equal):,} equal calls are kept apart: each is a draw", equal)
+                cx.missed(f"{len(equal):,} equal calls stay {len(equal):,} draws", equal)
         if not merged:
             return graph
         gone = [graph.nodes[key] for key in merged]

@@ -51,16 +51,25 @@ def late_constants(graph: FesteGraph) -> Iterator[Found]:
 
     :param graph: the graph.
     """
-    alike: dict[Hashable, list[Node]] = {}
-    for node in graph.nodes.values():
+    least: dict[str, int] = {}  # for each prompt the shortest prefix that its call's cache takes
+    for node in graph.calls():
+        call = node.call
+        if call is not None and call.operation.prefix is not None:
+            cache = call.client.profile(call.model(node.args)).prompt_cache
+            shortest = LONG if cache is None else cache.minimum
+            least.update((graph.resolve(dep.key), shortest) for dep in node.deps)
+    alike: dict[tuple[int, Hashable], list[Node]] = {}
+    for key in least:
+        node = graph.nodes[key]
         if rules.is_renderable(node):
             templates = node.op.templates  # type: ignore[attr-defined]
-            alike.setdefault(tuple(map(id, templates)), []).append(node)
-    for nodes in alike.values():
+            same = tuple((t.source, t.language, id(t.environment)) for t in templates)
+            alike.setdefault((least[key], same), []).append(node)
+    for (shortest, _), nodes in alike.items():
         if len(nodes) == 1:
             continue
         names, tokens = _late(nodes)
-        if tokens >= LONG:
+        if tokens >= shortest:
             yield (
                 f"{' and '.join(map(repr, names))} changes from prompt to prompt and stands before "
                 f"~{tokens:,} tokens that {len(nodes):,} prompts share: with these first, a prompt cache "
@@ -107,7 +116,9 @@ def equal_draws(graph: FesteGraph) -> Iterator[Found]:
         if rules.is_draw(node):
             equal.setdefault(rules.expression(graph, node), []).append(node)
     for nodes in equal.values():
-        first_of = {node.origin: node for node in reversed(nodes)}
+        if len({node.origin for node in nodes}) == 1:
+            continue
+        first_of = {node.where: node for node in reversed(nodes)}
         if len(first_of) > 1:
             places = list(reversed(first_of.values()))
             yield (
@@ -126,6 +137,8 @@ def almost_equal_parameters(graph: FesteGraph) -> Iterator[Found]:
     for node in graph.calls():
         call = node.call
         if call is None or not rules.takes_lists(call) or rules.is_visible(node):
+            continue
+        if not rules.may_share(node):  # a seed of one's own is no obstacle that goes away
             continue
         own = [argument for argument in node.args if isinstance(argument, Params)]
         if len(own) != 1 or rules.parameters(node) is None:
@@ -150,13 +163,18 @@ def _differ_in_one(sets: Sequence[tuple[Mapping[str, Any], list[Node]]]) -> Iter
             if len(alike) < 2:
                 continue
             nodes = [node for _, some in alike for node in some]
-            values = [repr(value) for value, _ in alike]
+            values = [repr(value) for value in sorted((v for v, _ in alike), key=_numbers_first)]
             shown = ", ".join(values[:3]) + (", ..." if len(values) > 3 else "")
             yield (
                 f"{counted(len(nodes), 'call')} of {nodes[0].op.name} could share requests if {name} were "
                 f"equal (it is {shown})",
                 [some[0] for _, some in alike],
             )
+
+
+def _numbers_first(value: Any) -> tuple[bool, float, str]:
+    is_number = isinstance(value, (int, float))
+    return (not is_number, value if is_number else 0, repr(value))
 
 
 def mixed_languages(graph: FesteGraph) -> Iterator[Found]:
@@ -178,7 +196,8 @@ def mixed_languages(graph: FesteGraph) -> Iterator[Found]:
         for other in sorted(heard - {own}):
             found.setdefault((own, other), []).append(node)
     for (own, other), nodes in found.items():
+        are = "is" if len(nodes) == 1 else "are"
         yield (
-            f"{counted(len(nodes), 'prompt')} in {own!r} are given answers to prompts in {other!r}",
+            f"{counted(len(nodes), 'prompt')} in {own!r} {are} given answers to prompts in {other!r}",
             nodes,
         )
