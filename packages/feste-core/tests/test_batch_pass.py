@@ -558,3 +558,26 @@ def test_parameters_are_compared_without_the_item() -> None:
     assert rules.parameters(other._node) is None
     assert rules.parameters(one._node) == rules.parameters(two._node)
     assert one._node.value is PENDING
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_levels_count_the_members_on_the_longest_path(seed: int) -> None:
+    """The level table of a group, against a count of all paths."""
+    rng = random.Random(seed)
+    nodes: list[Any] = [llm.complete(f"start {seed}")]
+    for _ in range(30):
+        below = rng.sample(nodes, min(len(nodes), rng.randint(1, 3)))
+        maker = rng.choice(
+            [llm.complete, lambda x: llm.complete(x, FakeParams(max_tokens=2)), same]
+        )
+        nodes.append(maker(below[0] if len(below) == 1 else joined(below)))
+    graph = batched(nodes).graph
+
+    def level(key: str, members: tuple[str, ...]) -> int:
+        below = max((level(need, members) for need in graph.dependencies(key)), default=0)
+        return below + (key in members)
+
+    assert graph.groups
+    for group in graph.groups:
+        assert group.levels == tuple(level(m, group.members) for m in group.members)
+        assert sum(group.table) == len(group.members)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from feste.graph import FesteGraph
 
@@ -30,26 +31,37 @@ def levels_of(graph: FesteGraph, groups: Sequence[Sequence[str]]) -> list[list[i
     >>> levels_of(graph, [[first.key, second.key]])
     [[1, 2]]
     """
-    order = graph.order() if any(len(keys) > 1 for keys in groups) else []
+    if all(len(keys) < 2 for keys in groups):
+        return [[1] * len(keys) for keys in groups]
+    order = {key: i for i, key in enumerate(graph.order())}
+    consumers: dict[str, list[str]] = {}
+    for key in order:
+        for need in graph.dependencies(key):
+            consumers.setdefault(need, []).append(key)
     largest = sorted(range(len(groups)), key=lambda i: -len(groups[i]))[:MOST_GROUPS]
-    exact = {i: _levels(graph, order, groups[i]) for i in largest if len(groups[i]) > 1}
+    exact = {i: _levels(order, consumers, groups[i]) for i in largest if len(groups[i]) > 1}
     return [
         [exact[i][key] for key in keys] if i in exact else [1] * len(keys)
         for i, keys in enumerate(groups)
     ]
 
 
-def _levels(graph: FesteGraph, order: Sequence[str], members: Iterable[str]) -> dict[str, int]:
-    own = set(members)
-    depth: dict[str, int] = {}  # only of nodes behind a member: the others have depth 0
-    for key in order:
-        most = 0
-        if depth:
-            most = max((depth.get(need, 0) for need in graph.dependencies(key)), default=0)
+def _levels(
+    order: Mapping[str, int], consumers: Mapping[str, Sequence[str]], members: Sequence[str]
+) -> dict[str, int]:
+    """Walk from the members to all that needs them, inputs before consumers."""
+    own = frozenset(members)
+    depth = dict.fromkeys(own, 0)
+    waiting = [(order[key], key) for key in own]
+    heapq.heapify(waiting)
+    while waiting:
+        _, key = heapq.heappop(waiting)
         if key in own:
-            most += 1
-        if most:
-            depth[key] = most
+            depth[key] += 1
+        for consumer in consumers.get(key, ()):
+            if consumer not in depth:
+                heapq.heappush(waiting, (order[consumer], consumer))
+            depth[consumer] = max(depth.get(consumer, 0), depth[key])
     return {key: depth[key] for key in own}
 
 
