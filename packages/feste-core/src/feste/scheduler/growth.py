@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from feste import draw
+from feste.context import Settings
 from feste.draw import Determinism
 from feste.errors import FesteError, GraphError
 from feste.fused import tasks_of
@@ -40,25 +41,26 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
         run.scopes.add(scope)
         draw.forget(scope)
     try:
-        graph = _with_known(FesteGraph.of(emission.nodes, scope=scope), run.program)
-        settings = run.settings
-        if settings["max_rewrites"] is not None:  # a limit for the run as a whole
-            left = max(0, settings["max_rewrites"] - run.program.rewrites)
-            settings = settings.replace(max_rewrites=left)
-        plan = run.context.copy().run(Optimizer().run, graph, settings)
+        graph = FesteGraph.of(emission.nodes, scope=scope)
+        plan = run.context.copy().run(Optimizer().run, graph, _settings(run))
         run.program.rewrites += plan.rewrites
         check_nodes(plan.graph.nodes.values(), run.settings)
-        program = Program(plan.graph, graph.nodes)
+        return Program(plan.graph, graph.nodes)
     except FesteError as error:
         return error
-    program.outputs = program.outputs[: len(emission.nodes)]
-    return program
 
 
-def _with_known(graph: FesteGraph, program: Program) -> FesteGraph:
-    """Return the graph with the nodes that the run has among its outputs: they stay as they are."""
-    known = [key for key in graph.nodes if key in program.index or key in program.inner]
-    return FesteGraph(graph.nodes, [*graph.outputs, *known]) if known else graph
+def _settings(run: Run) -> Settings:
+    """Return the run's settings as they are for nodes that a task returned.
+
+    Nothing is fused, since other nodes of the run may need any value; ``max_rewrites`` is what is
+    left of it.
+    """
+    optimize, most = run.settings["optimize"], run.settings["max_rewrites"]
+    if optimize is not False:
+        optimize = {**({} if optimize is True else optimize), "fuse": False}
+    left = None if most is None else max(0, most - run.program.rewrites)
+    return run.settings.replace(optimize=optimize, max_rewrites=left)
 
 
 class Growth:
@@ -148,7 +150,7 @@ class Growth:
             if position[j] >= 0:
                 main.index.setdefault(key, position[j])
         for j in fresh:
-            self._connect(run, position[j], [position[d] for d in part.deps[j]])
+            run.connect(position[j], [position[d] for d in part.deps[j]])
         joining = set(fresh)
         for members, fuse in part.batches:  # nodes already in the run have been started there
             new = [position[m] for m in members if m in joining]
@@ -179,14 +181,6 @@ class Growth:
                 if at is None or self._is_gone(run, at):
                     stack.extend(part.deps[j])
         return needed
-
-    def _connect(self, run: Run, i: int, deps: list[int]) -> None:
-        run.program.deps[i] = deps
-        for d in deps:
-            run.uses[d] += 1
-            run.program.consumers[d].append(i)
-            if run.state[d] not in VALUED:
-                run.pending[i] += 1
 
     def _is_gone(self, run: Run, i: int) -> bool:
         """Whether a node's value was released because nothing seemed to need it any more."""

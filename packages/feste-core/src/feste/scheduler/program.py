@@ -44,9 +44,12 @@ class Program:
         #: The position of each node; a merged node has the position of the node that replaces it.
         self.index: dict[str, int] = {key: i for i, key in enumerate(graph.nodes)}
         #: The keys of tasks that run inside fused nodes: their values are not held.
-        self.inner: set[str] = set()
-        for node in self.nodes:
-            self._note(node)
+        self.inner: set[str] = {
+            step.node.key
+            for node in self.nodes
+            if type(node.op) is Fused
+            for step in node.op.steps[:-1]
+        }
         index = self.index
         for key in graph.aliases:
             kept = index.get(graph.resolve(key))
@@ -84,16 +87,11 @@ class Program:
         """
         position = self.index[node.key] = len(self.nodes)
         self.nodes.append(node)
-        self._note(node)
         self.deps.append([])
         self.consumers.append([])
         self.rank.append(rank)
         self.keepers.append(keepers)
         return position
-
-    def _note(self, node: Node) -> None:
-        if type(node.op) is Fused:
-            self.inner.update(step.node.key for step in node.op.steps[:-1])
 
     def _ranks(self) -> list[int]:
         """Return each node's longest path to an output: nodes on the critical path go first."""

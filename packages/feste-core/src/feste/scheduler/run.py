@@ -219,6 +219,19 @@ class Run:
         self._reserve(node)
         return position
 
+    def connect(self, i: int, deps: list[int]) -> None:
+        """Set the inputs of a node, which has none yet.
+
+        :param i: the node's position.
+        :param deps: the positions of its inputs.
+        """
+        self.program.deps[i] = deps
+        for d in deps:
+            self.uses[d] += 1
+            self.program.consumers[d].append(i)
+            if self.state[d] not in VALUED:
+                self.pending[i] += 1
+
     def _reserve(self, node: Node) -> None:
         """Keep what a task's own calls bought in earlier sessions for the time that it runs."""
         if self.answers is None or node.op.kind != "task":
