@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import re
@@ -18,12 +19,12 @@ from hypothesis import strategies as st
 
 import feste
 from feste import context, draw
-from feste.errors import GraphError, NodeError, RunFailed, UpstreamFailed
+from feste.errors import GraphError, InvalidRequest, NodeError, RunFailed, UpstreamFailed
 from feste.fused import Fused, tasks_of, watched
 from feste.graph import FesteGraph
 from feste.optimization import FuseOptimization, Optimizer
 from feste.prompt import Prompt
-from feste.testing import FakeBackend, fresh_draws
+from feste.testing import FakeBackend, VirtualClock, fresh_draws
 
 ran: list[Any] = []
 
@@ -294,6 +295,23 @@ def test_a_lost_value_is_not_computed_twice() -> None:
     assert isinstance(caught.value.errors[0], GraphError) and ran == ["a", "b"]
 
 
+@pytest.mark.parametrize("optimize", WAYS)
+def test_returned_nodes_may_share_a_task(optimize: Any) -> None:
+    """What a task returns is not fused: what another one returns later may need any of it."""
+    shared = note("s")
+
+    @feste.task(emits=True)
+    def one() -> Any:
+        return note("a", shared)
+
+    @feste.task(emits=True)
+    def two(before: Any) -> Any:
+        return note("b", shared)
+
+    assert feste.compute(two(one()), optimize=optimize)[0] == "bs"
+    assert ran == ["s", "a", "b"]
+
+
 def test_tasks_run_where_they_say() -> None:
     """A task of another process is no step of a thread's."""
 
@@ -334,7 +352,7 @@ def test_all_values_are_kept() -> None:
 @pytest.mark.parametrize("optimize", WAYS)
 @pytest.mark.parametrize("scheduler", ["local", "process"])
 def test_errors_name_the_step(optimize: Any, scheduler: str) -> None:
-    """The error has the node and the line of the step; later ones do not run."""
+    """The error has the node and the line of the step; later ones do not run; all are counted."""
     where: Any = {"local": "thread", "process": "process"}[scheduler]
 
     @feste.task(executor=where)
@@ -350,14 +368,24 @@ def test_errors_name_the_step(optimize: Any, scheduler: str) -> None:
     with pytest.raises(RunFailed) as caught:
         feste.compute(last, optimize=optimize)
     (error,), (partial,) = caught.value.errors, caught.value.partial
-    skipped = caught.value.report.states["skipped"]
+    states = caught.value.report.states
 
     assert isinstance(error, NodeError) and isinstance(partial, UpstreamFailed)
     assert (error.node, error.origin) == (broken.key, broken._node.where)
     assert (error.cause_type, error.message) == ("ValueError", "ValueError: broken")
     assert "in bad" in error.traceback and "feste/" not in error.traceback
     assert partial.roots == (error,) and f"{last.key} was not run" in partial.message
-    assert broken.key in partial.message and ran == ["a"] and skipped >= 1
+    assert broken.key in partial.message and ran == ["a"]
+    assert states == {"done": 2, "failed": 1, "skipped": 2}
+
+
+@pytest.mark.parametrize("optimize", WAYS)
+def test_the_last_step_may_raise(optimize: Any) -> None:
+    """The report counts the steps before it as done."""
+    with pytest.raises(RunFailed) as caught:
+        feste.compute(fail(note("b", note("a"))), optimize=optimize)
+
+    assert caught.value.report.states == {"done": 2, "failed": 1}
 
 
 @pytest.mark.parametrize("optimize", WAYS)
@@ -372,11 +400,25 @@ def test_errors_of_feste_keep_their_class(optimize: Any) -> None:
     def leave(x: Any) -> Any:
         raise SystemExit(3)
 
-    for task, kind in ((nested, RunFailed), (leave, NodeError)):
+    @feste.task
+    def refuse(x: Any) -> Any:
+        raise InvalidRequest("mine")
+
+    @feste.task
+    def translate(x: Any) -> Any:
+        raise InvalidRequest("mine") from KeyError("theirs")
+
+    for task, kind, cause in (
+        (nested, RunFailed, NodeError),
+        (leave, NodeError, SystemExit),
+        (refuse, InvalidRequest, type(None)),
+        (translate, InvalidRequest, KeyError),
+    ):
         broken = task(shout("a"))
         with pytest.raises(RunFailed) as caught:
             feste.compute(shout(broken), optimize=optimize)
         assert type(caught.value.errors[0]) is kind
+        assert type(caught.value.errors[0].__cause__) is cause
         assert caught.value.errors[0].origin == broken._node.where
 
 
@@ -392,6 +434,36 @@ def test_a_step_that_computes_itself(optimize: Any) -> None:
     mine.append(again())
     with pytest.raises(RunFailed, match="waits for itself: its own task computes it"):
         feste.compute(note("b", mine[0]), optimize=optimize)
+
+
+@pytest.mark.parametrize("optimize", WAYS)
+def test_a_step_that_computes_itself_behind_another_task(optimize: Any) -> None:
+    """It is found also where the scheduler would start it together with the task before it."""
+    mine: list[Any] = []
+
+    @feste.task
+    async def later() -> str:
+        while not ready:
+            await asyncio.sleep(0)
+        return "l"
+
+    @feste.task
+    def soon() -> str:
+        ready.append(True)
+        return "s"
+
+    @feste.task
+    def again(*values: Any) -> Any:
+        ran.append("again")
+        ready.clear()
+        return note("c", mine[0]).compute(optimize=optimize) if len(ran) < 9 else "deep"
+
+    ready: list[bool] = []
+    feste.compute([shout(i) for i in range(300)], optimize=False)  # so that it is known to be quick
+    mine.append(note("b", again(shout(later()), soon())))
+    with pytest.raises(RunFailed, match="waits for itself: its own task computes it"):
+        feste.compute(note("d", mine[0]), optimize=optimize)
+    assert ran == ["again"]
 
 
 def test_arguments_are_checked_before_anything_runs() -> None:
@@ -427,7 +499,90 @@ def test_a_stopped_run_starts_no_further_step() -> None:
     with pytest.raises(RunFailed) as caught:
         feste.compute(note("b", slow()), soon(), on_error="stop")
     assert ran == []
-    assert caught.value.report.states == {"failed": 1, "not_started": 1}
+    assert caught.value.report.states == {"done": 1, "failed": 1, "not_started": 1}
+
+
+@pytest.mark.parametrize("optimize", WAYS)
+def test_nodes_that_come_after_the_stop(optimize: Any) -> None:
+    """A step that returns nodes when the run stops ends the steps behind it, too."""
+
+    @feste.task
+    def more(x: Any) -> Any:
+        return note("m", x)
+
+    seconds = {"fail": 1.0}
+    clock = VirtualClock(FakeBackend().answer, task_seconds=lambda t: seconds.get(t.name, 2.0))
+    last = shout(shout(more(shout("x"))))
+    run = clock.run(last, fail(), optimize=optimize, on_error="stop")
+    clock.tell(0.0, ("submit", run))
+    clock.drive()
+
+    assert ran == [] and run.count_states()["failed"] == 1
+    assert run.count_states()["not_started"] >= 3 - (optimize == WAYS[1])
+
+
+def test_what_follows_a_halted_node_in_its_chunk_is_not_started() -> None:
+    """Tasks that the scheduler started together stop together."""
+    ready, begun, holds = threading.Event(), threading.Event(), False
+
+    @feste.task
+    async def later() -> str:
+        while not ready.is_set():
+            await asyncio.sleep(0)
+        return "l"
+
+    @feste.task
+    def first() -> str:
+        ready.set()
+        return "f"
+
+    @feste.task
+    def held(x: str) -> str:
+        run = watched.get()
+        begun.set()
+        while holds and run is not None and not run.stopping:
+            os.sched_yield()
+        return x
+
+    @feste.task
+    async def stop() -> str:
+        while holds and not begun.is_set():
+            await asyncio.sleep(0)
+        if holds:
+            raise ValueError("stop")
+        return ""
+
+    def program() -> Any:
+        ready.clear()
+        begun.clear()
+        return note("c", note("b", held(later())), first()), stop()
+
+    for _ in range(20):  # so that these tasks are known to be quick
+        feste.compute(program())
+    ran.clear()
+    holds = True
+    with pytest.raises(RunFailed, match="ValueError: stop"):
+        feste.compute(program(), on_error="stop")
+    assert ran == []
+
+
+class Stopping:
+    stopping = True
+
+
+def test_a_halted_node_is_no_value_on_a_virtual_clock() -> None:
+    """A chain that halts goes on where it was, and what follows it in its chunk waits for it."""
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer, request_seconds=lambda r: float(len(str(r.body))))
+    token = watched.set(Stopping())
+    try:
+        for _ in range(2):  # the second time it is known that the tasks are quick
+            chain = note("b", note("a", llm.chat("a long text")))
+            (value,) = clock.compute(note("c", chain, llm.chat("x")))
+            assert re.fullmatch("cba(fake-1.*){2}", value)
+    finally:
+        watched.reset(token)
+    assert ran == ["a", "b", "c"] * 2
 
 
 # --- nodes that steps return ------------------------------------------------------------------------
@@ -495,6 +650,58 @@ def test_several_steps_may_return_nodes(optimize: Any) -> None:
     with pytest.raises(RunFailed) as caught:
         feste.compute(more(broken), optimize=optimize)
     assert caught.value.errors[0].origin == broken._node.where
+
+
+def test_a_node_is_taken_apart_once() -> None:
+    """What is left of a long chain is what it is without fusion, so its cost does not add up."""
+
+    @feste.task
+    def more(x: Any) -> Any:
+        return shout(x)
+
+    sizes = []
+    for optimize in WAYS:
+        value: Any = Prompt("{{ x }}")(x=note("x"))
+        for _ in range(40):
+            value = more(value)
+        clock = VirtualClock(FakeBackend().answer)
+        run = clock.run(value, optimize=optimize)
+        clock.tell(0.0, ("submit", run))
+        clock.drive()
+        assert run.results() == ["X"] and sum(run.gone) == len(run.gone) - 1
+        program = run.program
+        names = [node.op.name for node in program.nodes]
+        ranks = [r for r, n in zip(program.rank, names, strict=True) if n == "repack"]
+        edges = sum(map(len, program.deps))
+        sizes.append((sorted(names), sorted(ranks), edges, run.count_states()))
+        assert len(clock.brain.dispatcher.cost) <= 6
+
+    assert sizes[0] == sizes[1]
+
+
+def test_steps_that_ran_are_not_held_for_what_tasks_return() -> None:
+    """Their values are gone, also while another task may return nodes."""
+
+    @feste.task(emits=True)
+    def wait() -> str:
+        return "w"
+
+    @feste.task
+    def start() -> Any:
+        return wait()
+
+    first = note("a")
+
+    @feste.task
+    def more(x: Any) -> Any:
+        return note("m", first)
+
+    seconds = {"wait": 100.0, "start": 0.0}
+    clock = VirtualClock(FakeBackend().answer, task_seconds=lambda t: seconds.get(t.name, 10.0))
+    started, failed = clock.compute(start(), note("c", more(first)))
+
+    assert started == "w" and ran == ["a"]
+    assert isinstance(failed, UpstreamFailed) and isinstance(failed.roots[0], GraphError)
 
 
 def test_what_is_left_has_ended_for_other_runs_too() -> None:

@@ -359,6 +359,10 @@ def test_chains_run_as_one_task(client: Any) -> None:
     def fail(value: Any) -> Any:
         raise ValueError("broken")
 
+    @feste.task
+    def refuse(value: Any) -> Any:
+        raise feste.errors.InvalidRequest("refused") from KeyError("why")
+
     pids = feste.compute(again(again(here())), scheduler=client)[0]
     said = ask(again(here()))
     value = feste.compute(again(said), scheduler=client)[0]
@@ -366,9 +370,13 @@ def test_chains_run_as_one_task(client: Any) -> None:
     with pytest.raises(feste.errors.RunFailed) as caught:
         feste.compute(again(broken), scheduler=client)
     (error,) = caught.value.errors
+    with pytest.raises(feste.errors.RunFailed) as refused:
+        feste.compute(again(refuse(here())), scheduler=client)
 
     assert len(set(pids)) == 1 and pids[0] != os.getpid()
     assert value[:2] == feste.compute(said)[0] and len(set(value[:2])) == 2
     assert (type(error.__cause__), error.origin) == (ValueError, broken._node.where)
     assert "in fail" in error.traceback  # type: ignore[attr-defined]
-    assert caught.value.report.states == {"failed": 1, "skipped": 1}
+    assert caught.value.report.states == {"done": 2, "failed": 1, "skipped": 1}
+    assert type(refused.value.errors[0]) is feste.errors.InvalidRequest
+    assert type(refused.value.errors[0].__cause__) is KeyError

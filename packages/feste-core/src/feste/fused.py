@@ -1,8 +1,8 @@
 """Several Python tasks in a row as one node, so that the scheduler handles one task.
 
 Each step runs as it would run alone: with arguments of its own, in its own draw. If the steps do not
-get to their end, because one of them raises or returns nodes, the scheduler takes the node apart
-behind that step.
+get to their end, because one of them raises or returns nodes or the run stops, the scheduler takes
+the node apart: each step becomes a node of its own.
 """
 
 from __future__ import annotations
@@ -18,9 +18,20 @@ from feste.errors import FesteError
 from feste.node import Node
 from feste.packing import Slot, fresh, holds_nodes
 
-__all__ = ["Fused", "Halted", "Step", "StepFailed", "around", "fuse", "tasks_of", "watched"]
+__all__ = [
+    "PREVIOUS",
+    "Fused",
+    "Halted",
+    "Step",
+    "StepFailed",
+    "around",
+    "fuse",
+    "tasks_of",
+    "watched",
+]
 
-_PREVIOUS = -1
+#: In the sources of a step: the value of the step before.
+PREVIOUS = -1
 #: Names of more steps than this are shortened.
 _NAMED = 4
 _STRENGTH = (Determinism.EFFECT, Determinism.SAMPLE, Determinism.GREEDY, Determinism.PURE)
@@ -42,8 +53,7 @@ class Step(NamedTuple):
     """One task of a fused node.
 
     :param node: the task's own node; in another process it has no inputs.
-    :param sources: for each input its position among the inputs of the fused node; -1 is the value
-        of the step before.
+    :param sources: for each input its position among the inputs of the fused node, or ``PREVIOUS``.
     """
 
     node: Node
@@ -93,7 +103,8 @@ class StepFailed(FesteError):
     """A step of a fused node raised; the scheduler reports the step's own error instead.
 
     :param at: the position of the step.
-    :param error: the error of the step; None while it is the ``__cause__``.
+    :param error: the error of the step, whose cause is this one's too; None while the
+        ``__cause__`` is what the step raised.
     """
 
     def __init__(self, message: str = "", *, at: int = 0, error: FesteError | None = None) -> None:
@@ -110,8 +121,9 @@ class StepFailed(FesteError):
 class Fused:
     """The op of a fused node.
 
+    Its determinism class is that of the step that promises least.
+
     :param steps: the tasks in order; all run in the same place.
-    :param promised: its determinism class; None is that of the step that promises least.
     """
 
     kind = "task"
@@ -119,12 +131,12 @@ class Fused:
     once = False
     is_async = False
 
-    def __init__(self, steps: Sequence[Step], promised: Determinism | None = None) -> None:
+    def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = tuple(steps)
         last: Any = self.steps[-1].node.op
         self.executor: str = last.executor
         found = {step.node.determinism for step in self.steps}
-        self._class = promised or next(one for one in _STRENGTH if one in found)
+        self._class = next(one for one in _STRENGTH if one in found)
 
     @property
     def name(self) -> str:
@@ -174,25 +186,15 @@ class Fused:
         except BaseException as error:  # a task may raise anything, even SystemExit
             raise StepFailed(at=at) from error
 
-    def rest(self, at: int, place: int) -> Fused:
-        """Return what comes after a step; its node still stands for all steps, and has their class.
-
-        :param at: the position of the step.
-        :param place: the position among the inputs where the value of the step will be.
-        """
-        node, sources = self.steps[at + 1]
-        first = Step(node, tuple(place if s == _PREVIOUS else s for s in sources))
-        return Fused((first, *self.steps[at + 2 :]), self._class)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Fused, (self.steps, self._class))
+        return (Fused, (self.steps,))
 
     def __repr__(self) -> str:
         return f"<task {self.identity}>"
 
 
 def _inputs(step: Step, value: Any, values: Sequence[Any]) -> list[Any]:
-    return [value if s == _PREVIOUS else values[s] for s in step.sources]
+    return [value if s == PREVIOUS else values[s] for s in step.sources]
 
 
 def tasks_of(node: Node) -> list[Node]:
@@ -219,7 +221,7 @@ def fuse(chain: Sequence[Node], resolve: Callable[[str], str]) -> Node:
         for dep in node.deps:
             key = resolve(dep.key)
             if key == previous:
-                places.append(_PREVIOUS)
+                places.append(PREVIOUS)
                 continue
             if key not in inputs:
                 inputs[key] = len(nodes)
@@ -228,7 +230,7 @@ def fuse(chain: Sequence[Node], resolve: Callable[[str], str]) -> Node:
         op: Any = node.op
         if type(op) is Fused:
             for step in op.steps:
-                own = (s if s == _PREVIOUS else places[s] for s in step.sources)
+                own = (s if s == PREVIOUS else places[s] for s in step.sources)
                 steps.append(Step(step.node, tuple(own)))
         else:
             steps.append(Step(node, tuple(places)))

@@ -6,7 +6,7 @@ import heapq
 from typing import TYPE_CHECKING, Any
 
 from feste.draw import Determinism
-from feste.fused import StepFailed
+from feste.fused import Halted, StepFailed
 from feste.node import PENDING
 from feste.scheduler.calls import prepare_request
 from feste.scheduler.emission import Emission
@@ -220,12 +220,15 @@ class Dispatcher:
             run.spans.append((lane, task.key, begun - run.started, end, waited, ok))
         if type(value) is StepFailed and value.error is not None:
             step = self.brain.lifecycle.take_apart(run, task.index, value.at)
-            value.error.__cause__ = value.error.__cause__ or value.__cause__
+            value.error.__cause__ = value.__cause__  # which does not travel with it
             self.brain.lifecycle.fail(run, step, value.error)
         elif not ok:
             self.brain.lifecycle.fail(run, task.index, value)
         elif type(value) is Emission:
             self.brain.act("grow", run, task.index, value)
+        elif type(value) is Halted:  # the run starts nothing new
+            step = self.brain.lifecycle.take_apart(run, task.index, value.at)
+            self.brain.lifecycle.done(run, step, value.value, DONE)
         else:
             self.brain.lifecycle.done(run, task.index, value, REPLAYED if task.replayed else DONE)
 

@@ -10,9 +10,8 @@ from feste.backend import Response
 from feste.draw import Determinism
 from feste.errors import CacheMiss, FesteError, GraphError, UpstreamFailed
 from feste.events import NodeFinished
-from feste.fused import Fused, tasks_of
+from feste.fused import PREVIOUS, Fused, tasks_of
 from feste.node import PENDING, Node
-from feste.packing import Slot
 from feste.scheduler.run import (
     DONE,
     FAILED,
@@ -62,7 +61,10 @@ class Lifecycle:
             self.end(run, i, NOT_STARTED)
             return
         if self._is_joined(node):
-            if run.around is not None and self._waits_for_itself(run, i):
+            around = self._surrounding(run, node)
+            if around is not None:
+                told = f"{around.key} waits for itself: its own task computes it"
+                self.fail(run, i, GraphError(told, origin=around.where))
                 return
             shared = self._shared_name(run, node)
             others = self.joined.setdefault(shared, [])
@@ -82,15 +84,14 @@ class Lifecycle:
         if where:
             self.brain.dispatcher.push(run, where, run.program.rank[i], i)
 
-    def _waits_for_itself(self, run: Run, i: int) -> bool:
-        """Fail a node, or the step of it, whose own task started this run; return whether there is one."""
-        for at, task in enumerate(tasks_of(run.program.nodes[i])):
-            others = self.joined.get(self._shared_name(run, task))
-            if task.key in run.steps_around or (others and run.is_inside(*others[0])):
-                told = f"{task.key} waits for itself: its own task computes it"
-                self.fail(run, self.take_apart(run, i, at), GraphError(told))
-                return True
-        return False
+    def _surrounding(self, run: Run, node: Node) -> Node | None:
+        """Return the task of a node, or of a step of it, that started this run, or None."""
+        if run.around is not None:
+            for task in tasks_of(node):
+                others = self.joined.get(self._shared_name(run, task))
+                if task.key in run.steps_around or (others and run.is_inside(*others[0])):
+                    return task
+        return None
 
     def _go_on(self, run: Run, i: int, paid: Any) -> None:
         """Continue from what an earlier run paid for: an unparsed response, or returned nodes."""
@@ -159,33 +160,38 @@ class Lifecycle:
                 self.ready(run, j)
 
     def take_apart(self, run: Run, i: int, at: int) -> int:
-        """Split a fused node behind a step that was not the last to run; return its position.
+        """Make each step of a fused node a node of its own; return the position of the one under way.
 
-        The steps after it stay at the node's position, and wait for it.
+        Those before it are done, and nobody holds their values; those after it wait. The last stays
+        at the node's position.
 
         :param run: the run.
         :param i: the position of the node; any other node is left as it is.
-        :param at: the position of the step in the node.
+        :param at: the number of the step under way; -1 if the node got to its end.
         """
         program = run.program
-        node = program.nodes[i]
-        if type(node.op) is not Fused or at in (-1, len(node.op.steps) - 1):
+        op = program.nodes[i].op
+        if type(op) is not Fused or at == -1:
             return i
-        step = node.op.steps[at].node
-        own = run.append(step, program.rank[i] + 1, (step,))
-        run.state[own], run.state[i] = run.state[i], WAITING
-        run.ready_at[own] = run.ready_at[i]
-        count = len(node.args)
-        args = (*node.args, Slot(count))
-        program.nodes[i] = node.replace(
-            op=node.op.rest(at, count), args=args, deps=(*node.deps, step)
-        )
-        program.deps[i] = [*program.deps[i], own]
-        program.consumers[own].append(i)
-        run.uses[own] = run.pending[i] = 1
-        if run.stopping:
-            self.end(run, i, NOT_STARTED)
-        return own
+        nodes = [step.node for step in op.steps]
+        high = program.rank[i] + len(nodes)
+        places = [run.append(node, high - n, (node,)) for n, node in enumerate(nodes[:-1], 1)]
+        places.append(i)
+        inputs, state = program.deps[i], run.state[i]
+        program.nodes[i], run.state[i] = nodes[-1], WAITING
+        run.state[places[at]] = state
+        for n, j in enumerate(places):
+            run.ready_at[j] = run.ready_at[i]
+            if n < at:
+                run.gone[j] = 1
+                self.end(run, j, DONE)
+                continue
+            sources = op.steps[n].sources
+            run.connect(j, [places[n - 1] if s == PREVIOUS else inputs[s] for s in sources])
+            if n > at and run.stopping:
+                self.end(run, j, NOT_STARTED)
+        self._let_go(run, inputs)
+        return places[at]
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:
         """Fail a node, and poison every node that needs it."""
@@ -239,12 +245,8 @@ class Lifecycle:
         node = run.program.nodes[i]
         if before < SENT or before == JOINED:
             self.brain.lists.drop(run, i)
-        if self._is_joined(node):
-            self._tell_joined(run, i, node, state)
-        for d in run.program.deps[i]:
-            run.uses[d] -= 1
-            if not run.uses[d]:
-                self.release(run, d)
+        self._tell_joined(run, i, node, state)
+        self._let_go(run, run.program.deps[i])
         if not run.uses[i]:
             self.release(run, i)
         if i in run.emitting:
@@ -258,6 +260,12 @@ class Lifecycle:
             self._tell(run, i, node, state)
         if not run.open:
             self.brain.end_if_done(run)
+
+    def _let_go(self, run: Run, deps: list[int]) -> None:
+        for d in deps:
+            run.uses[d] -= 1
+            if not run.uses[d]:
+                self.release(run, d)
 
     def release(self, run: Run, i: int) -> None:
         """Release an unneeded value, unless a task may still return a node that needs it."""
@@ -308,7 +316,9 @@ class Lifecycle:
         }
 
     def claim(self, run: Run, i: int, node: Node) -> bool:
-        """Claim a node for this run; return False if another run is already running it."""
+        """Claim a node for this run; return False if another run is already running it or a part of it."""
+        if self._surrounding(run, node) is not None:
+            return False
         others = self.joined.setdefault(self._shared_name(run, node), [(run, i)])
         return others[0] == (run, i)
 

@@ -189,11 +189,7 @@ def run_chunk(begun: Begun, report: Reporter) -> None:
             result = context_of(task).run(run_task, task)
             if task.stage == "run":
                 result = result_of(result)
-            if type(result) is Halted:  # the run starts nothing new
-                task.ok = False
-                returned.append(task)
-                continue
-            task.ok = type(result) is not Emission
+            task.ok = type(result) not in (Emission, Halted)
             task.result = result
             now = perf_counter()
             outcomes.append((task, True, result, now - start))

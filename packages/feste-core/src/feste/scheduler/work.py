@@ -149,6 +149,7 @@ def describe(error: BaseException) -> FesteError:
     if type(error) is StepFailed:
         if error.error is None and error.__cause__ is not None:
             error.error = describe(error.__cause__)
+            error.__cause__ = error.error.__cause__
         return error
     if isinstance(error, FesteError):
         return error

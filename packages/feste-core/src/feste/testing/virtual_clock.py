@@ -17,6 +17,7 @@ from typing import Any
 from feste import context
 from feste.backend import Call, OnChunk, Request, Response
 from feste.errors import CallError, FesteError
+from feste.fused import Halted
 from feste.graph import FesteGraph
 from feste.optimization import Optimizer
 from feste.scheduler.brain import Brain
@@ -86,7 +87,7 @@ class VirtualHands(Executor):
         try:
             value = run_task(task)
             value = result_of(value) if task.stage == "run" else value
-            task.ok, task.result = type(value) is not Emission, value
+            task.ok, task.result = type(value) not in (Emission, Halted), value
             done = ("done", self, task, True, value, seconds)
         except BaseException as error:
             task.ok = False
