@@ -18,8 +18,8 @@ class FuseOptimization:
     """Fuse each task into the only task that needs it, where that one needs nothing else.
 
     The fused node runs the same functions in the same order and place; see
-    :class:`~feste.fused.Fused`. Values in between are not held for anyone: so nobody may need one,
-    during the run or after it.
+    :class:`~feste.fused.Fused`. Values in between are not held for anyone: so nothing else in the
+    graph may need one. Another run that needs one computes it again, even at the same time.
     """
 
     name = "fuse"
