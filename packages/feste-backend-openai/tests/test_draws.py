@@ -76,20 +76,20 @@ class TestParameters:
         """What acts on each answer by itself may be shared; what acts on a request may not."""
         assert kind.__dataclass_fields__.keys() == fields.keys()
         for name, (value, fuses) in fields.items():
-            assert kind(**{name: value}).may_fuse() is fuses, name
+            assert kind(**{name: value}).may_repeat() is fuses, name
 
     @pytest.mark.parametrize("kind", [ChatParams, CompleteParams])
     def test_values_that_say_no_more_than_the_default(self, kind: Any) -> None:
         """One answer, and nothing stored."""
-        assert kind().may_fuse() and kind(n=1).may_fuse()
-        assert ChatParams(store=False).may_fuse()
+        assert kind().may_repeat() and kind(n=1).may_repeat()
+        assert ChatParams(store=False).may_repeat()
 
     @pytest.mark.parametrize("name", ["use_beam_search", "n_cmpl", "random_seed", "id_slot", "new"])
     def test_what_only_a_server_knows_may_act_on_the_request(self, name: str) -> None:
         """A beam search returns the best few, not draws; of unknown parameters nothing is known."""
         for kind in (ChatParams, CompleteParams):
-            assert not kind(extra={"top_k": 1, name: 1}).may_fuse()
-            assert kind(extra={"top_k": 1, "min_p": 0.1, "cache_prompt": True}).may_fuse()
+            assert not kind(extra={"top_k": 1, name: 1}).may_repeat()
+            assert kind(extra={"top_k": 1, "min_p": 0.1, "cache_prompt": True}).may_repeat()
 
 
 # --- unpacking --------------------------------------------------------------------------------------

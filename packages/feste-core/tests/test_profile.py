@@ -123,7 +123,7 @@ def later() -> Any:
 )
 def test_parameters_say_whether_calls_may_become_draws(params: Params, fuses: bool) -> None:
     """Not with a seed, not if each call asks for several, not if either is unknown."""
-    assert params.may_fuse() is fuses
+    assert params.may_repeat() is fuses
 
 
 # --- prices -----------------------------------------------------------------------------------------

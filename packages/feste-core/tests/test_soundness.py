@@ -21,10 +21,22 @@ import pytest
 import feste
 from feste import context, optimization
 from feste.backend import Limits, Reply
+from feste.delayed import FesteDelayed
+from feste.draw import Determinism
 from feste.errors import PluginError, PluginWarning
-from feste.graph import Batch, FesteGraph
-from feste.optimization import Level, Optimizer, rules
+from feste.fused import Fused, Step, fuse
+from feste.graph import Batch, FesteGraph, Group, Prefix
+from feste.node import PENDING
+from feste.optimization import (
+    CommonSubexpressionOptimization,
+    FoldOptimization,
+    Level,
+    Optimizer,
+    rules,
+)
 from feste.prompt import FesteEnvironment, Prompt
+from feste.prompt.operation import PromptOp
+from feste.prompt.segments import Evaluator
 from feste.testing import (
     FakeBackend,
     FakeParams,
@@ -59,6 +71,7 @@ def returns_a_call(llm: FakeBackend, text: str) -> Any:
 
 
 ask = Prompt("Say {{ x }}")
+in_part = Prompt("{{ x | upper }}: {{ y }}")
 
 # --- random graphs --------------------------------------------------------------------------------
 
@@ -88,7 +101,7 @@ PERMISSIVE: dict[str, Any] = {
     "is_renderable": lambda node: node.op.kind == "prompt",
     "is_visible": False,
     "limits": 0,
-    "may_fuse": True,
+    "may_repeat": True,
     "may_share": True,
     "operation": 0,
     "parameters": 0,
@@ -169,12 +182,16 @@ def _equal() -> Any:
     return [llm.embed(text) for llm in (one, one, other) for text in ("a", same("b"), "c")]
 
 
-def _impure() -> Any:
-    """Prompts that count how often they are rendered."""
+def _counted() -> Prompt:
+    """A prompt that counts how often it is rendered."""
     environment = FesteEnvironment()
     environment.globals["count"] = itertools.count().__next__
     environment.impure.add("count")
-    counted = Prompt("{{ count() }} {{ x }}", environment=environment)
+    return Prompt("{{ count() }} {{ x }}", environment=environment)
+
+
+def _impure() -> Any:
+    counted = _counted()
     return in_order(counted(x="a"), counted(x="a"))
 
 
@@ -262,6 +279,10 @@ class Nodes:
     def __init__(self) -> None:
         llm, odd = FakeBackend(), OddBackend()
         first, early, used = llm.complete("first"), llm.embed("early"), llm.complete("used")
+        counted, middle, shared = _counted(), effect(first), effect("shared")
+        base, vector, about = effect("base"), llm.embed("0"), in_part(x="a", y=first)
+        late = [ask(x=same("late")) for _ in range(2)]
+        ran, merged = answered_before(effect("ran"), "before"), ask(x="a")
         self.handles: dict[str, Any] = {
             "draw": llm.complete("a"),
             "equal draw": llm.complete("a"),
@@ -284,10 +305,53 @@ class Nodes:
             "vector after first": llm.embed(first),
             "early vector": early,
             "after early": llm.complete(same(early)),
+            "equal task": effect("a"),
+            "asked": llm.embed(ask(x="a")),
+            "asked alike": llm.embed(Prompt("Say {{ y }}")(y="a")),
+            "late": llm.embed(late[0]),
+            "equal late": llm.embed(late[1]),
+            "counted": in_order(counted(x="a"), counted(x="a")),
+            "known": answered_before(llm.complete("k", GREEDY), "before"),
+            "unknown": llm.complete("k", GREEDY),
+            "last": same(middle),
+            "one": same(shared),
+            "two": in_order(shared),
+            "after ran": same(ran),
+            "top": same(base),
+            "equal top": same(base),
+            "listed": in_order(ask(x="a")),
+            "listed alike": in_order(Prompt("Say {{ y }}")(y="a")),
+            "cheap": FakeBackend("cheap").complete("a", GREEDY),
+            "known vector": answered_before(llm.embed("1"), "vector"),
+            "equal known vector": answered_before(llm.embed("2"), "vector"),
+            "after vector": same(vector),
+            "about first": llm.embed(about),
         }
+        equal = ("greedy", "equal greedy")
+        self.handles |= {f"after {name}": same(self.handles[name]) for name in equal}
+        for name in ("known vector", "equal known vector"):
+            self.handles[name]._node.value = [0.5]
         wanted = FesteGraph.collect(self.handles)[0].outputs
-        self.handles |= {"used": used, "unneeded": llm.complete("unneeded")}
-        self.graph = FesteGraph(FesteGraph.collect(self.handles)[0].nodes, wanted)
+        self.handles |= {
+            "used": used,
+            "unneeded": llm.complete("unneeded"),
+            "unneeded task": effect("unneeded"),
+            "prompt": FesteDelayed(self.handles["asked"]._node.deps[0]),
+            "impure": FesteDelayed(self.handles["counted"]._node.deps[0]),
+            "equal impure": FesteDelayed(self.handles["counted"]._node.deps[1]),
+            "middle": middle,
+            "shared": shared,
+            "base": base,
+            "vector": vector,
+            "about": about,
+            "ran": ran,
+            "merged": merged,
+            "late prompt": late[0],
+            "equal late prompt": late[1],
+            "pure": FesteDelayed(late[0]._node.deps[0]),
+        }
+        graph = FesteGraph(FesteGraph.collect(self.handles)[0].nodes, wanted)
+        self.graph = graph.merged({merged.key: self["prompt"]})
 
     def __getitem__(self, name: str) -> str:
         return self.handles[name].key
@@ -305,6 +369,19 @@ class Nodes:
         """The graph with one node merged into another, with an account of it."""
         cx.account([self[name]], f"merged into {self[into]}")
         return self.graph.merged({self[name]: self[into]})
+
+    def redrawn(self, name: str, like: str) -> FesteGraph:
+        """The graph where one node is the draw of another."""
+        node = self.graph.nodes[self[name]].replace()
+        node.draw = self.graph.nodes[self[like]].draw
+        return self.graph.with_nodes([node])
+
+    def fused(self, *names: str, drop: bool = True) -> FesteGraph:
+        """The graph with some tasks as steps of the last of them."""
+        chain = [self.graph.nodes[self[name]] for name in names]
+        gone = {node.key for node in chain[:-1] if drop}
+        left = {key: node for key, node in self.graph.nodes.items() if key not in gone}
+        return self.graph.replace(nodes=left).with_nodes([fuse(chain, self.graph.resolve)])
 
     def without(self, name: str) -> FesteGraph:
         """The graph without a node."""
@@ -335,6 +412,98 @@ def _with_other_inputs(nodes: Nodes, cx: Any) -> FesteGraph:
     return nodes.changed("after first", deps=(nodes.handles["draw"]._node,))
 
 
+def _without_an_effect(nodes: Nodes, cx: Any) -> FesteGraph:
+    """Give a task a value, and drop the one with an effect that it needs."""
+    left = {k: n for k, n in nodes.changed("last", value=1).nodes.items() if k != nodes["middle"]}
+    return nodes.graph.replace(nodes=left)
+
+
+def _fused(
+    nodes: Nodes, promised: Any = None, task: str = "", places: Any = None, **parts: Any
+) -> FesteGraph:
+    """The graph with two tasks fused, but into something else than they were."""
+    graph = nodes.fused("middle", "last")
+    made: Any = graph.nodes[nodes["last"]]
+    first, *others = made.op.steps
+    node = nodes.graph.nodes[nodes[task]] if task else first.node
+    first = Step(node, first.sources if places is None else places)
+    return graph.with_nodes([made.replace(op=Fused((first, *others), promised), **parts)])
+
+
+def _fused_into_two(nodes: Nodes, cx: Any) -> FesteGraph:
+    one, other = (nodes.fused("shared", name).nodes for name in ("one", "two"))
+    return nodes.graph.replace(nodes={**one, nodes["two"]: other[nodes["two"]]})
+
+
+def _rendered_in_part(nodes: Nodes, name: str) -> FesteGraph:
+    node: Any = nodes.graph.nodes[nodes[name]]
+    op = Evaluator().partial(node.op, dict(node.kwargs), frozenset())
+    return nodes.changed(name, op=op, kwargs={})
+
+
+def _unmerged(nodes: Nodes, cx: Any) -> FesteGraph:
+    """Put another prompt in the place of one that was merged."""
+    key = nodes["merged"]
+    node = nodes.handles["merged"]._node.replace(value="another")
+    aliases = {k: kept for k, kept in nodes.graph.aliases.items() if k != key}
+    return nodes.graph.replace(nodes={**nodes.graph.nodes, key: node}, aliases=aliases)
+
+
+def _merged_again(nodes: Nodes, cx: Any) -> FesteGraph:
+    other = ask(x="other")._node
+    graph = nodes.graph.with_nodes([other])
+    return graph.replace(aliases={**graph.aliases, nodes["merged"]: other.key})
+
+
+def _with_less_known(nodes: Nodes, cx: Any) -> FesteGraph:
+    node = nodes.graph.nodes[nodes["known"]].replace()
+    node.value = PENDING
+    return nodes.graph.with_nodes([node])
+
+
+def _fused_elsewhere(nodes: Nodes, cx: Any) -> FesteGraph:
+    """Put a fused node in the place of another."""
+    made = nodes.fused("middle", "last").nodes[nodes["last"]].replace()
+    other = nodes.graph.nodes[nodes["other task"]]
+    made._key, made.draw = other.key, other.draw
+    return nodes.graph.with_nodes([made])
+
+
+def _without_a_vector(nodes: Nodes, cx: Any) -> FesteGraph:
+    cx.account([nodes["vector"]], "dropped: who needs it?")
+    left = nodes.changed("after vector", value=1).nodes
+    return nodes.graph.replace(nodes={k: n for k, n in left.items() if k != nodes["vector"]})
+
+
+def _about(nodes: Nodes, known: str = "a", **parts: Any) -> FesteGraph:
+    """The graph with one prompt rendered in part, or with another op."""
+    node: Any = nodes.graph.nodes[nodes["about"]]
+    op = Evaluator().partial(node.op, {"x": known}, frozenset("y"))
+    return nodes.changed("about", **{"op": op, "kwargs": {"y": node.kwargs["y"]}, **parts})
+
+
+def _op_like(nodes: Nodes, roles: tuple[str, ...] = (), language: str = "en") -> FesteGraph:
+    node: Any = nodes.graph.nodes[nodes["about"]]
+    return _about(nodes, op=PromptOp(node.op.templates, roles, language), kwargs=node.kwargs)
+
+
+def _with_a_task(nodes: Nodes, cx: Any) -> FesteGraph:
+    return nodes.graph.with_nodes([effect("new")._node])
+
+
+def _into_another_prompt(nodes: Nodes, cx: Any) -> FesteGraph:
+    """Merge a prompt into a new one with another text."""
+    other = ask(x="other")._node
+    prompt = nodes.graph.nodes[nodes["prompt"]]
+    return nodes.graph.with_nodes([other]).merged({prompt.key: other.key})
+
+
+def _drawn(nodes: Nodes, members: tuple[str, ...], *draws: tuple[str, ...]) -> FesteGraph:
+    """The graph with a batch of some members, and some sets of equal draws."""
+    keys = [tuple(nodes[name] for name in part) for part in (members, *draws)]
+    return nodes.graph.replace(batches=[Batch(keys[0], tuple(keys[1:]))])
+
+
 #: What a bad pass does, its level, how it does it, and what it is told.
 BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
     "no graph": (
@@ -362,7 +531,7 @@ BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
     "a merge of SAMPLE": (
         Level.E1G,
         lambda nodes, cx: nodes.merged(cx, "equal draw", "draw"),
-        "equal SAMPLE calls are not the same",
+        "equal SAMPLE nodes are not the same",
     ),
     "a merge of EFFECT": (
         Level.E1G,
@@ -400,6 +569,238 @@ BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
         "it changed complete-",
     ),
     "another input": (Level.E1G, _with_other_inputs, "it changed the inputs of complete-"),
+    "an invented answer": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("draw", value=Reply("invented")),
+        "it set the value of complete-",
+    ),
+    "an invented vector": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("early vector", value=[0.0]),
+        "it set the value of embed-",
+    ),
+    "an effect that is a constant": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("task", value="a"),
+        "it set the value of effect-",
+    ),
+    "another answer": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("known", value=Reply("another")),
+        "it changed the value of complete-",
+    ),
+    "an answer less": (Level.E1G, _with_less_known, "it changed the value of complete-"),
+    "a merge of an answer": (
+        Level.E1G,
+        lambda nodes, cx: nodes.merged(cx, "known", "unknown"),
+        "which is another call",
+    ),
+    "another draw": (
+        Level.E1G,
+        lambda nodes, cx: nodes.redrawn("equal draw", "draw"),
+        "it gave complete-",
+    ),
+    "other limits": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed(
+            "draw", op=FakeBackend(limits=Limits(max_items=2)).complete
+        ),
+        "it changed complete-",
+    ),
+    "another number": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("greedy", args=("a", FakeParams(temperature=0.0))),
+        "it changed complete-",
+    ),
+    "an input more": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed(
+            "after first", deps=tuple(nodes.handles[n]._node for n in ("first", "draw"))
+        ),
+        "it changed the inputs of complete-",
+    ),
+    "a merge with another model": (
+        Level.E1G,
+        lambda nodes, cx: nodes.merged(cx, "cheap", "greedy"),
+        "which is another call",
+    ),
+    "a merge after two GREEDY calls": (
+        Level.E1G,
+        lambda nodes, cx: nodes.merged(cx, "after equal greedy", "after greedy"),
+        "which is another task",
+    ),
+    "a merge of what is still there": (
+        Level.E1G,
+        lambda nodes, cx: nodes.graph.replace(
+            aliases={**nodes.graph.aliases, nodes["equal draw"]: nodes["draw"]}
+        ),
+        "equal SAMPLE nodes are not the same",
+    ),
+    "a vector less": (Level.E1G, _without_a_vector, "it dropped embed-"),
+    "a vector more": (
+        Level.E1G,
+        lambda nodes, cx: nodes.graph.with_nodes([FakeBackend().embed("new")._node]),
+        "it added embed-",
+    ),
+    "another constant of a prompt": (
+        Level.E1G,
+        lambda nodes, cx: _about(nodes, "b"),
+        "it changed the text of prompt-",
+    ),
+    "another input of a prompt": (
+        Level.E1G,
+        lambda nodes, cx: _about(nodes, deps=(nodes.handles["draw"]._node,)),
+        "it changed the text of prompt-",
+    ),
+    "another role": (
+        Level.E1G,
+        lambda nodes, cx: _op_like(nodes, roles=("user",)),
+        "it changed the text of prompt-",
+    ),
+    "another language": (
+        Level.E1G,
+        lambda nodes, cx: _op_like(nodes, language="th"),
+        "it changed the text of prompt-",
+    ),
+    "a fused task in the place of another": (
+        Level.E1G,
+        _fused_elsewhere,
+        "from other tasks than ran in a row",
+    ),
+    "another text": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("prompt", value="Say b"),
+        "it changed the text of prompt-",
+    ),
+    "another variable": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("prompt", kwargs={"x": "b"}),
+        "it changed the text of prompt-",
+    ),
+    "another template": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("prompt", op=Prompt("Sing {{ x }}")._op),
+        "it changed the text of prompt-",
+    ),
+    "an impure prompt rendered": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("impure", value="0 a"),
+        "it changed the text of prompt-",
+    ),
+    "an impure prompt rendered in part": (
+        Level.E1G,
+        lambda nodes, cx: _rendered_in_part(nodes, "impure"),
+        "it changed the text of prompt-",
+    ),
+    "a merge of impure prompts": (
+        Level.E1G,
+        lambda nodes, cx: nodes.merged(cx, "equal impure", "impure"),
+        "equal SAMPLE nodes are not the same",
+    ),
+    "a merge into another prompt": (
+        Level.E1G,
+        _into_another_prompt,
+        "which is another prompt",
+    ),
+    "another argument of a task": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("task", args=("changed",)),
+        "it changed effect-",
+    ),
+    "another input of a task": (
+        Level.E1G,
+        lambda nodes, cx: nodes.changed("user", deps=(nodes.handles["first"]._node,)),
+        "it changed the inputs of effect-",
+    ),
+    "a merge of tasks with effects": (
+        Level.E1G,
+        lambda nodes, cx: nodes.merged(cx, "equal task", "task"),
+        "equal EFFECT nodes are not the same",
+    ),
+    "one effect less": (Level.E1G, _without_an_effect, "it dropped effect-"),
+    "one effect more": (Level.E1G, _with_a_task, "it added effect-"),
+    "an effect that nobody needs, fused": (
+        Level.E1G,
+        lambda nodes, cx: nodes.fused("unneeded task", "last"),
+        "from other tasks than ran in a row",
+    ),
+    "a fused task that promises more": (
+        Level.E1G,
+        lambda nodes, cx: _fused(nodes, promised=Determinism.PURE),
+        "from other tasks than ran in a row",
+    ),
+    "a fused task with another step": (
+        Level.E1G,
+        lambda nodes, cx: _fused(nodes, task="user"),
+        "from other tasks than ran in a row",
+    ),
+    "a fused task with other places": (
+        Level.E1G,
+        lambda nodes, cx: _fused(nodes, places=(1,)),
+        "from other tasks than ran in a row",
+    ),
+    "a fused task with other arguments": (
+        Level.E1G,
+        lambda nodes, cx: _fused(nodes, args=("a",)),
+        "from other tasks than ran in a row",
+    ),
+    "a fused task with other inputs": (
+        Level.E1G,
+        lambda nodes, cx: _fused(nodes, deps=(nodes.handles["draw"]._node,)),
+        "from other tasks than ran in a row",
+    ),
+    "a call in a fused task": (
+        Level.E1G,
+        lambda nodes, cx: cx.account([nodes["used"]], "fused") or nodes.fused("used", "user"),
+        "from other tasks than ran in a row",
+    ),
+    "a step of two fused tasks": (Level.E1G, _fused_into_two, "once more"),
+    "a step that ran before": (
+        Level.E1G,
+        lambda nodes, cx: nodes.fused("ran", "after ran"),
+        "once more",
+    ),
+    "a merged node that is back": (Level.E1G, _unmerged, "into another node than before"),
+    "another merge": (Level.E1G, _merged_again, "into another node than before"),
+    "a step that still runs by itself": (
+        Level.E1G,
+        lambda nodes, cx: nodes.fused("middle", "last", drop=False),
+        "once more",
+    ),
+    "a prefix of tasks": (
+        Level.E0,
+        lambda nodes, cx: nodes.graph.replace(
+            prefixes=[Prefix((nodes["task"], nodes["other task"]), "", 5)]
+        ),
+        "is in a prefix, but it is no call",
+    ),
+    "a group of tasks": (
+        Level.E0,
+        lambda nodes, cx: nodes.graph.replace(
+            groups=[Group((nodes["task"], nodes["other task"]), (1, 1))]
+        ),
+        "is in a group, but it is no call",
+    ),
+    "a batch of nothing": (
+        Level.E0,
+        lambda nodes, cx: nodes.graph.replace(batches=[Batch(())]),
+        "a batch has no calls",
+    ),
+    "answers to a prompt that is elsewhere": (
+        Level.E1,
+        lambda nodes, cx: _drawn(nodes, ("draw",), ("draw", "equal draw")),
+        "are not separate sets of two or more of its members",
+    ),
+    "an answer in two sets": (
+        Level.E1,
+        lambda nodes, cx: _drawn(nodes, ("draw", "equal draw"), *[("draw", "equal draw")] * 2),
+        "are not separate sets of two or more of its members",
+    ),
+    "one answer to a prompt": (
+        Level.E1,
+        lambda nodes, cx: _drawn(nodes, ("draw", "equal draw"), ("draw",)),
+        "are not separate sets of two or more of its members",
+    ),
     "one call more": (Level.E1G, _with_a_call, "it added complete-"),
     "a batch of tasks": (
         Level.E0,
@@ -472,12 +873,13 @@ BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
 
 
 class BadPass:
-    """A pass that does one of these things."""
+    """A pass that does one of these things, which is bad unless it is among the legal ones."""
 
     name = "bad"
 
-    def __init__(self, what: str) -> None:
-        self.level, self.rewrite, self.told = BAD[what]
+    def __init__(self, what: str, known: Any = BAD) -> None:
+        self.level, self.rewrite, *told = known[what]
+        self.told = "".join(told)
         self.nodes = Nodes()
 
     def apply(self, graph: FesteGraph, cx: Any) -> Any:
@@ -504,3 +906,74 @@ def test_a_bad_pass_is_refused(what: str) -> None:
     assert refuses(what)
     assert bad.told in str(warned[0].message)
     assert plan.graph is plan.before and not plan.accounted
+
+
+# --- and lets through what is legal ---------------------------------------------------------------
+
+
+def _folded_and_merged(nodes: Nodes, cx: Any) -> FesteGraph:
+    """Render prompts of two templates to one text, and merge what needs them."""
+    folded = FoldOptimization().apply(nodes.graph, cx)
+    return CommonSubexpressionOptimization().apply(folded, cx)
+
+
+def _culled_too(nodes: Nodes, cx: Any) -> FesteGraph:
+    cx.account([nodes["unneeded"]], "dropped: no output needs it")
+    return _folded_and_merged(nodes, cx).cull()
+
+
+def _through_a_new_prompt(nodes: Nodes, cx: Any) -> FesteGraph:
+    """Let a new prompt stand for two with equal inputs, and one of their calls for the other."""
+    new = nodes.graph.nodes[nodes["late prompt"]].replace()
+    new._key = "new"
+    prompts = dict.fromkeys([nodes["late prompt"], nodes["equal late prompt"]], new.key)
+    graph = nodes.graph.with_nodes([new]).merged(prompts)
+    return graph.merged({nodes["equal late"]: nodes["late"]})
+
+
+def _inlined(nodes: Nodes, cx: Any) -> FesteGraph:
+    node = nodes.graph.nodes[nodes["asked"]]
+    return nodes.changed("asked", args=("Say a", *node.args[1:]), deps=())
+
+
+def _merged_and_fused(nodes: Nodes, cx: Any) -> FesteGraph:
+    fused = nodes.fused("base", "top")
+    return fused.merged({nodes["equal top"]: nodes["top"]})
+
+
+LEGAL: dict[str, tuple[Level, Callable[[Nodes, Any], FesteGraph]]] = {
+    "merges after rendering": (Level.E1G, _folded_and_merged),
+    "merges after rendering, without the prompts": (Level.E1G, _culled_too),
+    "a merge through a new prompt": (Level.E1, _through_a_new_prompt),
+    "a text in the place of its prompt": (Level.E0, _inlined),
+    "a prompt rendered": (Level.E0, lambda nodes, cx: nodes.changed("prompt", value="Say a")),
+    "a prompt rendered in part": (Level.E0, lambda nodes, cx: _rendered_in_part(nodes, "prompt")),
+    "another prompt with the same op": (Level.E0, lambda nodes, cx: _op_like(nodes)),
+    "a prompt rendered as far as it is known": (Level.E0, lambda nodes, cx: _about(nodes)),
+    "a merge of equal answers": (
+        Level.E0,
+        lambda nodes, cx: nodes.merged(cx, "equal known vector", "known vector"),
+    ),
+    "a merge into a fused task": (Level.E0, _merged_and_fused),
+    "a PURE task computed": (Level.E0, lambda nodes, cx: nodes.changed("pure", value="b")),
+    "a PURE task computed, and the prompt rendered": (
+        Level.E0,
+        lambda nodes, cx: nodes.changed("pure", value="b").with_nodes(
+            [nodes.graph.nodes[nodes["late prompt"]].replace(value="Say b")]
+        ),
+    ),
+    "a chain fused": (Level.E0, lambda nodes, cx: nodes.fused("middle", "last")),
+    "answers to one prompt": (
+        Level.E1,
+        lambda nodes, cx: nodes.batched(("draw", "equal draw"), draws=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LEGAL)
+def test_a_good_pass_is_let_through(what: str) -> None:
+    """What is legal at a pass's level is taken in strict mode."""
+    good = BadPass(what, LEGAL)
+    plan = Optimizer([good]).run(good.nodes.graph, context.settings(strict=True))
+
+    assert plan.graph is not plan.before

@@ -175,14 +175,24 @@ class FesteGraph(Mapping[str, Any]):
         """Check the graph's invariants.
 
         :raises GraphError: for a cycle (with all batches contracted at once), a missing input,
-            output or member of a batch, group or prefix, a call in two batches, or a missing rank.
+            output or member of a batch, group or prefix, an empty batch, a call in two
+            batches, draws that are not parts of their batch, or a missing rank.
         """
         for key in self.outputs:
             if self.resolve(key) not in self.nodes:
                 raise GraphError(f"the output {key} is not in the graph")
+        if not all(b.members for b in self.batches):
+            raise GraphError("a batch has no calls")
         members = [m for b in self.batches for m in b.members]
         if len(members) != len(set(members)):
             raise GraphError("a call is in two batches")
+        for batch in self.batches:
+            drawn = [m for equal in batch.draws for m in equal]
+            apart = len(drawn) == len(set(drawn)) and set(drawn) <= set(batch.members)
+            if not apart or min(map(len, batch.draws), default=2) < 2:
+                raise GraphError(
+                    f"the draws of {batch.key} are not separate sets of two or more of its members"
+                )
         sharing: list[Batch | Group | Prefix] = [*self.batches, *self.groups, *self.prefixes]
         for shared in sharing:
             for member in shared.members:

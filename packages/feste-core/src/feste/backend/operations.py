@@ -260,14 +260,14 @@ class Call(Generic[R]):
             fixed.append(known)
         return f"{self.identity}({','.join(fixed)})"
 
-    def may_fuse(self, args: Sequence[Any]) -> bool:
+    def may_repeat(self, args: Sequence[Any]) -> bool:
         """Return whether the parameters are known and ask for one answer as such; the plan uses it.
 
         :param args: packed arguments.
         """
         for default, argument in zip(self.operation.defaults, args, strict=True):
             if isinstance(argument, Params):
-                if not argument.may_fuse():
+                if not argument.may_repeat():
                     return False
             elif isinstance(default, Params):
                 return False

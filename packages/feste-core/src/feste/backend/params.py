@@ -119,7 +119,7 @@ class Params:
         """
         return self._sent("seed") is None
 
-    def may_fuse(self) -> bool:
+    def may_repeat(self) -> bool:
         """Return whether equal calls with these parameters may become one request for several draws.
 
         By default a ``seed`` forbids it, and an ``n`` above 1, since such a call asks for several

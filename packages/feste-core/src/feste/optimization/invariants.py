@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container
 from typing import Any
 
 from feste.draw import Determinism
 from feste.errors import GraphError, PluginError
-from feste.graph import FesteGraph
-from feste.node import Node
+from feste.fused import Fused
+from feste.graph import FesteGraph, Group, Prefix
+from feste.node import PENDING, Node
 from feste.optimization import rules
 from feste.optimization.base import Level, Optimization, PassContext, level_of
+from feste.optimization.equivalence import Equivalence
 
 __all__ = ["check"]
 
 
-def check(one: Optimization, before: FesteGraph, after: Any, cx: PassContext) -> None:
+def check(
+    one: Optimization, before: FesteGraph, after: Any, cx: PassContext, known: Container[str]
+) -> None:
     """Check what a pass made of a graph against the rules and the level that it states.
 
     :param one: the pass.
     :param before: the graph it was given.
     :param after: what it returned.
     :param cx: holds its account of calls.
+    :param known: the keys of the nodes whose values were known before the pass: since then another
+        run may have set more of them.
     :raises PluginError: if it broke a rule; the message names the pass.
     """
     try:
-        _check(level_of(one), before, after, cx)
+        _check(level_of(one), before, after, cx, known)
     except GraphError as error:
         raise PluginError(f"the pass {one.name!r} broke the rules: {error}") from None
 
 
-def _check(level: Level, before: FesteGraph, after: Any, cx: PassContext) -> None:
+def _check(
+    level: Level, before: FesteGraph, after: Any, cx: PassContext, known: Container[str]
+) -> None:
     if not isinstance(after, FesteGraph):
         raise GraphError(f"apply() returned {type(after).__name__}, not a FesteGraph")
     if after.outputs != before.outputs:
@@ -44,58 +52,95 @@ def _check(level: Level, before: FesteGraph, after: Any, cx: PassContext) -> Non
         )
     after.check()
     if level is not Level.E2:
-        _check_gone(level, before, after, gone)
-        _check_kept(before, after)
+        _check_nodes(level, Equivalence(before, after, cx.sketches), known)
     _check_batches(after)
+    _check_members(after)
 
 
-def _check_gone(level: Level, before: FesteGraph, after: FesteGraph, gone: Iterable[Node]) -> None:
-    """Calls that are gone were not needed, or an equal one stands for each."""
-    gone = list(gone)
+def _check_nodes(level: Level, same: Equivalence, known: Container[str]) -> None:
+    """Each node still does the same, or an equal one stands for it, or nobody needs it."""
+    before, after = same.before, same.after
+    changed = {
+        key: after.resolve(key)
+        for key, node in before.nodes.items()
+        if after.nodes.get(key) is not node or key in after.aliases
+    }
+    steps = _steps(same, known)
+    gone = [key for key, kept in changed.items() if kept not in after.nodes and key not in steps]
     needed = before.cull().nodes if gone else {}
-    merged = {key: after.resolve(key) for key in after.aliases}
-    for node in gone:
-        if node.key not in needed:
-            continue
-        kept = after.nodes.get(after.resolve(node.key))
-        if kept is None:
+    for key in gone:
+        node = before.nodes[key]
+        if key in needed and (rules.is_call(node) or not _is_pure(node)):
             raise GraphError(f"it dropped {_named(node)}, which an output needs")
-        if rules.is_open(kept) and not _is_equal(before, merged, node, kept):
-            raise GraphError(f"it merged {_named(node)} into {kept.key}, which is another call")
-        if not rules.is_mergeable(node):
-            raise GraphError(
-                f"it merged {_named(node)}, but equal {node.determinism.name} calls are not the same"
-            )
-        if node.determinism is Determinism.GREEDY and level is not Level.E1G:
-            raise GraphError(f"merging {_named(node)}, a GREEDY call, takes level E1G")
-
-
-def _is_equal(before: FesteGraph, merged: Mapping[str, str], node: Node, kept: Node) -> bool:
-    """Whether a call that is gone would ask for the same as the one that stands for it."""
-    return (
-        kept.key in before.nodes
-        and rules.operation(node) == rules.operation(kept)
-        and rules.arguments(node) == rules.arguments(kept)
-        and rules.inputs(before, node, merged) == rules.inputs(before, kept, merged)
-    )
-
-
-def _check_kept(before: FesteGraph, after: FesteGraph) -> None:
-    """The other calls ask for the same as before, and there are no new ones."""
+    for key, kept in changed.items():
+        if kept in after.nodes and kept != key:
+            _check_merged(level, same, known, before.nodes[key])
+    for key, kept in before.aliases.items():
+        is_there = key in after.aliases or key in after.nodes
+        if is_there and after.resolve(key) != after.resolve(kept):
+            raise GraphError(f"it merged {key} into another node than before")
+    for key, kept in changed.items():
+        if kept in after.nodes and kept == key:
+            _check_kept(before.nodes[key], after.nodes[key], same, known)
     for key, node in after.nodes.items():
-        if not rules.is_call(node):
-            continue
-        old = before.nodes.get(key)
-        if old is node:
-            continue
-        if old is None:
+        if key not in before.nodes and (rules.is_call(node) or not _is_pure(node)):
             raise GraphError(f"it added {_named(node)}: that takes level E2")
+
+
+def _steps(same: Equivalence, known: Container[str]) -> set[str]:
+    """Return the keys of the tasks that are gone because another one runs them first."""
+    after, steps = same.after, set[str]()
+    for key, node in after.nodes.items():
+        if type(node.op) is not Fused or same.before.nodes.get(key) is node:
+            continue
+        tasks = same.fused_from(node)
+        if not tasks:
+            raise GraphError(f"it fused {_named(node)} from other tasks than ran in a row before")
+        for step in tasks[:-1]:
+            if step.key in steps or step.key in known or after.resolve(step.key) in after.nodes:
+                raise GraphError(f"it runs {_named(step)} once more, in {key}")
+            steps.add(step.key)
+    return steps
+
+
+def _check_merged(level: Level, same: Equivalence, known: Container[str], node: Node) -> None:
+    """An equal node stands for one that is gone, where nobody can tell them apart."""
+    kept = same.after.nodes[same.after.resolve(node.key)]
+    if node.key in known:
+        is_equal = rules.exact(node.value) == rules.exact(kept.value)
+    else:
+        is_equal = same.is_equal(node, same.before.nodes.get(kept.key, kept))
+    if not is_equal:
+        raise GraphError(
+            f"it merged {_named(node)} into {kept.key}, which is another {node.op.kind}"
+        )
+    if not rules.is_mergeable(node):
+        raise GraphError(
+            f"it merged {_named(node)}, but equal {node.determinism.name} nodes are not the same"
+        )
+    if node.determinism is Determinism.GREEDY and level is not Level.E1G:
+        raise GraphError(f"merging {_named(node)}, a GREEDY call, takes level E1G")
+
+
+def _check_kept(old: Node, node: Node, same: Equivalence, known: Container[str]) -> None:
+    """A node is the same draw, has no other value, and would do the same as before."""
+    if node.draw != old.draw:
+        raise GraphError(f"it gave {_named(node)} another draw")
+    if old.key in known:
+        if node.value is not old.value and rules.exact(node.value) != rules.exact(old.value):
+            raise GraphError(f"it changed the value of {_named(node)}, which was known")
+    elif old.op.kind == "prompt":
+        if not same.is_equal(old, node):
+            raise GraphError(f"it changed the text of {_named(node)}: that takes level E2")
+    elif node.value is not PENDING and node.value is not old.value:
+        if rules.is_call(old) or not _is_pure(old):
+            raise GraphError(f"it set the value of {_named(node)}, which only a run may do")
+    elif type(node.op) is Fused:
+        return  # its steps were compared
+    elif node.op is not old.op or not same.is_equal(old, node):
         if node.op is not old.op or rules.arguments(node) != rules.arguments(old):
             raise GraphError(f"it changed {_named(node)}: that takes level E2")
-        if rules.is_open(node) and after.dependencies(key) != [
-            after.resolve(d) for d in before.dependencies(key)
-        ]:
-            raise GraphError(f"it changed the inputs of {_named(node)}: that takes level E2")
+        raise GraphError(f"it changed the inputs of {_named(node)}: that takes level E2")
 
 
 def _check_batches(graph: FesteGraph) -> None:
@@ -120,6 +165,16 @@ def _check_batches(graph: FesteGraph) -> None:
             _check_draws(graph, [graph.nodes[m] for m in equal])
 
 
+def _check_members(graph: FesteGraph) -> None:
+    """Only calls become ready together, or begin alike."""
+    shared: list[Group | Prefix] = [*graph.groups, *graph.prefixes]
+    for one in shared:
+        for member in one.members:
+            if not rules.is_call(graph.nodes[member]):
+                kind = type(one).__name__.lower()
+                raise GraphError(f"{_named(graph.nodes[member])} is in a {kind}, but it is no call")
+
+
 def _check_parameters(nodes: list[Node]) -> None:
     """Some calls that become a list have equal parameters, which hold for each of them by itself."""
     own = rules.parameters(nodes[0])
@@ -136,8 +191,12 @@ def _check_draws(graph: FesteGraph, nodes: list[Node]) -> None:
     for node in nodes:
         is_same = rules.expression(graph, node) == rules.expression(graph, first)
         call = node.call
-        if not is_same or not rules.is_draw(node) or call is None or not rules.may_fuse(node):
+        if not is_same or not rules.is_draw(node) or call is None or not rules.may_repeat(node):
             raise GraphError(f"{_named(node)} and {first.key} are no equal draws")
+
+
+def _is_pure(node: Node) -> bool:
+    return node.determinism is Determinism.PURE
 
 
 def _named(node: Node) -> str:

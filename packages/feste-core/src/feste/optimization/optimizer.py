@@ -13,6 +13,7 @@ from feste.context import Settings
 from feste.errors import PluginError, PluginWarning, UnknownName, suggest
 from feste.garbage import no_collection
 from feste.graph import FesteGraph
+from feste.optimization import rules
 from feste.optimization.analysis.sketches import Sketches
 from feste.optimization.base import (
     Level,
@@ -162,6 +163,11 @@ class Optimizer:
         most: int | None = settings["max_rewrites"]
         left = None if most is None else max(0, most - plan.rewrites)
         cx = PassContext(settings, left, plan.sketches)
+        own = type(one).__module__.startswith("feste.optimization.")
+        checked = settings["strict"] or not own
+        known = set[str]()
+        if checked:
+            known = {key for key, n in plan.graph.nodes.items() if not rules.is_open(n)}
         try:
             with blocking.inside("pass"):
                 graph = one.apply(plan.graph, cx)
@@ -169,9 +175,8 @@ class Optimizer:
                 cx.rewrites = cx.rewrites or 1  # a pass that did not ask
                 if cx.left is not None and cx.rewrites > cx.left:
                     return
-                own = type(one).__module__.startswith("feste.optimization.")
-                if settings["strict"] or not own:
-                    check(one, plan.graph, graph, cx)
+                if checked:
+                    check(one, plan.graph, graph, cx, known)
         except Exception as error:  # a pass may raise anything; the previous graph is still valid
             if settings["strict"]:
                 error.add_note(f"raised by the optimization pass {one.name!r}")

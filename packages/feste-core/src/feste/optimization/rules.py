@@ -39,7 +39,7 @@ __all__ = [
     "keeps_values",
     "limits",
     "may_emit",
-    "may_fuse",
+    "may_repeat",
     "may_share",
     "only_consumer",
     "operation",
@@ -218,14 +218,14 @@ def may_share(node: Node) -> bool:
     return all(a.may_share() for a in node.args if isinstance(a, Params))
 
 
-def may_fuse(node: Node) -> bool:
+def may_repeat(node: Node) -> bool:
     """Whether a call asks for one answer, and nothing in it would change if it asked for several.
 
     :param node: the call.
     """
     call = node.call
     assert call is not None, "only calls are fused"
-    return call.may_fuse(node.args)
+    return call.may_repeat(node.args)
 
 
 def parameters(node: Node) -> Hashable | None:

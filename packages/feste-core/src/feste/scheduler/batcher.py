@@ -23,17 +23,17 @@ class Gathering:
     """The calls of a batch, collected until all have arrived.
 
     :param members: the positions of their nodes.
-    :param fuse: whether equal ones among them may become several answers to one prompt.
+    :param several: whether equal ones among them may become several answers to one prompt.
 
     >>> gathering = Gathering([4, 7])
     >>> gathering.arrive(7, "request 7"), gathering.drop(4), gathering.flush()
     (False, True, [(7, 'request 7')])
     """
 
-    __slots__ = ("arrived", "fuse", "waiting")
+    __slots__ = ("arrived", "several", "waiting")
 
-    def __init__(self, members: Iterable[int], fuse: bool = False) -> None:
-        self.fuse = fuse
+    def __init__(self, members: Iterable[int], several: bool = False) -> None:
+        self.several = several
         self.waiting = set(members)
         self.arrived: dict[int, Any] = {}
 
@@ -118,7 +118,7 @@ def pack_requests(
     requests: Sequence[Request],
     taken: Taken = Taken(),
     *,
-    fuse: bool = False,
+    several: bool = False,
 ) -> list[Packed]:
     """Pack calls into as few requests as the limits allow.
 
@@ -130,10 +130,10 @@ def pack_requests(
     :param members: the positions of the calls.
     :param requests: their requests.
     :param taken: the largest request that the server is known to take.
-    :param fuse: whether equal requests may become one for several answers: the calls are SAMPLE.
+    :param several: whether equal requests may become one for several answers: the calls are SAMPLE.
     """
     singles = [Packed([i], [request], request) for i, request in zip(members, requests)]
-    items = _fused(call, singles, taken) if fuse else singles
+    items = _fused(call, singles, taken) if several else singles
     rule = call.rule
     if rule is None:
         return items

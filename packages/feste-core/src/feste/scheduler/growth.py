@@ -152,9 +152,9 @@ class Growth:
         for j in fresh:
             run.connect(position[j], [position[d] for d in part.deps[j]])
         joining = set(fresh)
-        for members, fuse in part.batches:  # nodes already in the run have been started there
+        for members, several in part.batches:  # nodes already in the run have been started there
             new = [position[m] for m in members if m in joining]
-            gathering = Gathering(new, fuse)
+            gathering = Gathering(new, several)
             run.gatherings.update((i, gathering) for i in new)
         for j in joining & part.prefixes.keys():
             run.prefixes[position[j]] = part.prefixes[j]

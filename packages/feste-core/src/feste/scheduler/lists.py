@@ -74,7 +74,7 @@ class Lists:
         members, requests = [i for i, _ in calls], [r for _, r in calls]
         taken = self.limits.get(_server(call, requests[0]), Taken())
         gathering = run.gatherings.get(members[0])
-        args = (call, members, requests, taken, gathering is not None and gathering.fuse, split)
+        args = (call, members, requests, taken, gathering is not None and gathering.several, split)
         task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
         self.brain.dispatcher.push(run, QUICK, run.program.rank[members[0]] + FINISHING, task)
 
@@ -256,10 +256,10 @@ def _pack(
     members: list[int],
     requests: list[Request],
     taken: Taken,
-    fuse: bool,
+    several: bool,
     split: Split | None,
 ) -> list[Packed]:
-    return pack_requests(call, members, requests, taken, fuse=fuse)
+    return pack_requests(call, members, requests, taken, several=several)
 
 
 def _unpack(call: Call[Any], request: Request, response: Response, parcel: Parcel) -> list[Any]:

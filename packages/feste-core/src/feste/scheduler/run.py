@@ -149,8 +149,8 @@ class Run:
         if answers is not None:
             for node in program.nodes:
                 self._reserve(node)
-        for members, fuse in program.batches:
-            gathering = Gathering(members, fuse)
+        for members, several in program.batches:
+            gathering = Gathering(members, several)
             self.gatherings.update((i, gathering) for i in members)
 
         #: What the requests of calls begin with, as for the program.

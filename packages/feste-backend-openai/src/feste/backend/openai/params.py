@@ -65,9 +65,9 @@ class Common(Params):
                     f"{type(self).__name__}: extra must not hold {name!r}, which Feste fills in"
                 )
 
-    def may_fuse(self) -> bool:
+    def may_repeat(self) -> bool:
         """Return whether equal calls with these parameters may become draws of one request."""
-        return super().may_fuse() and (self.extra is None or self.extra.keys() <= _EACH)
+        return super().may_repeat() and (self.extra is None or self.extra.keys() <= _EACH)
 
 
 class ChatParams(Common):
@@ -89,7 +89,7 @@ class ChatParams(Common):
         bound = self.max_completion_tokens or self.max_tokens
         return None if bound is None else bound * (self.n or 1)
 
-    def may_fuse(self) -> bool:
+    def may_repeat(self) -> bool:
         """Return whether equal calls with these parameters may become draws of one request.
 
         Not with what a provider does once a request: it moderates all answers together, searches
@@ -97,7 +97,7 @@ class ChatParams(Common):
         """
         once = (self.audio, self.moderation, self.prediction, self.web_search_options)
         stored = self.store is not None and self.store is not False
-        return super().may_fuse() and not stored and all(given is None for given in once)
+        return super().may_repeat() and not stored and all(given is None for given in once)
 
     audio: Json | None = None
     frequency_penalty: float | None = None
@@ -154,12 +154,12 @@ class CompleteParams(Common):
         bound = self.max_tokens
         return None if bound is None else bound * max(self.n or 1, self.best_of or 1)
 
-    def may_fuse(self) -> bool:
+    def may_repeat(self) -> bool:
         """Return whether equal calls with these parameters may become draws of one request.
 
         Not with ``best_of``: the best of many are no independent draws.
         """
-        return super().may_fuse() and self.best_of is None
+        return super().may_repeat() and self.best_of is None
 
     best_of: int | None = None
     echo: bool | None = None

@@ -115,7 +115,7 @@ def _prompts(graph: FesteGraph, nodes: Sequence[Node]) -> list[Node]:
     prompts: list[Node] = []
     draws: dict[Hashable, Item] = {}
     for node in nodes:
-        if rules.is_draw(node) and rules.may_fuse(node):
+        if rules.is_draw(node) and rules.may_repeat(node):
             draws.setdefault(rules.expression(graph, node), []).append(node)
         else:
             prompts.append(node)

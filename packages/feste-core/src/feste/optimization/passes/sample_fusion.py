@@ -43,7 +43,7 @@ class SampleFusionOptimization:
         single: dict[str, list[Node]] = {}
         for nodes in equal.values():
             call = nodes[0].call
-            if len(nodes) == 1 or call is None or not rules.may_fuse(nodes[0]):
+            if len(nodes) == 1 or call is None or not rules.may_repeat(nodes[0]):
                 continue
             if not rules.takes_draws(call, call.model(nodes[0].args)):
                 single.setdefault(call.name, []).extend(nodes)
