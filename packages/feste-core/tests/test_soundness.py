@@ -22,7 +22,6 @@ import feste
 from feste import context, optimization
 from feste.backend import Limits, Reply
 from feste.delayed import FesteDelayed
-from feste.draw import Determinism
 from feste.errors import PluginError, PluginWarning
 from feste.fused import Fused, Step, fuse
 from feste.graph import Batch, FesteGraph, Group, Prefix
@@ -418,16 +417,14 @@ def _without_an_effect(nodes: Nodes, cx: Any) -> FesteGraph:
     return nodes.graph.replace(nodes=left)
 
 
-def _fused(
-    nodes: Nodes, promised: Any = None, task: str = "", places: Any = None, **parts: Any
-) -> FesteGraph:
+def _fused(nodes: Nodes, task: str = "", places: Any = None, **parts: Any) -> FesteGraph:
     """The graph with two tasks fused, but into something else than they were."""
     graph = nodes.fused("middle", "last")
     made: Any = graph.nodes[nodes["last"]]
     first, *others = made.op.steps
     node = nodes.graph.nodes[nodes[task]] if task else first.node
     first = Step(node, first.sources if places is None else places)
-    return graph.with_nodes([made.replace(op=Fused((first, *others), promised), **parts)])
+    return graph.with_nodes([made.replace(op=Fused((first, *others)), **parts)])
 
 
 def _fused_into_two(nodes: Nodes, cx: Any) -> FesteGraph:
@@ -722,11 +719,6 @@ BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
     "an effect that nobody needs, fused": (
         Level.E1G,
         lambda nodes, cx: nodes.fused("unneeded task", "last"),
-        "from other tasks than ran in a row",
-    ),
-    "a fused task that promises more": (
-        Level.E1G,
-        lambda nodes, cx: _fused(nodes, promised=Determinism.PURE),
         "from other tasks than ran in a row",
     ),
     "a fused task with another step": (
