@@ -30,12 +30,15 @@ __all__ = ["Explanation", "Hop"]
 #: Incremented when a field changes its meaning; new fields do not change it.
 SCHEMA = 2
 
+FOR_CACHE = "wait for the prompt cache"
+
 
 @dataclass(frozen=True, slots=True)
 class Hop:
     """Calls of the critical path that follow each other and were written at one line.
 
-    :param name: the operation.
+    :param name: the operation; or that those after it wait for what the one before it wrote to the
+        provider's prompt cache.
     :param where: ``file:line``.
     :param nodes: how many they are.
     :param seconds: how long they probably take; None if unknown.
@@ -140,11 +143,13 @@ class Explanation:
         """The calls of the path that takes longest, the first to run first."""
         places = Places()
         hops: list[Hop] = []
-        for node in self._estimates.critical_path:
+        for node, seconds in self._estimates.critical_path:
+            if node is None:
+                hops.append(Hop(FOR_CACHE, "", 1, seconds))
+                continue
             if node.key not in self._estimates.calls:
                 continue
             name, where = node.op.name, places.of(node)
-            seconds = self._estimates.seconds_of(node).likely
             if hops and (hops[-1].name, hops[-1].where) == (name, where):
                 last = hops.pop()
                 both = None if seconds is None or last.seconds is None else last.seconds + seconds
