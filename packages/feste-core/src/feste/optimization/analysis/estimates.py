@@ -51,6 +51,7 @@ class Estimates:
 
     def __init__(self, graph: FesteGraph, sketches: Sketches) -> None:
         self.graph = graph
+        self._sketches = sketches
         self.paths = Paths(graph)
         #: The keys of the nodes whose values are not known; a later run changes nothing here.
         self.open = frozenset(k for k, node in graph.nodes.items() if node.value is PENDING)
@@ -111,6 +112,27 @@ class Estimates:
             known = read is not None and (made is not None or not price.output)
             parts.append(price.dollars(read or 0, made or 0, *cache) if known else None)
         call.dollars = Range(*parts)
+
+    @cached_property
+    def unbounded(self) -> list[str]:
+        """The names of operations and tasks without which the worst price would be known."""
+        names: dict[str, None] = {}
+        for call in self.calls.values():
+            if not call.is_priced or call.error or call.dollars.worst is not None:
+                continue
+            if call.output.worst is None:
+                names[call.node.op.name] = None
+            else:
+                sources = (
+                    self.graph.nodes[key]
+                    for key in self._sketches.of(self.graph, call.node).unknown
+                )
+                names.update((n.op.name, None) for n in sources if self._adds_any(n))
+        return list(names)
+
+    def _adds_any(self, node: Node) -> bool:
+        call = self.calls.get(node.key)
+        return call is None or call.output.worst is None
 
     # --- time -------------------------------------------------------------------------------------
 
