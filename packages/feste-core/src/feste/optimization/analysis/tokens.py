@@ -1,7 +1,8 @@
 """How many tokens the calls of a plan read and generate: known, likely, or unknown.
 
 Assumptions, where nothing is known: an answer has half as many tokens as it may have, or 256 if it
-may have any number; a Python task returns about as much text as it gets.
+may have any number; a Python task returns about as much text as it gets, and a task that is given no
+node an unknown amount.
 """
 
 from __future__ import annotations

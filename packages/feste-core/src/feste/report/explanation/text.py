@@ -131,7 +131,7 @@ def _tree(tree: Tree) -> list[str]:
     cells = [_row(*line, named) for line in lines[:MOST_ROWS]]
     digits = max(len(count) for _, count, *_ in cells)
     place = max(len(where) for *_, where, _ in cells)
-    side = min(28, max(len(notes) for *_, notes in cells))
+    side = min(34, max(len(notes) for *_, notes in cells))
     most = max(24, _columns() - digits - place - side - 8)
     room = min(most, max(len(name) for name, *_ in cells))
     made = []
