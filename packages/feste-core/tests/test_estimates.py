@@ -87,6 +87,16 @@ def test_an_unknown_prompt_is_what_its_inputs_make_of_it() -> None:
     assert tokens_of(llm.complete(through))[0] == Range(1, 33, None)
 
 
+def test_what_cannot_be_prepared_has_no_tokens() -> None:
+    """It is not known what it would have read; an unknown value may be right in the run."""
+    wrong: Any = [{"role": "user", "content": float("nan")}]
+    llm = FakeBackend()
+    hidden: Any = [{"role": "user", "content": [load()]}]
+
+    assert tokens_of(llm.chat(wrong))[0] == Range.of(None)
+    assert [c.error for c in estimates_of(llm.chat(hidden)).calls.values()] == [""]
+
+
 def test_what_a_task_loads_is_not_guessed() -> None:
     """A task without inputs returns any amount of text, and so does one that may return calls."""
 
@@ -295,6 +305,8 @@ def test_the_others_wait_for_the_one_that_writes_their_prefix() -> None:
     assert (hasty.seconds, waiting.depth, hasty.depth) == (Range.of(1.0), 2, 1)
     assert path[:2] == [(nodes[0].key, 1.0), (None, 2.0)] and len(path) == 3
     assert [waiting.slack[n.key] for n in nodes] == [0.0, 0.0, 0.0]
+    side = nodes[0]._node.call.client.chat("b")
+    assert estimates_of(nodes, side, prefixes=[prefix_of(nodes)]).slack[side.key] == 3.0
 
 
 def test_a_call_that_comes_late_finds_its_prefix_written() -> None:
@@ -307,6 +319,26 @@ def test_a_call_that_comes_late_finds_its_prefix_written() -> None:
     assert estimates_of(chain[-1], prefixes=[prefix_of(chain, lag=0.5)]).seconds.likely == 5.5
     assert estimates_of(chain[-1], prefixes=[prefix_of(chain[::2], lag=0.5)]).seconds.likely == 5.0
     assert estimates_of(chain[-1], prefixes=[prefix_of(chain[::-1])]).seconds.likely == 7.0
+
+
+def test_the_call_that_is_ready_first_writes_the_prefix() -> None:
+    """Whichever was made first; with equals, of all prefixes the same one, so that none waits twice."""
+    llm = known(latency=Latency(base=1.0))
+    late, early = llm.chat(llm.chat("a")), llm.chat("b")
+    turned = [prefix_of([late, early]), prefix_of([early, late], lag=1.0)]
+
+    assert estimates_of(late, early, prefixes=turned[:1]).seconds.likely == 1.0 + 2.0 + 1.0
+    one, two = llm.chat("c"), llm.chat("d")
+    both = [prefix_of([one, two]), prefix_of([two, one])]
+    assert estimates_of(one, two, prefixes=both).seconds.likely == 1.0 + 2.0 + 1.0
+
+
+def test_only_prefixes_that_wait_take_time() -> None:
+    """Beside those that do not."""
+    nodes = sharing(4)
+    prefixes = [prefix_of(nodes[:2]), prefix_of(nodes, waits=False, lag=9.0)]
+
+    assert estimates_of(nodes, prefixes=prefixes).seconds.likely == 4.0
 
 
 def test_a_prefix_inside_another_one_is_waited_for_as_well() -> None:

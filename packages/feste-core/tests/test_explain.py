@@ -22,7 +22,7 @@ from feste.errors import ConfigError, MissingKey, RunFailed
 from feste.graph import FesteGraph
 from feste.node import PENDING
 from feste.optimization import Optimizer, PassContext
-from feste.prompt import Prompt
+from feste.prompt import FesteEnvironment, Prompt
 from feste.report import Explanation, Range, RunReport
 from feste.testing import FakeBackend, FakeParams, fresh_draws
 
@@ -289,7 +289,9 @@ def test_a_line_end_in_the_name_of_a_model_moves_no_column() -> None:
     at = next(i for i, line in enumerate(lines) if line.startswith("  operation"))
 
     assert lines[at].index("calls") + 4 == lines[at + 1].index("1  ")
-    assert any(line.startswith("  chat a\\nb  1  ") for line in lines)
+    lines = str(feste.explain(FakeBackend("a\nb").chat("Hi"), FakeBackend("abcd").chat("Ho")))
+    at = [x.index("  1  ") for x in lines.splitlines() if x.startswith("  chat a")]
+    assert len(at) == 2 and at[0] == at[1]
 
 
 def test_no_line_is_wider_than_a_terminal() -> None:
@@ -377,6 +379,16 @@ def test_a_prompt_that_cannot_be_rendered_is_not_made_while_it_runs(optimize: bo
     assert "1 of 3 prompts is made while it runs" in str(explained)
 
 
+def test_explaining_calls_no_impure_function() -> None:
+    """Whether a prompt that uses one can be rendered is known in the run only."""
+    made, noted = FesteEnvironment(), []
+    made.globals["note"] = lambda: noted.append(1) or 1 / 0
+    made.impure.add("note")
+    explained = feste.explain(FakeBackend().chat(Prompt("{{ note() }}", environment=made)()))
+
+    assert (noted, explained.failing) == ([], 0)
+
+
 def test_what_a_pass_says_in_each_round_is_told_once() -> None:
     """Merging equal nodes leaves fewer prompts that fail: those are the ones that count."""
     llm, share = FakeBackend(), Prompt("{{ 6 / x }}")
@@ -385,7 +397,31 @@ def test_what_a_pass_says_in_each_round_is_told_once() -> None:
     (fold,) = (row for row in explained.passes if row.name == "fold")
 
     assert str(explained).count("cannot be rendered") == 1
-    assert [(r.kind, r.alike) for r in fold.remarks] == [("applied", 0), ("missed", 0)]
+    assert sorted((r.kind, r.alike) for r in fold.remarks) == [("applied", 0), ("missed", 0)]
+
+
+def test_what_a_pass_does_in_each_round_is_told() -> None:
+    """What it did adds up; what it did not do is what is left at last."""
+
+    class Stepwise:
+        name = "stepwise"
+        left = 3
+
+        def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+            cx.missed(f"{self.left} steps are left")
+            if not self.left:
+                return graph
+            cx.applied(f"made step {self.left}")
+            self.left -= 1
+            return graph.replace()
+
+    graph, _, _ = FesteGraph.collect(FakeBackend().chat("Hi"))
+    (row,) = Explanation(Optimizer([Stepwise()]).run(graph)).passes
+
+    assert [(r.text, r.alike) for r in row.remarks] == [
+        ("made step 3", 2),
+        ("0 steps are left", 0),
+    ]
 
 
 def test_what_has_no_bound_is_named() -> None:
@@ -397,6 +433,8 @@ def test_what_has_no_bound_is_named() -> None:
         (llm.chat(ask(x=told(1)), bound), ["told"]),
         (llm.chat(ask(x=llm.complete("a", bound)), bound), []),
         (FakeBackend().chat("a"), []),
+        (llm.chat(ask(x=FakeBackend().complete("a")), bound), ["complete"]),
+        (llm.chat(ask(x=[told(1), llm.complete("a", bound)]), bound), ["told"]),
     ]:
         explained = feste.explain(node)
         assert explained.unbounded == explained.to_json()["unbounded"] == names
@@ -454,7 +492,7 @@ def test_calls_that_can_wait_are_told() -> None:
     """Beside the row, where the times are known: what may be late without delaying the run."""
     llm = Known("m-1")
     chain = llm.chat(told(llm.chat(told(llm.chat("a")))))
-    side = llm.complete("b")
+    side = llm.complete(ask(x=told("b")))
 
     assert any(
         "complete m-1" in x and "can wait 1 s" in x for x in lines_of(feste.explain(chain, side))

@@ -218,7 +218,7 @@ class Estimates:
             gate = gates.setdefault((client.endpoint, client.account, model), Gate())
             seconds = request.seconds[part] or 0.0
             keys = [call.node.key for call in request.calls]
-            leads = bool(part) and not self._waits.leaders.isdisjoint(keys)
+            leads = not self._waits.leaders.isdisjoint(keys)
             gate.add(seconds, leads, late[keys[0]])
             if client.limits.concurrency is not None:
                 gate.limits.add(client.limits.concurrency)
