@@ -87,6 +87,16 @@ def test_an_unknown_prompt_is_what_its_inputs_make_of_it() -> None:
     assert tokens_of(llm.complete(through))[0] == Range(1, 33, None)
 
 
+def test_what_cannot_be_prepared_has_no_tokens() -> None:
+    """It is not known what it would have read; an unknown value may be right in the run."""
+    wrong: Any = [{"role": "user", "content": float("nan")}]
+    llm = FakeBackend()
+    hidden: Any = [{"role": "user", "content": [load()]}]
+
+    assert tokens_of(llm.chat(wrong))[0] == Range.of(None)
+    assert [c.error for c in estimates_of(llm.chat(hidden)).calls.values()] == [""]
+
+
 def test_what_a_task_loads_is_not_guessed() -> None:
     """A task without inputs returns any amount of text, and so does one that may return calls."""
 
@@ -255,7 +265,7 @@ def test_the_run_takes_as_long_as_its_longest_path() -> None:
 
     assert estimates.seconds == pytest.approx((1.1 + 1.1, 2.0 + 1.1, 3.0 + 1.2))
     assert estimates.depth == 2
-    assert [n.key for n in estimates.critical_path] == [first.key, second.key]
+    assert [n and n.key for n, _ in estimates.critical_path] == [first.key, second.key]
 
 
 def test_calls_of_a_list_take_as_long_as_its_longest_answer() -> None:
@@ -272,6 +282,89 @@ def test_a_limit_of_concurrency_makes_it_longer() -> None:
     llm = known(limits=Limits(concurrency=2), latency=Latency(base=1.0))
 
     assert estimates_of([llm.chat(str(i)) for i in range(10)]).seconds == Range.of(5.0)
+
+
+def sharing(count: int, **about: Any) -> list[Any]:
+    """Calls of a second each that begin alike."""
+    llm = known(latency=Latency(base=1.0), **about)
+    return [llm.chat("x" * 400 + str(i)) for i in range(count)]
+
+
+def prefix_of(nodes: list[Any], *, waits: bool = True, lag: float = 2.0) -> Prefix:
+    return Prefix(tuple(n.key for n in nodes), "d", 80, waits=waits, lag=lag)
+
+
+def test_the_others_wait_for_the_one_that_writes_their_prefix() -> None:
+    """Its request and the time that the cache takes come first; at best it is cached already."""
+    nodes = sharing(3)
+    waiting = estimates_of(nodes, prefixes=[prefix_of(nodes)])
+    hasty = estimates_of(nodes, prefixes=[prefix_of(nodes, waits=False)])
+    path = [(n and n.key, seconds) for n, seconds in waiting.critical_path]
+
+    assert waiting.seconds == waiting.path_seconds == Range(1.0, 1.0 + 2.0 + 1.0, 4.0)
+    assert (hasty.seconds, waiting.depth, hasty.depth) == (Range.of(1.0), 2, 1)
+    assert path[:2] == [(nodes[0].key, 1.0), (None, 2.0)] and len(path) == 3
+    assert [waiting.slack[n.key] for n in nodes] == [0.0, 0.0, 0.0]
+    side = nodes[0]._node.call.client.chat("b")
+    assert estimates_of(nodes, side, prefixes=[prefix_of(nodes)]).slack[side.key] == 3.0
+
+
+def test_a_call_that_comes_late_finds_its_prefix_written() -> None:
+    """The one that is ready first writes it; a chain whose calls begin alike waits once."""
+    llm = known(latency=Latency(base=1.0))
+    chain = [llm.chat("start")]
+    for _ in range(4):
+        chain.append(llm.chat(chain[-1]))
+
+    assert estimates_of(chain[-1], prefixes=[prefix_of(chain, lag=0.5)]).seconds.likely == 5.5
+    assert estimates_of(chain[-1], prefixes=[prefix_of(chain[::2], lag=0.5)]).seconds.likely == 5.0
+    assert estimates_of(chain[-1], prefixes=[prefix_of(chain[::-1])]).seconds.likely == 7.0
+
+
+def test_the_call_that_is_ready_first_writes_the_prefix() -> None:
+    """Whichever was made first; with equals, of all prefixes the same one, so that none waits twice."""
+    llm = known(latency=Latency(base=1.0))
+    late, early = llm.chat(llm.chat("a")), llm.chat("b")
+    turned = [prefix_of([late, early]), prefix_of([early, late], lag=1.0)]
+
+    assert estimates_of(late, early, prefixes=turned[:1]).seconds.likely == 1.0 + 2.0 + 1.0
+    one, two = llm.chat("c"), llm.chat("d")
+    both = [prefix_of([one, two]), prefix_of([two, one])]
+    assert estimates_of(one, two, prefixes=both).seconds.likely == 1.0 + 2.0 + 1.0
+
+
+def test_only_prefixes_that_wait_take_time() -> None:
+    """Beside those that do not."""
+    nodes = sharing(4)
+    prefixes = [prefix_of(nodes[:2]), prefix_of(nodes, waits=False, lag=9.0)]
+
+    assert estimates_of(nodes, prefixes=prefixes).seconds.likely == 4.0
+
+
+def test_a_prefix_inside_another_one_is_waited_for_as_well() -> None:
+    """One call writes the outer one, then another the inner one."""
+    nodes = sharing(5)
+    inner = Prefix(tuple(n.key for n in nodes[2:]), "e", 90, lag=1.0)
+
+    assert estimates_of(nodes, prefixes=[prefix_of(nodes), inner]).seconds.likely == 3.0 + 2.0 + 1.0
+
+
+def test_answers_to_one_prompt_do_not_wait_for_each_other() -> None:
+    """Equal draws are one request."""
+    llm = known(latency=Latency(base=1.0))
+    nodes = [llm.chat("some words") for _ in range(3)]
+
+    assert estimates_of(nodes, prefixes=[prefix_of(nodes)]).seconds == Range.of(1.0)
+
+
+def test_a_gate_is_idle_while_all_wait_for_a_prefix() -> None:
+    """Not where other requests go through it meanwhile."""
+    nodes = sharing(10, limits=Limits(concurrency=1))
+    prefix = prefix_of(nodes)
+    client = nodes[0]._node.call.client
+
+    assert estimates_of(nodes, prefixes=[prefix]).seconds == Range(10.0, 12.0, 12.0)
+    assert estimates_of(nodes, client.chat("b"), prefixes=[prefix]).seconds == Range.of(11.0)
 
 
 def test_an_unknown_latency_makes_no_time() -> None:

@@ -17,12 +17,12 @@ import pytest
 
 import feste
 from feste import context
-from feste.backend import Latency, Limits, Price, Profile
+from feste.backend import Latency, Limits, Price, Profile, PromptCache
 from feste.errors import ConfigError, MissingKey, RunFailed
 from feste.graph import FesteGraph
 from feste.node import PENDING
 from feste.optimization import Optimizer, PassContext
-from feste.prompt import Prompt
+from feste.prompt import FesteEnvironment, Prompt
 from feste.report import Explanation, Range, RunReport
 from feste.testing import FakeBackend, FakeParams, fresh_draws
 
@@ -55,7 +55,7 @@ def test_nothing_is_sent_and_nothing_is_kept() -> None:
 
 def lines_of(explained: Explanation) -> list[str]:
     """The lines of the text, with the lines of this file as ``here``, without numbers of rewrites."""
-    text = re.sub(r"\s+\(rewrites?\s[^)]*\)", "", str(explained))
+    text = re.sub(r" \(rewrites? [^)]*\) +", "  ", str(explained))
     text = re.sub(r"(test_explain\.py:\d+) +(?=[^\s-])", r"\1  ", text)  # digits make no difference
     return re.sub(r"[^\s(]*test_explain\.py:\d+", "here", text).splitlines()
 
@@ -81,9 +81,10 @@ def test_the_text_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = lines_of(feste.explain(report, llm.chat("Hi"), FakeBackend("m-2").chat("Hi")))
 
     assert lines[-1].startswith("  nothing to do: cull, ")
-    assert lines[:-1] == [
+    at = lines.index("PASSES")
+    assert lines[:at] == [
         "PLAN  11 nodes -> 11   6 calls -> 4 requests (at least 4)   2 requests deep",
-        "      at least $0.0053 (low $0.000072, worst unknown), 1 call of unknown price",
+        "      at least $0.0053 (low $0.000072, worst unknown: chat has no bound), 1 call of unknown price",
         "  1 of 6 prompts is made while it runs: its tokens are estimates",
         "  operation       model  calls  requests  tokens in      tokens out   dollars",
         "  known.complete  m-1        3         1        ~18       ~15 <= 30  $0.00017",
@@ -98,11 +99,12 @@ def test_the_text_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         "  chat m-1                            1  here",
         "  chat m-2                            1  here",
         "CRITICAL PATH  2 requests deep: complete (here) -> chat (here)",
-        "PASSES",
-        "  fold           rendered 3 prompts of constants  here",
-        "  batch          3 calls of complete share requests, up to 16 in each  here",
-        "  critical_path  ranked by the latency of 5 calls",
     ]
+    assert " ".join(" ".join(lines[at:-1]).split()) == (
+        "PASSES fold rendered 3 prompts of constants here "
+        "batch 3 calls of complete share requests, up to 16 in each here "
+        "critical_path ranked by the latency of 5 calls"
+    )
 
 
 def test_the_text_of_a_large_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +192,12 @@ def test_a_long_program_stays_on_the_page(monkeypatch: pytest.MonkeyPatch) -> No
     graph = [line for line in lines_of(explained) if "made.py:" in line and "chat fake-1" in line]
 
     assert [line.split()[-1] for line in graph] == [f"made.py:{i}" for i in range(30, 0, -1)]
+    assert "+" not in graph[9]
+    assert [re.search(r"\+\S+ levels?: .*chat", line) is not None for line in graph[10:]] == [
+        True
+    ] * 20
+    assert "─ +20 levels: chat" in graph[29]
+    assert "+20 levels: <b>chat</b>" in explained._repr_html_()
     assert max(map(len, lines_of(explained))) <= 100
     ElementTree.fromstring(explained._repr_html_())
 
@@ -275,6 +283,17 @@ def test_what_the_text_escapes() -> None:
     assert "\x1b" not in str(feste.explain(FakeBackend("m\x1b[2J").chat("Hi")))
 
 
+def test_a_line_end_in_the_name_of_a_model_moves_no_column() -> None:
+    """It is escaped before the columns are set."""
+    lines = str(feste.explain(FakeBackend("a\nb").chat("Hi"))).splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("  operation"))
+
+    assert lines[at].index("calls") + 4 == lines[at + 1].index("1  ")
+    lines = str(feste.explain(FakeBackend("a\nb").chat("Hi"), FakeBackend("abcd").chat("Ho")))
+    at = [x.index("  1  ") for x in lines.splitlines() if x.startswith("  chat a")]
+    assert len(at) == 2 and at[0] == at[1]
+
+
 def test_no_line_is_wider_than_a_terminal() -> None:
     """Eighty columns hold every line, with long names and remarks and large numbers too."""
 
@@ -324,8 +343,171 @@ def test_a_call_that_cannot_be_prepared_is_explained_too() -> None:
     wrong: Any = [{"role": "user", "content": float("nan")}]
     explained = feste.explain(FakeBackend().chat(wrong))
 
-    assert explained.calls == 1
-    assert explained.rows[0].input_tokens == Range(1, 1, None)  # of the text "user"
+    assert (explained.calls, explained.failing) == (1, 1)
+    assert explained.input_tokens == explained.output_tokens == Range.of(None)
+    told = " ".join(str(explained).split())
+    assert "1 call cannot be prepared and will fail: body[0].content is nan, which JSON" in told
+    assert re.search(r"fake\.chat fake-1 1 1 unknown unknown GRAPH", told)
+    assert any(line.endswith("here  will fail") for line in lines_of(explained))
+
+
+def test_figures_are_those_of_the_calls_that_can_be_prepared() -> None:
+    """One that fails reads and generates nothing; JSON says how many they are, and why."""
+    llm, params = Known("m"), FakeParams(max_tokens=8)
+    wrong: Any = [{"role": "user", "content": float("nan")}]
+    sound = feste.explain(llm.chat("some words", params))
+    mixed = feste.explain(llm.chat("some words", params), llm.chat(wrong, params))
+
+    for figure in ("input_tokens", "output_tokens", "dollars"):
+        assert getattr(mixed, figure) == getattr(sound, figure)
+    (row,) = mixed.to_json()["operations"]
+    assert (row["failing"], mixed.to_json()["failing"], mixed.calls) == (1, 1, 2)
+    assert row["error"].startswith("body[0].content is nan") and "test_explain.py:" in row["error"]
+    both = feste.explain(llm.complete(wrong), llm.chat("some words", params))
+    assert (len(both.rows), both.input_tokens) == (2, sound.input_tokens)
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_a_prompt_that_cannot_be_rendered_is_not_made_while_it_runs(optimize: bool) -> None:
+    """It fails, as does one that is made of it; one that waits for an answer may be right."""
+    llm, share = FakeBackend(), Prompt("{{ 6 / x }}")
+    wrong = [share(x=0), ask(x=share(x=0)), share(x=told("0"))]
+    explained = feste.explain([llm.chat(prompt) for prompt in wrong], optimize=optimize)
+
+    assert explained.failing == 2
+    assert "2 calls cannot be prepared and will fail, the first: template" in str(explained)
+    assert "1 of 3 prompts is made while it runs" in str(explained)
+
+
+def test_explaining_calls_no_impure_function() -> None:
+    """Whether a prompt that uses one can be rendered is known in the run only."""
+    made, noted = FesteEnvironment(), []
+    made.globals["note"] = lambda: noted.append(1) or 1 / 0
+    made.impure.add("note")
+    explained = feste.explain(FakeBackend().chat(Prompt("{{ note() }}", environment=made)()))
+
+    assert (noted, explained.failing) == ([], 0)
+
+
+def test_what_a_pass_says_in_each_round_is_told_once() -> None:
+    """Merging equal nodes leaves fewer prompts that fail: those are the ones that count."""
+    llm, share = FakeBackend(), Prompt("{{ 6 / x }}")
+    nodes = [llm.complete(share(x=0)) for _ in range(3)]
+    explained = feste.explain(nodes, llm.complete(ask(x=ask(x=1))))
+    (fold,) = (row for row in explained.passes if row.name == "fold")
+
+    assert str(explained).count("cannot be rendered") == 1
+    assert sorted((r.kind, r.alike) for r in fold.remarks) == [("applied", 0), ("missed", 0)]
+
+
+def test_what_a_pass_does_in_each_round_is_told() -> None:
+    """What it did adds up; what it did not do is what is left at last."""
+
+    class Stepwise:
+        name = "stepwise"
+        left = 3
+
+        def apply(self, graph: FesteGraph, cx: PassContext) -> FesteGraph:
+            cx.missed(f"{self.left} steps are left")
+            if not self.left:
+                return graph
+            cx.applied(f"made step {self.left}")
+            self.left -= 1
+            return graph.replace()
+
+    graph, _, _ = FesteGraph.collect(FakeBackend().chat("Hi"))
+    (row,) = Explanation(Optimizer([Stepwise()]).run(graph)).passes
+
+    assert [(r.text, r.alike) for r in row.remarks] == [
+        ("made step 3", 2),
+        ("0 steps are left", 0),
+    ]
+
+
+def test_what_has_no_bound_is_named() -> None:
+    """An operation without a bound of its answers, or a task whose text may be any."""
+    llm, bound = Known("m"), FakeParams(max_tokens=8)
+
+    for node, names in [
+        (llm.chat("a"), ["chat"]),
+        (llm.chat(ask(x=told(1)), bound), ["told"]),
+        (llm.chat(ask(x=llm.complete("a", bound)), bound), []),
+        (FakeBackend().chat("a"), []),
+        (llm.chat(ask(x=FakeBackend().complete("a")), bound), ["complete"]),
+        (llm.chat(ask(x=[told(1), llm.complete("a", bound)]), bound), ["told"]),
+    ]:
+        explained = feste.explain(node)
+        assert explained.unbounded == explained.to_json()["unbounded"] == names
+        assert ("worst unknown" in str(explained)) is bool(names)
+    some = feste.explain(llm.chat("a"), llm.complete("a"), llm.chat(ask(x=told(1)), bound))
+    assert "worst unknown: chat, complete and 1 more have no bound" in " ".join(str(some).split())
+
+
+def test_an_unknown_price_has_a_remedy() -> None:
+    """Where no price at all is known."""
+    assert 'pip install "feste-core[prices]"' in str(feste.explain(FakeBackend().chat("a")))
+    assert "pip install" not in str(feste.explain(Known("m").chat("a"), FakeBackend().chat("a")))
+    assert "pip install" not in str(feste.explain(told(1)))
+
+
+@pytest.mark.parametrize(
+    ("texts", "remark"),
+    [
+        ([told("a")], "the prompt is made while it runs: its tokens are estimates"),
+        ([told("a"), "b"], "1 of 2 prompts is made while it runs: its tokens are estimates"),
+        ([told("a"), told("b")], "2 of 2 prompts are made while it runs: their tokens are"),
+    ],
+)
+def test_what_is_made_while_it_runs_is_counted(texts: list[Any], remark: str) -> None:
+    """In the right number; what is embedded is an input, and no prompt."""
+    llm = FakeBackend()
+
+    assert remark in str(feste.explain([llm.chat(text) for text in texts]))
+    embedded = str(feste.explain([llm.embed(text) for text in texts]))
+    assert remark.replace("prompt", "input") in embedded
+
+
+def test_waiting_for_a_prefix_takes_time() -> None:
+    """The objective decides between money and time, and the plan shows both."""
+    cache = PromptCache(minimum=1, lag=1.5)
+    about = Profile(latency=Latency(base=1.0), price=Price(input=1.0), prompt_cache=cache)
+    llm = FakeBackend("m", profile=about)
+    nodes = [llm.chat("word " * 400 + str(i)) for i in range(8)]
+    balanced, hasty = (feste.explain(nodes, objective=o) for o in ("balanced", "latency"))
+    text = " ".join(str(balanced).split())
+
+    assert (balanced.path_seconds.likely, hasty.path_seconds.likely) == (3.5, 1.0)
+    assert balanced.dollars.likely < hasty.dollars.likely  # type: ignore[operator]
+    assert "~3.5 s" in str(balanced).splitlines()[0] and "~1 s" in str(hasty).splitlines()[0]
+    assert (
+        "the others wait ~2.5 s for it" in text and "wait" not in str(hasty).partition("do not")[0]
+    )
+    assert re.search(
+        r"PATH 2 requests deep, ~3\.5 s: chat \S+ -> wait for the prompt cache -> chat", text
+    )
+    assert [hop["seconds"] for hop in balanced.to_json()["critical_path"]["hops"]] == [1, 1.5, 1]
+
+
+def test_calls_that_can_wait_are_told() -> None:
+    """Beside the row, where the times are known: what may be late without delaying the run."""
+    llm = Known("m-1")
+    chain = llm.chat(told(llm.chat(told(llm.chat("a")))))
+    side = llm.complete(ask(x=told("b")))
+
+    assert any(
+        "complete m-1" in x and "can wait 1 s" in x for x in lines_of(feste.explain(chain, side))
+    )
+    assert str(feste.explain(chain, side)).count("can wait") == 1
+    assert "can wait" not in str(feste.explain(chain, side, FakeBackend().chat("c")))
+
+
+def test_rewrites_stand_by_the_name_of_their_pass() -> None:
+    """Its remarks come after."""
+    nodes = [FakeBackend().complete(ask(x=i)) for i in range(3)]
+    text = str(feste.explain(nodes))
+
+    assert re.search(r"^  fold \(rewrites 1-3\)  rendered 3 prompts", text, re.MULTILINE)
+    assert re.search(r"^  batch \(rewrite 4\)    3 calls of complete", text, re.MULTILINE)
 
 
 def test_numbers_and_text_agree() -> None:
@@ -710,6 +892,30 @@ def test_a_report_of_other_nodes_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="a run of other nodes"):
         feste.explain(FakeBackend().chat("Hi"), analyze=report)
+    with pytest.raises(ConfigError, match="a run of other nodes"):
+        feste.explain(analyze=report)
+
+
+def test_tokens_are_off_by_more_than_a_quarter() -> None:
+    """They are counted by a rule of thumb: a text of other words has more or fewer."""
+
+    class Counting(FakeBackend):
+        def answer(self, request: Any) -> Any:
+            answer = super().answer(request)
+            usage = dataclasses.replace(answer.usage, input=self.read, output=8)
+            return dataclasses.replace(answer, usage=usage)
+
+    for read, is_off in [(102, False), (77, False), (76, True), (127, False), (128, True)]:
+        llm = Counting("m")
+        llm.read = read
+        node = llm.chat("four" * 100, FakeParams(max_tokens=8))
+        actual = feste.explain(node, analyze=report_of(node)).actual
+        assert actual is not None
+        assert (actual.off != []) is is_off, (read, actual.off)
+    late = llm.chat(ask(x=llm.complete("a", FakeParams(max_tokens=1_000))))
+    after = feste.explain(late, analyze=report_of(late))
+    assert after.rows[1].input_tokens.likely == pytest.approx(503, abs=2)  # four times as many
+    assert "chat m: tokens in" not in str(after)
 
 
 def test_values_of_eager_mode_can_be_analyzed() -> None:

@@ -145,12 +145,12 @@ def explain(*args: Any, analyze: RunReport | None = None, **settings: Any) -> Ex
     chosen = context.settings(**settings)
     graph, _, _ = FesteGraph.collect(*args, scope=draw.scope())
     if analyze is not None:
-        graph = as_before(graph, analyze)
+        graph = as_before(graph, analyze, is_empty=not args)
     note = ""
     known = chosen["store"] or chosen["cache"]
     if known:
         note = f"answers in {known} are not bought again; all calls are counted here"
     if not inspect.isclass(kind_of(chosen["scheduler"])):
-        note = "this scheduler is a plain get function: nothing is batched while it runs, but as planned"
+        note = "a plain get function runs this graph: only the batches planned here are formed"
     with no_collection():
         return Explanation(Optimizer().run(graph, chosen), note, analyze)

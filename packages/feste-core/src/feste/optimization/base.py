@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -16,6 +17,8 @@ from feste.optimization.analysis.sketches import Sketches
 __all__ = ["Level", "Optimization", "PassContext", "Phase", "Remark", "level_of", "phase_of"]
 
 E = TypeVar("E", bound=Enum)
+
+_NUMBER = re.compile(r"\d[\d,.]*(?: (\w+?)s?\b)?")
 
 
 class Level(Enum):
@@ -83,6 +86,11 @@ class Remark:
     text: str
     count: int = 1
     origins: tuple[str, ...] = ()
+
+    @property
+    def form(self) -> tuple[str, str]:
+        """Its kind, and its text without numbers, and without the plurals behind these."""
+        return self.kind, _NUMBER.sub(r"# \1", self.text)
 
 
 @dataclass(slots=True)

@@ -191,6 +191,9 @@ class Optimizer:
                     stacklevel=2,
                 )
             return
+        # what was not done is said again in each round, of the nodes that are left
+        again = {r.form for r in cx.remarks if r.kind != "applied"}
+        report.remarks = [r for r in report.remarks if r.form not in again or r in cx.remarks]
         report.remarks.extend(r for r in cx.remarks if r not in report.remarks)
         if graph is not plan.graph:
             report.changed += 1

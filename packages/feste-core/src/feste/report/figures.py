@@ -30,11 +30,11 @@ def bounded(of: Range) -> str:
 
     :param of: the tokens.
 
-    >>> bounded(Range(1, 32, 64)), bounded(Range(1, 256, None))
-    ('~32 <= 64', '~256, no bound')
+    >>> bounded(Range(1, 32, 64)), bounded(Range(1, 256, None)), bounded(Range.of(None))
+    ('~32 <= 64', '~256, no bound', 'unknown')
     """
-    if of == NOTHING:
-        return "0"
+    if of == NOTHING or of.low is None:
+        return tokens(of)
     return tokens(of) + (", no bound" if of.worst is None else f" <= {round(of.worst):,}")
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from feste.backend.limits import CEILING, START
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.analysis.forming import form_requests
@@ -16,6 +15,7 @@ from feste.optimization.analysis.profiles import Profiles
 from feste.optimization.analysis.ranges import NOTHING, UNKNOWN, Range
 from feste.optimization.analysis.sketches import Sketches
 from feste.optimization.analysis.tokens import CallEstimate, count_tokens
+from feste.optimization.analysis.waiting import Gate, Waits, waits_of
 
 __all__ = ["SOME_REQUEST", "SOME_WORK", "Estimates", "PlannedRequest"]
 
@@ -51,6 +51,7 @@ class Estimates:
 
     def __init__(self, graph: FesteGraph, sketches: Sketches) -> None:
         self.graph = graph
+        self._sketches = sketches
         self.paths = Paths(graph)
         #: The keys of the nodes whose values are not known; a later run changes nothing here.
         self.open = frozenset(k for k, node in graph.nodes.items() if node.value is PENDING)
@@ -112,6 +113,27 @@ class Estimates:
             parts.append(price.dollars(read or 0, made or 0, *cache) if known else None)
         call.dollars = Range(*parts)
 
+    @cached_property
+    def unbounded(self) -> list[str]:
+        """The names of operations and tasks without which the worst price would be known."""
+        names: dict[str, None] = {}
+        for call in self.calls.values():
+            if not call.is_priced or call.error or call.dollars.worst is not None:
+                continue
+            if call.output.worst is None:
+                names[call.node.op.name] = None
+            else:
+                sources = (
+                    self.graph.nodes[key]
+                    for key in self._sketches.of(self.graph, call.node).unknown
+                )
+                names.update((n.op.name, None) for n in sources if self._adds_any(n))
+        return list(names)
+
+    def _adds_any(self, node: Node) -> bool:
+        call = self.calls.get(node.key)
+        return call is None or call.output.worst is None
+
     # --- time -------------------------------------------------------------------------------------
 
     def _request(self, nodes: Sequence[Node]) -> PlannedRequest:
@@ -141,7 +163,8 @@ class Estimates:
     @property
     def depth(self) -> int:
         """The number of requests on the longest path: each waits for the one before."""
-        ends = self.paths.ends([key in self.calls for key in self.paths.keys])
+        paths, lags, _ = self._waits
+        ends = paths.ends([key in self.calls for key in paths.keys] + [0] * len(lags))
         return int(max(ends, default=0))
 
     @cached_property
@@ -149,7 +172,7 @@ class Estimates:
         """How long the run takes, if no request fails; unknown if the latency of a call is.
 
         That is the longest path, or all requests of an account at the concurrency that its gate
-        allows, if that takes longer.
+        allows, if that takes longer. Those that read a prefix wait for the one that writes it.
         """
         return Range(*map(self._duration, range(3)))
 
@@ -165,32 +188,57 @@ class Estimates:
         """
         return self._sent.get(node.key, NOTHING)
 
-    def _longest_path(self, part: int) -> float | None:
+    @cached_property
+    def _waits(self) -> Waits:
+        sent = {call.node.key: i for i, r in enumerate(self.requests) for call in r.calls}
+        return waits_of(self.paths, self.graph.prefixes, self._weights, sent)
+
+    def _ends(self, part: int, waits: Waits | None) -> list[float] | None:
+        """Return when each node ends, by position; at best, nothing waits for the prompt cache."""
         weights = [self.seconds_of(node)[part] for node in self.graph.nodes.values()]
         known = [weight for weight in weights if weight is not None]
         if len(known) < len(weights):
             return None
-        return max(self.paths.ends(known), default=0.0)
+        if waits is None or not part:
+            return self.paths.ends(known)
+        return waits.paths.ends(known + waits.lags)
+
+    def _longest_path(self, part: int) -> float | None:
+        ends = self._ends(part, self._waits)
+        return None if ends is None else max(ends, default=0.0)
 
     def _duration(self, part: int) -> float | None:
-        longest = self.path_seconds[part]
-        if longest is None:
+        early, ends = self._ends(part, None), self._ends(part, self._waits)
+        if early is None or ends is None:
             return None
-        gates: dict[Hashable, tuple[list[float], set[int]]] = {}
+        late = {key: b - a for key, a, b in zip(self.paths.keys, early, ends, strict=False)}
+        gates: dict[Hashable, Gate] = {}
         for request in self.requests:
             client, model = request.calls[0].client, request.calls[0].model
-            gate = (client.endpoint, client.account, model)
-            busy, limits = gates.setdefault(gate, ([], set()))
-            busy.append(request.seconds[part] or 0.0)
+            gate = gates.setdefault((client.endpoint, client.account, model), Gate())
+            seconds = request.seconds[part] or 0.0
+            keys = [call.node.key for call in request.calls]
+            leads = not self._waits.leaders.isdisjoint(keys)
+            gate.add(seconds, leads, late[keys[0]])
             if client.limits.concurrency is not None:
-                limits.add(client.limits.concurrency)
-        return max([longest, *(_through_gate(busy, limits) for busy, limits in gates.values())])
+                gate.limits.add(client.limits.concurrency)
+        return max([*ends, *(gate.seconds() for gate in gates.values())], default=0.0)
 
     @cached_property
-    def critical_path(self) -> list[Node]:
-        """The nodes of the path that takes longest, the first to run first."""
-        heaviest = self.paths.heaviest(self._weights)
-        return [self.graph.nodes[self.paths.keys[i]] for i in heaviest]
+    def critical_path(self) -> list[tuple[Node | None, float | None]]:
+        """The nodes of the path that takes longest, the first to run first, with their seconds.
+
+        None stands for the time that the prompt cache has before others read what was written.
+        """
+        paths, lags, _ = self._waits
+        nodes = [self.graph.nodes[key] for key in paths.keys]
+        heaviest = paths.heaviest(self._weights + lags)
+        return [
+            (nodes[i], self.seconds_of(nodes[i]).likely)
+            if i < len(nodes)
+            else (None, lags[i - len(nodes)])
+            for i in heaviest
+        ]
 
     @cached_property
     def slack(self) -> dict[str, float]:
@@ -198,25 +246,14 @@ class Estimates:
 
         A request of unknown latency counts as one second.
         """
-        weights = self._weights
-        ends, begins = self.paths.ends(weights), self.paths.begins(weights)
+        paths, lags, _ = self._waits
+        weights = self._weights + lags
+        ends, begins = paths.ends(weights), paths.begins(weights)
         longest = max(ends, default=0.0)
         return {
             key: round(max(0.0, longest - (ends[i] + begins[i] - weights[i])), 6)
-            for i, key in enumerate(self.paths.keys)
+            for i, key in enumerate(paths.keys)
         }
-
-
-def _through_gate(busy: Sequence[float], limits: Collection[int]) -> float:
-    """Return how long some requests take at one gate, which doubles its limit every round trip."""
-    if limits:
-        return sum(busy) / min(limits)
-    left, width, rounds = len(busy), START, 0.0
-    while left > 0:
-        rounds += min(1.0, left / width)
-        left -= width
-        width = min(CEILING, 2 * width)
-    return rounds * sum(busy) / len(busy)
 
 
 def _longest(outputs: Sequence[float | None]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from feste.graph import FesteGraph
@@ -43,8 +44,22 @@ class Paths:
             if len(self.order) < len(self.keys):
                 graph.order()  # names the cycle
 
+    def through(self, steps: Sequence[tuple[int, Sequence[int]]]) -> Paths:
+        """Return these paths with further steps, whose positions are behind those of the nodes.
+
+        :param steps: for each, the position of the node that it needs, and of those that need it.
+        """
+        made = copy.copy(self)
+        made.deps = list(self.deps)
+        for at, (first, others) in enumerate(steps, start=len(self.deps)):
+            made.deps.append([first])
+            for i in others:
+                made.deps[i] = [*made.deps[i], at]
+        made.order = made._sorted()
+        return made
+
     def _sorted(self) -> list[int]:
-        consumers: list[list[int]] = [[] for _ in self.keys]
+        consumers: list[list[int]] = [[] for _ in self.deps]
         waiting = [len(deps) for deps in self.deps]
         for i, deps in enumerate(self.deps):
             for d in deps:
@@ -74,7 +89,7 @@ class Paths:
 
         :param weights: the weight of each node, by position.
         """
-        behind: list[float] = [0] * len(self.keys)
+        behind: list[float] = [0] * len(self.deps)
         for i in reversed(self.order):
             above = behind[i] = behind[i] + weights[i]
             for d in self.deps[i]:

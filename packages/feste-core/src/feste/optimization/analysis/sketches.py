@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from feste.backend import Request
+from feste.draw import Determinism
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.packing import fill
-from feste.prompt.segments import segments_of
+from feste.prompt.segments import known_and_unknown, segments_of
 
 __all__ = ["HOLE", "Sketch", "Sketches"]
 
@@ -32,10 +33,12 @@ class Sketch:
         prepared, because of an error that the run will report, or since more than texts is unknown.
     :param unknown: the keys of the nodes whose values are not known, without prompts: what these are
         made of counts.
+    :param error: why it will fail, if that is sure; else an empty string.
     """
 
     request: Request | None
     unknown: tuple[str, ...] = ()
+    error: str = ""
 
 
 class Sketches:
@@ -64,22 +67,44 @@ class Sketches:
 def _sketch(graph: FesteGraph, node: Node, needs: list[Node]) -> Sketch:
     unknown: dict[str, None] = {}
     values = []
+    error = ""
     for need in needs:
         if need.value is not PENDING:
             values.append(need.value)
         elif need.op.kind == "prompt":
             values.append(_text(need))
-            unknown.update(dict.fromkeys(_sources(graph, need)))
+            sources, failure = _sources(graph, need)
+            unknown.update(dict.fromkeys(sources))
+            error = error or failure
         else:
             values.append(HOLE)
             unknown[need.key] = None
     call = node.call
     assert call is not None, "only calls have requests"
+    if error:
+        return Sketch(None, tuple(unknown), error)
     try:
         request = call.prepare([fill(argument, values) for argument in node.args])
-    except Exception:  # the run raises it again and applies on_error
-        return Sketch(None, tuple(unknown))
+    except Exception as wrong:  # the run raises it again and applies on_error
+        is_known = all(need.value is not PENDING for need in needs)  # else a mark may be wrong
+        return Sketch(None, tuple(unknown), _told(wrong) if is_known else "")
     return Sketch(request, tuple(unknown))
+
+
+def _failure(prompt: Node) -> str:
+    """Return why a prompt cannot be rendered, if all of its variables are known."""
+    if prompt.determinism is not Determinism.PURE or known_and_unknown(prompt)[1]:
+        return ""
+    op: Any = prompt.op
+    try:
+        op.fn(**prompt.kwargs)
+    except Exception as wrong:
+        return _told(wrong)
+    return ""
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _text(prompt: Node) -> Any:
@@ -93,9 +118,13 @@ def _text(prompt: Node) -> Any:
     return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
 
 
-def _sources(graph: FesteGraph, prompt: Node) -> list[str]:
-    """Return the keys of the unknown nodes that a prompt is made of, through other prompts."""
+def _sources(graph: FesteGraph, prompt: Node) -> tuple[list[str], str]:
+    """Return the keys of the unknown nodes that a prompt is made of, through other prompts.
+
+    :returns: the keys; and why it, or one of these prompts, cannot be rendered, if that is sure.
+    """
     found: list[str] = []
+    error = _failure(prompt)
     stack = [prompt.key]
     seen = set(stack)
     while stack:
@@ -104,5 +133,9 @@ def _sources(graph: FesteGraph, prompt: Node) -> list[str]:
             if key in seen or need.value is not PENDING:
                 continue
             seen.add(key)
-            (stack if need.op.kind == "prompt" else found).append(key)
-    return found
+            if need.op.kind == "prompt":
+                stack.append(key)
+                error = error or _failure(need)
+            else:
+                found.append(key)
+    return found, error

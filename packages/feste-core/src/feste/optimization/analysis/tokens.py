@@ -1,7 +1,8 @@
 """How many tokens the calls of a plan read and generate: known, likely, or unknown.
 
 Assumptions, where nothing is known: an answer has half as many tokens as it may have, or 256 if it
-may have any number; a Python task returns about as much text as it gets.
+may have any number; a Python task returns about as much text as it gets, and a task that is given no
+node an unknown amount.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.analysis.paths import Paths
 from feste.optimization.analysis.ranges import NOTHING, UNKNOWN, Range, total
-from feste.optimization.analysis.sketches import HOLE, Sketches
+from feste.optimization.analysis.sketches import HOLE, Sketch, Sketches
 
 __all__ = ["CallEstimate", "bound_of", "count_tokens", "likely_output"]
 
@@ -57,6 +58,7 @@ class CallEstimate:
     :param written: how many are written to it.
     :param dollars: what they cost; unknown without a price.
     :param is_priced: whether there is a price.
+    :param error: why it cannot be prepared, and will fail; else an empty string.
     """
 
     node: Node
@@ -68,6 +70,7 @@ class CallEstimate:
     written: int = 0
     dollars: Range = UNKNOWN
     is_priced: bool = False
+    error: str = ""
 
     @property
     def client(self) -> Backend:
@@ -96,7 +99,7 @@ def count_tokens(graph: FesteGraph, paths: Paths, sketches: Sketches) -> dict[st
         added = total([adds[d] for d in deps]) if deps else NOTHING
         call = node.call
         if call is not None:
-            made = _of_call(node, call, sketches.of(graph, node).request, needs, added)
+            made = _of_call(node, call, sketches.of(graph, node), needs, added)
             calls[node.key] = made
             adds[i] = Range(0, made.output.likely, made.output.worst)
         elif node.op.kind == "prompt":
@@ -111,9 +114,10 @@ def count_tokens(graph: FesteGraph, paths: Paths, sketches: Sketches) -> dict[st
 
 
 def _of_call(
-    node: Node, call: Call[Any], request: Request | None, needs: Sequence[Node], added: Range
+    node: Node, call: Call[Any], sketch: Sketch, needs: Sequence[Node], added: Range
 ) -> CallEstimate:
     is_known = all(need.value is not PENDING for need in needs)
+    request = sketch.request
     if request is not None:
         known, bound = request.tokens, request.max_output
         if not is_known:
@@ -129,9 +133,10 @@ def _of_call(
     return CallEstimate(
         node,
         call.model(node.args),
-        Range.of(known) + added,
+        UNKNOWN if sketch.error else Range.of(known) + added,
         Range(1 if bound is None or bound > 0 else 0, likely_output(bound), bound),
         is_known,
+        error=sketch.error,
     )
 
 

@@ -19,6 +19,7 @@ from feste.graph import FesteGraph, Prefix
 from feste.node import Node
 from feste.optimization import rules
 from feste.optimization.analysis.sketches import HOLE
+from feste.optimization.analysis.tokens import bound_of, likely_output
 from feste.optimization.base import Level, PassContext, Phase
 from feste.wording import counted
 
@@ -251,10 +252,16 @@ def _prefix(cache: PromptCache, texts: Sequence[Text], shared: Shared, objective
 
 
 def _remark(cx: PassContext, prefix: Prefix, cache: PromptCache, members: Sequence[Node]) -> None:
-    count, tokens = len(members), prefix.tokens
+    count, tokens, call = len(members), prefix.tokens, members[0].call
+    assert call is not None, "only calls have prefixes"
+    latency = call.client.profile(call.model(members[0].args)).latency
+    wait = "wait for it"
+    if latency is not None:
+        seconds = latency.seconds(1, likely_output(bound_of(members[0]))) + prefix.lag
+        wait = f"wait ~{seconds:.2g} s for it"
     cx.applied(
         f"{count:,} calls of {members[0].op.name} begin with the same ~{tokens:,} tokens: one goes "
-        f"first, the others read them from the prompt cache (~{cache.units(count, tokens):,.0f} tokens "
-        f"to pay instead of {count * tokens:,})",
+        f"first, the others {wait} and read them from the prompt cache "
+        f"(~{cache.units(count, tokens):,.0f} tokens to pay instead of {count * tokens:,})",
         members,
     )

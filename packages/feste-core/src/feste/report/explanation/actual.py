@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from feste.wording import counted
 
 __all__ = ["Actual", "as_before"]
 
-#: An estimate is off if what happened is so many times as much as was likely, or as little; or so
-#: many times as much as was possible, since tokens are counted by a rule of thumb.
-FAR, BEYOND = 2.0, 1.1
+#: An estimate is off if what happened is so many times as much as was likely, or as little; or out
+#: of its range by more than such a part, since tokens are counted by a rule of thumb.
+FAR, BEYOND = 2.0, 0.25
 
 
 @dataclass(slots=True)
@@ -128,27 +129,36 @@ def _off(report: RunReport, rows: Sequence[CallRow]) -> list[str]:
             continue  # answers from a store, or a run that was stopped
         requests = sum(plan.requests for plan in plans)
         if ran.requests != requests:
-            found.append(f"{what}: {ran.requests:,} requests, {requests:,} planned")
-        for told, part, actual in (
-            ("tokens in", "input_tokens", ran.input_tokens),
-            ("tokens out", "output_tokens", ran.output_tokens),
-        ):
-            of = total(getattr(plan, part) for plan in plans)
-            found += _far(f"{what}: {told}", of, actual, lambda n: f"{n:,.0f}")
+            found.append(f"{what}: {counted(ran.requests, 'request')}, {requests:,} planned")
+        read = total(plan.input_tokens for plan in plans)
+        made = total(plan.output_tokens for plan in plans)
+        found += _far(f"{what}: tokens in", read, ran.input_tokens, _number, far=math.inf)
+        found += _far(f"{what}: tokens out", made, ran.output_tokens, _number)
     for name, ran in happened.items():
-        found.append(f"{' '.join(filter(None, name))}: {ran.requests:,} requests, none planned")
+        sent = counted(ran.requests, "request")
+        found.append(f"{' '.join(filter(None, name))}: {sent}, none planned")
     return found
 
 
-def _far(what: str, of: Range, actual: float | None, shown: Callable[[float], str]) -> list[str]:
+def _number(tokens: float) -> str:
+    return f"{tokens:,.0f}"
+
+
+def _far(
+    what: str,
+    of: Range,
+    actual: float | None,
+    shown: Callable[[float], str],
+    far: float = FAR,
+) -> list[str]:
     """Return a sentence if an estimate was off: out of its range, or far from what was likely."""
     if actual is None or of.likely is None:
         return []
     low, high = sorted((actual, of.likely))
-    possible = (of.low is None or actual >= of.low / BEYOND) and (
-        of.worst is None or actual <= of.worst * BEYOND
+    possible = (of.low is None or actual >= of.low * (1 - BEYOND)) and (
+        of.worst is None or actual <= of.worst * (1 + BEYOND)
     )
-    if possible and high <= FAR * low:
+    if possible and (far == math.inf or high <= far * low):
         return []
     return [f"{what}: {shown(actual)}, {shown(of.likely)} estimated"]
 
@@ -156,11 +166,12 @@ def _far(what: str, of: Range, actual: float | None, shown: Callable[[float], st
 # --- the graph as it was before the run -----------------------------------------------------------
 
 
-def as_before(graph: FesteGraph, report: object) -> FesteGraph:
+def as_before(graph: FesteGraph, report: object, *, is_empty: bool = False) -> FesteGraph:
     """Return a graph as it was before a run: without the values that the run gave to its nodes.
 
     :param graph: the graph.
     :param report: the report of the run.
+    :param is_empty: whether nothing was given to be explained.
     :raises ConfigError: if it is no report, or one of other nodes.
     """
     if not isinstance(report, RunReport):
@@ -180,9 +191,10 @@ def as_before(graph: FesteGraph, report: object) -> FesteGraph:
         nodes[node.key] = node
         if node.value is PENDING:
             stack.extend(node.deps)
-    if nodes and not any(key in asked for key in nodes):
+    if is_empty or (nodes and not any(key in asked for key in nodes)):
         raise ConfigError(
-            f"analyze=...: {report.run} was a run of other nodes, or had nothing to do"
+            f"analyze=...: {report.run} was a run of other nodes, or had nothing to do: give explain the "
+            "nodes that were computed"
         )
     order = sorted(nodes.values(), key=lambda node: node.seq)
     return FesteGraph({node.key: node for node in order}, graph.outputs)

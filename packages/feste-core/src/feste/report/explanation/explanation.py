@@ -10,12 +10,12 @@ from typing import Any
 
 from feste.optimization import Plan
 from feste.optimization.analysis.estimates import Estimates
-from feste.optimization.analysis.ranges import Range, total
+from feste.optimization.analysis.ranges import Range
 from feste.report.explanation.actual import Actual
 from feste.report.explanation.html import html_of
 from feste.report.explanation.passes import PassRow, pass_rows
-from feste.report.explanation.rows import CallRow, call_rows, known_dollars
-from feste.report.explanation.summary import headline
+from feste.report.explanation.rows import CallRow, call_rows, known_total
+from feste.report.explanation.summary import headline, made_later
 from feste.report.explanation.text import shown
 from feste.report.explanation.tree import Tree
 from feste.report.files import ending, page, write
@@ -30,12 +30,16 @@ __all__ = ["Explanation", "Hop"]
 #: Incremented when a field changes its meaning; new fields do not change it.
 SCHEMA = 2
 
+FOR_CACHE = "wait for the prompt cache"
+NO_PRICE = 'no price is known: pip install "feste-core[prices]", or give profile=Profile(price=...)'
+
 
 @dataclass(frozen=True, slots=True)
 class Hop:
     """Calls of the critical path that follow each other and were written at one line.
 
-    :param name: the operation.
+    :param name: the operation; or that those after it wait for what the one before it wrote to the
+        provider's prompt cache.
     :param where: ``file:line``.
     :param nodes: how many they are.
     :param seconds: how long they probably take; None if unknown.
@@ -101,24 +105,38 @@ class Explanation:
 
     @property
     def input_tokens(self) -> Range:
-        """Tokens read, at four bytes of text a token."""
-        return total(row.input_tokens for row in self.rows)
+        """Tokens read, at four bytes of text a token; without calls that will fail."""
+        return known_total([row.input_tokens for row in self._sound], self.calls)
 
     @property
     def output_tokens(self) -> Range:
-        """Tokens generated."""
-        return total(row.output_tokens for row in self.rows)
+        """Tokens generated; without calls that will fail."""
+        return known_total([row.output_tokens for row in self._sound], self.calls)
 
     @property
     def dollars(self) -> Range:
         """The price of the calls whose price is known; unknown if there is no such call."""
-        known = (row.dollars for row in self.rows if row.unpriced < row.calls)
-        return known_dollars(known, self.calls)
+        known = [row.dollars for row in self._sound if row.unpriced < row.calls]
+        return known_total(known, self.calls)
+
+    @property
+    def _sound(self) -> list[CallRow]:
+        return [row for row in self.rows if row.failing < row.calls]
+
+    @property
+    def failing(self) -> int:
+        """The number of calls that cannot be prepared, and will fail."""
+        return sum(row.failing for row in self.rows)
 
     @property
     def unpriced(self) -> int:
         """The number of calls of unknown price, which :attr:`dollars` does not count."""
         return sum(row.unpriced for row in self.rows)
+
+    @property
+    def unbounded(self) -> list[str]:
+        """The names of operations and tasks without which the worst price would be known."""
+        return self._estimates.unbounded
 
     @property
     def depth(self) -> int:
@@ -140,11 +158,13 @@ class Explanation:
         """The calls of the path that takes longest, the first to run first."""
         places = Places()
         hops: list[Hop] = []
-        for node in self._estimates.critical_path:
+        for node, seconds in self._estimates.critical_path:
+            if node is None:
+                hops.append(Hop(FOR_CACHE, "", 1, seconds))
+                continue
             if node.key not in self._estimates.calls:
                 continue
             name, where = node.op.name, places.of(node)
-            seconds = self._estimates.seconds_of(node).likely
             if hops and (hops[-1].name, hops[-1].where) == (name, where):
                 last = hops.pop()
                 both = None if seconds is None or last.seconds is None else last.seconds + seconds
@@ -175,11 +195,13 @@ class Explanation:
     def notes(self) -> list[str]:
         """Remarks on the whole run."""
         notes = [self.note] if self.note else []
-        later = sum(row.unknown for row in self.rows)
-        if later:
-            of = f"{later:,} of {counted(self.calls, 'prompt')}"
-            made = "is made while it runs: its" if later == 1 else "are made while it runs: their"
-            notes.append(f"{of} {made} tokens are estimates")
+        if self.failing:
+            why = next(row.error for row in self.rows if row.failing)
+            fail = f"{counted(self.failing, 'call')} cannot be prepared and will fail"
+            notes.append(f"{fail}{': ' if self.failing == 1 else ', the first: '}{why}")
+        notes += made_later(self.rows)
+        if self.calls and self.unpriced == self.calls:
+            notes.append(NO_PRICE)
         if self.growing:
             may = f"{counted(self.growing, 'task')} may add calls while the graph runs"
             notes.append(f"{may}: these are not counted here")
@@ -198,6 +220,8 @@ class Explanation:
             "output_tokens": self.output_tokens._asdict(),
             "dollars": self.dollars._asdict(),
             "unpriced": self.unpriced,
+            "unbounded": self.unbounded,
+            "failing": self.failing,
             "seconds": self.seconds._asdict(),
             "depth": self.depth,
             "critical_path": {

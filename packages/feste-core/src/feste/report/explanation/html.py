@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from feste.report.explanation.passes import PassRow, RemarkRow, advice
 from feste.report.explanation.summary import headline, operations, ran
-from feste.report.explanation.text import branches, critical_path, said, spot
+from feste.report.explanation.text import DEEPEST, branches, critical_path, deeper, said, spot
 from feste.report.explanation.tree import MOST_ROWS, GraphRow, Tree
 from feste.report.svg import xml
 from feste.wording import counted
@@ -92,16 +92,16 @@ def _tree(tree: Tree) -> str:
     parts: list[str] = []
     depths: list[int] = []
     lines = list(branches(tree))
-    named = {row.number for _, row, again in lines if again}
-    for lead, row, again in lines[:MOST_ROWS]:
-        depth = len(lead) // 3
+    named = {row.number for *_, row, again in lines if again}
+    for _, level, row, again in lines[:MOST_ROWS]:
+        depth = min(level, DEEPEST)
         while depths and depths[-1] >= depth:
             depths.pop()
             parts.append("</ul></details></li>")
         if again:
-            parts.append(f"<li>see ({row.number}): {xml(row.name)}</li>")
+            parts.append(f"<li>{deeper(level)}see ({row.number}): {xml(row.name)}</li>")
             continue
-        words = _row(row, named)
+        words = deeper(level) + _row(row, named)
         if any(need != row.number for need in row.needs):
             parts.append(f"<li><details open='open'><summary>{words}</summary><ul>")
             depths.append(depth)

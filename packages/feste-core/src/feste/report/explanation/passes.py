@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,6 @@ from feste.optimization import PassReport, Remark
 from feste.report.naming import Places
 
 __all__ = ["PassRow", "RemarkRow", "advice", "pass_rows"]
-
-_NUMBER = re.compile(r"\d[\d,.]*")
 
 
 @dataclass(slots=True)
@@ -111,10 +108,9 @@ def _joined(numbers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 def _summarized(remarks: Iterable[Remark], places: Places) -> list[RemarkRow]:
     rows: dict[Any, RemarkRow] = {}
     for remark in remarks:
-        alike = (remark.kind, _NUMBER.sub("#", remark.text))
-        row = rows.get(alike)
+        row = rows.get(remark.form)
         if row is None:
-            rows[alike] = row = RemarkRow(remark.kind, remark.text, 0)
+            rows[remark.form] = row = RemarkRow(remark.kind, remark.text, 0)
         else:
             row.alike += 1
         row.count += remark.count

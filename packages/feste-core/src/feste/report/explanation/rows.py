@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from feste.optimization.analysis.ranges import NOTHING, UNKNOWN, Range, total
 from feste.optimization.analysis.tokens import CallEstimate
 from feste.report.naming import Places
 
-__all__ = ["CallRow", "call_rows", "known_dollars"]
+__all__ = ["CallRow", "call_rows", "known_total"]
 
 
 @dataclass(slots=True)
@@ -28,6 +28,9 @@ class CallRow:
     :param requests: the number of requests that the plan needs if none fails.
     :param at_least: a lower bound of requests for any order and grouping.
     :param unknown: the number of calls whose prompt is not known before the run.
+    :param failing: the number of calls that cannot be prepared, and will fail. Figures of tokens and
+        dollars are those of the others, and unknown if there are none.
+    :param error: why the first of these fails, and where it is.
     :param input_tokens: tokens read, at four bytes of text a token.
     :param output_tokens: tokens generated.
     :param cached_tokens: how many tokens of the input the prompt cache serves, if all goes well.
@@ -45,6 +48,8 @@ class CallRow:
     requests: int = 0
     at_least: int = 0
     unknown: int = 0
+    failing: int = 0
+    error: str = ""
     input_tokens: Range = NOTHING
     output_tokens: Range = NOTHING
     cached_tokens: int = 0
@@ -94,6 +99,8 @@ def _row(estimates: Estimates, some: _Calls, places: Places) -> CallRow:
     calls, first = some.calls, some.calls[0]
     lines = dict.fromkeys(places.of(node) for node in some.nodes)
     requests = len(some.seconds)
+    sound = [call for call in calls if not call.error]
+    failing = [call for call in calls if call.error]
     return CallRow(
         operation=f"{first.client.plugin}.{first.node.op.name}",
         model=first.model,
@@ -102,22 +109,23 @@ def _row(estimates: Estimates, some: _Calls, places: Places) -> CallRow:
         calls=len(calls),
         requests=requests,
         at_least=min(requests, fewest_requests(estimates.graph, some.nodes)),
-        unknown=sum(not call.is_known for call in calls),
-        input_tokens=total(call.input for call in calls),
-        output_tokens=total(call.output for call in calls),
+        unknown=sum(not call.is_known for call in sound),
+        failing=len(failing),
+        error=f"{failing[0].error} (at {places.of(failing[0].node)})" if failing else "",
+        input_tokens=known_total([call.input for call in sound], len(calls)),
+        output_tokens=known_total([call.output for call in sound], len(calls)),
         cached_tokens=sum(call.cached for call in calls),
         written_tokens=sum(call.written for call in calls),
-        dollars=known_dollars((call.dollars for call in calls if call.is_priced), len(calls)),
+        dollars=known_total([call.dollars for call in sound if call.is_priced], len(calls)),
         unpriced=sum(not call.is_priced for call in calls),
         seconds=total(some.seconds),
     )
 
 
-def known_dollars(known: Iterable[Range], of: int) -> Range:
-    """Return the sum of known prices; unknown if none of some calls has a price.
+def known_total(known: Sequence[Range], of: int) -> Range:
+    """Return the sum of known figures; unknown if there are calls, but no figure of any.
 
-    :param known: the prices.
-    :param of: the number of calls, priced or not.
+    :param known: the figures.
+    :param of: the number of calls, known or not.
     """
-    prices = list(known)
-    return total(prices) if prices or not of else UNKNOWN
+    return total(known) if known or not of else UNKNOWN

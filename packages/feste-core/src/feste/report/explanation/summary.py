@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from feste.optimization.analysis.ranges import Range
+from feste.optimization.analysis.ranges import NOTHING, Range
 from feste.report.axis import clock
 from feste.report.explanation.actual import Actual
 from feste.report.explanation.rows import CallRow
 from feste.report.figures import bounded, dollars, money, time, tokens
 from feste.report.run_report import OperationRow
 from feste.report.table import telling
-from feste.wording import counted
+from feste.wording import counted, printable
 
 if TYPE_CHECKING:
     from feste.report.explanation.explanation import Explanation
 
-__all__ = ["headline", "operations", "ran"]
+__all__ = ["headline", "made_later", "operations", "ran"]
 
 _NAMES = ("operation", "model")
 _FIGURES = ("calls", "requests", "tokens in", "cached", "tokens out", "dollars")
@@ -48,11 +48,31 @@ def headline(explained: Explanation) -> list[str]:
     return parts
 
 
+def made_later(rows: Sequence[CallRow]) -> list[str]:
+    """Return the remark on what is known during the run only; none if there is nothing.
+
+    :param rows: the rows.
+    """
+    later, calls = sum(row.unknown for row in rows), sum(row.calls for row in rows)
+    if not later:
+        return []
+    # what is embedded is no prompt
+    noun = "input" if any(row.output_tokens == NOTHING for row in rows) else "prompt"
+    of = f"the {noun}" if calls == 1 else f"{later:,} of {counted(calls, noun)}"
+    made = "is made while it runs: its" if later == 1 else "are made while it runs: their"
+    return [f"{of} {made} tokens are estimates"]
+
+
 def _price(explained: Explanation) -> str:
     price, unpriced = explained.dollars, explained.unpriced
     if price.low is None:
         return "price unknown"
     worst = "unknown" if price.worst is None else money(price.worst)
+    if price.worst is None and explained.unbounded:
+        names = explained.unbounded
+        more = f" and {len(names) - 2:,} more" if len(names) > 2 else ""
+        has = "has" if len(names) == 1 else "have"
+        worst += f": {', '.join(names[:2])}{more} {has} no bound"
     around = "" if price.low == price.worst else f" (low {money(price.low)}, worst {worst})"
     if unpriced:
         least = money(price.low if price.likely is None else price.likely)
@@ -82,7 +102,7 @@ def _actual_cells(operation: str, model: str, row: OperationRow) -> list[str]:
     used = (row.input_tokens, row.cached_tokens, row.output_tokens)
     return [
         operation,
-        model,
+        printable(model),
         f"{row.calls:,}",
         f"{row.requests:,}",
         *("" if n is None else f"{n:,}" for n in used),
@@ -94,7 +114,7 @@ def _cells(row: CallRow) -> list[str]:
     bound = "" if row.at_least == row.requests else f" (>= {row.at_least:,})"
     return [
         row.operation,
-        row.model,
+        printable(row.model),
         f"{row.calls:,}",
         f"{row.requests:,}{bound}",
         tokens(row.input_tokens),

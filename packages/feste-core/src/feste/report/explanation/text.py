@@ -15,13 +15,13 @@ from feste.wording import counted, printable, width, wrapped
 if TYPE_CHECKING:
     from feste.report.explanation.explanation import Explanation, Hop
 
-__all__ = ["branches", "critical_path", "said", "shown", "spot"]
+__all__ = ["DEEPEST", "branches", "critical_path", "deeper", "said", "shown", "spot"]
 
 #: The most rows of operations, remarks of a pass, and hops of the path that are printed.
 MOST_OPERATIONS, MOST_REMARKS, MOST_HOPS = 30, 6, 6
 
-#: How many columns the branches of the tree may take.
-DEEPEST = 24
+#: How many levels of the tree are indented; below them, a row says how many more there are.
+DEEPEST = 9
 
 #: A space where no line may end.
 _GLUE = "\N{NO-BREAK SPACE}"
@@ -91,35 +91,47 @@ def shown(explained: Explanation) -> str:
 # --- the graph ------------------------------------------------------------------------------------
 
 
-def branches(tree: Tree) -> Iterator[tuple[str, GraphRow, bool]]:
-    """Yield the lines of the tree: what stands before a row, the row, and whether it is repeated.
+def branches(tree: Tree) -> Iterator[tuple[str, int, GraphRow, bool]]:
+    """Yield the lines of the tree: its branches, the level, the row, and whether it is repeated.
 
     :param tree: the tree.
     """
     done: set[int] = set()
-    stack = [("", "", number) for number in reversed(tree.results or [1])]
+    stack = [("", "", 0, number) for number in reversed(tree.results or [1])]
     while stack:
-        lead, branch, number = stack.pop()
+        lead, branch, level, number = stack.pop()
         row = tree.row(number)
-        yield lead + branch, row, number in done
+        yield lead + branch, level, row, number in done
         if number in done:
             continue
         done.add(number)
         inner = lead
-        if len(lead) < DEEPEST:  # deeper rows follow each other
+        if level < DEEPEST:  # deeper rows follow each other
             inner += {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
         needs = [need for need in row.needs if need != number]
         for need in reversed(needs):
-            stack.append((inner, "└─ " if need == needs[-1] else "├─ ", need))
+            stack.append((inner, "└─ " if need == needs[-1] else "├─ ", level + 1, need))
+
+
+def deeper(level: int) -> str:
+    """Return how far a row stands below the last level that is indented, or an empty string.
+
+    :param level: its level; that of results is 0.
+
+    >>> deeper(9), deeper(11)
+    ('', '+2 levels: ')
+    """
+    more = level - DEEPEST
+    return f"+{counted(more, 'level')}: " if more > 0 else ""
 
 
 def _tree(tree: Tree) -> list[str]:
     lines = list(branches(tree))
-    named = {row.number for _, row, again in lines[:MOST_ROWS] if again}
+    named = {row.number for _, _, row, again in lines[:MOST_ROWS] if again}
     cells = [_row(*line, named) for line in lines[:MOST_ROWS]]
     digits = max(len(count) for _, count, *_ in cells)
     place = max(len(where) for *_, where, _ in cells)
-    side = min(28, max(len(notes) for *_, notes in cells))
+    side = min(34, max(len(notes) for *_, notes in cells))
     most = max(24, _columns() - digits - place - side - 8)
     room = min(most, max(len(name) for name, *_ in cells))
     made = []
@@ -127,16 +139,19 @@ def _tree(tree: Tree) -> list[str]:
         start = f"  {_fitted(name, room):<{room}}  {count:>{digits}}  {where:<{place}}"
         rest = _columns() - len(start) - 2
         made.append(f"{start}  {_fitted(notes, rest)}".rstrip() if rest > 8 else start.rstrip())
-    shown_rows = {row.number for _, row, _ in lines[:MOST_ROWS]}
+    shown_rows = {row.number for *_, row, _ in lines[:MOST_ROWS]}
     return [*made, *_left_out(len(tree.rows) - len(shown_rows), "row")]
 
 
-def _row(lead: str, row: GraphRow, again: bool, named: set[int]) -> tuple[str, str, str, str]:
+def _row(
+    lead: str, level: int, row: GraphRow, again: bool, named: set[int]
+) -> tuple[str, str, str, str]:
+    lead += deeper(level)
     if again:
         return f"{lead}see ({row.number}): {row.name}", "", "", ""
     mark = f"({row.number}) " if row.number in named else ""
     return (
-        f"{lead}{mark}{row.name} {row.detail}".rstrip(),
+        printable(f"{lead}{mark}{row.name} {row.detail}".rstrip()),
         f"{row.nodes:,}",
         spot(row.where),
         ", ".join([*row.notes, *(["one needs another"] if row.number in row.needs else [])]),
@@ -175,8 +190,9 @@ def critical_path(explained: Explanation) -> str:
 def _passes(rows: Sequence[PassRow]) -> list[str]:
     lines = ["PASSES" if rows else "PASSES  none (optimize is off)"]
     busy = [row for row in rows if not row.is_idle]
-    room = max((len(row.name) for row in busy), default=0)
-    for row in busy:
+    names = [f"{row.name} ({row.numbered()})" if row.numbers else row.name for row in busy]
+    room = max(map(len, names), default=0)
+    for name, row in zip(names, busy, strict=True):
         lines_of = [(r, said(r)) for r in row.remarks if r.kind != "advice"]
         advised = len(row.remarks) - len(lines_of)
         words = [
@@ -188,9 +204,8 @@ def _passes(rows: Sequence[PassRow]) -> list[str]:
         if advised:
             words.append(f"{counted(advised, 'remark')} under ADVICE")
         words = words or ["changed the graph"]
-        if row.numbers:
-            words[0] += f"  ({row.numbered().replace(' ', _GLUE)})"
-        lines += _wrapped(f"{row.name:<{room}}  {words[0]}", 2, room + 2)
+        start = f"{name:<{room}}".replace(" ", _GLUE)
+        lines += _wrapped(f"{start}{_GLUE}{_GLUE}{words[0]}", 2, room + 2)
         for text in words[1:]:
             lines += _wrapped(text, room + 4, hang=0)
     idle = [row.name for row in rows if row.is_idle]

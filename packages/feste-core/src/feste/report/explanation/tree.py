@@ -8,6 +8,7 @@ from typing import Any
 
 from feste.node import Node
 from feste.optimization.analysis.estimates import Estimates
+from feste.report.axis import clock
 from feste.report.naming import Places, detail_of
 from feste.wording import counted
 
@@ -15,6 +16,9 @@ __all__ = ["MOST_ROWS", "GraphRow", "Tree"]
 
 #: The most rows that are printed; and that a division into roles may have, and how deep it may be.
 MOST_ROWS, MOST_DEPTH = 60, 16
+
+#: Slack is told if it is more than such a part of the longest path.
+WORTH_TELLING = 0.1
 
 
 @dataclass(slots=True)
@@ -196,5 +200,11 @@ def _fill(row: GraphRow, own: Sequence[Node], estimates: Estimates, sent: dict[s
         which = "" if known == len(own) else f"{known:,} "
         word = "rendered before the run" if row.kind == "prompt" else "answered"
         row.notes.append(f"{which}{word}")
+    failing = sum(bool(estimates.calls[node.key].error) for node in own if node.key in sent)
+    if failing:
+        row.notes.append(f"{'' if failing == len(own) else f'{failing:,} '}will fail")
+    longest = estimates.path_seconds.likely
+    if row.kind == "call" and longest is not None and row.slack > WORTH_TELLING * longest:
+        row.notes.append(f"can wait {clock(row.slack)}")
     if any(node.op.emits and node.key in estimates.open for node in own):
         row.notes.append("may add calls")
