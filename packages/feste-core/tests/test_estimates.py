@@ -91,7 +91,7 @@ def test_what_cannot_be_prepared_has_no_tokens() -> None:
     """It is not known what it would have read; an unknown value may be right in the run."""
     wrong: Any = [{"role": "user", "content": float("nan")}]
     llm = FakeBackend()
-    hidden: Any = [{"role": "user", "content": [load()]}]
+    hidden: Any = [load()]  # it may return a message
 
     assert tokens_of(llm.chat(wrong))[0] == Range.of(None)
     assert [c.error for c in estimates_of(llm.chat(hidden)).calls.values()] == [""]

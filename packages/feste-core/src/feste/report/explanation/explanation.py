@@ -15,7 +15,7 @@ from feste.report.explanation.actual import Actual
 from feste.report.explanation.html import html_of
 from feste.report.explanation.passes import PassRow, pass_rows
 from feste.report.explanation.rows import CallRow, call_rows, known_total
-from feste.report.explanation.summary import headline, made_later
+from feste.report.explanation.summary import headline, notes_of
 from feste.report.explanation.text import shown
 from feste.report.explanation.tree import Tree
 from feste.report.files import ending, page, write
@@ -23,7 +23,6 @@ from feste.report.mermaid import Mermaid, draw_mermaid
 from feste.report.naming import Places
 from feste.report.run_report import RunReport
 from feste.report.summary import Box
-from feste.wording import counted
 
 __all__ = ["Explanation", "Hop"]
 
@@ -31,7 +30,6 @@ __all__ = ["Explanation", "Hop"]
 SCHEMA = 2
 
 FOR_CACHE = "wait for the prompt cache"
-NO_PRICE = 'no price is known: pip install "feste-core[prices]", or give profile=Profile(price=...)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,18 +192,7 @@ class Explanation:
     @property
     def notes(self) -> list[str]:
         """Remarks on the whole run."""
-        notes = [self.note] if self.note else []
-        if self.failing:
-            why = next(row.error for row in self.rows if row.failing)
-            fail = f"{counted(self.failing, 'call')} cannot be prepared and will fail"
-            notes.append(f"{fail}{': ' if self.failing == 1 else ', the first: '}{why}")
-        notes += made_later(self.rows)
-        if self.calls and self.unpriced == self.calls:
-            notes.append(NO_PRICE)
-        if self.growing:
-            may = f"{counted(self.growing, 'task')} may add calls while the graph runs"
-            notes.append(f"{may}: these are not counted here")
-        return notes
+        return notes_of(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the explanation as JSON, with the schema version: every number of the text."""

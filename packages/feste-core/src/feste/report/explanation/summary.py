@@ -17,12 +17,15 @@ from feste.wording import counted, printable
 if TYPE_CHECKING:
     from feste.report.explanation.explanation import Explanation
 
-__all__ = ["headline", "made_later", "operations", "ran"]
+__all__ = ["headline", "notes_of", "operations", "ran"]
 
 _NAMES = ("operation", "model")
 _FIGURES = ("calls", "requests", "tokens in", "cached", "tokens out", "dollars")
 _OPTIONAL = {"model", "cached", "dollars"}
 _NOTHING = {"", "0", "unknown"}
+_NO_PRICE = (
+    'no price is known: pip install "feste-core[prices]", or give profile=Profile(price=...)'
+)
 
 
 def headline(explained: Explanation) -> list[str]:
@@ -48,11 +51,28 @@ def headline(explained: Explanation) -> list[str]:
     return parts
 
 
-def made_later(rows: Sequence[CallRow]) -> list[str]:
-    """Return the remark on what is known during the run only; none if there is nothing.
+def notes_of(explained: Explanation) -> list[str]:
+    """Return the remarks on the whole run.
 
-    :param rows: the rows.
+    :param explained: the explanation.
     """
+    notes = [explained.note] if explained.note else []
+    failing = explained.failing
+    if failing:
+        why = next(row.error for row in explained.rows if row.failing)
+        first = "" if failing == 1 else ", the first"
+        notes.append(f"{counted(failing, 'call')} cannot be prepared and will fail{first}: {why}")
+    notes += _made_later(explained.rows)
+    if explained.calls and explained.unpriced == explained.calls:
+        notes.append(_NO_PRICE)
+    if explained.growing:
+        may = f"{counted(explained.growing, 'task')} may add calls while the graph runs"
+        notes.append(f"{may}: these are not counted here")
+    return notes
+
+
+def _made_later(rows: Sequence[CallRow]) -> list[str]:
+    """Return the remark on what is known during the run only; none if there is nothing."""
     later, calls = sum(row.unknown for row in rows), sum(row.calls for row in rows)
     if not later:
         return []
