@@ -347,6 +347,7 @@ print(json.dumps([value, said, [s[0] for s in feste_parrot.SEEN]]))
 
 SMALL = """
 import feste
+import feste.optimization
 from feste.backend import Backend, operation
 from feste.context import Setting
 
@@ -358,7 +359,7 @@ class Loud(Backend):
         return text.upper()
 
 class Louder:
-    name = "louder"
+    name, level = "louder", feste.optimization.Level.E2
     def apply(self, graph, cx):
         quiet = [n for n in graph.nodes.values() if n.op.name == "tell" and n.args == ("hi",)]
         return graph.with_nodes(n.replace(args=("HI",)) for n in quiet) if quiet else graph
@@ -408,12 +409,12 @@ print(json.dumps(answers))
 
 
 def test_its_pass_changes_the_plan(small: Path) -> None:
-    """The graph that a pass returns is the graph that is run; where it is off, it is not."""
+    """The graph that a pass returns is the graph that is run; where it is not named, it is not."""
     code = """
 import json, feste
 tell = feste.task(pure=True)(lambda text: text)
 tell.name = "tell"
-print(json.dumps([tell("hi").compute(), tell("hi").compute(optimize={"louder": False})]))
+print(json.dumps([tell("hi").compute(optimize={"louder": True}), tell("hi").compute()]))
 """
     assert run(small, code) == ["HI", "hi"]
 
