@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from feste.optimization import Plan
+from feste import optimization
 from feste.optimization.analysis.estimates import Estimates
 from feste.optimization.analysis.ranges import Range
 from feste.report.explanation.actual import Actual
@@ -70,7 +70,9 @@ class Explanation:
     Range(low=40, likely=200, worst=360)
     """
 
-    def __init__(self, plan: Plan, note: str = "", report: RunReport | None = None) -> None:
+    def __init__(
+        self, plan: optimization.Plan, note: str = "", report: RunReport | None = None
+    ) -> None:
         self.plan = plan
         self.note = note
         self._estimates = Estimates(plan.graph, plan.sketches)
