@@ -24,7 +24,7 @@ from feste.node import PENDING
 from feste.optimization import Optimizer, PassContext
 from feste.prompt import FesteEnvironment, Prompt
 from feste.report import Explanation, Range, RunReport
-from feste.testing import FakeBackend, FakeParams, fresh_draws
+from feste.testing import FakeBackend, FakeParams, fresh_draws, random_graph
 
 
 @feste.task(pure=True)
@@ -935,3 +935,25 @@ def test_a_plan_stays_as_it_was_made() -> None:
 
     assert str(late) == before
     assert "CRITICAL PATH  2 requests deep" in before
+
+
+def test_a_bound_that_is_not_known_yet() -> None:
+    """A limit of tokens that another node gives is no bound before the run."""
+
+    @feste.task(pure=True)
+    def most() -> int:
+        return 5
+
+    explained = feste.explain(FakeBackend().complete("a", FakeParams(max_tokens=most())))
+
+    assert explained.output_tokens.worst is None
+    assert "tokens out" in str(explained)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_program_can_be_explained(seed: int) -> None:
+    """Whatever a program is made of, its plan has words, numbers and pictures."""
+    explained = feste.explain(random_graph(seed).wanted)
+
+    assert str(explained) and explained.to_json() and explained.to_mermaid()
+    assert explained.requests >= explained.at_least

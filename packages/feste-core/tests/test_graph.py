@@ -507,3 +507,12 @@ def test_merges_in_a_row_name_the_last_one() -> None:
     for wrong in ({keys[0]: keys[1], keys[1]: keys[0]}, {keys[0]: keys[1], keys[1]: keys[1]}):
         with pytest.raises(GraphError, match="cannot be merged"):
             graph.merged(wrong)
+
+
+@pytest.mark.parametrize(
+    "aliases", [{"a": "a"}, {"a": "b", "b": "a"}, {"x": "a", "a": "b", "b": "a"}]
+)
+def test_merges_that_go_round_are_found(aliases: dict[str, str]) -> None:
+    """The check ends, and says so."""
+    with pytest.raises(GraphError, match="merged into itself"):
+        graph_of(FakeBackend().embed("x")).replace(aliases=aliases).check()

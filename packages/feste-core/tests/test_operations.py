@@ -1061,3 +1061,25 @@ def test_parameters_of_another_operation_are_refused_at_the_call() -> None:
     with pytest.raises(ParameterError, match=r"FakeParams\(\.\.\.\), not .*\.Other") as caught:
         FakeBackend().chat("a", Other())  # type: ignore[arg-type]
     assert "test_operations.py" in caught.value.origin
+
+
+@pytest.mark.parametrize("wrong", [None, RuntimeError("x"), "text"])
+def test_unpack_gives_responses_or_errors(wrong: Any) -> None:
+    """Anything else is an error of these calls, and of nothing besides."""
+
+    class Odd(FakeBackend):
+        complete = Operation(
+            prepare=FakeBackend._prepare_complete,
+            send=FakeBackend._send,
+            parse=FakeBackend._parse_text,
+            batch=BatchRule(
+                "prompt", "prompt", 16, pack=FakeBackend._pack, unpack=lambda b, q, r: [wrong] * 2
+            ),
+        )
+
+    odd, good = Odd(), FakeBackend()
+    nodes = [odd.complete("a"), odd.complete("b"), good.complete("a"), good.complete("b")]
+    values = feste.compute(*nodes, on_error="return")
+
+    assert [type(value) for value in values[:2]] == [MalformedResponse] * 2
+    assert not any(isinstance(value, Exception) for value in values[2:])

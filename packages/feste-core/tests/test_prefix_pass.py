@@ -269,6 +269,22 @@ def test_when_all_fail_they_fail_side_by_side(error: CallError) -> None:
     assert not clock.brain.prefixes._leading
 
 
+def test_stopped_leaders_are_no_failures() -> None:
+    """Three runs are stopped while theirs leads: the next run still lets one go first."""
+    llm = caching()
+    clock = VirtualClock(llm.answer, request_seconds=lambda request: 30.0)
+    for i in range(3):
+        run = clock.run([ask(llm, f"{i} {j}") for j in range(2)])
+        clock.tell(float(i), ("submit", run))
+        clock.tell(i + 0.5, ("stop", run, 0.0))
+    last = clock.run([ask(llm, f"last {j}") for j in range(8)])
+    clock.tell(5.0, ("submit", last))
+    clock.drive()
+
+    assert len([at for at, _ in clock.sent if at == 5.0]) <= 1
+    assert last.count_states() == {"done": 8}
+
+
 def test_equal_draws_beyond_one_request_wait_too() -> None:
     """Twelve draws of a prompt in requests of four: all are marked, and follow the leader."""
     llm = FakeBackend(profile=Profile(prompt_cache=CACHE, max_draws=4))

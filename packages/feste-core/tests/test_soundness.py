@@ -509,6 +509,11 @@ BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
         "returned mappingproxy, not a FesteGraph",
     ),
     "other outputs": (Level.E1G, _with_other_outputs, "changed which outputs are wanted"),
+    "draws of level E0": (
+        Level.E0,
+        lambda nodes, cx: nodes.batched(("draw", "equal draw"), draws=True),
+        "that takes level E1",
+    ),
     "a call without account": (
         Level.E1G,
         lambda nodes, cx: nodes.without("unneeded"),

@@ -178,6 +178,7 @@ class FesteGraph(Mapping[str, Any]):
             output or member of a batch, group or prefix, an empty batch, a call in two
             batches, draws that are not parts of their batch, or a missing rank.
         """
+        self._check_aliases()
         for key in self.outputs:
             if self.resolve(key) not in self.nodes:
                 raise GraphError(f"the output {key} is not in the graph")
@@ -202,6 +203,17 @@ class FesteGraph(Mapping[str, Any]):
         if self.ranks and not self.ranks.keys() >= self.nodes.keys():
             raise GraphError("some nodes have a rank and others have none")
         self.order(contract=self.batches)
+
+    def _check_aliases(self) -> None:
+        ends: set[str] = set()
+        for key in self.aliases:
+            trail: set[str] = set()
+            while key in self.aliases and key not in ends:
+                if key in trail:
+                    raise GraphError(f"{key} is merged into itself")
+                trail.add(key)
+                key = self.aliases[key]
+            ends |= trail
 
     def calls(self) -> list[Node]:
         """Return the calls that will be sent: those whose value is not known."""

@@ -60,8 +60,14 @@ class Equivalence:
         chain = [nodes[step.node.key] for step in op.steps if step.node.key in nodes]
         if not chain or chain[-1].key != new.key or not all(map(rules.is_task, chain)):
             return []
+        if not all(rules.is_sync(n) and not rules.runs_once(n) for n in chain):
+            return []
+        if any(map(rules.may_emit, chain)):
+            return []
         for before, node in pairwise(chain):
             if before.key not in {resolve(dep.key) for dep in node.deps}:
+                return []
+            if not rules.run_alike(before, node) or not rules.waits_for(self.before, node, before):
                 return []
         made = fuse(chain, resolve)
         expected: Any = made.op

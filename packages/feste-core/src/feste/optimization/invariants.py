@@ -51,10 +51,24 @@ def _check(
             "became of them with cx.account(keys, how)"
         )
     after.check()
+    if level is Level.E0:
+        _check_no_new_draws(before, after)
     if level is not Level.E2:
         _check_nodes(level, Equivalence(before, after, cx.sketches), known)
     _check_batches(after)
     _check_members(after)
+
+
+def _check_no_new_draws(before: FesteGraph, after: FesteGraph) -> None:
+    """Several answers to one prompt are equal in distribution, not exactly the same."""
+    known = {m: i for i, e in enumerate(e for b in before.batches for e in b.draws) for m in e}
+    for batch in after.batches:
+        for equal in batch.draws:
+            if len({known.get(m, -1) for m in equal}) > 1 or equal[0] not in known:
+                node = after.nodes[equal[0]]
+                raise GraphError(
+                    f"it made {_named(node)} one of several answers: that takes level E1"
+                )
 
 
 def _check_nodes(level: Level, same: Equivalence, known: Container[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from feste.backend import Call, Request, Response
 from feste.backend.batching import even_parts
-from feste.errors import CallError, CountMismatch
+from feste.errors import CallError, CountMismatch, MalformedResponse
 
 __all__ = ["Gathering", "Packed", "Taken", "pack_requests", "unpack_response"]
 
@@ -214,9 +214,15 @@ def unpack_response(
             raise CountMismatch(
                 f"{call.name} of {request.plugin} gave {len(outcomes)} outcomes for {items} items"
             )
-    if request.samples == 1:
-        return list(outcomes)
-    return [one for outcome in outcomes for one in _answers(call, request, outcome)]
+    if request.samples > 1:
+        outcomes = [one for outcome in outcomes for one in _answers(call, request, outcome)]
+    for outcome in outcomes:
+        if not isinstance(outcome, (Response, CallError)):
+            raise MalformedResponse(
+                f"unpack of {request.plugin}.{call.name} gave a {type(outcome).__name__}, not a Response "
+                "or a CallError"
+            )
+    return list(outcomes)
 
 
 def _answers(
@@ -224,7 +230,7 @@ def _answers(
 ) -> Sequence[Response | CallError]:
     """Return the outcome of each of several answers to one prompt."""
     wanted = request.samples
-    if not isinstance(outcome, Response):
+    if isinstance(outcome, CallError):
         return [outcome.copy() for _ in range(wanted)]
     rule = call.operation.samples
     assert rule is not None, "only operations with a rule ask for several answers"

@@ -101,7 +101,7 @@ class Calls:
         for gate in self.gates.values():
             waiting += gate.drop(lambda parcel: parcel.run is run)
         for parcel in waiting:
-            self.brain.prefixes.failed(parcel)
+            self.brain.prefixes.failed(parcel, counts=False)
             if self.retrying.pop(id(parcel), None) is not None:
                 run.retrying -= 1
             if parcel.error is not None:
@@ -189,7 +189,7 @@ class Calls:
         if ok:
             self.brain.prefixes.answered(parcel)
         if run.ended is not None or all(run.state[i] >= OPEN for i in parcel.members):
-            self.brain.prefixes.failed(parcel)
+            self.brain.prefixes.failed(parcel, counts=False)
             if ok:  # given up, and answered all the same
                 self.brain.journaling.keep_late(parcel, value)
                 if len(parcel.members) == 1:
@@ -208,7 +208,7 @@ class Calls:
         :param parcel: the request; its run is ending.
         """
         error = Interrupted("the run was stopped")
-        self.brain.prefixes.failed(parcel)
+        self.brain.prefixes.failed(parcel, counts=False)
         self._record(parcel, False, error)
         self.brain.journaling.ended(parcel, error)
 
@@ -311,7 +311,7 @@ class Calls:
         """Handle a failed request: send it again, split it, or fail its calls."""
         run = parcel.run
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
-            self.brain.prefixes.failed(parcel)
+            self.brain.prefixes.failed(parcel, counts=False)
             self.brain.lists.refused(parcel)
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
@@ -344,7 +344,7 @@ class Calls:
         parcel.run.retrying -= 1
         alive = [i for i in parcel.members if parcel.run.state[i] < OPEN]
         if not alive:
-            self.brain.prefixes.failed(parcel)
+            self.brain.prefixes.failed(parcel, counts=False)
         else:
             parcel.ready = self.brain.now
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))

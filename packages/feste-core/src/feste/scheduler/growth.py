@@ -94,7 +94,9 @@ class Growth:
         wanted = [position[j] for j in program.outputs]
         if self._needs(run, wanted, i):
             key = run.program.nodes[i].key
-            self._start(run, fresh)
+            for j in fresh:  # nobody can use them
+                if run.state[j] < OPEN:
+                    self.brain.lifecycle.end(run, j, NOT_STARTED)
             self.brain.lifecycle.fail(
                 run, i, GraphError(f"a cycle: {key} returned a node that needs {key}")
             )

@@ -157,7 +157,7 @@ class Journaling:
         parcel.number = value
         if all(run.state[i] >= OPEN for i in parcel.members):  # the run was stopped meanwhile
             parcel.gate.lost()
-            self.brain.prefixes.failed(parcel)
+            self.brain.prefixes.failed(parcel, counts=False)
             self._finish(parcel, "withdrawn")
         else:
             self.brain.calls.launch(parcel)

@@ -146,7 +146,8 @@ class Lists:
         missing = [isinstance(outcome, CountMismatch) for outcome in outcomes]
         self.brain.calls.deliver(parcel, outcomes)
         if any(missing):
-            if missing.count(False) == parcel.items:  # one for each prompt: it does not know `n`
+            answers = sum(isinstance(outcome, Response) for outcome in outcomes)
+            if answers <= parcel.items:  # at most one for each prompt: it does not know `n`
                 self._learn(parcel, Taken(draws=1))
             self._send_singly(parcel.run, self._waiting(parcel, missing))
 

@@ -95,13 +95,15 @@ class Prefixes:
                 warmth.leader = parcel  # nobody else needs to write it
                 self.brain.later(prefix.lag, partial(self._release, warmth, parcel))
 
-    def failed(self, parcel: Parcel) -> None:
+    def failed(self, parcel: Parcel, *, counts: bool = True) -> None:
         """Let another request lead, since an attempt failed, or the request is given up.
 
         :param parcel: the request.
+        :param counts: whether it is a failure of the provider; a stopped run and a list that is sent
+            in another form are none.
         """
         for warmth in self._leading.pop(id(parcel), ()):
-            warmth.failures += 1
+            warmth.failures += counts
             self._release(warmth, parcel, self.brain.now)
 
     def drop(self, run: Run) -> None:

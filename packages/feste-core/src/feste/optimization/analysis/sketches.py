@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from feste.backend import Request
@@ -84,10 +84,12 @@ def _sketch(graph: FesteGraph, node: Node, needs: list[Node]) -> Sketch:
     if error:
         return Sketch(None, tuple(unknown), error)
     try:
-        request = call.prepare([fill(argument, values) for argument in node.args])
+        request: Request = call.prepare([fill(argument, values) for argument in node.args])
     except Exception as wrong:  # the run raises it again and applies on_error
         is_known = all(need.value is not PENDING for need in needs)  # else a mark may be wrong
         return Sketch(None, tuple(unknown), _told(wrong) if is_known else "")
+    if not isinstance(request.max_output, (int, type(None))):  # it is not known yet
+        request = replace(request, max_output=None)
     return Sketch(request, tuple(unknown))
 
 
