@@ -594,3 +594,19 @@ def test_going_on_after_a_failure_keeps_the_answers_that_were_there() -> None:
     values = node.compute()
 
     assert None not in values and len(set(values)) == 3
+
+
+def test_a_returned_cycle_buys_nothing() -> None:
+    """What came with it cannot be used by anyone, so it is not asked for."""
+    backend = FakeBackend()
+    own: list[Any] = []
+
+    @feste.task(emits=True)
+    def loop() -> Any:
+        return [backend.chat("1"), backend.chat("2"), increment(own[0])]
+
+    own.append(loop())
+    with pytest.raises(RunFailed, match="a cycle"):
+        own[0].compute()
+
+    assert backend.requests == []

@@ -28,6 +28,7 @@ from feste.backend import (
     Reply,
     Request,
     Response,
+    SampleRule,
     Secret,
     Usage,
     create,
@@ -1083,3 +1084,22 @@ def test_unpack_gives_responses_or_errors(wrong: Any) -> None:
 
     assert [type(value) for value in values[:2]] == [MalformedResponse] * 2
     assert not any(isinstance(value, Exception) for value in values[2:])
+
+
+def test_a_server_that_gives_no_answers_to_n_is_not_asked_again() -> None:
+    """The calls are sent singly, and so are those of later runs."""
+
+    class Nothing(FakeBackend):
+        chat = Operation(
+            prepare=FakeBackend._prepare_chat,
+            send=FakeBackend._send,
+            parse=FakeBackend._parse_text,
+            samples=SampleRule(lambda backend, request, response: []),
+        )
+
+    llm = Nothing("gives-nothing")
+    (first,) = feste.compute([llm.chat("Hi") for _ in range(3)])
+    (second,) = feste.compute([llm.chat("Ho") for _ in range(3)])
+
+    assert len(set(first)) == len(set(second)) == 3
+    assert [r.items for r in llm.requests] == [3] + [1] * 6
