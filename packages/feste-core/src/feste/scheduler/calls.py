@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response
-from feste.draw import Draw
 from feste.errors import (
     Ambiguous,
     CallError,
@@ -17,13 +15,12 @@ from feste.errors import (
     Interrupted,
     InvalidRequest,
     MalformedResponse,
-    NodeError,
     RateLimited,
 )
 from feste.events import RequestFinished
-from feste.packing import fill
 from feste.scheduler.executor import QUICK, Executor, PyTask
 from feste.scheduler.gate import Gate
+from feste.scheduler.halves import parse_response
 from feste.scheduler.journaling import replayed_in_vain
 from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.retry import RetryPolicy
@@ -37,12 +34,12 @@ from feste.scheduler.run import (
     SENT,
     Run,
 )
-from feste.sharing import Prefix
+from feste.scheduler.work import cause_of
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
-__all__ = ["Calls", "cause_of", "prepare_request"]
+__all__ = ["Calls"]
 
 
 class Calls:
@@ -276,7 +273,7 @@ class Calls:
         node = run.program.nodes[i]
         values = [run.values[d] for d in run.program.deps[i]]
         args = (call, response, node.args, values)
-        task = PyTask(run, i, "parse", _parsed, args, {}, [], f"{call.name}.parse")
+        task = PyTask(run, i, "parse", parse_response, args, {}, [], f"{call.name}.parse")
         self.brain.dispatcher.push(run, QUICK, run.program.rank[i] + FINISHING, task)
 
     def deliver(self, parcel: Parcel, outcomes: Sequence[Response | CallError]) -> None:
@@ -377,53 +374,3 @@ class Calls:
                     mine.backend = parcel.request.plugin
                     mine.model = parcel.request.model
                 self.brain.lifecycle.fail(parcel.run, i, mine)
-
-
-def cause_of(error: FesteError, kind: type[FesteError] | None = None) -> FesteError:
-    """Return the original error if a half of an operation raised one of Feste's errors.
-
-    :param error: the error, as described by the executor.
-    :param kind: wraps an error that is none of Feste's; None returns it as it is.
-    """
-    cause = error.__cause__ if isinstance(error, NodeError) else error
-    if isinstance(cause, FesteError):
-        return cause
-    if kind is not None:
-        wrapped = kind(f"the answer could not be read: {error.args[0]}")
-        wrapped.__cause__ = cause
-        return wrapped
-    return error
-
-
-# --- the halves of operations: plugin code, run by executors, never by the brain's thread ---------
-
-
-def prepare_request(
-    call: Call[Any],
-    draw: Draw,
-    args: tuple[Any, ...],
-    values: list[Any],
-    keyed: bool = False,
-    prefixes: Sequence[Prefix] = (),
-) -> Request:
-    """Prepare the request of a call and attach its draw.
-
-    :param call: the operation.
-    :param draw: the node's draw.
-    :param args: the packed arguments of the call.
-    :param values: the values for the slots.
-    :param keyed: whether to compute its key here, since a store needs it.
-    :param prefixes: what it begins with, the shortest first.
-    """
-    request = replace(call.prepare([fill(a, values) for a in args]), draws=(draw,))
-    if prefixes:
-        keys = [p.digest for p in prefixes if p.keyed]
-        ends = tuple(p.whole for p in prefixes if p.whole)
-        request = replace(request, mark=(keys[0] if keys else None, ends))
-    if keyed:
-        request.key  # noqa: B018 - cached
-    return request
-
-
-def _parsed(call: Call[Any], response: Response, args: tuple[Any, ...], values: list[Any]) -> Any:
-    return call.parse(response, [fill(a, values) for a in args])

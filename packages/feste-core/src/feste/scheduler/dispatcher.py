@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from feste.draw import Determinism
 from feste.fused import Halted, StepFailed
 from feste.node import PENDING
-from feste.scheduler.calls import prepare_request
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import QUICK, Executor, PyTask
+from feste.scheduler.halves import prepare_request
 from feste.scheduler.run import (
     DONE,
     FINISHING,

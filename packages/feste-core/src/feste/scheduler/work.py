@@ -22,6 +22,7 @@ from feste.store.once import await_once, run_once
 __all__ = [
     "arguments",
     "await_task",
+    "cause_of",
     "context_of",
     "describe",
     "evaluate",
@@ -166,3 +167,19 @@ def describe(error: BaseException) -> FesteError:
     )
     described.__cause__ = error
     return described
+
+
+def cause_of(error: FesteError, kind: type[FesteError] | None = None) -> FesteError:
+    """Return the original error if a half of an operation raised one of Feste's errors.
+
+    :param error: the error, as described by the executor.
+    :param kind: wraps an error that is none of Feste's; None returns it as it is.
+    """
+    cause = error.__cause__ if isinstance(error, NodeError) else error
+    if isinstance(cause, FesteError):
+        return cause
+    if kind is not None:
+        wrapped = kind(f"the answer could not be read: {error.args[0]}")
+        wrapped.__cause__ = cause
+        return wrapped
+    return error
