@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -12,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import feste
-from feste.backend import Call, Profile, Request, Response
-from feste.backend.clients import close_clients
+from feste.backend import Profile, Request, Response
 from feste.backend.openai import ChatParams, CompleteParams, OpenAI
 from feste.backend.openai.answers import unpack_choices, unpack_draws
 from feste.errors import CountMismatch
 from feste.testing import SimServer
+from feste.testing.backend_contract import sent
 
 WIRE = "feste.backend.openai.testing:OpenAIWire"
 
@@ -168,16 +167,6 @@ def test_draws_of_a_list_of_prompts(prompts: int, n: int, rng: random.Random) ->
 def server() -> Iterator[SimServer]:
     with SimServer(WIRE, wire_options={"lists": "shuffled"}) as server:
         yield server
-
-
-def sent(call: Call[Any], request: Request) -> Response:
-    async def once() -> Response:
-        try:
-            return await call.send(request)
-        finally:
-            await close_clients(asyncio.get_running_loop())
-
-    return asyncio.run(once())
 
 
 @pytest.mark.parametrize("operation", ["chat", "complete"])

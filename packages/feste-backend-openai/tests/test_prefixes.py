@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feste.backend import Call, Request, Response
-from feste.backend.clients import close_clients
+from feste.backend import Request
 from feste.backend.openai import ChatParams, OpenAI
 from feste.backend.openai.prefixes import mark, parts
 from feste.backend.openai.testing import answer
 from feste.errors import InvalidRequest
 from feste.testing import SimServer
+from feste.testing.backend_contract import sent
 
 WIRE = "feste.backend.openai.testing:OpenAIWire"
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
@@ -212,16 +211,6 @@ def _plain(content: Any, was: Any) -> Any:
 def server() -> Iterator[SimServer]:
     with SimServer(WIRE) as server:
         yield server
-
-
-def sent(call: Call[Any], request: Request) -> Response:
-    async def once() -> Response:
-        try:
-            return await call.send(request)
-        finally:
-            await close_clients(asyncio.get_running_loop())
-
-    return asyncio.run(once())
 
 
 @pytest.mark.parametrize("content", ["Be brief.", [text("Be brief.")], [text("Be"), text("kind")]])

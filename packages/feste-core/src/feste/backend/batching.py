@@ -48,6 +48,32 @@ class BatchRule:
         r = request
         return canonical([r.plugin, r.operation, r.endpoint, r.account, r.parser, body])
 
+    def lists(
+        self,
+        requests: Sequence[Request | None],
+        max_items: int | None = None,
+        allows: Callable[[int, int], bool] | None = None,
+    ) -> list[list[int]]:
+        """Return which requests become one list, by their positions; a single one stays alone.
+
+        :param requests: one for each item; one that is not known yet, None, counts as an item only.
+        :param max_items: a limit of items below the rule's, or None.
+        :param allows: tells whether a server takes so many items of so many bytes, or None.
+        """
+        alike: dict[tuple[int, str] | None, list[int]] = {}
+        for i, request in enumerate(requests):
+            same = None if request is None else (request.samples, self.signature(request))
+            alike.setdefault(same, []).append(i)
+        formed: list[list[int]] = []
+        for positions in alike.values():
+            some = [requests[i] for i in positions]
+            sizes = [(0, 0) if r is None else (r.tokens, r.size) for r in some]
+            begin = 0
+            for count in self.chunks(sizes, max_items, allows):
+                formed.append(positions[begin : begin + count])
+                begin += count
+        return formed
+
     def chunks(
         self,
         sizes: Sequence[tuple[int, int]],

@@ -209,8 +209,9 @@ class Call(Generic[R]):
         :param args: packed arguments.
         """
         for argument in args:
-            if isinstance(argument, Params) and isinstance(getattr(argument, "model", None), str):
-                return str(argument.model)  # type: ignore[attr-defined]
+            named = getattr(argument, "model", None) if isinstance(argument, Params) else None
+            if isinstance(named, str):
+                return named
         return str(getattr(self.client, "model", None) or "")
 
     def max_draws(self, model: str) -> int:

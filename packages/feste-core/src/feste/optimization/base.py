@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -17,8 +16,6 @@ from feste.optimization.analysis.sketches import Sketches
 __all__ = ["Level", "Optimization", "PassContext", "Phase", "Remark", "level_of", "phase_of"]
 
 E = TypeVar("E", bound=Enum)
-
-_NUMBER = re.compile(r"\d[\d,.]*(?: (\w+?)s?\b)?")
 
 
 class Level(Enum):
@@ -52,7 +49,8 @@ class Optimization(Protocol):
     """The interface of an optimization pass; only ``name`` and ``apply`` are required.
 
     Optional attributes: ``level`` (a :class:`Level`, default E0), ``phase`` (a :class:`Phase`,
-    default SIMPLIFY; of level E2 always REWRITE), ``before`` and ``after`` (names of passes of the same phase).
+    default SIMPLIFY; of level E2 always REWRITE), ``before`` and ``after`` (names of passes of the
+    same phase).
 
     >>> class Nothing:
     ...     name = "nothing"
@@ -68,7 +66,7 @@ class Optimization(Protocol):
         """Return a new graph, or the same object if nothing changed.
 
         :param graph: the graph; it must not be changed in place.
-        :param cx: receives remarks and the account of every call that is dropped or merged.
+        :param cx: receives remarks and the account of every call that is dropped.
         """
 
 
@@ -86,11 +84,6 @@ class Remark:
     text: str
     count: int = 1
     origins: tuple[str, ...] = ()
-
-    @property
-    def form(self) -> tuple[str, str]:
-        """Its kind, and its text without numbers, and without the plurals behind these."""
-        return self.kind, _NUMBER.sub(r"# \1", self.text)
 
 
 @dataclass(slots=True)

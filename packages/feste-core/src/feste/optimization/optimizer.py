@@ -30,6 +30,7 @@ from feste.plugins import registry
 __all__ = ["Optimizer", "PassReport", "Plan"]
 
 _MAX_ROUNDS = 8
+_SKIPPED = "skipped: "
 
 
 @dataclass(slots=True)
@@ -181,7 +182,7 @@ class Optimizer:
             if settings["strict"]:
                 error.add_note(f"raised by the optimization pass {one.name!r}")
                 raise
-            skipped = Remark("missed", f"skipped: {type(error).__name__}: {error}")
+            skipped = Remark("missed", f"{_SKIPPED}{type(error).__name__}: {error}")
             if skipped not in report.remarks:  # a repeated pass fails again
                 report.remarks.append(skipped)
                 warnings.warn(
@@ -191,10 +192,13 @@ class Optimizer:
                     stacklevel=2,
                 )
             return
-        # what was not done is said again in each round, of the nodes that are left
-        again = {r.form for r in cx.remarks if r.kind != "applied"}
-        report.remarks = [r for r in report.remarks if r.form not in again or r in cx.remarks]
-        report.remarks.extend(r for r in cx.remarks if r not in report.remarks)
+        # what was done adds up over the rounds; what was not is said of the graph as it is now
+        kept = [
+            r
+            for r in report.remarks
+            if r.kind == "applied" or r.text.startswith(_SKIPPED) or r in cx.remarks
+        ]
+        report.remarks = [*kept, *(r for r in cx.remarks if r not in kept)]
         if graph is not plan.graph:
             report.changed += 1
             report.numbers.append((plan.rewrites + 1, plan.rewrites + cx.rewrites))

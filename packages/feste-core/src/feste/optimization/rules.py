@@ -8,7 +8,7 @@ keys, which must be equal for what is put together. No rule is implied by the ot
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any
 
 from feste.backend import Call, Params
@@ -157,8 +157,9 @@ def exact(value: Any) -> Hashable:
     :param value: any value; objects besides plain data and parameters are equal only to themselves.
     """
     kind = type(value)
-    if kind in (str, bytes, type(None)):  # equal to no value of another type
-        return value  # type: ignore[no-any-return]
+    if kind in (str, bytes, NoneType):
+        itself: Hashable = value  # equal to no value of another type
+        return itself
     if kind in (int, bool):
         return (kind, value)
     if kind is float:
@@ -224,7 +225,7 @@ def may_repeat(node: Node) -> bool:
     :param node: the call.
     """
     call = node.call
-    assert call is not None, "only calls are fused"
+    assert call is not None, "only calls are repeated"
     return call.may_repeat(node.args)
 
 

@@ -137,18 +137,8 @@ def pack_requests(
     rule = call.rule
     if rule is None:
         return items
-    alike: dict[tuple[int, str], list[Packed]] = {}
-    for item in items:
-        same = (item.request.samples, rule.signature(item.request))
-        alike.setdefault(same, []).append(item)
-    packed: list[Packed] = []
-    for some in alike.values():
-        sizes = [(item.request.tokens, item.request.size) for item in some]
-        begin = 0
-        for count in rule.chunks(sizes, call.max_items, taken.allows):
-            packed.append(_listed(call, some[begin : begin + count]))
-            begin += count
-    return packed
+    lists = rule.lists([item.request for item in items], call.max_items, taken.allows)
+    return [_listed(call, [items[i] for i in positions]) for positions in lists]
 
 
 def _fused(call: Call[Any], singles: Sequence[Packed], taken: Taken) -> list[Packed]:

@@ -19,7 +19,8 @@ class Program:
     :param graph: the optimized graph.
     :param before: the nodes as the user made them, by key; they receive the values.
     :param rewrites: how many rewrites the optimizer has made.
-    :raises GraphError: if the graph has a cycle or lacks an input; the message names the keys.
+    :raises GraphError: if the graph lacks an input, or has a cycle and no ranks, for which the
+        optimizer has looked for one; the message names the keys.
     """
 
     __slots__ = (

@@ -109,16 +109,16 @@ class BackendContract:
             assert shared, f"calls() must return two calls of {name} that may share a request"
             for members, _, request in shared:
                 request.check()
-                outcomes = unpack_response(call, request, self._sent(call, request))
+                outcomes = unpack_response(call, request, sent(call, request))
                 for i, outcome in zip(members, outcomes, strict=True):
-                    value, alone = self._value(group[i], outcome), self._sent(*group[i][::2])
+                    value, alone = self._value(group[i], outcome), sent(*group[i][::2])
                     if call.determinism(group[i][1], {}) is not Determinism.SAMPLE:
                         assert value == self._value(group[i], alone), f"{value} for {group[i][2]}"
 
     def test_parse_is_repeatable(self) -> None:
         """Parsing a response again, even after storing it as JSON, gives the same value."""
         for made in self._made(self.make()):
-            response = self._sent(*made[::2])
+            response = sent(*made[::2])
             stored = replace(response, payload=json.loads(json.dumps(response.payload)))
 
             first, second, third = (self._value(made, r) for r in (response, response, stored))
@@ -131,7 +131,7 @@ class BackendContract:
         wrong = [(call, r) for llm in self.broken() for call, _, r in self._made(llm)]
         for n, (call, request) in enumerate(wrong + late):
             try:
-                self._sent(call, request)
+                sent(call, request)
                 assert n >= len(wrong), f"{call!r} is of a client that broken() gave, but answered"
             except CallError as error:
                 told = "".join(traceback.format_exception(error)) + repr(vars(error))
@@ -165,16 +165,23 @@ class BackendContract:
             made.append((node.op, node.args, replace(node.op.prepare(node.args), draws=draws)))
         return made
 
-    def _sent(self, call: Call[Any], request: Request) -> Response:
-        async def once() -> Response:
-            try:
-                return await call.send(request)
-            finally:
-                await close_clients(asyncio.get_running_loop())
-
-        return asyncio.run(once())
-
     def _value(self, made: Made, outcome: Outcome) -> str:
         """Return the value of an outcome as text, because arrays cannot be compared with ``==``."""
         call, arguments, _ = made
         return repr(outcome if isinstance(outcome, CallError) else call.parse(outcome, arguments))
+
+
+def sent(call: Call[Any], request: Request) -> Response:
+    """Send a request outside of any run, and close the client's connections.
+
+    :param call: the operation.
+    :param request: the request.
+    """
+
+    async def once() -> Response:
+        try:
+            return await call.send(request)
+        finally:
+            await close_clients(asyncio.get_running_loop())
+
+    return asyncio.run(once())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 
-from feste.backend import BatchRule, Request
+from feste.backend import Request
 from feste.backend.batching import even_parts
 from feste.graph import Batch, FesteGraph
 from feste.node import PENDING, Node
@@ -54,29 +54,15 @@ def _cut(
     rule = call.rule
     if rule is None:
         return [[item] for item in items]
-    formed: list[list[Item]] = []
-    for alike in _alike(rule, items, graph, sketches):
-        sizes = [(r.tokens, r.size) if r is not None else (0, 0) for _, r in alike]
-        begin = 0
-        for count in rule.chunks(sizes, call.max_items):
-            formed.append([item for item, _ in alike[begin : begin + count]])
-            begin += count
-    return formed
+    requests = [_of_item(item, graph, sketches) for item in items]
+    return [[items[i] for i in positions] for positions in rule.lists(requests, call.max_items)]
 
 
-def _alike(
-    rule: BatchRule, items: Sequence[Item], graph: FesteGraph, sketches: Sketches
-) -> Iterable[list[tuple[Item, Request | None]]]:
-    """Sort items into lists of those that the scheduler may pack together."""
-    lists: dict[Hashable, list[tuple[Item, Request | None]]] = {}
-    for item in items:
-        request = sketches.of(graph, item[0]).request
-        samples = item[0].call.operation.samples if item[0].call else None
-        if request is not None and samples is not None:
-            request = samples.pack(request, len(item))
-        same = None if request is None else (len(item), rule.signature(request))
-        lists.setdefault(same, []).append((item, request))
-    return lists.values()
+def _of_item(item: Item, graph: FesteGraph, sketches: Sketches) -> Request | None:
+    """Return the request of an item as far as it is known."""
+    call, request = item[0].call, sketches.of(graph, item[0]).request
+    samples = call.operation.samples if call else None
+    return request if request is None or samples is None else samples.pack(request, len(item))
 
 
 def fewest_requests(graph: FesteGraph, nodes: Sequence[Node]) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,10 +113,10 @@ def _text(prompt: Node) -> Any:
     texts = [
         "".join(part if isinstance(part, str) else HOLE for part in m) for m in segments_of(prompt)
     ]
-    roles: Sequence[str] = prompt.op.roles  # type: ignore[attr-defined]
-    if not roles:
+    op: Any = prompt.op
+    if not op.roles:
         return texts[0]
-    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    return [{"role": role, "content": text} for role, text in zip(op.roles, texts, strict=True)]
 
 
 def _sources(graph: FesteGraph, prompt: Node) -> tuple[list[str], str]:

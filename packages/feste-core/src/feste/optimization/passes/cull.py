@@ -32,5 +32,5 @@ class CullOptimization:
         cx.applied(f"dropped {counted(len(dropped), 'node')} that no output needs", dropped)
         effects = [n for n in dropped if n.op.kind == "task" and rules.is_visible(n)]
         if effects:
-            cx.missed(f"{counted(len(effects), 'task')} with effects will not run", effects)
+            cx.applied(f"{counted(len(effects), 'task')} with effects will not run", effects)
         return culled

@@ -61,9 +61,9 @@ def late_constants(graph: FesteGraph) -> Iterator[Found]:
     alike: dict[tuple[int, Hashable], list[Node]] = {}
     for key in least:
         node = graph.nodes[key]
+        op: Any = node.op
         if rules.is_renderable(node):
-            templates = node.op.templates  # type: ignore[attr-defined]
-            same = tuple((t.source, t.language, id(t.environment)) for t in templates)
+            same = tuple((t.source, t.language, id(t.environment)) for t in op.templates)
             alike.setdefault((least[key], same), []).append(node)
     for (shortest, _), nodes in alike.items():
         if len(nodes) == 1:
@@ -191,7 +191,8 @@ def mixed_languages(graph: FesteGraph) -> Iterator[Found]:
         if node.op.kind != "prompt":
             spoken[key] = heard
             continue
-        own: str = node.op.language  # type: ignore[attr-defined]
+        op: Any = node.op
+        own: str = op.language
         spoken[key] = frozenset((own,))
         for other in sorted(heard - {own}):
             found.setdefault((own, other), []).append(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,9 @@ from feste.optimization import PassReport, Remark
 from feste.report.naming import Places
 
 __all__ = ["PassRow", "RemarkRow", "advice", "pass_rows"]
+
+#: A number and the noun behind it: remarks that differ in these only are shown as one.
+_NUMBER = re.compile(r"\d[\d,.]*(?: (\w+?)s?\b)?")
 
 
 @dataclass(slots=True)
@@ -108,9 +112,10 @@ def _joined(numbers: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 def _summarized(remarks: Iterable[Remark], places: Places) -> list[RemarkRow]:
     rows: dict[Any, RemarkRow] = {}
     for remark in remarks:
-        row = rows.get(remark.form)
+        form = remark.kind, _NUMBER.sub(r"# \1", remark.text)
+        row = rows.get(form)
         if row is None:
-            rows[remark.form] = row = RemarkRow(remark.kind, remark.text, 0)
+            rows[form] = row = RemarkRow(remark.kind, remark.text, 0)
         else:
             row.alike += 1
         row.count += remark.count
