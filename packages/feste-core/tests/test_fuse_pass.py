@@ -901,3 +901,30 @@ def outcome(lines: list[Any], wanted: list[int], optimize: Any) -> Any:
 def test_any_program_does_the_same(lines: list[Any], wanted: list[int]) -> None:
     """Values, errors, places and effects are the same with and without the pass."""
     assert outcome(lines, wanted, {"fuse": True}) == outcome(lines, wanted, {"fuse": False})
+
+
+def test_a_step_that_a_returned_node_needs_before_it_has_begun() -> None:
+    """The chain still waits for a call: it is taken apart, and its step runs once for both."""
+    llm, ran = FakeBackend(), list[str]()
+
+    @feste.task
+    def clean(text: str) -> str:
+        ran.append("clean")
+        return text.strip()
+
+    @feste.task
+    def up(text: str) -> str:
+        return text.upper()
+
+    cleaned = clean(llm.chat("q"))
+    first = up(cleaned)
+
+    @feste.task
+    def helper() -> Any:
+        return up(cleaned)
+
+    clock = VirtualClock(llm.answer)
+    values = clock.compute([first, helper()])
+
+    assert values[0] == values[1] == values[0].upper()
+    assert ran == ["clean"]

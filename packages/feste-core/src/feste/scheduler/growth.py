@@ -85,6 +85,7 @@ class Growth:
             self.brain.lifecycle.keep_paid(run, i, emission)
             self.brain.lifecycle.end(run, i, NOT_STARTED)
             return
+        self._take_apart(run, program)
         needed = self._needed(run, program)
         lost = self._lost(run, program, needed)
         if lost is not None:
@@ -102,22 +103,13 @@ class Growth:
             )
             return
         main = run.program
-        for d in main.deps[i]:
-            run.uses[d] -= 1
-            if not run.uses[d]:
-                self.brain.lifecycle.release(run, d)
+        self.brain.lifecycle.let_go(run, main.deps[i])
         main.nodes[i] = main.nodes[i].replace(op=REPACK, args=(emission.packed,), kwargs={})
         self.brain.lifecycle.keep_paid(run, i, emission)
-        main.deps[i] = wanted
         run.emitters.add(i)
         run.state[i] = WAITING
         run.pending[i] = 0
-        for d in wanted:
-            run.uses[d] += 1
-            if run.state[d] in VALUED:
-                continue
-            main.consumers[d].append(i)
-            run.pending[i] += 1
+        run.connect(i, wanted)
         # only now: a node whose value is known ends at once, and would not be held for this one
         self._start(run, fresh)
         failed = next((d for d in wanted if d in run.errors), None)
@@ -127,6 +119,13 @@ class Growth:
             self.brain.lifecycle.poison(run, failed, run.errors[failed])
         elif not run.pending[i]:
             self._repack(run, i)
+
+    def _take_apart(self, run: Run, part: Program) -> None:
+        """Take those fused nodes apart that wait, and whose steps are needed by themselves now."""
+        for node in part.nodes:
+            i = run.program.inner.get(node.key, -1)
+            if i >= 0 and node.key not in run.program.index and run.state[i] == WAITING:
+                self.brain.lifecycle.take_apart(run, i, 0)
 
     def _repack(self, run: Run, i: int) -> None:
         run.state[i] = READY

@@ -190,7 +190,7 @@ class Lifecycle:
             run.connect(j, [places[n - 1] if s == PREVIOUS else inputs[s] for s in sources])
             if n > at and run.stopping:
                 self.end(run, j, NOT_STARTED)
-        self._let_go(run, inputs)
+        self.let_go(run, inputs)
         return places[at]
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:
@@ -246,7 +246,7 @@ class Lifecycle:
         if before < SENT or before == JOINED:
             self.brain.lists.drop(run, i)
         self._tell_joined(run, i, node, state)
-        self._let_go(run, run.program.deps[i])
+        self.let_go(run, run.program.deps[i])
         if not run.uses[i]:
             self.release(run, i)
         if i in run.emitting:
@@ -261,7 +261,12 @@ class Lifecycle:
         if not run.open:
             self.brain.end_if_done(run)
 
-    def _let_go(self, run: Run, deps: list[int]) -> None:
+    def let_go(self, run: Run, deps: list[int]) -> None:
+        """Release those values that a node which no longer needs them was the last to need.
+
+        :param run: the run.
+        :param deps: the positions of its inputs.
+        """
         for d in deps:
             run.uses[d] -= 1
             if not run.uses[d]:

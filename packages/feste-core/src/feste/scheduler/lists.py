@@ -130,8 +130,9 @@ class Lists:
                 lambda: self._deliver(parcel, value),
             )
             return
-        self.brain.journaling.ended(parcel, cause_of(value), task.args[2])
-        if isinstance(cause_of(value), CountMismatch):
+        error = cause_of(value, MalformedResponse)
+        self.brain.journaling.ended(parcel, error, task.args[2])
+        if isinstance(error, CountMismatch):
             # answers cannot be matched to calls: treat this server as taking no lists, or no lists
             # with several answers to each prompt
             several = parcel.request.samples > 1
@@ -139,7 +140,7 @@ class Lists:
             self.settled(parcel, taken=False)
             self._send_singly(run, self._waiting(parcel))
         else:
-            self.brain.calls.fail_members(parcel, cause_of(value, MalformedResponse))
+            self.brain.calls.fail_members(parcel, error)
 
     def _deliver(self, parcel: Parcel, outcomes: Sequence[Response | CallError]) -> None:
         """Give each call its outcome; answers to one prompt that did not come are asked for singly."""

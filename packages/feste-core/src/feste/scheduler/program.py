@@ -44,10 +44,10 @@ class Program:
         self.nodes: list[Node] = list(graph.nodes.values())
         #: The position of each node; a merged node has the position of the node that replaces it.
         self.index: dict[str, int] = {key: i for i, key in enumerate(graph.nodes)}
-        #: The keys of tasks that run inside fused nodes: their values are not held.
-        self.inner: set[str] = {
-            step.node.key
-            for node in self.nodes
+        #: The positions of the fused nodes in which tasks run: nobody holds the values of these.
+        self.inner: dict[str, int] = {
+            step.node.key: i
+            for i, node in enumerate(self.nodes)
             if type(node.op) is Fused
             for step in node.op.steps[:-1]
         }

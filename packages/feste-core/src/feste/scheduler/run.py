@@ -220,7 +220,7 @@ class Run:
         return position
 
     def connect(self, i: int, deps: list[int]) -> None:
-        """Set the inputs of a node, which has none yet.
+        """Set the inputs of a node, which has none yet, or has let go of them.
 
         :param i: the node's position.
         :param deps: the positions of its inputs.
