@@ -50,7 +50,7 @@ from feste.errors import (
     ServerError,
     UnknownName,
 )
-from feste.scheduler.batcher import unpack_response
+from feste.scheduler.batching.batcher import unpack_response
 from feste.testing import FakeBackend, FakeParams, fresh_draws
 
 

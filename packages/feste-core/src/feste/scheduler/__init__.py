@@ -5,7 +5,7 @@ from pkgutil import extend_path
 from feste.blocking import inside
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter, Scheduler
-from feste.scheduler.local import LocalExecutor
+from feste.scheduler.hands.local import LocalExecutor
 from feste.scheduler.work import context_of, describe, evaluate, result_of
 
 __path__ = extend_path(__path__, __name__)

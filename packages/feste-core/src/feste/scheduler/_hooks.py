@@ -8,4 +8,4 @@ from feste.hookspecs import hookimpl
 @hookimpl
 def feste_schedulers() -> dict[str, str]:
     """Return Feste's own executor."""
-    return {"local": "feste.scheduler.local:LocalExecutor"}
+    return {"local": "feste.scheduler.hands.local:LocalExecutor"}

@@ -38,15 +38,15 @@ from typing import Any
 from feste import draw
 from feste.errors import FesteError, Interrupted, NotStarted
 from feste.events import RunFinished, RunStarted
+from feste.scheduler.admission.prefixes import Prefixes
+from feste.scheduler.admission.retry import RetryPolicy
+from feste.scheduler.batching.lists import Lists
 from feste.scheduler.calls import Calls
 from feste.scheduler.dispatcher import Dispatcher
 from feste.scheduler.executor import Executor
 from feste.scheduler.growth import Growth
 from feste.scheduler.journaling import Journaling
 from feste.scheduler.lifecycle import Lifecycle
-from feste.scheduler.lists import Lists
-from feste.scheduler.prefixes import Prefixes
-from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
     GATHERED,
     INTERRUPTED,

@@ -18,12 +18,12 @@ from feste.errors import (
     RateLimited,
 )
 from feste.events import RequestFinished
+from feste.scheduler.admission.gate import Gate
+from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.executor import QUICK, Executor, PyTask
-from feste.scheduler.gate import Gate
 from feste.scheduler.halves import parse_response
 from feste.scheduler.journaling import replayed_in_vain
 from feste.scheduler.parcel import Parcel, Split
-from feste.scheduler.retry import RetryPolicy
 from feste.scheduler.run import (
     FINISHING,
     GATHERED,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from feste.context import Settings
 from feste.errors import ConfigError, FesteError
 from feste.node import PENDING, Node
-from feste.scheduler.processes import check_picklable
+from feste.scheduler.hands.processes import check_picklable
 
 __all__ = ["check_nodes"]
 

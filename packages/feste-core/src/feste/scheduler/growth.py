@@ -13,7 +13,7 @@ from feste.fused import tasks_of
 from feste.graph import FesteGraph
 from feste.node import PENDING
 from feste.optimization import Optimizer
-from feste.scheduler.batcher import Gathering
+from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.checks import check_nodes
 from feste.scheduler.emission import REPACK, Emission
 from feste.scheduler.executor import QUICK

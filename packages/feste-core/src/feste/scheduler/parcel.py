@@ -6,7 +6,7 @@ from typing import Any
 
 from feste.backend import Call, Request
 from feste.errors import CallError
-from feste.scheduler.gate import Gate
+from feste.scheduler.admission.gate import Gate
 from feste.scheduler.run import Run
 
 __all__ = ["Parcel", "Split"]

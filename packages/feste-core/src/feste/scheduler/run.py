@@ -17,7 +17,7 @@ from feste.draw import Determinism
 from feste.errors import FesteError, Interrupted
 from feste.events import RequestFinished
 from feste.node import Node
-from feste.scheduler.batcher import Gathering
+from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.program import Program
 
 if TYPE_CHECKING:

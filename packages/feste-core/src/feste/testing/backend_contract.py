@@ -17,7 +17,7 @@ from feste.backend.clients import close_clients
 from feste.delayed import FesteDelayed
 from feste.draw import Determinism, Draw
 from feste.errors import CallError
-from feste.scheduler.batcher import pack_requests, unpack_response
+from feste.scheduler.batching.batcher import pack_requests, unpack_response
 
 __all__ = ["BackendContract"]
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from feste import blocking
-from feste.scheduler.processes import answer
+from feste.scheduler.hands.processes import answer
 
 
 def main(fd: int) -> None:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response
 from feste.errors import CallError, CountMismatch, MalformedResponse
-from feste.scheduler.batcher import Gathering, Packed, Taken, pack_requests, unpack_response
+from feste.scheduler.batching.batcher import (
+    Gathering,
+    Packed,
+    Taken,
+    pack_requests,
+    unpack_response,
+)
 from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.run import FINISHING, GATHERED, NOT_STARTED, OPEN, Run

@@ -161,7 +161,7 @@ class _Worker:
         with theirs:
             fd = theirs.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "feste.scheduler.worker", str(fd)],
+                [sys.executable, "-P", "-m", "feste.scheduler.hands.worker", str(fd)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},

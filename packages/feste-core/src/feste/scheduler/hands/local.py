@@ -20,9 +20,9 @@ from feste.errors import (
     Rejected,
 )
 from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter
-from feste.scheduler.loops import LoopThread
-from feste.scheduler.processes import ProcessPool
-from feste.scheduler.threads import Begun, ThreadPool, run_chunk
+from feste.scheduler.hands.loops import LoopThread
+from feste.scheduler.hands.processes import ProcessPool
+from feste.scheduler.hands.threads import Begun, ThreadPool, run_chunk
 from feste.scheduler.work import await_task, context_of, describe, result_of
 
 __all__ = ["LocalExecutor"]

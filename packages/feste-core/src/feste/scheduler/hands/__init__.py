@@ -1,0 +1,1 @@
+"""The hands of this machine: they do the work that the brain decides on, and report back."""
