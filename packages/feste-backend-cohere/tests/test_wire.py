@@ -15,8 +15,8 @@ from cohere.core import ApiError
 
 from feste.backend import PromptCache
 from feste.backend.cohere.testing import CohereWire, answer, embedding, json_answer
+from feste.testing import Billed, Fault
 from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Billed, Fault
 
 WIRE = "feste.backend.cohere.testing:CohereWire"
 
@@ -227,7 +227,7 @@ class TestPromptCache:
             assert last.delta.usage is not None and last.delta.usage.cached_tokens == 3
             client.chat(model="other", messages=user("a b c"))
 
-            billed = server.billed()
+            billed = server.totals().billed
             assert (billed.cached_tokens, billed.written_tokens, billed.output_tokens) == (8, 7, 40)
             assert billed.input_units == pytest.approx(0.1 * 8 + 7)
 
@@ -236,7 +236,7 @@ class TestPromptCache:
         client.generate(prompt="three", num_generations=2)
         client.embed(model="m", input_type="search_query", texts=["four", "five"])
 
-        assert server.billed() == Billed(5, output_tokens=24, input_units=5)
+        assert server.totals().billed == Billed(5, output_tokens=24, input_units=5)
 
 
 class TestQuirks:
@@ -270,7 +270,7 @@ class TestQuirks:
                 with pytest.raises(cohere.BadRequestError) as error:
                     ask()
                 assert "luck" not in str(error.value.body)
-            assert server.ledger() == [] and server.billed() == Billed()
+            assert server.ledger() == [] and server.totals().billed == Billed()
             assert client.generate(prompt="bad").generations
 
     def test_a_quirk_that_there_is_not(self) -> None:

@@ -25,9 +25,8 @@ from feste.backend import PromptCache
 from feste.testing import sim_answers as oracle
 from feste.testing.sim_cache import Lookup, PrefixCache, PromptPart, prompt_parts
 from feste.testing.sim_http import Request, take_request
-from feste.testing.sim_process import Simulator
-from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Billed, Fault
+from feste.testing.sim_provider import Provider
+from feste.testing.sim_server import Billed, Fault, ServerLimits, SimServer
 
 WIRE = '''
 from dataclasses import replace
@@ -91,7 +90,7 @@ def server(echo: str) -> Iterator[SimServer]:
 @pytest.fixture
 def slow(echo: str) -> Iterator[SimServer]:
     """A server that answers nothing while a test lasts."""
-    with SimServer(echo, base=600, max_concurrency=3) as running:
+    with SimServer(echo, base=600, limits=ServerLimits(concurrency=3)) as running:
         yield running
 
 
@@ -155,7 +154,7 @@ class TestRequests:
                 "sample": 0,
             }
         ]
-        assert (server.peak(), server.in_flight()) == (1, 0)
+        assert (server.totals().peak, server.totals().in_flight) == (1, 0)
 
     def test_sampled_answers_differ_and_greedy_ones_do_not(self, server: SimServer) -> None:
         def texts(**body: object) -> list[str]:
@@ -173,7 +172,7 @@ class TestRequests:
         server.add(Fault(times=None))
         server.reset()
 
-        assert (server.requests(), server.ledger(), server.peak()) == ([], [], 0)
+        assert (server.requests(), server.ledger(), server.totals().peak) == ([], [], 0)
         assert json.loads(post(server, {"text": "hi"})[2]) == {"texts": [oracle.answer("hi", 0)]}
         assert len(server.ledger()) == 1
 
@@ -186,21 +185,13 @@ class TestRequests:
             slept.append(seconds)
 
         monkeypatch.setattr(asyncio, "sleep", sleep)
-        config: dict[str, Any] = {
-            "base": 2,
-            "slope": 0.5,
-            "max_concurrency": None,
-            "prompt_cache": None,
-            "seed": 0,
-            "headers": {},
-        }
-        log = {"ledger": str(tmp_path / "ledger"), "log_bodies": False}
-        simulator = Simulator({"wires": [(echo, {})], **config, **log})
+        server = SimServer(echo, base=2, slope=0.5, log_bodies=False)
+        provider = Provider({**server._config, "ledger": str(tmp_path / "ledger")}, print)
 
         def ask(**body: object) -> Any:
             request = Request("POST", "/echo", {}, json.dumps(body).encode())
-            simulator.arrive(request)
-            reply = asyncio.run(simulator.answer(request))
+            provider.arrive(request)
+            reply = asyncio.run(provider.answer(request))
             assert reply is not None and request.body == b""
             return reply
 
@@ -210,22 +201,22 @@ class TestRequests:
         stream = ask(text="a", stream=True)
         assert slept[2:] == [2]  # the rest of it lies between the events
         assert stream.pause * len(stream.pieces) == pytest.approx(0.5)
-        os.close(simulator.ledger)
+        os.close(provider.ledger)
 
     def test_peak_and_in_flight(self, slow: SimServer) -> None:
         links = [sent(slow, {"text": str(i)}) for i in range(3)]
-        until(lambda: slow.in_flight() == 3)
+        until(lambda: slow.totals().in_flight == 3)
         assert [entry.finished for entry in slow.requests()] == [None] * 3
         for link in links:
             link.close()
-        until(lambda: slow.in_flight() == 0)
+        until(lambda: slow.totals().in_flight == 0)
 
-        assert slow.peak() == 3
+        assert slow.totals().peak == 3
         assert {entry.status for entry in slow.requests()} == {None}
 
-    def test_max_concurrency(self, slow: SimServer) -> None:
+    def test_a_limit_of_concurrency(self, slow: SimServer) -> None:
         links = [sent(slow, {"text": str(i)}) for i in range(3)]
-        until(lambda: slow.in_flight() == 3)
+        until(lambda: slow.totals().in_flight == 3)
 
         assert post(slow, {"text": "one too many"})[0] == 429
         assert slow.requests()[3].items == 0
@@ -326,10 +317,10 @@ class TestFaults:
     def test_hang_lasts_until_the_client_goes(self, server: SimServer) -> None:
         server.add(Fault(kind="hang"))
         link = sent(server, {"text": "hi"})
-        until(lambda: server.in_flight() == 1)
+        until(lambda: server.totals().in_flight == 1)
         assert post(server, {"text": "hi"})[0] == 200
         link.close()
-        until(lambda: server.in_flight() == 0)
+        until(lambda: server.totals().in_flight == 0)
 
         logged = server.requests()[0]
         assert (logged.status, logged.items, logged.fault) == (None, 0, "hang")
@@ -348,7 +339,7 @@ class TestFaults:
         server.add(Fault(kind="drip", pause=600))
         with sent(server, {"text": "hi"}) as link:
             assert link.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")  # the head is there at once
-        until(lambda: server.in_flight() == 0)
+        until(lambda: server.totals().in_flight == 0)
 
         assert server.requests()[0].status == 200
 
@@ -531,34 +522,34 @@ class TestPromptCache:
                 post(server, {"texts": ["a b c", " d"], "explicit": True})
             post(server, {"text": "a b"})
 
-            assert server.committed() == 0
-            assert server.billed() == Billed(13, 0, 11, 8 + 2 * 16 + 8, 1.25 * 11 + 2)
+            assert server.totals().committed == 0
+            assert server.totals().billed == Billed(13, 0, 11, 8 + 2 * 16 + 8, 1.25 * 11 + 2)
             server.reset()
-            assert server.billed() == Billed()
+            assert server.totals().billed == Billed()
 
     def test_a_server_commits_and_forgets(self, echo: str) -> None:
         with SimServer(echo, prompt_cache=PromptCache(minimum=3, write=1.25, lag=0.05)) as server:
             for _ in range(2):
                 post(server, {"text": "a b c d"})
-                until(lambda: server.committed() == 2)
-            assert server.billed() == Billed(8, 4, 4, 16, 1.25 * 4 + 0.1 * 4)
+                until(lambda: server.totals().committed == 2)
+            assert server.totals().billed == Billed(8, 4, 4, 16, 1.25 * 4 + 0.1 * 4)
             server.reset()
-            assert server.committed() == 0
+            assert server.totals().committed == 0
             post(server, {"text": "a b c d"})
-            assert server.billed().cached_tokens == 0
+            assert server.totals().billed.cached_tokens == 0
 
     def test_a_server_lets_prefixes_expire(self, echo: str) -> None:
         with SimServer(echo, prompt_cache=PromptCache(minimum=1, lag=0, ttl=0.05)) as server:
             for _ in range(2):
                 post(server, {"text": "a b"})
-                until(lambda: server.committed() == 0)
-            assert server.billed().written_tokens == 4
+                until(lambda: server.totals().committed == 0)
+            assert server.totals().billed.written_tokens == 4
 
     def test_a_server_without_a_cache_bills_all(self, server: SimServer) -> None:
         for _ in range(2):
             post(server, {"text": "word " * 5000})
 
-        assert server.billed() == Billed(10_000, output_tokens=16, input_units=10_000)
+        assert server.totals().billed == Billed(10_000, output_tokens=16, input_units=10_000)
 
     def test_numbers_are_checked(self) -> None:
         for wrong in ({"minimum": 0}, {"step": 0}):
@@ -602,7 +593,7 @@ class TestProcess:
 
     def test_it_closes_under_requests_in_flight(self, slow: SimServer) -> None:
         with sent(slow, {"text": "hi"}) as link:
-            until(lambda: slow.in_flight() == 1)
+            until(lambda: slow.totals().in_flight == 1)
             slow.close()
             assert link.recv(1) == b""
 
@@ -612,7 +603,7 @@ class TestProcess:
             _ = server.ledger_path
         with server:
             pass
-        for method in (server.requests, server.ledger, server.peak, server.reset):
+        for method in (server.requests, server.ledger, server.totals, server.reset):
             with pytest.raises(RuntimeError, match="inside its 'with' block"):
                 method()
 
@@ -648,7 +639,7 @@ class TestProcess:
             post(server, {"texts": ["a", "b"]})
             os.kill(server.pid, signal.SIGKILL)
             with pytest.raises(RuntimeError, match="SimServer is gone"):
-                until(lambda: server.peak() < 0)
+                until(lambda: server.totals().peak < 0)
         with server:
             post(server, {"text": "c"})
         with path.open("a") as file:
@@ -688,7 +679,7 @@ elif fork == 0:  # a fork that lives on holds the server's stdin open
     time.sleep(100)
 elif {fork!r} == "ends":
     os.wait()
-server.peak()
+server.totals().peak
 print(server.pid, fork, server.ledger_path, flush=True)
 {end}
 """
