@@ -21,8 +21,8 @@ import feste
 from feste.backend import PromptCache, Usage
 from feste.backend.openai import ChatParams, OpenAI
 from feste.backend.openai.testing import OpenAIWire, answer, embedding, json_answer
-from feste.testing import Billed, Fault
-from feste.testing.sim_server import SimServer
+from feste.testing import Billed, Fault, ServerLimits, SimServer
+from feste.testing.wire import Remaining
 
 WIRE = "feste.backend.openai.testing:OpenAIWire"
 
@@ -739,3 +739,53 @@ def test_many_requests_at_once() -> None:
             assert asyncio.run(ask(server, **options)) == [answer(f"hi {i}") for i in range(60)]
             assert len(server.ledger()) == 60
             assert 1 < server.totals().peak <= 60
+
+
+class TestLimits:
+    def test_limits_are_told_in_headers(self) -> None:
+        limits = ServerLimits(requests_per_minute=600, tokens_per_minute=6_000)
+        with (
+            SimServer(WIRE, limits=limits) as server,
+            openai.OpenAI(base_url=server.url + "/v1", api_key="test", max_retries=0) as client,
+        ):
+            reply = client.chat.completions.with_raw_response.create(
+                model="m", messages=user("four words are these"), max_tokens=500
+            )
+        told = {name: text for name, text in reply.headers.items() if "ratelimit" in name}
+
+        assert told.pop("x-ratelimit-reset-requests").endswith("ms")  # one request: 100 of them
+        assert told.pop("x-ratelimit-reset-tokens").endswith("ms")  # the 500 were given back
+        assert told == {
+            "x-ratelimit-limit-requests": "600",
+            "x-ratelimit-remaining-requests": "599",
+            "x-ratelimit-limit-tokens": "6000",
+            "x-ratelimit-remaining-tokens": "5988",
+        }
+
+    @pytest.mark.parametrize(
+        ("seconds", "spelled"),
+        [
+            (0, "0s"),
+            (0.0001, "1ms"),
+            (0.012, "12ms"),
+            (1, "1s"),
+            (8.64, "8.64s"),
+            (59.9999, "1m0s"),
+            (360, "6m0s"),
+            (3_661.5, "1h1m1.5s"),
+        ],
+    )
+    def test_times_are_spelled_as_go_does(self, seconds: float, spelled: str) -> None:
+        headers = OpenAIWire().limit_headers(200, Remaining(60, 1, seconds), None)
+
+        assert headers["x-ratelimit-reset-requests"] == spelled
+
+    def test_an_account_without_money_is_no_rate_limit(
+        self, server: SimServer, client: openai.OpenAI
+    ) -> None:
+        server.add(Fault(kind="quota"))
+        with pytest.raises(openai.RateLimitError) as error:
+            client.chat.completions.create(model="m", messages=user("hi"))
+
+        assert (error.value.code, error.value.type) == ("insufficient_quota", "insufficient_quota")
+        assert "retry-after" not in error.value.response.headers
