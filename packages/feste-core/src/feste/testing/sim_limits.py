@@ -166,13 +166,14 @@ class Limiter:
     def used(self) -> tuple[float, float, float, float]:
         """Return the requests taken and available, and the tokens taken and available.
 
-        Available is what was in the bucket at the first request, and all that flowed in until
-        the last one. A limit that there is not counts 0.
+        Available is what flowed in from the first request to the last, or a full bucket if that is
+        more. So whoever also takes what was saved up at first takes more than is available. A limit
+        that there is not counts 0.
         """
         seconds = self._last - self._first if self._first is not None else 0.0
         sums: list[float] = []
         for bucket in (self._requests, self._tokens):
-            given = 0.0 if bucket is None else bucket.size + bucket.rate * seconds
+            given = 0.0 if bucket is None else max(bucket.size, bucket.rate * seconds)
             sums += [0.0 if bucket is None else bucket.taken, given]
         return sums[0], sums[1], sums[2], sums[3]
 

@@ -114,8 +114,9 @@ class Totals:
         it has read a request, so its peak is 1.
     :param billed: what was generated, in tokens, embeddings included.
     :param dollars: the same in dollars, where the server has a price.
-    :param requests_used: the share of the requests that the limits allowed, from the first
-        request to the last, saved quota included; None without such a limit.
+    :param requests_used: the share of the quota of requests that was used from the first request
+        to the last, or of one bucket in a shorter time; above 1 if what was saved up at first was
+        used as well. None without such a limit.
     :param tokens_used: likewise for tokens.
     :param committed: prefixes in the prompt cache that a request would find now. A prompt has one
         for each multiple of the cache's `step` and for each breakpoint.
