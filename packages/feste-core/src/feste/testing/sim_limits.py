@@ -69,14 +69,18 @@ class Bucket:
         self.size = max(1.0, self.rate * seconds)
         self.level, self.at, self.taken = self.size, now, 0.0
 
-    def wait(self, now: float, amount: float) -> float:
-        """Return the seconds until an amount may be taken; more than fits needs a full bucket."""
+    def fill(self, now: float) -> None:
+        """Let flow in what is due."""
         self.level = min(self.size, self.level + self.rate * max(0.0, now - self.at))
         self.at = max(self.at, now)
+
+    def wait(self, now: float, amount: float) -> float:
+        """Return the seconds until an amount may be taken; more than fits needs a full bucket."""
+        self.fill(now)
         short = min(amount, self.size) - self.level
-        return (
-            short / self.rate if short > 1e-9 * self.size else 0.0
-        )  # sums of floats are not exact
+        if short <= 1e-9 * self.size:  # sums of floats are not exact
+            return 0.0
+        return short / self.rate
 
     def take(self, amount: float) -> None:
         """Take an amount, also more than there is; a negative one is given back."""
@@ -146,7 +150,7 @@ class Limiter:
         """
         self.in_flight -= 1
         if self._tokens is not None:
-            self._tokens.wait(now, 0)
+            self._tokens.fill(now)
             self._tokens.take(used - reserved)
 
     def requests(self, now: float) -> Remaining | None:
