@@ -237,7 +237,7 @@ class TestRequests:
         stream = ask(text="a", stream=True)
         assert slept[2:] == [2]  # the rest of it lies between the events
         assert stream.pause * len(stream.pieces) == pytest.approx(0.5)
-        os.close(provider.ledger)
+        os.close(provider.ledger.file)
 
     def test_peak_and_in_flight(self, slow: SimServer) -> None:
         links = [sent(slow, {"text": str(i)}) for i in range(3)]
@@ -436,6 +436,12 @@ class TestFaults:
         assert (found.generated, found.delivered) == (generated, 0)
         assert (found.statuses, found.faults) == ({status: 1}, {kind: 1})
         assert server.requests()[0].delivered is False
+
+    def test_there_is_no_answer_to_spoil_where_one_is_refused(self, server: SimServer) -> None:
+        server.add(Fault(kind="garbage", times=None), Fault(kind="hang", times=None))
+
+        assert post(server, {})[0] == 400
+        assert (server.totals().faults, server.requests()[0].fault) == ({}, None)
 
     def test_slow(self, server: SimServer) -> None:
         server.add(Fault(kind="slow", pause=600))

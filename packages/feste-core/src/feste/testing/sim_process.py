@@ -49,12 +49,12 @@ class Control:
             case "/totals":
                 answer = asdict(self.provider.totals())
             case "/requests":
-                answer = [entry.logged() for entry in self.provider.log]
+                answer = [entry.logged() for entry in self.provider.ledger.log]
             case "/faults":
                 self.provider.faults.add(faults_of(json.loads(request.body)))
             case "/reset":
                 self.provider.forget()
-                os.ftruncate(self.provider.ledger, 0)
+                os.ftruncate(self.provider.ledger.file, 0)
             case _:
                 return Reply.whole(404, b"{}")
         return Reply.whole(200, json.dumps(answer).encode())

@@ -1,40 +1,32 @@
-"""The provider behind `SimServer` without its sockets: latency, limits, faults, log, ledger, cache."""
+"""The provider behind `SimServer` without its sockets: it plans, limits, spoils, and answers."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
 import json
-import os
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 from feste.backend import Price, PromptCache
 from feste.testing.sim_cache import Lookup, PrefixCache, PromptPart
-from feste.testing.sim_faults import Chance, Fault, Faults, Outage, one_less, spoiled
+from feste.testing.sim_faults import Fault, Outage
 from feste.testing.sim_http import Reply, Request
+from feste.testing.sim_ledger import Ledger
 from feste.testing.sim_limits import Limiter, ServerLimits, Wait, retry_after
-from feste.testing.sim_types import Billed, LedgerEntry, Totals
+from feste.testing.sim_striking import Chance, Faults, one_less, refusal_of, spoiled
+from feste.testing.sim_types import Billed, Totals
 from feste.testing.wire import Answer, Call, Plan, Refusal, Wire
 
 __all__ = ["Provider", "faults_of"]
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-#: The statuses of faults that answer instead of the provider's model.
-_STATUSES = {
-    "rate_limit": 429,
-    "quota": 429,
-    "overloaded": 529,
-    "unavailable": 503,
-    "html": 503,
-    "bad_gateway": 502,
-}
-_WAITING = ("rate_limit", "overloaded", "unavailable")
 
 
 class Provider:
@@ -54,71 +46,33 @@ class Provider:
         self.waits: Sequence[Wait] = config["waits"]
         self.log_bodies: bool = config["log_bodies"]
         self.seed: int = config["seed"]
-        self.price = None if config["price"] is None else Price(**config["price"])
         options = config["prompt_cache"] or {"minimum": sys.maxsize}  # which no prompt reaches
         self.prompt_cache = PromptCache(**options)
-        self.ledger = os.open(config["ledger"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        price = None if config["price"] is None else Price(**config["price"])
+        self.ledger = Ledger(config["ledger"], price)
+        self.arrive, self.leave = self.ledger.arrive, self.ledger.leave
         self.refuse = refuse
-        self.in_flight = self.arrived = 0
         self.forget()
 
     def forget(self) -> None:
         """Clear the log, the added faults, all counters and limits, the bill and the cache."""
-        self.log: list[Request] = []
+        self.ledger.forget()
         self.faults = Faults(self.given)
         self.chance = Chance(self.seed)
         self.limiters: dict[str, Limiter] = {}
         self.draws: Counter[tuple[str, str]] = Counter()
-        self.statuses: Counter[int] = Counter()
-        self.struck: Counter[str] = Counter()
-        self.peak = self.in_flight
-        self.generated = self.delivered = self.left = 0
-        self.billed = Billed()
-        self.dollars = 0.0
         self.prefixes = PrefixCache(self.prompt_cache)
 
     def totals(self) -> Totals:
         """Return the totals since the start or the last reset."""
         sums = [sum(column) for column in zip(*(one.used() for one in self.limiters.values()))]
         taken, allowed, tokens_taken, tokens_allowed = sums or [0.0] * 4
-        return Totals(
-            requests=len(self.log),
-            statuses=dict(self.statuses),
-            faults=dict(self.struck),
-            generated=self.generated,
-            delivered=self.delivered,
-            left=self.left,
-            in_flight=self.in_flight,
-            peak=self.peak,
-            billed=self.billed,
-            dollars=None if self.price is None else self.dollars,
+        return replace(
+            self.ledger.totals(),
             requests_used=taken / allowed if allowed else None,
             tokens_used=tokens_taken / tokens_allowed if tokens_allowed else None,
             committed=self.prefixes.committed(),
         )
-
-    def arrive(self, request: Request) -> None:
-        """Record the arrival of a request."""
-        self.arrived += 1
-        request.id = f"req_{self.arrived:08d}"
-        request.started = time.monotonic()
-        self.log.append(request)
-        self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
-
-    def leave(self, request: Request, *, early: bool = False) -> None:
-        """Record that a request ended or its client left early; only the first call counts."""
-        if request.finished is not None:
-            return
-        request.finished = time.monotonic()
-        self.in_flight -= 1
-        if early:
-            request.left = request.finished
-            self.left += 1
-        if request.status is not None:
-            self.statuses[request.status] += 1
-        if request.delivered:
-            self.delivered += request.items
 
     async def answer(self, request: Request) -> Reply | None:
         """Answer one request; return None if its fault leaves it without a reply."""
@@ -129,21 +83,24 @@ class Provider:
         chance = self.chance.draw(raw)
         fault = Fault(status=503) if outage else self.faults.strike(request.path, raw, chance[0])
         if fault is not None:
-            request.fault = "outage" if outage else fault.kind
-            self.struck[request.fault] += 1
+            self.ledger.strike(request, "outage" if outage else fault.kind)
             if fault.kind in ("hang", "reset_before"):
                 return None
         wire, body = self._wire_of(request.path), {} if request.method == "GET" else _json(raw)
         limiter = self._limiter(request, body)
         spelling = self.waits[int(chance[1] * len(self.waits))]
+        scripted = refusal_of(fault, spelling) if fault else None
         try:
-            if fault is not None:
-                _refuse(fault, spelling)
+            if scripted is not None:
+                raise scripted
             if wire is None:
                 raise Refusal(404, f"Invalid URL ({request.method} {request.path})")
             reply = await self._generated(request, body, wire, limiter, spelling, fault)
         except Refusal as refusal:
             reply = self._refused(wire, refusal)
+            if fault is not None and refusal is not scripted:  # no answer that it could spoil
+                self.ledger.spare(request)
+                fault = None
         except Exception as error:
             traceback.print_exc()
             reply = self._refused(wire, Refusal(500, f"The wire failed: {error!r}"))
@@ -152,11 +109,10 @@ class Provider:
         return spoiled(reply, fault) if fault else reply
 
     def _outage(self, request: Request) -> Outage | None:
-        first = self.log[0].started if self.log else request.started
-        outage = self.faults.away(len(self.log), first, request.started)
+        log = self.ledger.log
+        outage = self.faults.away(len(log), log[0].started, request.started)
         if outage is not None and outage.refuse:
-            request.fault = "outage"
-            self.struck["outage"] += 1
+            self.ledger.strike(request, "outage")
             assert outage.seconds is not None
             self.refuse(outage.seconds)
         return outage
@@ -245,7 +201,7 @@ class Provider:
         if delay > 0:
             await asyncio.sleep(delay)
         answer = plan.generate()
-        self._bill(request, answer)
+        self.ledger.bill(request, answer)
         return answer
 
     def _draw(self, path: str, key: str) -> int:
@@ -263,33 +219,6 @@ class Provider:
     ) -> Billed:
         lookups.append(self.prefixes.read((path, scope), parts, explicit=explicit))
         return lookups[-1].billed
-
-    def _bill(self, request: Request, answer: Answer) -> None:
-        billed = request.billed = answer.billed
-        self.billed += billed
-        request.items = len(answer.items)
-        self.generated += request.items
-        if self.price is not None:
-            request.dollars = self.price.dollars(
-                billed.input_tokens,
-                billed.output_tokens,
-                billed.cached_tokens,
-                billed.written_tokens,
-            )
-            self.dollars += request.dollars
-        lines = []
-        for item in answer.items:
-            entry = LedgerEntry(
-                request=request.id,
-                path=request.path,
-                prompt=item.prompt,
-                answer=item.answer,
-                key=item.key,
-                sample=item.sample,
-            )
-            lines.append(json.dumps(entry) + "\n")
-        if lines:
-            os.write(self.ledger, "".join(lines).encode())
 
 
 def faults_of(given: Sequence[Mapping[str, Any]]) -> list[Fault | Outage]:
@@ -311,14 +240,3 @@ def _json(raw: bytes) -> Any:
         return json.loads(raw)
     except (ValueError, RecursionError):
         return None
-
-
-def _refuse(fault: Fault, spelling: Wait) -> None:
-    """Raise the error that a fault answers instead of the provider, if it is such a fault."""
-    status = fault.status if fault.kind == "status" else _STATUSES.get(fault.kind)
-    if status is None:
-        return
-    waiting = fault.kind in _WAITING
-    headers = retry_after(spelling, fault.seconds, time.time()) if waiting else {}
-    code = "insufficient_quota" if fault.kind == "quota" else None
-    raise Refusal(status, "A scripted fault.", code=code, headers=headers)
