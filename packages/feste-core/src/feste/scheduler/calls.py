@@ -167,7 +167,8 @@ class Calls:
         for i in parcel.members:
             if run.state[i] < OPEN:
                 run.state[i] = SENT
-        self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
+        pieces = run.pieces if parcel.members == run.outputs else None
+        self.brain.act("send", run.executor, handle, parcel.call, parcel.request, pieces)
 
     def on_sent(
         self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float
@@ -313,7 +314,9 @@ class Calls:
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
         wait = None
-        if not run.stopping:
+        # pieces of a broken answer cannot be taken back, so no other answer may follow them
+        begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
+        if not run.stopping and not begun:
             wait = self.policy.delay(
                 error,
                 attempt=parcel.attempt,
