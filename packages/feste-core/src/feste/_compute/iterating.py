@@ -43,6 +43,7 @@ class Results(Generic[T]):
         self._runs: list[Run] = []
         self._report: RunReport | None = None
         self._started = 0.0
+        self._failure: FesteError | None = None
         self._closed = False
         self._lock = threading.Lock()
         self._turn = threading.Lock()
@@ -125,13 +126,17 @@ class Results(Generic[T]):
         raise StopAsyncIteration
 
     def _has_next(self) -> bool:
-        return self._closed or (bool(self._ready) and not self._is_due)
+        if self._closed or self._failure is not None:
+            return True
+        return bool(self._ready) and not self._is_due
 
     def _steps(self) -> Iterator[Callable[[], None] | None]:
         """Yield what to do until a result is ready or all is over; None is to wait for a run."""
         while not self._closed:
             for mail in self._mail.arrived():
                 self._receive(mail)
+            if self._failure is not None:
+                return
             work = self._work()
             if work is not None:
                 yield work
@@ -145,11 +150,14 @@ class Results(Generic[T]):
             self._take(mail)
         elif mail in self._runs:
             self._runs.remove(mail)
-            if mail.failure is not None:
-                raise mail.failure
-            self._count(mail)
-            warn_of(mail)
-            self._ended(mail)
+            try:
+                if mail.failure is not None:
+                    raise mail.failure
+                self._count(mail)
+                warn_of(mail)
+                self._ended(mail)
+            except FesteError as error:  # raised when what came before it has been handed out
+                self._failure = error
 
     def _count(self, run: Run) -> None:
         if self._report is None:
@@ -186,6 +194,9 @@ class Results(Generic[T]):
     def _stop(self) -> None:
         was_closed = self._closed
         self.close()
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            raise error
         if not was_closed:
             self._finish()
 
@@ -209,6 +220,7 @@ class Results(Generic[T]):
         with self._lock:
             self._closed = True
             runs, self._runs = self._runs, []
+        self._ready.clear()
         if self._process == os.getpid():
             for run in runs:
                 driver().stop(run, 0.0)

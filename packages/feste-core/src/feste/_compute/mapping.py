@@ -29,7 +29,7 @@ R = TypeVar("R")
 #: gate stays busy while finished items wait for their turn.
 WINDOW = 1_000
 #: New items are taken when this part of the window is free, so that they can share requests.
-_PART = 8
+_PART = 4
 #: Seconds after which items that were taken are begun, although the window is not full.
 _PATIENCE = 0.2
 #: The fewest items that a run takes in before the next one begins, which frees what it held.

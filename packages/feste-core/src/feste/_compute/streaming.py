@@ -101,8 +101,8 @@ class _Stream(Results[str]):
         told = "the stream failed"
         if self._told:
             told += (
-                f" after {sum(map(len, self._told)):,} characters were handed out, so nothing was sent again: "
-                "another feste.stream, or compute(), asks anew"
+                f" after {sum(map(len, self._told)):,} characters were handed out, so nothing was "
+                "sent again: another feste.stream, or compute(), asks anew"
             )
         failed = RunFailed(told, partial=tuple(results), report=self._report, errors=errors)
         raise failed from errors[0]
