@@ -211,9 +211,10 @@ class Results(Generic[T]):
                 self._take(mail)
         for run in self._runs:
             self._count(run)
+        partial = tuple(self._ready)
         self.close()
         assert self._report is not None
-        raise interruption(tuple(self._ready), self._report, self._settings) from None
+        raise interruption(partial, self._report, self._settings) from None
 
     def close(self) -> None:
         """Stop: nothing new begins, and what is under way is cancelled unless others wait for it."""
