@@ -376,10 +376,11 @@ def test_nodes_that_items_share_run_once() -> None:
     table = load()
     copied = double(table)
 
-    values = list(feste.map(lambda i: [double(i), copied, table], range(600), window=2))
+    for window in (2, 50, 1000):
+        values = list(feste.map(lambda i: [double(i), copied, table], range(600), window=window))
 
-    assert values[599] == [1198, "tabletable", "table"]
-    assert len(ran) == 1
+        assert values[599] == [1198, "tabletable", "table"]
+    assert len(ran) == 3  # once in each map
 
 
 def test_tasks_may_return_nodes_and_items_may_be_empty() -> None:

@@ -52,15 +52,20 @@ class Outlet:
         for i, token in zip(program.outputs, tokens, strict=True):
             self.due.setdefault(i, []).append(token)
 
-    def keep(self, keepers: Sequence[Node], value: Any) -> bool:
-        """Keep a value that may be needed again; return whether it may.
+    def is_own(self, keepers: Sequence[Node]) -> bool:
+        """Return whether a value may be needed again.
+
+        :param keepers: the user's nodes that have it.
+        """
+        return any(node.seq < self.since for node in keepers)
+
+    def keep(self, keepers: Sequence[Node], value: Any) -> None:
+        """Keep a value if it may be needed again.
 
         :param keepers: the user's nodes that have it.
         :param value: the value.
         """
-        own = [node.key for node in keepers if node.seq < self.since]
-        self.kept.update(dict.fromkeys(own, value))
-        return bool(own)
+        self.kept.update((node.key, value) for node in keepers if node.seq < self.since)
 
 
 class Pieces:

@@ -150,6 +150,8 @@ class Lifecycle:
         program = run.program
         node = program.nodes[i]
         run.values[i] = value
+        if run.outlet is not None:
+            run.outlet.keep(program.keepers[i], value)
         if node.op.kind == "call":
             run.calls_done += 1
         if run.keep != "none":
@@ -284,8 +286,7 @@ class Lifecycle:
         if run.emitting and run.program.nodes[i].determinism is not Determinism.PURE:
             run.held.append(i)
             return
-        kept = run.program.keepers[i] if run.state[i] in VALUED else ()
-        if run.outlet is not None and run.outlet.keep(kept, run.values[i]):
+        if run.outlet is not None and run.outlet.is_own(run.program.keepers[i]):
             return
         run.gone[i] = 1
         if run.executor.remote and run.state[i] == DONE:
