@@ -383,6 +383,37 @@ def test_nodes_that_items_share_run_once() -> None:
     assert len(ran) == 3  # once in each map
 
 
+def test_a_step_of_an_early_item_is_there_for_a_later_one() -> None:
+    """What one item needs inside of a chain, another one may want by itself: it ran once."""
+    ran = []
+
+    @feste.task
+    def load() -> str:
+        ran.append(1)
+        return "table"
+
+    table = load()
+    values = list(feste.map(lambda i: table if i == 2 else double(table), range(4), window=1))
+
+    assert values == ["tabletable", "tabletable", "table", "tabletable"]
+    assert len(ran) == 1
+
+
+def test_on_error_stop_takes_no_more_items() -> None:
+    """The first failure ends an endless map: what was under way is handed out, then it raises."""
+    taken = []
+
+    def ask(i: int) -> Any:
+        taken.append(i)
+        return broken(i) if i == 20 else double(i)
+
+    with pytest.raises(RunFailed, match="ValueError: 20"):
+        for _ in feste.map(ask, itertools.count(), window=4, on_error="stop"):
+            pass
+
+    assert len(taken) <= 32
+
+
 def test_tasks_may_return_nodes_and_items_may_be_empty() -> None:
     llm = FakeBackend()
 

@@ -218,13 +218,15 @@ class Results(Generic[T]):
 
     def close(self) -> None:
         """Stop: nothing new begins, and what is under way is cancelled unless others wait for it."""
+        if self._process != os.getpid():  # the runs are those of the process that was forked
+            self._closed = True
+            return
         with self._lock:
             self._closed = True
             runs, self._runs = self._runs, []
         self._ready.clear()
-        if self._process == os.getpid():
-            for run in runs:
-                driver().stop(run, 0.0)
+        for run in runs:
+            driver().stop(run, 0.0)
 
     async def aclose(self) -> None:
         """Do what :meth:`close` does, which does not block; for ``contextlib.aclosing``."""
