@@ -8,6 +8,7 @@ import itertools
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from feste.errors import (
     FesteError,
     InvalidRequest,
     NodeError,
+    NotStarted,
     RunFailed,
     UpstreamFailed,
 )
@@ -31,7 +33,8 @@ from feste.graph import FesteGraph
 from feste.node import Node
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Scheduler
-from feste.testing import FakeBackend, FakeParams, random_graph
+from feste.scheduler.handing import Outlet
+from feste.testing import FakeBackend, FakeParams, VirtualClock, random_graph
 
 LONG = 30.0
 PROGRAMS = 40
@@ -456,6 +459,48 @@ def test_what_was_handed_out_is_freed() -> None:
             most = max(most, sum(type(o) is Node for o in gc.get_objects()))
 
     assert most < 2500
+
+
+class Big:
+    """A value that is seen to be freed."""
+
+
+def test_values_that_were_handed_out_are_freed_while_the_run_goes_on() -> None:
+    """Ten thousand answers need not be in memory at once."""
+    llm = Held()
+    llm.holds = {"slow"}
+
+    @feste.task
+    def make() -> Big:
+        return Big()
+
+    nodes = [make(), llm.ask("slow")]
+    pairs = feste.as_completed(nodes)
+    value = weakref.ref(next(pairs)[1])
+    gc.collect()
+    freed = value() is None
+    llm.holds.clear()
+
+    assert freed
+    assert [v for _, v in pairs] == ["answer slow"]
+
+
+def test_what_is_added_to_a_stopped_run_is_told_so() -> None:
+    """A run may be stopped while more is on its way to it: no result is left out."""
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer)
+    got: list[Any] = []
+    run, more = clock.run(llm.chat("a")), clock.run(llm.chat("b"))
+    run.outlet = Outlet(lambda *mail: got.append(mail), run.program, ["first"], is_open=True)
+    clock.tell(0.0, ("submit", run))
+    clock.tell(5.0, ("stop", run, 0.0))
+    clock.tell(6.0, ("added", run, more.program, ["late"]))
+
+    clock.drive()
+
+    assert [(tokens, ok) for tokens, ok, _ in got] == [(["first"], True), (["late"], False)]
+    assert isinstance(got[1][2], NotStarted)
+    assert len(clock.sent) == 1
 
 
 def test_the_report_counts_all_items() -> None:
