@@ -491,7 +491,7 @@ def test_what_is_added_to_a_stopped_run_is_told_so() -> None:
     clock = VirtualClock(llm.answer)
     got: list[Any] = []
     run, more = clock.run(llm.chat("a")), clock.run(llm.chat("b"))
-    run.outlet = Outlet(lambda *mail: got.append(mail), run.program, ["first"], is_open=True)
+    run.outlet = Outlet(got.append, run.program, ["first"], is_open=True)
     clock.tell(0.0, ("submit", run))
     clock.tell(5.0, ("stop", run, 0.0))
     clock.tell(6.0, ("added", run, more.program, ["late"]))

@@ -11,7 +11,6 @@ from feste._compute.iterating import Results
 from feste._compute.results import forget_report
 from feste.context import Settings
 from feste.delayed import FesteDelayed
-from feste.scheduler.handing import Outlet
 
 __all__ = ["as_completed"]
 
@@ -63,7 +62,7 @@ class _Completed(Items[tuple[Any, Any]]):
             return None
         items, self._items = self._items, []
         forget_report()
-        return lambda: self._run(items, self._settings, Outlet)
+        return lambda: self._run(items, self._settings, grows=False)
 
     def _done(self, item: Item, value: Any) -> None:
         self._ready.append((item.name, value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from feste import draw
@@ -17,6 +17,7 @@ from feste.packing import Deps, fill, pack
 from feste.scheduler.choice import choose
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor
+from feste.scheduler.growth import join_groups
 from feste.scheduler.handing import Outlet
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe
@@ -69,6 +70,9 @@ class Items(Results[T]):
         self._waiting = 0
         self._count_failed = 0
         self._errors: list[FesteError] = []
+        #: Nodes made before this one may be needed by later items too, and their values by key.
+        self._since = 0
+        self._kept: dict[str, Any] = {}
 
     def _done(self, item: Item, value: Any) -> None:
         """Hand out the value of an item, now or when it is its turn."""
@@ -81,9 +85,10 @@ class Items(Results[T]):
         self,
         items: Sequence[Item],
         settings: Settings,
-        outlet: Callable[..., Outlet],
+        *,
+        grows: bool,
     ) -> None:
-        """Add items to the growing run, or begin a new one; returns at once."""
+        """Add items to the growing run, or begin a new one, which may grow; returns at once."""
         places: dict[int, _Places] = {}
         nodes: list[Node] = []
         for item in items:
@@ -104,12 +109,14 @@ class Items(Results[T]):
                 put(([token], True, value))
             return
         program = program_of(plan)
+        if grows:
+            join_groups(program, plan)
         if self._growing is not None:
             driver().add(self._growing, program, tokens)
             return
         run = make_run(program, settings, self._hands)
-        run.outlet = outlet(lambda *mail: put(mail), program, tokens)
-        if run.outlet.is_open:
+        run.outlet = Outlet(put, program, tokens, is_open=grows, since=self._since, kept=self._kept)
+        if grows:
             self._growing = run
         self._begin(run)
 

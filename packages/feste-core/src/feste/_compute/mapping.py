@@ -17,7 +17,6 @@ from feste.errors import ConfigError, RunFailed
 from feste.node import Node
 from feste.scheduler.emission import REPACK
 from feste.scheduler.growth import unfused
-from feste.scheduler.handing import Outlet
 from feste.scheduler.run import Run
 
 __all__ = ["map"]
@@ -126,7 +125,6 @@ class _Map(Items[Any]):
         #: How many items the growing run has taken in.
         self._grown = 0
         self._since = Node(REPACK).seq
-        self._kept: dict[str, Any] = {}
         forget_report()
 
     # --- taking items in --------------------------------------------------------------------------
@@ -177,14 +175,11 @@ class _Map(Items[Any]):
         if items:
             run = self._growing
             settings = unfused(self._settings, run.program.rewrites if run is not None else 0)
-            self._run(items, settings, self._outlet)
+            self._run(items, settings, grows=True)
             self._grown += len(items)
         if self._source is None or self._grown >= max(self._window, _LEAST):
             self._grown = 0
             self._seal()
-
-    def _outlet(self, *args: Any) -> Outlet:
-        return Outlet(*args, is_open=True, since=self._since, kept=self._kept)
 
     def _ended(self, run: Run) -> None:
         if run is self._growing:  # stopped by an error or by its store: take nothing more

@@ -181,7 +181,7 @@ class Driver:
 
     def _hand(self, run: Run, tokens: Sequence[Any], ok: bool, value: Any) -> None:
         assert run.outlet is not None
-        run.outlet.take(tokens, ok, value)
+        run.outlet.take((tokens, ok, value))
 
     def _notify(self, event: Event) -> None:
         self._observers.tell(event)

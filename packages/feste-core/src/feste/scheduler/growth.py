@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from feste import draw
@@ -11,8 +11,9 @@ from feste.draw import Determinism
 from feste.errors import FesteError, GraphError
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
-from feste.node import PENDING
-from feste.optimization import Optimizer
+from feste.node import PENDING, Node
+from feste.optimization import BatchOptimization, Optimizer, Plan, rules
+from feste.optimization.passes.batch import sharing_key
 from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.checks import check_nodes
 from feste.scheduler.emission import REPACK, Emission
@@ -23,7 +24,7 @@ from feste.scheduler.run import NOT_STARTED, OPEN, READY, VALUED, WAITING, Run
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
-__all__ = ["Growth", "compile_emission", "unfused"]
+__all__ = ["Growth", "compile_emission", "join_groups", "unfused"]
 
 
 def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteError:
@@ -47,9 +48,32 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
         )
         run.program.rewrites += plan.rewrites
         check_nodes(plan.graph.nodes.values(), run.settings)
-        return Program(plan.graph, graph.nodes)
+        program = Program(plan.graph, graph.nodes)
+        join_groups(program, plan)
+        return program
     except FesteError as error:
         return error
+
+
+def join_groups(program: Program, plan: Plan) -> None:
+    """Let calls share requests with those that the run has, or will have, if calls do so at all.
+
+    :param program: what is added to a run.
+    :param plan: its plan.
+    """
+    if any(report.name == BatchOptimization.name for report in plan.passes):
+        program.groups = _groups(program.nodes)
+
+
+def _groups(nodes: Sequence[Node]) -> list[tuple[Hashable, list[int]]]:
+    """Return the groups of all calls that may share requests: those of one may be in the run already."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, node in enumerate(nodes):
+        if node.call is not None and rules.takes_lists(node.call):
+            key = sharing_key(node)
+            if key is not None:
+                groups.setdefault(key, []).append(i)
+    return list(groups.items())
 
 
 def unfused(settings: Settings, rewrites: int) -> Settings:
@@ -128,6 +152,8 @@ class Growth:
         run.state[i] = WAITING
         run.pending[i] = 0
         run.connect(i, wanted)
+        if run.feeders is not None and run.feeders.emitted(i):
+            self.brain.groups.changed(run)
         # only now: a node whose value is known ends at once, and would not be held for this one
         self.start(run, fresh)
         failed = next((d for d in wanted if d in run.errors), None)
@@ -163,11 +189,14 @@ class Growth:
         main = run.program
         position: list[int] = []
         fresh: list[int] = []
+        group_of = {j: key for key, members in part.groups for j in members}
         for j, node in enumerate(part.nodes):
             at = main.index.get(node.key)
             if j in needed and (at is None or self._is_gone(run, at)):
                 at = run.append(node, part.rank[j] + rank, part.keepers[j])
                 fresh.append(j)
+                if j in group_of:
+                    self.brain.groups.join(run, at, group_of[j])
             position.append(-1 if at is None else at)
         for key, j in part.index.items():  # includes nodes that were merged into others
             if position[j] >= 0:

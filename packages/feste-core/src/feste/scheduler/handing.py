@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Handing", "Outlet", "Pieces"]
 
-Take = Callable[[Sequence[Any], bool, Any], None]
+#: Gets the tokens of a result, whether it is a value, and the value or the error.
+Take = Callable[[tuple[Sequence[Any], bool, Any]], None]
 
 
 class Outlet:
     """Takes the results of a run one by one. A result that was taken is released.
 
-    :param take: ``take(tokens, ok, value)`` gets each result with the tokens of its outputs; a quick
-        function, called on the brain's thread.
+    :param take: ``take((tokens, ok, value))`` gets each result with the tokens of its outputs; a
+        quick function, called on the brain's thread.
     :param program: the program of the run.
     :param tokens: a token for each of its outputs.
     :param is_open: whether the run goes on when all its nodes have ended, as more will be added.

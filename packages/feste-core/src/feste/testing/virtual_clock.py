@@ -272,7 +272,7 @@ class VirtualClock:
             elif name == "finish":
                 rest[0].finish()
             elif name == "hand":
-                rest[0].outlet.take(*rest[1:])
+                rest[0].outlet.take(tuple(rest[1:]))
             elif name == "ask":
                 ticket, question = rest
                 told: Future[tuple[bool, Any]] = Future()
