@@ -82,7 +82,7 @@ def test_who_leaves_early_leaves_no_request_behind(
                 pass
 
         task = asyncio.create_task(read())
-        await asyncio.to_thread(until, lambda: server.in_flight() == count)
+        await asyncio.to_thread(until, lambda: server.totals().in_flight == count)
         task.cancel()
         await asyncio.wait([task])
 
@@ -101,7 +101,7 @@ def test_who_leaves_early_leaves_no_request_behind(
     else:
         asyncio.run(cancelled(feste.map(lambda i: llm.chat(f"{i}"), range(1000), window=8)))
 
-    until(lambda: server.in_flight() == 0)
+    until(lambda: server.totals().in_flight == 0)
     assert len(server.requests()) == count
 
 
@@ -111,13 +111,13 @@ def test_a_cancelled_acompute_leaves_no_request_behind(llm: OpenAI, server: SimS
 
     async def main() -> None:
         task = asyncio.ensure_future(feste.acompute(llm.chat("a")))
-        await asyncio.to_thread(until, lambda: server.in_flight() == 1)
+        await asyncio.to_thread(until, lambda: server.totals().in_flight == 1)
         task.cancel()
         await asyncio.wait([task])
 
     asyncio.run(main())
 
-    until(lambda: server.in_flight() == 0)
+    until(lambda: server.totals().in_flight == 0)
     assert len(server.requests()) == 1
 
 
@@ -150,7 +150,7 @@ def test_a_window_over_a_server(llm: OpenAI, server: SimServer) -> None:
     vectors = list(feste.map(lambda i: llm.embed(f"text {i}"), range(60), window=20))
 
     assert chats == [str(i) for i in range(60)]
-    assert (asked, server.peak() <= 4) == (60, True)
+    assert (asked, server.totals().peak <= 4) == (60, True)
     assert len({tuple(vector) for vector in vectors}) == 60
     assert len(server.requests()) - asked < 20
 
@@ -168,10 +168,10 @@ def test_descriptors_and_threads_stay_as_they_are(llm: OpenAI, server: SimServer
         return len(os.listdir("/proc/self/fd")), threading.active_count()
 
     some(10)
-    until(lambda: server.in_flight() == 0)
+    until(lambda: server.totals().in_flight == 0)
     descriptors, threads = open_now()
     some(200)
-    until(lambda: server.in_flight() == 0)
+    until(lambda: server.totals().in_flight == 0)
 
     assert open_now()[0] <= descriptors + 4
     assert open_now()[1] == threads

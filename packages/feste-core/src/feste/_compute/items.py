@@ -110,7 +110,7 @@ class Items(Results[T]):
             return
         program = program_of(plan)
         if grows:
-            join_groups(program, plan)
+            join_groups(program, settings)
         if self._growing is not None:
             driver().add(self._growing, program, tokens)
             return

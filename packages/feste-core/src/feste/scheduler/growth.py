@@ -12,7 +12,8 @@ from feste.errors import FesteError, GraphError
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
-from feste.optimization import BatchOptimization, Optimizer, Plan, rules
+from feste.optimization import BatchOptimization, Optimizer, rules
+from feste.optimization.optimizer import is_enabled
 from feste.optimization.passes.batch import sharing_key
 from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.checks import check_nodes
@@ -49,19 +50,20 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
         run.program.rewrites += plan.rewrites
         check_nodes(plan.graph.nodes.values(), run.settings)
         program = Program(plan.graph, graph.nodes)
-        join_groups(program, plan)
+        join_groups(program, run.settings)
         return program
     except FesteError as error:
         return error
 
 
-def join_groups(program: Program, plan: Plan) -> None:
+def join_groups(program: Program, settings: Settings) -> None:
     """Let calls share requests with those that the run has, or will have, if calls do so at all.
 
     :param program: what is added to a run.
-    :param plan: its plan.
+    :param settings: the settings of the run.
     """
-    if any(report.name == BatchOptimization.name for report in plan.passes):
+    unlimited = settings["max_rewrites"] is None
+    if unlimited and is_enabled(BatchOptimization.name, settings["optimize"]):
         program.groups = _groups(program.nodes)
 
 
