@@ -238,6 +238,29 @@ def test_a_request_that_another_run_waits_for_goes_on() -> None:
     assert not llm.cancelled.is_set()
 
 
+def test_closing_wakes_a_reader_on_another_thread() -> None:
+    """It ends at once, although the request goes on for another run."""
+    llm = Teller()
+    llm.holds = True
+    node = llm.tell("a")
+    pieces = feste.stream(node)
+    next(pieces)
+    reader = threading.Thread(target=lambda: got.extend(pieces))
+    got: list[str] = []
+    reader.start()
+    other = threading.Thread(target=node.compute)
+    other.start()
+    until_joined()
+
+    pieces.close()
+    reader.join(LONG)
+    ended = not reader.is_alive()
+    llm.holds = False
+    other.join(LONG)
+
+    assert (ended, got) == (True, [])
+
+
 def test_the_last_one_to_leave_cancels_the_request() -> None:
     """When the stream is closed, and then the run that had joined it is given up, nobody is left."""
     llm = Teller()

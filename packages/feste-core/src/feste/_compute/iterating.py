@@ -146,6 +146,8 @@ class Results(Generic[T]):
                 yield None
 
     def _receive(self, mail: Any) -> None:
+        if self._closed:
+            return
         if type(mail) is not Run:
             self._take(mail)
         elif mail in self._runs:
@@ -225,6 +227,7 @@ class Results(Generic[T]):
             self._closed = True
             runs, self._runs = self._runs, []
         self._ready.clear()
+        self._mail.put(None)  # for a reader on another thread, which waits
         for run in runs:
             driver().stop(run, 0.0)
 
