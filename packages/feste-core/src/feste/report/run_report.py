@@ -202,8 +202,11 @@ class RunReport:
     def _answered(self) -> int:
         return sum(row.calls for row in self.operations)
 
+    def _sent(self) -> int:
+        return sum(row.requests for row in self.operations)
+
     def _headline(self) -> str:
-        calls, sent = counted(self._answered(), "call"), counted(len(self.requests), "request")
+        calls, sent = counted(self._answered(), "call"), counted(self._sent(), "request")
         stopped = ", stopped" if self.cancelled else ""
         return (
             f"{self.run}: {counted(self.nodes, 'node')}, {calls} answered by {sent} "

@@ -190,7 +190,8 @@ class Calls:
         if run.feeders is not None:
             ends = self.brain.now + self.brain.latencies.of(parcel.call).seconds(parcel.items)
             run.expected.update(dict.fromkeys(parcel.members, ends))
-        self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
+        pieces = run.pieces if parcel.members == run.outputs else None
+        self.brain.act("send", run.executor, handle, parcel.call, parcel.request, pieces)
 
     def on_sent(
         self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float
@@ -338,7 +339,9 @@ class Calls:
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
         wait = None
-        if not run.stopping:
+        # pieces of a broken answer cannot be taken back, so no other answer may follow them
+        begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
+        if not run.stopping and not begun:
             wait = self.policy.delay(
                 error,
                 attempt=parcel.attempt,

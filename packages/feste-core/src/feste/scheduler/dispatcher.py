@@ -228,7 +228,7 @@ class Dispatcher:
         elif not ok:
             self.brain.lifecycle.fail(run, task.index, value)
         elif type(value) is Emission:
-            self.brain.act("grow", run, task.index, value)
+            self.brain.growth.compile(run, task.index, value)
         elif type(value) is Halted:  # the run starts nothing new
             step = self.brain.lifecycle.take_apart(run, task.index, value.at)
             self.brain.lifecycle.done(run, step, value.value, DONE)

@@ -49,6 +49,11 @@ class Journaling:
         self._asked: dict[int, Callable[[bool, Any], None]] = {}
         self._wanted: dict[int, tuple[Run, list[tuple[int, Request]]]] = {}
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a store was asked for something and has not answered yet."""
+        return bool(self._asked)
+
     def _ask(self, question: Callable[..., None], then: Callable[[bool, Any], None]) -> int:
         ticket = self.brain.number()
         self._asked[ticket] = then

@@ -16,6 +16,7 @@ from feste.scheduler.run import (
     DONE,
     FAILED,
     JOINED,
+    KEPT,
     NOT_STARTED,
     OPEN,
     READY,
@@ -53,6 +54,10 @@ class Lifecycle:
         kept = run.program.keepers[i][0].value
         if kept is not PENDING:
             self.brain.journaling.store_kept(run, i, kept)
+            return
+        kept = self.brain.handing.known(run, i)
+        if kept is not PENDING:
+            self.done(run, i, kept, KEPT)
             return
         if node.value is not PENDING:  # a constant that an optimization put there
             self.done(run, i, node.value, DONE)
@@ -110,7 +115,7 @@ class Lifecycle:
             self.brain.calls.parse_again(run, i, paid)
         else:
             run.state[i] = RUNNING
-            self.brain.act("grow", run, i, paid)
+            self.brain.growth.compile(run, i, paid)
 
     def paid(self, run: Run, i: int) -> Any:
         """Return what an earlier run paid for on the way to a node's value, or None.
@@ -156,6 +161,8 @@ class Lifecycle:
         program = run.program
         node = program.nodes[i]
         run.values[i] = value
+        if run.outlet is not None:
+            run.outlet.keep(program.keepers[i], value)
         if node.op.kind == "call":
             run.calls_done += 1
         if run.keep != "none":
@@ -264,6 +271,8 @@ class Lifecycle:
         self.let_go(run, run.program.deps[i])
         if not run.uses[i]:
             self.release(run, i)
+        if run.outlet is not None:
+            self.brain.handing.ended(run, i)
         if i in run.emitting:
             run.emitting.discard(i)
             if not run.emitting:
@@ -291,6 +300,8 @@ class Lifecycle:
         """Release an unneeded value, unless a task may still return a node that needs it."""
         if run.emitting and run.program.nodes[i].determinism is not Determinism.PURE:
             run.held.append(i)
+            return
+        if run.outlet is not None and run.outlet.is_own(run.program.keepers[i]):
             return
         run.gone[i] = 1
         if run.executor.remote and run.state[i] == DONE:

@@ -48,6 +48,7 @@ from feste.scheduler.states import (
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
+    from feste.scheduler.handing import Outlet, Pieces
     from feste.store.answers import Answers
     from feste.store.journal import Journal
     from feste.store.rows import Earlier
@@ -116,6 +117,10 @@ class Run:
         self.on_error: str = settings["on_error"]
         self.keep: str = settings["keep"]
         self.observed = False
+        #: Takes results one by one, as they end; None if all are read when the run has ended.
+        self.outlet: Outlet | None = None
+        #: Receives the text of its only output as it arrives, if that is a call; or None.
+        self.pieces: Pieces | None = None
 
         self.state = bytearray(count)
         self.pending = [len(d) for d in program.deps]

@@ -17,6 +17,7 @@ from feste.backend import (
     Determinism,
     Limits,
     Message,
+    OnChunk,
     Operation,
     Params,
     PrefixRule,
@@ -37,6 +38,8 @@ __all__ = ["FakeBackend", "FakeParams"]
 
 #: The field of the body that tells the fake's prompt cache about prefixes.
 _MARK = "prompt_cache"
+#: Characters in each piece of a streamed answer.
+_PIECE = 4
 
 
 class FakeParams(Params):
@@ -126,7 +129,7 @@ class FakeBackend(Backend):
         body = {"input": as_text(text, "embed", "text")}
         return replace(self._request("embed", body, params), max_output=0)
 
-    async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+    async def _send(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         with self._lock:
             self.requests.append(request)
             self._in_flight += 1
@@ -138,7 +141,13 @@ class FakeBackend(Backend):
             for text, error in self.fail.items():
                 if text in said:
                     raise error.copy()  # each call gets its own error object
-            return self.answer(request)
+            response = self.answer(request)
+            if on_chunk is not None and request.operation != "embed" and not request.packed:
+                text = self._text(_texts_of(response)[0])
+                for start in range(0, len(text), _PIECE):
+                    on_chunk(text[start : start + _PIECE])
+                    await asyncio.sleep(0)  # as between the events of a real stream
+            return response
         finally:
             with self._lock:
                 self._in_flight -= 1
@@ -176,10 +185,11 @@ class FakeBackend(Backend):
         seeds = _only(response) if wanted > 1 else [_only(response)]
         if not isinstance(seeds, list) or len(seeds) != wanted:
             raise MalformedResponse(f"a fake answer must hold {wanted} texts")
-        made: Any = [
-            Reply(f"{self.model}:{str(seed)[:16]}", finish_reason="stop") for seed in seeds
-        ]
+        made: Any = [Reply(self._text(seed), finish_reason="stop") for seed in seeds]
         return made if wanted > 1 else made[0]  # type: ignore[no-any-return]
+
+    def _text(self, seed: Any) -> str:
+        return f"{self.model}:{str(seed)[:16]}"
 
     def _parse_vector(self, response: Response, arguments: Mapping[str, Any]) -> array.array[float]:
         rng = random.Random(str(_only(response)))
@@ -256,6 +266,11 @@ def _texts(body: Mapping[str, Any]) -> Iterator[str]:
             yield part
         elif isinstance(part, (list, Mapping)):
             stack += part.values() if isinstance(part, Mapping) else part
+
+
+def _texts_of(response: Response) -> Any:
+    answer = _only(response)
+    return answer if isinstance(answer, list) else [answer]
 
 
 def _only(response: Response) -> Any:
