@@ -1,0 +1,194 @@
+"""Read what a provider's headers say of its rate limits, in every common spelling."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+__all__ = ["SPELLINGS", "RateLimit", "rate_limits", "seconds_from"]
+
+Unit = Literal["requests", "tokens"]
+
+#: What is counted, and the names of its headers; `{}` is limit, remaining or reset.
+SPELLINGS: tuple[tuple[Unit, str], ...] = (
+    ("requests", "x-ratelimit-{}-requests"),  # OpenAI and most compatible servers
+    ("tokens", "x-ratelimit-{}-tokens"),
+    ("requests", "anthropic-ratelimit-requests-{}"),
+    ("tokens", "anthropic-ratelimit-tokens-{}"),
+    ("requests", "ratelimit-{}"),  # drafts of the IETF
+    ("requests", "x-ratelimit-{}"),  # Cohere and many gateways
+    ("requests", "x-trial-endpoint-call-{}"),  # keys for trials at Cohere
+)
+_PARTS = ("limit", "remaining", "reset")
+#: A number above this is a moment in seconds since 1970, not a duration.
+_EPOCH = 1e9
+_DAY = 86_400.0
+_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+    "d": _DAY,
+}
+_PIECE = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h|d)")
+_DURATION = re.compile(rf"(?:{_PIECE.pattern})+")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?![\w.])")
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """What a provider says of one of its limits; None is unknown.
+
+    :param unit: what is limited: ``"requests"`` or ``"tokens"``.
+    :param limit: how many a window allows.
+    :param remaining: how many are left.
+    :param reset: the seconds until all are there again.
+    :param window: the seconds that the limit is for, where the provider names them.
+    """
+
+    unit: Unit
+    limit: float | None = None
+    remaining: float | None = None
+    reset: float | None = None
+    window: float | None = None
+
+
+def rate_limits(
+    headers: Mapping[str, str], more: Iterable[tuple[Unit, str]] = ()
+) -> tuple[RateLimit, ...]:
+    """Return what headers say of rate limits, in the order of :data:`SPELLINGS`.
+
+    Numbers that cannot be true are left out: limits below 1, negative ones, and what is no number.
+
+    :param headers: the response's headers, names in lower case.
+    :param more: further spellings of a provider, such as ``("tokens", "x-{}-tokens-minute")``.
+
+    >>> rate_limits({"x-ratelimit-limit-requests": "60", "x-ratelimit-reset-requests": "1m2s"})
+    (RateLimit(unit='requests', limit=60.0, remaining=None, reset=62.0, window=None),)
+    >>> rate_limits({"ratelimit": '"all";r=5;t=30', "ratelimit-policy": '"all";q=9;w=60'})
+    (RateLimit(unit='requests', limit=9.0, remaining=5.0, reset=30.0, window=60.0),)
+    """
+    found = [
+        _stated(unit, headers, names)
+        for unit, names in _names(more)
+        if names[0] in headers or names[1] in headers or names[2] in headers
+    ]
+    if "ratelimit" in headers or "ratelimit-policy" in headers:
+        found += _structured(headers)
+    return tuple(r for r in found if not r.limit is r.remaining is r.reset is None)
+
+
+def _names(more: Iterable[tuple[Unit, str]]) -> Iterable[tuple[Unit, tuple[str, ...]]]:
+    more = tuple(more)
+    return _KNOWN if not more else (*_spelt(more), *_KNOWN)
+
+
+def _spelt(spellings: Iterable[tuple[Unit, str]]) -> tuple[tuple[Unit, tuple[str, ...]], ...]:
+    return tuple((unit, tuple(map(name.format, _PARTS))) for unit, name in spellings)
+
+
+_KNOWN = _spelt(SPELLINGS)
+
+
+def _stated(unit: Unit, headers: Mapping[str, str], names: tuple[str, ...]) -> RateLimit:
+    limit, remaining, reset = (headers.get(name, "") for name in names)
+    window = re.search(r";\s*w=(\d+)", limit)  # "10, 10;w=1"
+    return RateLimit(
+        unit,
+        _number(limit, least=1.0),
+        _number(remaining),
+        seconds_from(reset, headers),
+        float(window[1]) if window and float(window[1]) else None,
+    )
+
+
+def _structured(headers: Mapping[str, str]) -> list[RateLimit]:
+    """Read ``RateLimit`` and ``RateLimit-Policy``, of both the older and the newer drafts."""
+    fields: dict[str, dict[str, str]] = {}
+    for name in ("ratelimit-policy", "ratelimit"):
+        text = headers.get(name, "")
+        if re.match(r"\s*(limit|remaining|reset)\s*=", text):  # limit=10, remaining=3, reset=5
+            text = ";".join(["", *text.split(",")])
+        for item in text.split(","):
+            title, *parameters = (part.strip() for part in item.split(";"))
+            pairs = (p.partition("=") for p in parameters)
+            known = fields.setdefault(title if title.startswith('"') else "", {})
+            if title.isdigit():  # 10;w=60
+                known["limit"] = title
+            known.update((key.strip(), value.strip()) for key, _, value in pairs)
+    return [
+        RateLimit(
+            "requests",
+            _number(f.get("limit", f.get("q", "")), least=1.0),
+            _number(f.get("remaining", f.get("r", ""))),
+            seconds_from(f.get("reset", f.get("t", "")), headers),
+            _number(f.get("w", ""), least=1.0),
+        )
+        for f in fields.values()
+        if f.get("qu", '"requests"').strip('"') == "requests"  # not bytes
+    ]
+
+
+def _number(text: str, least: float = 0.0) -> float | None:
+    found = _NUMBER.match(text.strip())
+    if found is None:
+        return None
+    number = float(found[0])
+    return number if least <= number < math.inf else None
+
+
+def seconds_from(text: str, headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a text of a header means, from 0 to a day; None for anything else.
+
+    A moment is compared with the response's ``Date``, so that a wrong clock here does no harm.
+
+    :param text: a number, a duration like ``6m0s``, a moment in seconds since 1970, or a date.
+    :param headers: the response's headers, names in lower case.
+
+    >>> seconds_from("1m0.5s", {}), seconds_from("12ms", {}), seconds_from("-1", {})
+    (60.5, 0.012, None)
+    >>> date = {"date": "Fri, 31 Dec 1999 23:59:00 GMT"}
+    >>> seconds_from("Fri, 31 Dec 1999 23:59:30 GMT", date), seconds_from("1999-12-31T23:59:30Z", date)
+    (30.0, 30.0)
+    """
+    text = text.strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+        if seconds >= _EPOCH:
+            seconds = seconds / (1000.0 if seconds >= 1000 * _EPOCH else 1.0) - _now(headers)
+    except ValueError:
+        if _DURATION.fullmatch(text):
+            seconds = sum(float(n) * _UNITS[unit] for n, unit in _PIECE.findall(text))
+        else:
+            moment = _moment(text)
+            if moment is None:
+                return None
+            seconds = moment - _now(headers)
+    return seconds if 0 <= seconds < _DAY else None
+
+
+def _now(headers: Mapping[str, str]) -> float:
+    """Return the provider's time, or else this machine's."""
+    told = _moment(headers.get("date", ""))
+    return time.time() if told is None else told
+
+
+def _moment(text: str) -> float | None:
+    try:
+        parsed = email.utils.parsedate_tz(text)
+        if parsed is not None:
+            return float(email.utils.mktime_tz(parsed))
+        return datetime.fromisoformat(text).timestamp()
+    except (OverflowError, ValueError, TypeError, IndexError):
+        return None
