@@ -100,14 +100,15 @@ _KNOWN = _spelt(SPELLINGS)
 
 
 def _stated(unit: Unit, headers: Mapping[str, str], names: tuple[str, ...]) -> RateLimit:
-    limit, remaining, reset = (headers.get(name, "") for name in names)
-    window = re.search(r";\s*w=(\d+)", limit)  # "10, 10;w=1"
+    limit, remaining, reset = names
+    most = headers.get(limit, "")
+    window = re.search(r";\s*w=(\d+)", most) if ";" in most else None  # "10, 10;w=1"
     return RateLimit(
         unit,
-        _number(limit, least=1.0),
-        _number(remaining),
-        seconds_from(reset, headers),
-        float(window[1]) if window and float(window[1]) else None,
+        _number(most, least=1.0),
+        _number(headers.get(remaining, "")),
+        seconds_from(headers.get(reset, ""), headers),
+        _number(window[1], least=1.0) if window else None,
     )
 
 
@@ -139,10 +140,13 @@ def _structured(headers: Mapping[str, str]) -> list[RateLimit]:
 
 
 def _number(text: str, least: float = 0.0) -> float | None:
-    found = _NUMBER.match(text.strip())
-    if found is None:
-        return None
-    number = float(found[0])
+    if text.isdecimal():
+        number = float(text)
+    else:
+        found = _NUMBER.match(text.strip())
+        if found is None:
+            return None
+        number = float(found[0])
     return number if least <= number < math.inf else None
 
 
@@ -163,19 +167,24 @@ def seconds_from(text: str, headers: Mapping[str, str]) -> float | None:
     text = text.strip()
     if not text:
         return None
-    try:
-        seconds = float(text)
-        if seconds >= _EPOCH:
-            seconds = seconds / (1000.0 if seconds >= 1000 * _EPOCH else 1.0) - _now(headers)
-    except ValueError:
-        if _DURATION.fullmatch(text):
-            seconds = sum(float(n) * _UNITS[unit] for n, unit in _PIECE.findall(text))
-        else:
-            moment = _moment(text)
-            if moment is None:
-                return None
-            seconds = moment - _now(headers)
+    seconds = _duration(text)
+    if seconds is None:
+        moment = _moment(text)
+        if moment is None:
+            return None
+        seconds = moment - _now(headers)
+    elif seconds >= _EPOCH:
+        seconds = seconds / (1000.0 if seconds >= 1000 * _EPOCH else 1.0) - _now(headers)
     return seconds if 0 <= seconds < _DAY else None
+
+
+def _duration(text: str) -> float | None:
+    if text[-1] in "smhd" and _DURATION.fullmatch(text):
+        return sum(float(number) * _UNITS[unit] for number, unit in _PIECE.findall(text))
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _now(headers: Mapping[str, str]) -> float:

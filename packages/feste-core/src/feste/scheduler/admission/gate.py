@@ -29,6 +29,11 @@ Holds = Literal["", "slot", "rate limit", "closed"]
 #: A limit that is renewed after more seconds is no limit by the minute: it is not spread evenly.
 _MINUTE = 60.0
 _LONGEST = 2 * _MINUTE
+#: So many refusals at a rate that was stated are no proof that it is wrong: tokens are estimates. Each
+#: answer makes up for a part of one, so that one in a hundred never adds up.
+_FEW, _FORGET, _LITTLE = 5.0, 0.99, 0.3
+#: By which share less is sent for each of them.
+_SLOWER = 0.02
 
 
 class _Flight:
@@ -43,8 +48,8 @@ class _Flight:
         #: How many requests and tokens were taken until then, with these.
         self.number = gate.sent
         self.taken = gate.tokens.taken
-        #: Whether the rate was known that it was sent at.
-        self.stated = gate.requests.rate < math.inf
+        #: Whether a rate was stated by then, by the user or by the provider.
+        self.stated = bool(gate.stated) or min(gate.wanted) < math.inf
 
 
 class Gate(Generic[P]):
@@ -78,11 +83,13 @@ class Gate(Generic[P]):
         self._queue: FairQueue[P] = FairQueue()
         self._flights: dict[int, _Flight] = {}
         #: Limits by the second: the user's and those in headers, of requests and of tokens.
-        self._wanted = (math.inf, math.inf)
-        self._stated: dict[str, float] = {}
+        self.wanted = (math.inf, math.inf)
+        self.stated: dict[str, float] = {}
         #: Keyed by `id()`: a client may define its own `__eq__`.
         self._said: dict[int, tuple[weakref.ref[Any], Limits]] = {}
         self._gone = False
+        #: Refusals at a rate that should be right, as far as they are not forgotten.
+        self._unforeseen = 0.0
         if limits is not None:
             self._take([limits])
 
@@ -115,7 +122,7 @@ class Gate(Generic[P]):
 
     def _take(self, limits: list[Limits], now: float = 0.0) -> None:
         self.slots.bound(min((n.concurrency for n in limits if n.concurrency), default=None))
-        self._wanted = (
+        self.wanted = (
             min((n.requests_per_minute or math.inf for n in limits), default=math.inf) / _MINUTE,
             min((n.tokens_per_minute or math.inf for n in limits), default=math.inf) / _MINUTE,
         )
@@ -123,10 +130,13 @@ class Gate(Generic[P]):
 
     def _allow(self, now: float) -> None:
         """Fill the buckets at the lowest of the rates that are known."""
-        requests, tokens = self._wanted
-        told = self._stated.get
-        self.requests.allow(min(requests, told("requests", math.inf), self.pace.rate), now)
-        self.tokens.allow(min(tokens, told("tokens", math.inf)), now)
+        requests, tokens = self.wanted
+        told = self.stated.get
+        share = 1.0 - _SLOWER * min(_FEW, math.ceil(self._unforeseen))
+        self.requests.allow(
+            min(share * min(requests, told("requests", math.inf)), self.pace.rate), now
+        )
+        self.tokens.allow(share * min(tokens, told("tokens", math.inf)), now)
 
     # --- the queue --------------------------------------------------------------------------------
 
@@ -249,8 +259,10 @@ class Gate(Generic[P]):
         """
         flight = self._flights.pop(id(item))
         if usage is not None and usage.total and flight.request is not None:
-            self.tokens.take(usage.total - flight.tokens)
+            self.tokens.give_back(flight.tokens - usage.total, flight.number)
             self.costs.learn(flight.request, usage)
+        if self._unforeseen:
+            self._foresee(_FORGET * self._unforeseen, now)
         self.slots.answered(flight.sent, now, None if usage is None else usage.output)
         self._told(flight, limits, now)
 
@@ -286,42 +298,62 @@ class Gate(Generic[P]):
         if wait is not None:
             self.closed_until = max(self.closed_until, now + wait)
         self._told(flight, limits, now)
-        if flight.stated or self.requests.rate == math.inf or self.pace.rate < math.inf:
+        if self._teaches(flight, limits, now):
             self.pace.refused(flight.sent, flight.number, now)
             self._allow(now)
-        if self.requests.rate < math.inf:  # it had nothing left then
-            came = self.requests.rate * (now - flight.sent)
-            self.requests.lower(max(0.0, came - (self.sent - flight.number)))
+        self._empty(flight, now)
+
+    def _empty(self, flight: _Flight, now: float) -> None:
+        """Lower the buckets: the provider's had nothing left when it refused a request."""
+        for bucket, since in (
+            (self.requests, self.sent - flight.number),
+            (self.tokens, self.tokens.taken - flight.taken),
+        ):
+            if bucket.rate < math.inf:
+                came = bucket.rate * (now - flight.sent)
+                bucket.lower(max(0.0, came - since), flight.number)
+
+    def _foresee(self, refusals: float, now: float) -> None:
+        """Send a little less after refusals at a rate that should be right."""
+        before = math.ceil(self._unforeseen)
+        self._unforeseen = refusals if refusals > _LITTLE else 0.0
+        if math.ceil(self._unforeseen) != before:
+            self._allow(now)
+
+    def _teaches(self, flight: _Flight, limits: Iterable[RateLimit], now: float) -> bool:
+        """Whether a refusal says that requests are sent too fast, beyond what is stated by now."""
+        if flight.stated:
+            self._foresee(self._unforeseen + 1.0, now)
+            if self._unforeseen <= _FEW:
+                return False
+        elif self.stated:
+            return False  # nothing was known when it was sent
+        left = {limit.unit: limit.remaining for limit in limits if limit.remaining is not None}
+        return left.get("tokens", math.inf) >= flight.tokens or left.get("requests", 0.0) < 1.0
 
     def _refund(self, flight: _Flight) -> None:
-        self.requests.take(-1.0)
-        self.tokens.take(-flight.tokens)
+        self.requests.give_back(1.0, flight.number)
+        self.tokens.give_back(flight.tokens, flight.number)
 
     def _told(self, flight: _Flight, limits: Iterable[RateLimit], now: float) -> None:
         """Use what headers say: the rates, and how much the provider had left then."""
         if not limits:
             return
-        by_the_minute = [
-            limit
-            for limit in limits
-            if (limit.window or 0.0) <= _LONGEST and (limit.reset or 0.0) <= _LONGEST
-        ]
-        for unit in ("requests", "tokens"):
-            rates = [
-                limit.limit / (limit.window or _MINUTE)
-                for limit in by_the_minute
-                if limit.unit == unit and limit.limit
-            ]
-            if rates:
-                self._stated[unit] = min(rates)
-        self._allow(now)
-        for limit in by_the_minute:
-            if limit.remaining is None or not limit.limit:
+        rates: dict[str, float] = {}
+        for limit in limits:
+            if limit.limit and max(limit.window or 0.0, limit.reset or 0.0) <= _LONGEST:
+                rate = limit.limit / (limit.window or _MINUTE)
+                rates[limit.unit] = min(rate, rates.get(limit.unit, rate))
+        if rates and rates != self.stated:
+            self.stated.update(rates)
+            self._allow(now)
+        for limit in limits:
+            if limit.remaining is None or limit.unit not in rates:
                 continue
-            of_requests = limit.unit == "requests"
-            bucket = self.requests if of_requests else self.tokens
-            since = self.sent - flight.number if of_requests else bucket.taken - flight.taken
-            if bucket.rate < math.inf:
-                bucket.fill(now)
-                came = bucket.rate * (now - flight.sent)
-                bucket.lower(max(0.0, limit.remaining + came - since))
+            if limit.unit == "requests":
+                bucket, since = self.requests, self.sent - flight.number
+            else:
+                bucket, since = self.tokens, self.tokens.taken - flight.taken
+            bucket.fill(now)
+            came = bucket.rate * (now - flight.sent)
+            bucket.lower(limit.remaining + came - since, flight.number)

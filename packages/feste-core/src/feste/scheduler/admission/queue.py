@@ -54,7 +54,7 @@ class FairQueue(Generic[P]):
     >>> queue = FairQueue()
     >>> for item, lane in ("a1", "A"), ("a2", "A"), ("a3", "A"), ("b1", "B"):
     ...     queue.push(item, 0, lane)
-    >>> [queue.pop(1.0) for _ in range(4)]
+    >>> [queue.pop(1.0) for _ in range(4) if queue.peek()]
     ['a1', 'b1', 'a2', 'a3']
     """
 

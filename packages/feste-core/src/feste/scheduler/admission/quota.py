@@ -31,7 +31,7 @@ class Bucket:
     (0.5, 0.0)
     """
 
-    __slots__ = ("at", "capacity", "least", "level", "rate", "taken")
+    __slots__ = ("at", "capacity", "given", "least", "level", "rate", "taken", "told_by")
 
     def __init__(self, least: float = 1.0) -> None:
         self.rate = math.inf
@@ -41,6 +41,10 @@ class Bucket:
         self.at = -math.inf
         #: All that was ever taken, less what was given back.
         self.taken = 0.0
+        #: What was given back of late; it is forgotten at the rate.
+        self.given = 0.0
+        #: The number of the last request whose answer told the level.
+        self.told_by = 0
 
     def room(self, each: float, now: float) -> float:
         """Return how many times an amount may be taken at once.
@@ -73,7 +77,9 @@ class Bucket:
         :param now: the time in seconds.
         """
         if now > self.at and self.rate < math.inf:
-            self.level = min(self.capacity, self.level + self.rate * (now - self.at))
+            came = self.rate * (now - self.at)
+            self.level = min(self.capacity, self.level + came)
+            self.given = max(0.0, self.given - came)
             self.at = now
 
     def wait(self, amount: float, now: float) -> float:
@@ -94,18 +100,36 @@ class Bucket:
     def take(self, amount: float) -> None:
         """Take an amount out.
 
-        :param amount: the amount; negative to give it back.
+        :param amount: the amount.
         """
         self.taken += amount
-        self.level = min(self.capacity, self.level - amount)
+        self.level -= amount
 
-    def lower(self, level: float) -> None:
+    def give_back(self, amount: float, number: int) -> None:
+        """Give back what a request did not need.
+
+        :param amount: the amount; negative if it needed more.
+        :param number: the request's number. If the level was told by the answer to a later one, that
+            is in it already.
+        """
+        self.taken -= amount
+        if number <= self.told_by:
+            return
+        debt = max(0.0, -self.level)
+        if amount > debt and self.rate < math.inf:  # what was not used in time is gone by now
+            amount = debt + min(amount - debt, max(0.0, self.capacity - self.given))
+            self.given += amount - debt
+        self.level = min(self.capacity, self.level + amount)
+
+    def lower(self, level: float, number: int) -> None:
         """Lower the level to one that is known.
 
         :param level: the level.
+        :param number: the number of the request whose answer tells it.
         """
-        if self.rate < math.inf:
-            self.level = min(self.level, level)
+        if level < self.level and self.rate < math.inf:
+            self.level = level
+            self.told_by = max(self.told_by, number)
 
 
 class Costs:
@@ -115,6 +139,8 @@ class Costs:
 
     #: How much the last answer counts.
     _SHARE = 0.1
+    #: A little more is reserved than an answer has on average; what is too much comes back.
+    _SPARE = 1.1
     #: The tokens of an answer of which nothing is known.
     _GUESS = 256
     #: The fewest answers that say how long answers are.
@@ -140,7 +166,8 @@ class Costs:
         if answers < self._SAMPLE:
             output: float = self._GUESS if bound is None else bound
         else:
-            output = mean if bound is None else min(mean, bound)
+            output = self._SPARE * mean
+            output = output if bound is None else min(output, bound)
         return self._scale * request.tokens + output * request.items
 
     def saw(self, tokens: float) -> None:

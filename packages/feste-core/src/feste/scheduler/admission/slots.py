@@ -27,8 +27,9 @@ class Slots:
 
     >>> slots = Slots()
     >>> slots.pressed = True
-    >>> for _ in range(10): slots.answered(sent=0.0, now=1.0, tokens=20)
-    >>> slots.limit
+    >>> for _ in range(10):
+    ...     slots.answered(sent=0.0, now=1.0, tokens=20)
+    >>> slots.limit  # of the next round trip, if requests waited for a slot
     20.0
     """
 
