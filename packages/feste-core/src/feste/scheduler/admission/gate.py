@@ -39,9 +39,12 @@ _SLOWER = 0.02
 class _Flight:
     """A request in flight, and what was reserved for it."""
 
-    __slots__ = ("number", "request", "sent", "stated", "taken", "tokens")
+    __slots__ = ("item", "number", "request", "sent", "stated", "taken", "tokens")
 
-    def __init__(self, request: Request | None, tokens: float, gate: Gate[Any], now: float) -> None:
+    def __init__(
+        self, item: object, request: Request | None, tokens: float, gate: Gate[Any], now: float
+    ) -> None:
+        self.item = item  # so that its id() stays its own
         self.request = request
         self.tokens = tokens
         self.sent = now
@@ -173,7 +176,7 @@ class Gate(Generic[P]):
         self.tokens.take(tokens)
         self.costs.saw(tokens)
         item = self._queue.pop(tokens)
-        self._flights[id(item)] = _Flight(place.request, tokens, self, now)
+        self._flights[id(item)] = _Flight(item, place.request, tokens, self, now)
         return item
 
     def remove(self, item: P) -> bool:
