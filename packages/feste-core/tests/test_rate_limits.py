@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pickle
 import time
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
 from feste.backend import RateLimit, error_for_status, rate_limits, retry_after
+from feste.testing import FakeBackend, VirtualClock
 
 DATE = {"date": "Wed, 01 Jan 2020 12:00:00 GMT"}
 
@@ -80,7 +83,29 @@ def test_a_plugin_adds_its_own_spelling() -> None:
     """Further spellings come first."""
     headers = {"x-limit-tokens-minute": "70", "x-left-tokens-minute": "9"}
 
-    assert rate_limits(headers, [("tokens", "x-{}-tokens-minute")]) == (RateLimit("tokens", 70.0),)
+    assert rate_limits(headers, (("tokens", "x-{}-tokens-minute"),)) == (RateLimit("tokens", 70.0),)
+
+
+def test_the_gate_reads_a_backends_own_spelling() -> None:
+    """`rate_limit_headers` names it, and the answers of the send half are read with it."""
+
+    class Mine(FakeBackend):
+        plugin = "mine"
+        rate_limit_headers = (("requests", "x-{}-a-minute"),)
+
+    llm = Mine()
+    clock = VirtualClock(lambda r: replace(llm.answer(r), headers={"x-limit-a-minute": "120"}))
+    clock.compute([llm.chat(str(i)) for i in range(2)])
+
+    assert [gate.requests.rate for gate in clock.brain.calls.gates.values()] == [2.0]
+
+
+def test_headers_of_another_type_do_no_harm() -> None:
+    """A plugin's headers may be numbers, or none at all."""
+    odd: Any = {"x-ratelimit-limit-requests": 60, "ratelimit": None, "x-ratelimit-reset": b"3"}
+
+    assert rate_limits(odd) == (RateLimit("requests", 60.0),)
+    assert rate_limits(cast("dict[str, str]", None)) == ()
 
 
 @pytest.mark.parametrize(

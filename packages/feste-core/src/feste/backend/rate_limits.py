@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import email.utils
+import functools
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-__all__ = ["SPELLINGS", "RateLimit", "rate_limits", "seconds_from"]
+__all__ = ["SPELLINGS", "RateLimit", "Spellings", "rate_limits", "seconds_from"]
 
 Unit = Literal["requests", "tokens"]
 
-#: What is counted, and the names of its headers; `{}` is limit, remaining or reset.
-SPELLINGS: tuple[tuple[Unit, str], ...] = (
+Spellings = tuple[tuple[Unit, str], ...]
+"""What is counted, and the names of its headers; `{}` is limit, remaining or reset."""
+
+SPELLINGS: Spellings = (
     ("requests", "x-ratelimit-{}-requests"),  # OpenAI and most compatible servers
     ("tokens", "x-ratelimit-{}-tokens"),
     ("requests", "anthropic-ratelimit-requests-{}"),
@@ -62,9 +65,7 @@ class RateLimit:
     window: float | None = None
 
 
-def rate_limits(
-    headers: Mapping[str, str], more: Iterable[tuple[Unit, str]] = ()
-) -> tuple[RateLimit, ...]:
+def rate_limits(headers: Mapping[str, str], more: Spellings = ()) -> tuple[RateLimit, ...]:
     """Return what headers say of rate limits, in the order of :data:`SPELLINGS`.
 
     Numbers that cannot be true are left out: limits below 1, negative ones, and what is no number.
@@ -77,9 +78,11 @@ def rate_limits(
     >>> rate_limits({"ratelimit": '"all";r=5;t=30', "ratelimit-policy": '"all";q=9;w=60'})
     (RateLimit(unit='requests', limit=9.0, remaining=5.0, reset=30.0, window=60.0),)
     """
+    if not headers:
+        return ()
     found = [
         _stated(unit, headers, names)
-        for unit, names in _names(more)
+        for unit, names in _spelt(more + SPELLINGS)
         if names[0] in headers or names[1] in headers or names[2] in headers
     ]
     if "ratelimit" in headers or "ratelimit-policy" in headers:
@@ -87,27 +90,20 @@ def rate_limits(
     return tuple(r for r in found if not r.limit is r.remaining is r.reset is None)
 
 
-def _names(more: Iterable[tuple[Unit, str]]) -> Iterable[tuple[Unit, tuple[str, ...]]]:
-    more = tuple(more)
-    return _KNOWN if not more else (*_spelt(more), *_KNOWN)
-
-
-def _spelt(spellings: Iterable[tuple[Unit, str]]) -> tuple[tuple[Unit, tuple[str, ...]], ...]:
+@functools.cache
+def _spelt(spellings: Spellings) -> tuple[tuple[Unit, tuple[str, ...]], ...]:
     return tuple((unit, tuple(map(name.format, _PARTS))) for unit, name in spellings)
-
-
-_KNOWN = _spelt(SPELLINGS)
 
 
 def _stated(unit: Unit, headers: Mapping[str, str], names: tuple[str, ...]) -> RateLimit:
     limit, remaining, reset = names
-    most = headers.get(limit, "")
+    most = str(headers.get(limit, ""))
     window = re.search(r";\s*w=(\d+)", most) if ";" in most else None  # "10, 10;w=1"
     return RateLimit(
         unit,
         _number(most, least=1.0),
-        _number(headers.get(remaining, "")),
-        seconds_from(headers.get(reset, ""), headers),
+        _number(str(headers.get(remaining, ""))),
+        seconds_from(str(headers.get(reset, "")), headers),
         _number(window[1], least=1.0) if window else None,
     )
 
@@ -116,7 +112,7 @@ def _structured(headers: Mapping[str, str]) -> list[RateLimit]:
     """Read ``RateLimit`` and ``RateLimit-Policy``, of both the older and the newer drafts."""
     fields: dict[str, dict[str, str]] = {}
     for name in ("ratelimit-policy", "ratelimit"):
-        text = headers.get(name, "")
+        text = str(headers.get(name, ""))
         if re.match(r"\s*(limit|remaining|reset)\s*=", text):  # limit=10, remaining=3, reset=5
             text = ";".join(["", *text.split(",")])
         for item in text.split(","):
@@ -189,7 +185,7 @@ def _duration(text: str) -> float | None:
 
 def _now(headers: Mapping[str, str]) -> float:
     """Return the provider's time, or else this machine's."""
-    told = _moment(headers.get("date", ""))
+    told = _moment(str(headers.get("date", "")))
     return time.time() if told is None else told
 
 

@@ -190,7 +190,8 @@ class Calls:
         run, gate = parcel.run, parcel.gate
         now = self.brain.now
         if ok:
-            gate.left(parcel, now, value.usage, rate_limits(value.headers))
+            spellings = parcel.call.client.rate_limit_headers
+            gate.left(parcel, now, value.usage, rate_limits(value.headers, spellings))
         elif isinstance(value, RateLimited):
             gate.throttled(parcel, now, value.retry_after, value.rate_limits)
             for each in self.brain.runs:

@@ -354,7 +354,7 @@ class Gate(Generic[P]):
             if limit.remaining is None or limit.unit not in rates:
                 continue
             if limit.unit == "requests":
-                bucket, since = self.requests, self.sent - flight.number
+                bucket, since = self.requests, float(self.sent - flight.number)
             else:
                 bucket, since = self.tokens, self.tokens.taken - flight.taken
             bucket.fill(now)
