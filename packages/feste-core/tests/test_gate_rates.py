@@ -182,3 +182,15 @@ def test_nobody_looks_at_a_gate_more_often_than_needed() -> None:
     provider.work(600)
 
     assert looks <= 1.1 * provider.accepted
+
+
+@pytest.mark.parametrize("limits", [{"requests_per_minute": 30}, {"tokens_per_minute": 600}])
+def test_groups_that_wait_for_quota_are_sent_in_time(limits: dict[str, float]) -> None:
+    """Calls that share a request wait for the gate's quota, and nothing is forgotten there."""
+    llm = FakeBackend(limits=Limits(**limits))
+    clock = VirtualClock(llm.answer, request_seconds=lambda r: 0.3 + 0.1 * len(r.draws))
+    firsts = [llm.chat(f"first {i}") for i in range(12)]
+    replies = clock.compute([llm.complete(first + "!") for first in firsts])
+
+    assert all(isinstance(reply, str) for reply in replies)
+    assert 13 <= len(clock.sent) <= 24

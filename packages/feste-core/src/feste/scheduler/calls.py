@@ -85,12 +85,13 @@ class Calls:
         :param request: its request.
         """
         gathering = run.gatherings.get(i)
-        if gathering is None:
+        before, run.state[i] = run.state[i], GATHERED
+        if gathering is not None:
+            if gathering.arrive(i, request):
+                self.brain.lists.flush(run, gathering)
+        elif not self.brain.groups.arrive(run, [(i, request)]):
+            run.state[i] = before
             self.queue(run, [i], [request], request)
-            return
-        run.state[i] = GATHERED
-        if gathering.arrive(i, request):
-            self.brain.lists.flush(run, gathering)
 
     def withdraw(self, run: Run) -> None:
         """Remove a stopping run's requests from the gates; those sent before fail with their error.
@@ -126,15 +127,24 @@ class Calls:
         :param split: the refused list that it is a part of, or None.
         """
         call: Any = run.program.nodes[members[0]].op
+        gate = self.gate_of(call, request)
+        for i in members:
+            run.state[i] = QUEUED
+        run.resumes_at = max(run.resumes_at, gate.closed_until)
+        self.enter(Parcel(run, call, members, requests, request, gate, self.brain.now, split))
+
+    def gate_of(self, call: Call[Any], request: Request) -> Gate[Parcel]:
+        """Return the gate of a request.
+
+        :param call: its operation.
+        :param request: the request.
+        """
         name = (request.endpoint, request.account, request.model)
         gate = self.gates.get(name)
         if gate is None:
             gate = self.gates[name] = Gate()
         gate.heed(call.client, call.client.limits, self.brain.now)
-        for i in members:
-            run.state[i] = QUEUED
-        run.resumes_at = max(run.resumes_at, gate.closed_until)
-        self.enter(Parcel(run, call, members, requests, request, gate, self.brain.now, split))
+        return gate
 
     def enter(self, parcel: Parcel) -> None:
         """Let a request queue at its gate, unless it has to wait until its prefix is cached.
@@ -157,13 +167,16 @@ class Calls:
                     self.brain.journaling.intend(parcel)
                 else:
                     self.launch(parcel)
-            if len(gate):
-                self._set_alarm(gate)
+            if len(gate) or self.brain.groups.wait_for(gate):
+                self.watch(gate)
 
-    def _set_alarm(self, gate: Gate[Parcel]) -> None:
-        """Look at a gate again when it will admit a request by itself, unless that is set up."""
+    def watch(self, gate: Gate[Parcel]) -> None:
+        """Look at a gate again when it will admit a request by itself.
+
+        :param gate: the gate; one that admits one now, or waits for a slot, is ignored.
+        """
         now, wakes = self.brain.now, gate.wakes(self.brain.now)
-        if wakes < math.inf and not now < gate.alarm <= wakes + _SOON:
+        if now < wakes < math.inf and not now < gate.alarm <= wakes + _SOON:
             gate.alarm = wakes
             self.brain.later(wakes - now, lambda now: None)
 
@@ -179,6 +192,9 @@ class Calls:
         for i in parcel.members:
             if run.state[i] < OPEN:
                 run.state[i] = SENT
+        if run.feeders is not None:
+            ends = self.brain.now + self.brain.latencies.of(parcel.call).seconds(parcel.items)
+            run.expected.update(dict.fromkeys(parcel.members, ends))
         self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
 
     def on_sent(
@@ -192,6 +208,7 @@ class Calls:
         if ok:
             spellings = parcel.call.client.rate_limit_headers
             gate.left(parcel, now, value.usage, rate_limits(value.headers, spellings))
+            self.brain.latencies.note(parcel.call, parcel.request, parcel.items, seconds)
         elif isinstance(value, RateLimited):
             gate.throttled(parcel, now, value.retry_after, value.rate_limits)
             for each in self.brain.runs:

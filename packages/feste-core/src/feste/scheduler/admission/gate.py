@@ -166,6 +166,7 @@ class Gate(Generic[P]):
         if cause == "rate limit" and self.pace.rate <= self.requests.rate:
             self.pace.grow(now)
             self._allow(now)
+            cause = self._cause(tokens, now)
         elif cause == "slot":
             self.slots.pressed = True
         if cause:
