@@ -278,6 +278,8 @@ class CallError(FesteError):
     code: str | None = None
     request_id: str | None = None
     retry_after: float | None = None
+    #: What the response's headers say of rate limits: :class:`feste.backend.RateLimit` records.
+    rate_limits: tuple[Any, ...] = ()
     node: str = ""
     backend: str = ""
     model: str = ""

@@ -12,6 +12,7 @@ from feste.backend.operations import Call, OnChunk, Operation
 from feste.backend.params import Params
 from feste.backend.prices import price_of
 from feste.backend.profile import Latency, Price, Profile, PromptCache
+from feste.backend.rate_limits import RateLimit, rate_limits
 from feste.backend.reply import Message, Reply
 from feste.backend.request import Request, Response, Usage, canonical
 from feste.backend.secret import Secret, redact
@@ -38,6 +39,7 @@ __all__ = [
     "Price",
     "Profile",
     "PromptCache",
+    "RateLimit",
     "Reply",
     "Request",
     "Response",
@@ -54,6 +56,7 @@ __all__ = [
     "operation",
     "plain",
     "price_of",
+    "rate_limits",
     "redact",
     "retry_after",
 ]

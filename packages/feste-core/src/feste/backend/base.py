@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from feste.backend.limits import Limits
 from feste.backend.profile import Profile
+from feste.backend.rate_limits import Spellings
 from feste.backend.secret import Secret
 from feste.errors import ConfigError
 
@@ -53,6 +54,10 @@ class Backend:
 
     limits: Limits = Limits()
     """The limits of the account or server."""
+
+    rate_limit_headers: ClassVar[Spellings] = ()
+    """Names of headers that tell the provider's rate limits, besides the usual ones: pairs such as
+    ``("tokens", "x-{}-tokens-minute")``, where ``{}`` is limit, remaining or reset."""
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
     __signature__ = _Constructor()

@@ -184,13 +184,13 @@ class Journaling:
         parcel = self.intending.pop(ticket)
         run = parcel.run
         if not ok:
-            parcel.gate.lost()
+            parcel.gate.unsent(parcel)
             self.brain.calls.fail_members(parcel, value)
             self._stop(run, value)
             return
         parcel.number = value
         if all(run.state[i] >= OPEN for i in parcel.members):  # the run was stopped meanwhile
-            parcel.gate.lost()
+            parcel.gate.unsent(parcel)
             self.brain.prefixes.failed(parcel, counts=False)
             self._finish(parcel, "withdrawn")
         else:
