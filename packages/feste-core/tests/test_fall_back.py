@@ -29,6 +29,7 @@ class Other(Backend):
         temperature: float | None = None
         max_tokens: int | None = None
         voice: str | None = None
+        model: str | None = None
 
     @operation
     async def complete(self, prompt: str, params: TalkParams = TalkParams()) -> str:
@@ -157,6 +158,36 @@ def test_a_seed_keeps_a_call_out_of_lists_there_too() -> None:
     assert [r.items for r in second.requests] == [1, 1, 1]
 
 
+class Short(FakeBackend):
+    """A backend that knows before it sends anything that a prompt is too long."""
+
+    def _prepare_short(self, prompt: str, params: FakeParams = FakeParams()) -> Request:
+        if "bad" in prompt:
+            raise errors.ContextTooLong("too long")
+        return FakeBackend._prepare_complete(self, prompt, params)
+
+    complete = Operation(
+        prepare=_prepare_short,
+        send=FakeBackend._send,
+        parse=FakeBackend._parse_text,
+        batch=FakeBackend.complete.rule,
+    )
+
+
+def test_a_call_that_fails_before_it_is_sent_leaves_its_list() -> None:
+    """The list waits for it no longer, and does not take it to the wrong backend."""
+    first, second = Short("big"), FakeBackend("small")
+    llm = first.or_else(second)
+    clock = VirtualClock(
+        lambda r: (first if r.model == "big" else second).answer(r),
+        task_seconds=lambda task: 1.0,
+        places=2,
+    )
+    replies = clock.compute([llm.complete("bad")] + [llm.complete(f"{i}") for i in range(40)])
+    assert [model_of(reply) for reply in replies] == ["small"] + ["big"] * 40
+    assert [r.items for _, r in clock.sent if r.model == "small"] == [1]
+
+
 def test_parameters_are_translated_by_name() -> None:
     """What only the first has is an error before anything is sent, and tells what to do."""
     first, second = broken(), Other()
@@ -249,10 +280,12 @@ def test_greedy_calls_with_and_without_a_fallback_stay_two() -> None:
     """They are equal only as long as nothing fails."""
     first, zero = broken(), FakeParams(temperature=0)
     llm = first.or_else(FakeBackend("small"))
-    calls = [llm.chat("bad", zero), llm.chat("bad", zero), first.chat("bad", zero)]
-    assert feste.explain(calls).requests == 2
-    one, two, three = feste.compute(calls, on_error="return")[0]
-    assert model_of(one) == "small" and one == two and isinstance(three, QuotaExhausted)
+    other = first.or_else(FakeBackend("other"))
+    calls = [client.chat("bad", zero) for client in (llm, llm, other, first)]
+    assert feste.explain(calls).requests == 3
+    one, two, three, four = feste.compute(calls, on_error="return")[0]
+    assert one == two and [model_of(one), model_of(three)] == ["small", "other"]
+    assert isinstance(four, QuotaExhausted)
 
 
 def test_stopped_runs_ask_nobody_else() -> None:
@@ -260,8 +293,9 @@ def test_stopped_runs_ask_nobody_else() -> None:
     second = FakeBackend("small")
     stopper = broken("stopper")
     chain = broken("a", latency=0.05).or_else(second)
-    with pytest.raises(RunFailed):
+    with pytest.raises(RunFailed) as failed:
         feste.compute([stopper.chat("bad"), chain.chat("bad")], on_error="stop")
+    assert [type(error) for error in failed.value.partial[0]] == [QuotaExhausted] * 2
     assert second.requests == []
 
 
