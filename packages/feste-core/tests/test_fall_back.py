@@ -183,9 +183,20 @@ def test_a_call_that_fails_before_it_is_sent_leaves_its_list() -> None:
         task_seconds=lambda task: 1.0,
         places=2,
     )
-    replies = clock.compute([llm.complete("bad")] + [llm.complete(f"{i}") for i in range(40)])
-    assert [model_of(reply) for reply in replies] == ["small"] + ["big"] * 40
+    asked: list[tuple[str, str]] = []
+    send = clock.hands.send
+
+    def noted(handle: int, call: Any, request: Request, on_chunk: Any = None) -> None:
+        asked.append((call.client.model, request.model))
+        send(handle, call, request, on_chunk)
+
+    clock.hands.send = noted  # type: ignore[method-assign]
+    bad = llm.complete("bad")
+    last = llm.complete(Prompt("after {{ x }}")(x=bad))  # so that it is more urgent than the others
+    replies = clock.compute([bad, *(llm.complete(f"{i}") for i in range(40)), last])
+    assert [model_of(reply) for reply in replies] == ["small"] + ["big"] * 41
     assert [r.items for _, r in clock.sent if r.model == "small"] == [1]
+    assert set(asked) == {("big", "big"), ("small", "small")}
 
 
 def test_parameters_are_translated_by_name() -> None:
