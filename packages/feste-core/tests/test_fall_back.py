@@ -197,6 +197,7 @@ def test_a_call_that_fails_before_it_is_sent_leaves_its_list() -> None:
     assert [model_of(reply) for reply in replies] == ["small"] + ["big"] * 41
     assert [r.items for _, r in clock.sent if r.model == "small"] == [1]
     assert set(asked) == {("big", "big"), ("small", "small")}
+    assert asked[0] == ("small", "small")  # it does not wait for the list either
 
 
 def test_parameters_are_translated_by_name() -> None:
