@@ -150,6 +150,14 @@ def test_lists_are_formed_at_either_backend() -> None:
     assert {model_of(reply) for reply in many} == {"small"}
 
 
+def test_no_lists_are_formed_where_they_are_switched_off() -> None:
+    """The setting holds for the next backend, too."""
+    second = FakeBackend("small")
+    llm = broken().or_else(second)
+    feste.compute([llm.complete(f"bad {i}") for i in range(4)], optimize={"batch": False})
+    assert [r.items for r in second.requests] == [1] * 4
+
+
 def test_a_seed_keeps_a_call_out_of_lists_there_too() -> None:
     """A server would use it once for a whole list."""
     second = FakeBackend("small")
@@ -198,6 +206,28 @@ def test_a_call_that_fails_before_it_is_sent_leaves_its_list() -> None:
     assert [r.items for _, r in clock.sent if r.model == "small"] == [1]
     assert set(asked) == {("big", "big"), ("small", "small")}
     assert asked[0] == ("small", "small")  # it does not wait for the list either
+
+
+def test_a_group_that_forms_while_it_runs_does_not_hold_a_call_that_left() -> None:
+    """With an objective that waits for all of a group: what it was asked elsewhere waits for none."""
+    first, second, words = Short("big"), FakeBackend("small"), FakeBackend("word")
+    llm = first.or_else(second)
+    told = [
+        llm.complete(Prompt("{{ which }} {{ w }}")(w=words.chat(f"{n} seconds"), which=which))
+        for n, which in ((1, "bad"), (50, "good"), (80, "good"))
+    ]
+
+    def seconds(request: Request) -> float:
+        said = str(request.body)
+        return float(said.partition(" seconds")[0].split("'")[-1]) if "seconds" in said else 1.0
+
+    clock = VirtualClock(
+        lambda r: {"big": first, "small": second, "word": words}[r.model].answer(r),
+        request_seconds=seconds,
+    )
+    replies = clock.compute(told, objective="cost")
+    assert [model_of(reply) for reply in replies] == ["small", "big", "big"]
+    assert [(at, r.model, r.items) for at, r in clock.sent[3:]] == [(1, "small", 1), (80, "big", 2)]
 
 
 def test_parameters_are_translated_by_name() -> None:

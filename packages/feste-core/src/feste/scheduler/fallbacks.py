@@ -89,6 +89,9 @@ class Fallbacks:
         run.turns[i] = run.turns.get(i, 0) + turns
         self.brain.lists.drop(run, i)
         run.gatherings.pop(i, None)
+        if run.feeders is not None:  # nor does the group of its first backend wait for it
+            run.feeders.queue_of.pop(i, None)
+            run.feeders.release(i)
         run.prefixes.pop(i, None)
         run.asked.pop(i, None)
         run.sources.pop(i, None)
@@ -102,7 +105,12 @@ class Fallbacks:
                 continue
             node = run.program.nodes[i]
             call: Any = node.op
-            if rules.takes_lists(call) and not rules.is_visible(node) and rules.may_share(node):
+            if (
+                _forms_lists(run)
+                and rules.takes_lists(call)
+                and not rules.is_visible(node)
+                and rules.may_share(node)
+            ):
                 lists.setdefault((id(run), id(call.client), call.operation), []).append(i)
             self.brain.dispatcher.push(run, QUICK, run.program.rank[i], i)
         runs = {id(run): run for run, _ in passed}
@@ -165,6 +173,11 @@ class Fallbacks:
             self.brain.lifecycle.end(run, i, NOT_STARTED)
         else:
             self.brain.calls.buy(run, i, request)
+
+
+def _forms_lists(run: Run) -> bool:
+    optimize = run.settings["optimize"]
+    return optimize is True or (optimize is not False and optimize.get("batch") is not False)
 
 
 def _told(error: FesteError) -> str:
