@@ -7,6 +7,7 @@ from feste.backend.base import Backend, create
 from feste.backend.batching import BatchRule, Outcome, PrefixRule, SampleRule
 from feste.backend.clients import PerLoop
 from feste.backend.default_halves import operation
+from feste.backend.fallback import FALL_BACK_ON
 from feste.backend.limits import Limits
 from feste.backend.operations import Call, OnChunk, Operation
 from feste.backend.params import Params
@@ -23,6 +24,7 @@ from feste.plain import plain
 __path__ = extend_path(__path__, __name__)
 
 __all__ = [
+    "FALL_BACK_ON",
     "Backend",
     "BatchRule",
     "Call",

@@ -49,6 +49,7 @@ from feste.scheduler.batching.lists import Lists
 from feste.scheduler.calls import Calls
 from feste.scheduler.dispatcher import Dispatcher
 from feste.scheduler.executor import Executor
+from feste.scheduler.fallbacks import Fallbacks
 from feste.scheduler.growth import Growth
 from feste.scheduler.handing import Handing
 from feste.scheduler.journaling import Journaling
@@ -105,6 +106,7 @@ class Brain:
         self.lists = Lists(self)
         self.prefixes = Prefixes(self)
         self.journaling = Journaling(self)
+        self.fallbacks = Fallbacks(self)
         self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
         self._handlers: dict[str, Callable[..., None]] = {
             "submit": self._on_submit,
@@ -124,6 +126,7 @@ class Brain:
         self.stages: dict[str, Callable[..., None]] = {
             "run": self.dispatcher.on_ran,
             "prepare": self.calls.on_prepared,
+            "look ahead": self.fallbacks.on_prepared,
             "pack": self.lists.on_packed,
             "unpack": self.lists.on_unpacked,
             "parse": self.calls.on_parsed,
@@ -145,6 +148,7 @@ class Brain:
         self.journaling.flush()
         self.groups.decide()
         self.calls.admit()
+        self.fallbacks.flush()
         self.dispatcher.hand_out()
         self.stalls.watch()
         actions, self._actions = self._actions, []

@@ -36,7 +36,7 @@ CHUNK = 0.001
 #: Seconds between checks of a chunk; one that made no progress returns its unstarted tasks.
 TAIL = 0.005
 _MOST = 256
-_CHUNKED = ("thread", QUICK)
+_CHUNKED = ("thread", QUICK, "inline")
 #: The stages that make values of answers that are here: they run also when the run stops.
 _PAID = ("unpack", "parse")
 _FIRST_GUESS = 5e-5

@@ -12,6 +12,7 @@ from feste.errors import CacheMiss, FesteError, GraphError, UpstreamFailed
 from feste.events import NodeFinished
 from feste.fused import PREVIOUS, Fused, tasks_of
 from feste.node import PENDING, Node
+from feste.scheduler.fallbacks import Elsewhere
 from feste.scheduler.run import (
     DONE,
     FAILED,
@@ -111,6 +112,9 @@ class Lifecycle:
 
     def _go_on(self, run: Run, i: int, paid: Any) -> None:
         """Continue from what an earlier run paid for: an unparsed response, or returned nodes."""
+        if isinstance(paid, Elsewhere):
+            self.brain.fallbacks.turn(run, i, paid.turns)
+            paid = paid.response
         if isinstance(paid, Response):
             self.brain.calls.parse_again(run, i, paid)
         else:
@@ -133,6 +137,8 @@ class Lifecycle:
         :param i: the node's position.
         :param paid: a :class:`~feste.backend.Response` or an emission.
         """
+        if i in run.turns and isinstance(paid, Response):
+            paid = Elsewhere(run.turns[i], paid)
         if run.keep != "none":
             for keeper in run.program.keepers[i]:
                 if keeper.value is PENDING:
@@ -211,8 +217,16 @@ class Lifecycle:
         self.let_go(run, inputs)
         return places[at]
 
-    def fail(self, run: Run, i: int, error: FesteError) -> None:
-        """Fail a node, and poison every node that needs it."""
+    def fail(self, run: Run, i: int, error: FesteError, *, final: bool = False) -> None:
+        """Fail a node, and poison every node that needs it; unless another backend may be asked.
+
+        :param run: the run.
+        :param i: the node's position.
+        :param error: why.
+        :param final: whether no other backend is left to ask.
+        """
+        if not final and self.brain.fallbacks.pass_on(run, i, error):
+            return
         self._record(run, i, error)
         self.end(run, i, FAILED)
         self.poison(run, i, error)
@@ -330,7 +344,7 @@ class Lifecycle:
             if state in VALUED:
                 self.done(other, j, run.values[i], SHARED)
             elif state == FAILED and not run.stopping and not _may_buy(other, run.errors[i]):
-                self.fail(other, j, run.errors[i])
+                self.fail(other, j, run.errors[i], final=True)
             else:
                 other.state[j] = WAITING
                 self.ready(other, j)

@@ -32,7 +32,7 @@ from feste.backend import (
     as_params,
     as_text,
 )
-from feste.errors import CallError, MalformedResponse
+from feste.errors import CallError, CallTimeout, MalformedResponse
 
 __all__ = ["FakeBackend", "FakeParams"]
 
@@ -63,6 +63,7 @@ class FakeBackend(Backend):
     :param latency: the duration of each request in seconds.
     :param fail: maps a text to the error to raise if the prompt, text or a message contains it, for
         example ``{"poison": InvalidRequest("no")}``.
+    :param timeout: the time limit of one attempt in seconds; None is none.
     :param limits: as for any backend.
     :param profile: what :meth:`profile` returns; by default nothing is known.
 
@@ -82,10 +83,12 @@ class FakeBackend(Backend):
         *,
         latency: float = 0.0,
         fail: Mapping[str, CallError] | None = None,
+        timeout: float | None = None,
         limits: Limits | None = None,
         profile: Profile | None = None,
     ) -> None:
         self.model = model
+        self.timeout = timeout
         self.latency = latency
         self.fail = dict(fail or {})
         self.limits = Limits.of(limits)
@@ -97,7 +100,8 @@ class FakeBackend(Backend):
 
     def config(self) -> Mapping[str, Any]:
         """Return the configuration of an equal backend."""
-        return {"model": self.model, "latency": self.latency}
+        limit = {} if self.timeout is None else {"timeout": self.timeout}
+        return {"model": self.model, "latency": self.latency, **limit}
 
     def profile(self, model: str) -> Profile:
         """Return the profile given to the constructor, for any model."""
@@ -135,6 +139,9 @@ class FakeBackend(Backend):
             self._in_flight += 1
             self.peak = max(self.peak, self._in_flight)
         try:
+            if self.timeout is not None and self.latency > self.timeout:
+                await asyncio.sleep(self.timeout)
+                raise CallTimeout(f"no whole answer within {self.timeout:g} seconds")
             if self.latency:
                 await asyncio.sleep(self.latency)
             said = "\n".join(_texts(request.body)) if self.fail else ""
