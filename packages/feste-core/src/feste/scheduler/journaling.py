@@ -158,7 +158,7 @@ class Journaling:
         call = run.program.nodes[i].call
         answer = Answer(request, response, secrets=_secrets(call) if call else ())
         question = partial(run.store.record, [answer], prompts=run.answers.prompts)
-        self._ask(question, partial(self._on_kept, run, parse))
+        self.ask(question, partial(self._on_kept, run, parse))
 
     def _parsing(self, run: Run, i: int, response: Response) -> Callable[[], None]:
         def parse() -> None:
