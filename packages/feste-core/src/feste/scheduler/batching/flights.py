@@ -68,15 +68,16 @@ class Flights:
         for other, j, request in self._land(run, i):
             self.brain.journaling.keep_shared(other, j, request, response, of=run)
 
-    def ended(self, run: Run, i: int) -> None:
+    def ended(self, run: Run, i: int, error: FesteError | None = None) -> None:
         """Let those that wait for a call go on by themselves, if it has ended without an answer.
 
         :param run: the run.
         :param i: the position of its node.
+        :param error: why it failed, if another backend is asked now; None is the node's own error.
         """
         if (run, i) not in self._led:
             return
-        error = run.errors.get(i)
+        error = error or run.errors.get(i)
         for other, j, request in self._land(run, i):
             if other.stopping:
                 self.brain.lifecycle.end(other, j, NOT_STARTED)
