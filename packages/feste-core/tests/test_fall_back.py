@@ -356,7 +356,7 @@ def test_joined_runs_get_the_answer_of_whoever_gave_it() -> None:
 
 
 def test_equal_calls_under_way_share_each_backend_they_ask() -> None:
-    """With a fallback of its own each goes on; without one it fails, and gets nobody else's answer."""
+    """Clients that are not equal share nothing: each asks for itself, and goes on by itself."""
     first, second = broken(latency=0.05), FakeBackend("small", latency=0.05)
     other, zero = FakeBackend("other"), FakeParams(temperature=0)
     nodes = [
@@ -371,7 +371,7 @@ def test_equal_calls_under_way_share_each_backend_they_ask() -> None:
     values = feste.compute(nodes, on_error="return")[0]
     assert [model_of(value) for value in values[:3]] == ["small", "small", "other"]
     assert isinstance(values[3], QuotaExhausted)
-    assert [len(backend.requests) for backend in (first, second, other)] == [1, 1, 1]
+    assert [len(backend.requests) for backend in (first, second, other)] == [3, 1, 1]
 
 
 def test_joined_runs_fail_once_all_were_asked() -> None:
