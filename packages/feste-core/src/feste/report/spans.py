@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 MAX_LANES = 40
 
@@ -19,8 +19,8 @@ class Span:
     :param start: the start in seconds since the run started.
     :param end: the end, likewise.
     :param ok: whether it succeeded.
-    :param wait: the seconds between being ready and starting.
     :param items: the number of calls that it carried.
+    :param waits: the seconds that it waited before its start, by cause, the first cause first.
     """
 
     lane: str
@@ -28,8 +28,13 @@ class Span:
     start: float
     end: float
     ok: bool = True
-    wait: float = 0.0
     items: int = 1
+    waits: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def wait(self) -> float:
+        """The seconds between being ready and starting."""
+        return sum(self.waits.values())
 
 
 def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
@@ -40,8 +45,9 @@ def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
     :raises ValueError: if a span has a time that is not finite, or ends before it starts.
     """
     for span in spans:
-        times = (span.start, span.end, span.wait)
-        if not all(map(math.isfinite, times)) or span.end < span.start or span.wait < 0:
+        waits = span.waits.values()
+        finite = all(map(math.isfinite, (span.start, span.end, *waits)))
+        if not finite or span.end < span.start or min(waits, default=0.0) < 0:
             raise ValueError(f"the span {span.label!r} of {span.lane!r} has impossible times")
     low = min([0.0, *(span.start for span in spans)])
     high = max((span.end for span in spans), default=0.0)

@@ -20,7 +20,7 @@ the outcomes as new events. Both are tuples that start with a name:
               ("send", executor, handle, call, request)   ("cancel", executor, handle)
               ("abandon", executor, chunk)
               ("fetch", executor, handle, refs)   ("release", executor, ref)
-              ("grow", run, i, emission)   ("notify", event)   ("finish", run)
+              ("grow", run, i, emission)   ("notify", run, event)   ("finish", run)
               ("ask", ticket, question)    ask a store; `question` takes what receives the outcome
 
 States of a call's node: WAITING for inputs, READY, PREPARING its request, GATHERED until its batch
@@ -38,6 +38,7 @@ from typing import Any
 from feste import draw
 from feste.errors import FesteError, Interrupted, NotStarted
 from feste.events import RunFinished, RunStarted
+from feste.scheduler.accounts import Accounts
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.batching.lists import Lists
@@ -85,6 +86,7 @@ class Brain:
         self.now = 0.0
         self._count = itertools.count(1)
         self._actions: list[Action] = []
+        self.accounts = Accounts(self)
         self.lifecycle = Lifecycle(self)
         self.dispatcher = Dispatcher(self)
         self.growth = Growth(self)
@@ -177,9 +179,9 @@ class Brain:
     def _on_submit(self, run: Run) -> None:
         run.started = self.now
         self.runs.append(run)
-        if run.observed:
+        if RunStarted.name in run.heard:
             begun = RunStarted(run.name, 0.0, len(run.program.nodes), run.calls, run.wall)
-            self.act("notify", begun)
+            self.act("notify", run, begun)
         for i, pending in enumerate(run.pending):
             if not pending and run.state[i] == WAITING:
                 self.lifecycle.ready(run, i)
@@ -285,15 +287,6 @@ class Brain:
         self.runs.remove(run)
         for scope in run.scopes:
             draw.forget(scope)
-        if run.observed:
-            ended = RunFinished(
-                run.name,
-                self.now - run.started,
-                run.count_states(),
-                len(run.requests),
-                run.input_tokens,
-                run.output_tokens,
-                run.cancelled,
-            )
-            self.act("notify", ended)
+        if RunFinished.name in run.heard:
+            self.act("notify", run, self.accounts.closing(run))
         self.act("finish", run)

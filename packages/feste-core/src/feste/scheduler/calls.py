@@ -17,7 +17,7 @@ from feste.errors import (
     MalformedResponse,
     RateLimited,
 )
-from feste.events import RequestFinished
+from feste.scheduler.accounts import PREFIX, RETRY, STORE
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.executor import QUICK, Executor, PyTask
@@ -79,6 +79,7 @@ class Calls:
         :param i: the node's position.
         :param request: its request.
         """
+        self.brain.accounts.spend(run, i, STORE)
         gathering = run.gatherings.get(i)
         if gathering is None:
             self.queue(run, [i], [request], request)
@@ -129,14 +130,18 @@ class Calls:
         for i in members:
             run.state[i] = QUEUED
         run.resumes_at = max(run.resumes_at, gate.closed_until)
-        self.enter(Parcel(run, call, members, requests, request, gate, self.brain.now, split))
+        parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
+        self.brain.accounts.gathered(parcel)
+        self.enter(parcel)
 
     def enter(self, parcel: Parcel) -> None:
         """Let a request queue at its gate, unless it has to wait until its prefix is cached.
 
         :param parcel: the request.
         """
+        self.brain.accounts.waited(parcel, PREFIX)
         if not self.brain.prefixes.holds(parcel):
+            self.brain.accounts.entered(parcel)
             rank = parcel.run.program.rank
             parcel.gate.push(parcel, max(rank[i] for i in parcel.members))
 
@@ -144,6 +149,7 @@ class Calls:
         """Send the requests that the gates admit."""
         for gate in self.gates.values():
             while (parcel := gate.pop(self.brain.now)) is not None:
+                self.brain.accounts.admitted(parcel)
                 parcel.attempt += 1
                 if parcel.attempt == 1:
                     parcel.since = self.brain.now
@@ -154,6 +160,7 @@ class Calls:
             if len(gate) and gate.closed_until > max(self.brain.now, gate.wakes_at):
                 gate.wakes_at = gate.closed_until
                 self.brain.later(gate.closed_until - self.brain.now, lambda now: None)
+            self.brain.accounts.held(gate)
 
     def launch(self, parcel: Parcel) -> None:
         """Send a request.
@@ -164,6 +171,7 @@ class Calls:
         run = parcel.run
         parcel.sent = self.brain.now
         self.parcels[handle] = parcel
+        self.brain.accounts.launched(parcel, handle)
         for i in parcel.members:
             if run.state[i] < OPEN:
                 run.state[i] = SENT
@@ -181,6 +189,7 @@ class Calls:
         elif isinstance(value, RateLimited):
             gate.throttled(parcel.sent, self.brain.now, value.retry_after)
             run.resumes_at = max(run.resumes_at, gate.closed_until)
+            self.brain.accounts.throttled(parcel)
         else:
             gate.lost()
         if ok:
@@ -192,7 +201,7 @@ class Calls:
                 if len(parcel.members) == 1:
                     self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
             return  # give_up has recorded it
-        self._record(parcel, ok, value)
+        self.brain.accounts.record(parcel, ok, value)
         if ok:
             self._answered(parcel, value)
         else:
@@ -204,39 +213,12 @@ class Calls:
 
         :param parcel: the request; its run is ending.
         """
+        if not parcel.handle:
+            return  # it was given up before, and has not ended yet
         error = Interrupted("the run was stopped")
         self.brain.prefixes.failed(parcel, counts=False)
-        self._record(parcel, False, error)
+        self.brain.accounts.record(parcel, False, error)
         self.brain.journaling.ended(parcel, error)
-
-    def _record(self, parcel: Parcel, ok: bool, value: Any) -> None:
-        run, request = parcel.run, parcel.request
-        usage = value.usage if ok else None
-        record = RequestFinished(
-            run=run.name,
-            at=self.brain.now - run.started,
-            backend=request.plugin,
-            operation=parcel.call.name,
-            model=request.model,
-            items=request.items,
-            attempt=parcel.attempt,
-            ready=parcel.ready - run.started,
-            sent=parcel.sent - run.started,
-            input_tokens=usage.input if usage else None,
-            output_tokens=usage.output if usage else None,
-            cached_tokens=usage.cached if usage else None,
-            written_tokens=usage.written if usage else None,
-            status=None if ok else value.status,
-            error="" if ok else type(value).__name__,
-            request_id=value.request_id,
-            billed="yes" if ok else value.billed,
-        )
-        run.askers.append(parcel.call.client)  # first: a report may be made at any moment
-        run.requests.append(record)
-        run.input_tokens += record.input_tokens or 0
-        run.output_tokens += record.output_tokens or 0
-        if run.observed:
-            self.brain.act("notify", record)
 
     def _answered(self, parcel: Parcel, response: Response) -> None:
         run, members = parcel.run, parcel.members
@@ -270,6 +252,7 @@ class Calls:
         self.brain.lifecycle.keep_paid(run, i, response)
         if run.state[i] >= OPEN:  # given up while its answer was written
             return
+        self.brain.accounts.spend(run, i, STORE)
         node = run.program.nodes[i]
         values = [run.values[d] for d in run.program.deps[i]]
         args = (call, response, node.args, values)
@@ -284,6 +267,7 @@ class Calls:
             without an answer, which is left alone.
         """
         run = parcel.run
+        self.brain.accounts.waited(parcel, STORE)
         for i, request, outcome in zip(parcel.members, parcel.requests, outcomes, strict=True):
             if run.state[i] >= OPEN or isinstance(outcome, CountMismatch):
                 continue
@@ -344,6 +328,8 @@ class Calls:
             self.brain.prefixes.failed(parcel, counts=False)
         else:
             parcel.ready = self.brain.now
+            self.brain.accounts.waited(parcel, RETRY)
+            self.brain.accounts.entered(parcel)
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:

@@ -207,6 +207,7 @@ class Dispatcher:
         self.cost[name] = seconds if known is None else 0.8 * known + 0.2 * min(seconds, 4 * known)
         run = task.run
         run.seconds[name] += seconds
+        self.brain.accounts.ran(task, ok, value, seconds)
         if _is_wanted(task):
             self.brain.stages[task.stage](run, task, ok, value, seconds)
 

@@ -18,6 +18,7 @@ from typing import Any
 from feste import store
 from feste.errors import FesteError
 from feste.events import Event
+from feste.scheduler import logs
 from feste.scheduler.brain import Brain
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import Executor, Reporter
@@ -78,7 +79,8 @@ class Driver:
         if self._closed and not threading.current_thread().daemon:  # daemons end with Python anyway
             raise FesteError("no run can begin any more: Python is ending")
         run.wall = time.time()
-        run.observed = self._observers.any
+        told = self._observers.heard()
+        run.observed, run.heard = bool(told), told | logs.wanted()
         self._events.put(("submit", run))
 
     def stop(self, run: Run, grace: float) -> None:
@@ -159,8 +161,8 @@ class Driver:
         put = self._events.put
         question(then=lambda ok, value: put(("told", ticket, ok, value)))
 
-    def _notify(self, event: Event) -> None:
-        self._observers.tell(event)
+    def _notify(self, run: Run, event: Event) -> None:
+        self._observers.tell(event, plugins=run.observed)
 
     def _finish(self, run: Run) -> None:
         self._observers.then(run.finish)

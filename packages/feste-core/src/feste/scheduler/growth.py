@@ -92,6 +92,8 @@ class Growth:
             self.brain.lifecycle.fail(run, i, lost)
             return
         position, fresh = self._merge(run, program, needed, run.program.rank[i])
+        for j in fresh:
+            run.since[j] = self.brain.now
         wanted = [position[j] for j in program.outputs]
         if self._needs(run, wanted, i):
             key = run.program.nodes[i].key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import threading
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -15,10 +16,12 @@ from feste.backend import Backend, Request
 from feste.context import Settings, everywhere
 from feste.draw import Determinism
 from feste.errors import FesteError, Interrupted
-from feste.events import RequestFinished
+from feste.events import CAUSES
 from feste.node import Node
 from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.program import Program
+from feste.scheduler.request_log import RequestLog
+from feste.scheduler.totals import Totals
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
@@ -102,7 +105,9 @@ class Run:
         self.steps_around = fused.around.get()
         self.on_error: str = settings["on_error"]
         self.keep: str = settings["keep"]
+        #: The names of the events that somebody wants, and whether any plugin does.
         self.observed = False
+        self.heard: frozenset[str] = frozenset()
 
         self.state = bytearray(count)
         self.pending = [len(d) for d in program.deps]
@@ -114,7 +119,11 @@ class Run:
         self.failed: list[int] = []
         self.ready: dict[str, list[tuple[int, int, Any]]] = {}
         self.gatherings: dict[int, Gathering] = {}
-        self.ready_at: list[float] = [0.0] * count
+        #: When nodes became ready, on the brain's clock; below 0 those that did not.
+        self.ready_at = array("d", [-1.0]) * count
+        #: When a call's account was last written, before that when its node was made; and the account.
+        self.since = array("d", bytes(8 * count))
+        self.totals: list[Totals | None] = [None] * count
         self.open = count
         #: Nodes whose task has returned nodes.
         self.emitters: set[int] = set()
@@ -132,9 +141,15 @@ class Run:
         self.cancelled = False
         #: Whether it is over but for nodes that other runs wait for.
         self.interrupted = False
-        self.requests: list[RequestFinished] = []
-        #: The backend of each of them.
-        self.askers: list[Backend] = []
+        self.requests = RequestLog(self.name)
+        #: The accounts of operations and models, by client.
+        self.rows: dict[tuple[int, str, str], Totals] = {}
+        #: The number of requests by the number of calls in them, of further attempts by the cause.
+        self.sizes: Counter[int] = Counter()
+        self.retries: Counter[str] = Counter()
+        self.in_flight = self.peak = self.breaker_openings = 0
+        #: How long calls have waited for others of requests that are being packed.
+        self.batched: dict[int, float] = {}
         #: The number of requests that wait for their next attempt, and until when (on the brain's
         #: clock) a gate that this run queues at is closed.
         self.retrying = 0
@@ -210,7 +225,9 @@ class Run:
         self.pending.append(0)
         self.uses.append(0)
         self.values.append(None)
-        self.ready_at.append(0.0)
+        self.ready_at.append(-1.0)
+        self.since.append(0.0)
+        self.totals.append(None)
         self.gone.append(0)
         self.open += 1
         self.calls += node.op.kind == "call"
@@ -287,3 +304,12 @@ class Run:
         if self.open:  # the run was stopped but did not end in time
             counts[NOT_STARTED] += sum(counts[state] for state in range(OPEN))
         return {name: counts[state] for state, name in STATES.items() if counts[state]}
+
+    def count_failures(self) -> dict[str, int]:
+        """Return how many nodes failed by themselves, by the name of the error's class."""
+        return dict(Counter(type(self.errors[i]).__name__ for i in self.failed).most_common())
+
+    def sum_waits(self) -> dict[str, float]:
+        """Return the seconds that calls have waited, summed over calls, by cause."""
+        sums = [sum(seconds) for seconds in zip(*(row.times for row in list(self.rows.values())))]
+        return {cause: waited for cause, waited in zip(CAUSES, sums) if waited}

@@ -73,6 +73,8 @@ class Lists:
     def _send(
         self, run: Run, calls: Sequence[tuple[int, Request]], split: Split | None = None
     ) -> None:
+        for i, _ in calls:
+            self.brain.accounts.batched(run, i)
         if len(calls) == 1:
             self._send_singly(run, calls, split)
             return

@@ -1,0 +1,346 @@
+"""Account for what calls wait for, and for what requests use.
+
+A call's time, from the start of its run or from when its node was made, is cut where its state
+changes, and each piece goes to one cause: so the pieces add up to the whole. Nothing is searched:
+each change costs the calls that it concerns, and a request at a gate reads two sums of the gate's as
+it comes and as it goes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from feste.backend import Request
+from feste.events import CAUSES, GateClosed, RequestFinished, RequestStarted, RunFinished
+from feste.scheduler.admission.gate import Gate
+from feste.scheduler.executor import PyTask
+from feste.scheduler.parcel import Parcel
+from feste.scheduler.run import GATHERED, JOINED, OPEN, PARSING, PREPARING, QUEUED, SENT, Run
+from feste.scheduler.totals import IN_FLIGHT, PYTHON, Totals
+
+if TYPE_CHECKING:
+    from feste.scheduler.brain import Brain
+
+__all__ = [
+    "BATCH",
+    "DEPENDENCY",
+    "PREFIX",
+    "RATE_LIMIT",
+    "RETRY",
+    "SHARED",
+    "SLOT",
+    "STORE",
+    "WORKER",
+    "Accounts",
+]
+
+DEPENDENCY, WORKER, STORE, BATCH, PREFIX, SLOT, RATE_LIMIT, RETRY, SHARED = range(len(CAUSES))
+#: What a call was waiting for that ends in such a state without having got on.
+_LAST = {
+    PREPARING: PYTHON,
+    GATHERED: BATCH,
+    QUEUED: SLOT,
+    SENT: IN_FLIGHT,
+    PARSING: STORE,
+    JOINED: SHARED,
+}
+
+
+def cause_at(gate: Gate[Any], now: float) -> int:
+    """Return why a gate lets no further request through.
+
+    :param gate: the gate.
+    :param now: the time in seconds on the brain's clock.
+    """
+    return RATE_LIMIT if now < gate.closed_until else SLOT
+
+
+class _Queueing:
+    """How long a gate has let nobody through, by cause."""
+
+    __slots__ = ("cause", "closed_until", "noted", "rate_limit", "slot")
+
+    def __init__(self) -> None:
+        self.cause = SLOT
+        self.noted = self.slot = self.rate_limit = 0.0
+        #: Until when it was closed when that was last told.
+        self.closed_until = 0.0
+
+    def until(self, now: float) -> tuple[float, float]:
+        """Return the seconds so far: for want of a slot, and for the provider's limit."""
+        elapsed, self.noted = now - self.noted, now
+        if self.cause == SLOT:
+            self.slot += elapsed
+        else:
+            self.rate_limit += elapsed
+        return self.slot, self.rate_limit
+
+
+class Accounts:
+    """The accounts of all runs.
+
+    :param brain: the brain that this belongs to.
+    """
+
+    def __init__(self, brain: Brain) -> None:
+        self.brain = brain
+        self._queueing: WeakKeyDictionary[Gate[Parcel], _Queueing] = WeakKeyDictionary()
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def totals(self, run: Run, i: int, request: Request | None = None) -> Totals:
+        """Return what a call is accounted for in; the first time, its wait for its inputs is noted.
+
+        :param run: the run.
+        :param i: the position of the call's node, which is ready.
+        :param request: its request, if that is known.
+        """
+        totals = run.totals[i]
+        if totals is None:
+            node: Any = run.program.nodes[i]
+            call = node.op
+            operation = f"{request.plugin if request else call.client.plugin}.{call.name}"
+            model = request.model if request else call.model(node.args)
+            name = (id(call.client), operation, model)
+            totals = run.rows.get(name)
+            if totals is None:
+                totals = run.rows[name] = Totals(call.client, operation, model)
+            run.totals[i] = totals
+            totals.begun += 1
+            made = max(run.started, run.since[i])
+            run.since[i] = run.ready_at[i]
+            totals.times[DEPENDENCY] += run.since[i] - made
+        return totals
+
+    def spend(self, run: Run, i: int, cause: int) -> None:
+        """Account for a call's time since its last change.
+
+        :param run: the run.
+        :param i: the position of the call's node.
+        :param cause: what it waited for, or IN_FLIGHT or PYTHON.
+        """
+        times, now = self.totals(run, i).times, self.brain.now
+        times[cause] += now - run.since[i]
+        run.since[i] = now
+
+    def ran(self, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+        """Account for a piece of Python of calls: it waited for a worker, then ran.
+
+        :param task: the piece.
+        :param ok: whether it ended well.
+        :param value: its result.
+        :param seconds: how long it ran.
+        """
+        if task.stage == "run":
+            return
+        run, now = task.run, self.brain.now
+        for i in task.members:
+            if run.state[i] < OPEN:
+                request = value if ok and task.stage == "prepare" else None
+                times = self.totals(run, i, request).times
+                took = min(seconds, now - run.since[i])
+                times[WORKER] += now - run.since[i] - took
+                times[PYTHON] += took
+                run.since[i] = now
+
+    def ended(self, run: Run, i: int, before: int) -> None:
+        """Account for the rest of a call's time.
+
+        :param run: the run.
+        :param i: the position of a node.
+        :param before: the state that it was in.
+        """
+        if before in _LAST and run.program.nodes[i].op.kind == "call":
+            self.spend(run, i, _LAST[before])
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def waited(self, parcel: Parcel, cause: int) -> None:
+        """Account for a request's time since its last change, and for that of its calls.
+
+        :param parcel: the request.
+        :param cause: what it waited for, or IN_FLIGHT.
+        """
+        now, run = self.brain.now, parcel.run
+        if cause < len(CAUSES):
+            parcel.waits[cause] += now - parcel.noted
+        parcel.noted = now
+        for i in parcel.members:
+            if run.state[i] < OPEN:
+                self.spend(run, i, cause)
+
+    def batched(self, run: Run, i: int) -> None:
+        """Account for the time that a call waited for the others of its request.
+
+        :param run: the run.
+        :param i: the position of the call's node.
+        """
+        waited = self.brain.now - run.since[i]
+        if waited:
+            run.batched[i] = waited + run.batched.get(i, 0.0)
+            self.spend(run, i, BATCH)
+
+    def gathered(self, parcel: Parcel) -> None:
+        """Account for what the calls of a new request waited for each other.
+
+        :param parcel: the request.
+        """
+        run = parcel.run
+        for i in parcel.members:
+            self.batched(run, i)
+            parcel.waits[BATCH] = max(parcel.waits[BATCH], run.batched.pop(i, 0.0))
+
+    def entered(self, parcel: Parcel) -> None:
+        """Note that a request begins to queue at its gate.
+
+        :param parcel: the request.
+        """
+        queueing = self._queueing.get(parcel.gate)
+        if queueing is None:
+            queueing = self._queueing[parcel.gate] = _Queueing()
+        parcel.queued = queueing.until(self.brain.now)
+
+    def admitted(self, parcel: Parcel) -> None:
+        """Account for a request's time at its gate.
+
+        :param parcel: the request.
+        """
+        run, now = parcel.run, self.brain.now
+        slot, rate_limit = self._queueing[parcel.gate].until(now)
+        slot, rate_limit = slot - parcel.queued[0], rate_limit - parcel.queued[1]
+        parcel.waits[SLOT] += slot
+        parcel.waits[RATE_LIMIT] += rate_limit
+        parcel.noted = now
+        for i in parcel.members:
+            if run.state[i] < OPEN:
+                times = self.totals(run, i).times
+                times[SLOT] += slot
+                times[RATE_LIMIT] += rate_limit
+                run.since[i] = now
+
+    def held(self, gate: Gate[Parcel]) -> None:
+        """Note why a gate holds its queue from now on.
+
+        :param gate: the gate.
+        """
+        queueing = self._queueing.get(gate)
+        if queueing is not None:
+            queueing.until(self.brain.now)
+            queueing.cause = cause_at(gate, self.brain.now)
+
+    def throttled(self, parcel: Parcel) -> None:
+        """Tell that a provider asked everyone to wait, once for each such time.
+
+        :param parcel: the request that it refused.
+        """
+        queueing, until, now = self._queueing[parcel.gate], parcel.gate.closed_until, self.brain.now
+        was_closed, queueing.closed_until = now < queueing.closed_until, until
+        if until > now and not was_closed:
+            self.closed(parcel, "rate_limit", until - now)
+
+    def closed(self, parcel: Parcel, reason: str, seconds: float) -> None:
+        """Tell observers that nothing is sent to a provider for a while.
+
+        :param parcel: the request that caused it.
+        :param reason: as in :class:`~feste.events.GateClosed`.
+        :param seconds: for how long.
+        """
+        run, request = parcel.run, parcel.request
+        run.breaker_openings += reason == "breaker"
+        if GateClosed.name in run.heard:
+            at = self.brain.now - run.started
+            event = GateClosed(run.name, at, request.plugin, request.model, reason, seconds)
+            self.brain.act("notify", run, event)
+
+    def launched(self, parcel: Parcel, number: int) -> None:
+        """Note that a request is sent.
+
+        :param parcel: the request.
+        :param number: its number.
+        """
+        run, request = parcel.run, parcel.request
+        self.waited(parcel, STORE)
+        parcel.handle = number
+        run.in_flight += 1
+        run.peak = max(run.peak, run.in_flight)
+        if parcel.error is not None:
+            run.retries[type(parcel.error).__name__] += 1
+        if RequestStarted.name in run.heard:
+            event = RequestStarted(
+                run=run.name,
+                at=self.brain.now - run.started,
+                number=number,
+                backend=request.plugin,
+                operation=parcel.call.name,
+                model=request.model,
+                items=request.items,
+                attempt=parcel.attempt,
+            )
+            self.brain.act("notify", run, event)
+
+    def record(self, parcel: Parcel, ok: bool, value: Any) -> None:
+        """Record a request that ended.
+
+        :param parcel: the request.
+        :param ok: whether a response came.
+        :param value: the response, or the error.
+        """
+        run, request = parcel.run, parcel.request
+        usage = value.usage if ok else None
+        record = RequestFinished(
+            run=run.name,
+            at=self.brain.now - run.started,
+            backend=request.plugin,
+            operation=parcel.call.name,
+            model=request.model,
+            items=request.items,
+            attempt=parcel.attempt,
+            ready=parcel.ready - run.started,
+            sent=parcel.sent - run.started,
+            input_tokens=usage.input if usage else None,
+            output_tokens=usage.output if usage else None,
+            cached_tokens=usage.cached if usage else None,
+            written_tokens=usage.written if usage else None,
+            status=None if ok else value.status,
+            error="" if ok else type(value).__name__,
+            request_id=value.request_id,
+            billed="yes" if ok else value.billed,
+            number=parcel.handle,
+            waits={cause: wait for cause, wait in zip(CAUSES, parcel.waits) if wait},
+        )
+        self.waited(parcel, IN_FLIGHT)
+        parcel.waits = [0.0] * len(CAUSES)
+        parcel.handle = 0
+        run.in_flight -= 1
+        run.requests.append(record)
+        run.sizes[record.items] += 1
+        unknown = record.billed == "unknown"
+        totals = self.totals(run, parcel.members[0], request)
+        totals.add(record, request.size if unknown else 0, request.max_output)
+        run.input_tokens += record.input_tokens or 0
+        run.output_tokens += record.output_tokens or 0
+        if RequestFinished.name in run.heard:
+            self.brain.act("notify", run, record)
+
+    # --- runs -------------------------------------------------------------------------------------
+
+    def closing(self, run: Run) -> RunFinished:
+        """Return the event of a run's end.
+
+        :param run: the run.
+        """
+        return RunFinished(
+            run=run.name,
+            at=self.brain.now - run.started,
+            states=run.count_states(),
+            requests=len(run.requests),
+            input_tokens=run.input_tokens,
+            output_tokens=run.output_tokens,
+            cancelled=run.cancelled,
+            failures=run.count_failures(),
+            retries=dict(run.retries),
+            waits=run.sum_waits(),
+            peak=run.peak,
+            damaged=run.damaged,
+        )
