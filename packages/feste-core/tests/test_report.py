@@ -295,7 +295,7 @@ def test_html_is_for_notebooks_and_escapes_what_others_wrote() -> None:
     page = report_of(llm.chat("hello"))._repr_html_()
 
     assert "<script>" not in page and "&lt;script&gt;" in page
-    assert "<table>" in page and "<svg" in page
+    assert "<table" in page and "<svg" in page
 
 
 def test_the_timeline_is_a_picture_of_every_request() -> None:

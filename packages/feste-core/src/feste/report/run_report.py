@@ -18,6 +18,7 @@ from feste.report.prices import Prices
 from feste.report.remarks import UnknownRequest, unknown_requests
 from feste.report.run_text import headline, html_of, table_of, text_of
 from feste.report.timeline import Span, draw_timeline
+from feste.report.waiting import in_order
 from feste.scheduler.request_log import RequestLog
 from feste.scheduler.run import KEPT
 from feste.wording import counted
@@ -25,7 +26,25 @@ from feste.wording import counted
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["RunReport"]
+__all__ = ["Closing", "RunReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """A time for which no request went to a model's provider.
+
+    :param backend: the backend's plugin name.
+    :param model: the model.
+    :param reason: as in :class:`feste.events.GateClosed`.
+    :param start: the start in seconds since the run started, which may be before it.
+    :param end: the end, likewise.
+    """
+
+    backend: str
+    model: str
+    reason: str
+    start: float
+    end: float
 
 
 @dataclass(slots=True)
@@ -64,6 +83,7 @@ class RunReport:
     :param waits: the seconds that calls waited, by cause, summed over calls; see
         :data:`feste.events.CAUSES`.
     :param versions: the versions of Feste and of its plugins, by distribution.
+    :param closings: the times for which no request went to a model's provider.
     :param task_spans: when tasks ran that took longer than a millisecond.
 
     >>> import feste
@@ -106,6 +126,7 @@ class RunReport:
     begun: int = 0
     waits: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    closings: list[Closing] = field(default_factory=list)
     task_spans: list[Span] = field(default_factory=list)
 
     @classmethod
@@ -149,8 +170,9 @@ class RunReport:
             begun=sum(row.begun for row in totals),
             waits=run.sum_waits(),
             versions={info.distribution: info.version for info in registry().plugins},
+            closings=[Closing(*closing) for closing in run.closings],
             task_spans=[
-                Span(lane, label, begun, end, ok, waits={"worker": wait} if wait else {})
+                Span(lane, label, begun, end, ok, waits=[("worker", wait)] if wait else [])
                 for lane, label, begun, end, wait, ok in run.spans
             ],
         )
@@ -162,6 +184,7 @@ class RunReport:
         data["operations"] = [asdict(row) for row in self.operations]
         data["requests"] = [r.to_json() for r in self.requests]
         data["unknown"] = [asdict(unknown) for unknown in self.unknown]
+        data["closings"] = [asdict(closing) for closing in self.closings]
         data["task_spans"] = [asdict(span) for span in self.task_spans]
         data["sizes"] = {str(size): count for size, count in self.sizes.items()}
         return {"schema": SCHEMA, **data}
@@ -180,7 +203,12 @@ class RunReport:
                 f"the report is of schema {data['schema']}, this Feste reads up to {SCHEMA}: update it"
             )
         own = _known(cls, data)
-        kinds = {"operations": OperationRow, "unknown": UnknownRequest, "task_spans": Span}
+        kinds = {
+            "operations": OperationRow,
+            "unknown": UnknownRequest,
+            "closings": Closing,
+            "task_spans": Span,
+        }
         for name, kind in kinds.items():
             own[name] = [kind(**_known(kind, each)) for each in own.get(name, ())]
         requests = (RequestFinished(**_known(RequestFinished, r)) for r in own.get("requests", ()))
@@ -208,7 +236,14 @@ class RunReport:
     @property
     def spans(self) -> list[Span]:
         """When each request and each longer task ran, and what it waited for before."""
-        return [*map(_request_span, self.requests), *self.task_spans]
+        closed: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for closing in self.closings:
+            times = closed.setdefault((closing.backend, closing.model), [])
+            times.append((closing.start, closing.end))
+        return [
+            *(_request_span(r, closed.get((r.backend, r.model), ())) for r in self.requests),
+            *self.task_spans,
+        ]
 
     def timeline(self, path: str | Path | None = None) -> str:
         """Draw when each request and each task ran, as SVG, which a notebook displays.
@@ -252,7 +287,7 @@ def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if name in names}
 
 
-def _request_span(request: RequestFinished) -> Span:
+def _request_span(request: RequestFinished, closed: Sequence[tuple[float, float]]) -> Span:
     return Span(
         f"{request.operation} {request.model}".rstrip(),
         request.operation,
@@ -260,5 +295,5 @@ def _request_span(request: RequestFinished) -> Span:
         request.at,
         not request.error,
         request.items,
-        request.waits,
+        in_order(request.waits, request.sent, closed),
     )

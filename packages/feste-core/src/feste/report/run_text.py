@@ -94,7 +94,7 @@ def _waits(report: RunReport) -> str:
     if mean < _LEAST:
         return ""
     causes = sorted(means.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{_plain(n)} {s:,.2f} s" for n, s in causes if s >= _PART * mean)
+    told = ", ".join(f"{_wait(n)} {s:,.2f} s" for n, s in causes if s >= _PART * mean)
     in_flight = sum(row.in_flight for row in report.operations) / begun
     return f"waits: {mean:,.2f} s a call: {told}; then {in_flight:,.2f} s in flight"
 
@@ -102,6 +102,10 @@ def _waits(report: RunReport) -> str:
 def _failures(report: RunReport) -> str:
     told = ", ".join(f"{n:,} {name}" for name, n in report.failures.items())
     return f"failures: {told}" if told else ""
+
+
+def _wait(cause: str) -> str:
+    return {"prefix": "prompt cache", "shared": "another run"}.get(cause, _plain(cause))
 
 
 def _plain(name: str) -> str:
@@ -176,7 +180,7 @@ def html_of(report: RunReport) -> str:
         heading, *rows = report.table()
         body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
         head = f"<thead><tr>{_html_cells('th', heading)}</tr></thead>"
-        parts.append(f"<table>{head}<tbody>{body}</tbody></table>")
+        parts.append(f'<table style="margin-bottom:1em">{head}<tbody>{body}</tbody></table>')
     parts += [_p(remark) for remark in remarks(report)]
     parts += [f"<pre>{html.escape(error)}</pre>" for error in report.errors[:5]]
     return "".join(parts)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 MAX_LANES = 40
 
@@ -20,7 +20,7 @@ class Span:
     :param end: the end, likewise.
     :param ok: whether it succeeded.
     :param items: the number of calls that it carried.
-    :param waits: the seconds that it waited before its start, by cause, the first cause first.
+    :param waits: causes and seconds of what it waited for before its start, in this order.
     """
 
     lane: str
@@ -29,12 +29,12 @@ class Span:
     end: float
     ok: bool = True
     items: int = 1
-    waits: Mapping[str, float] = field(default_factory=dict)
+    waits: Sequence[tuple[str, float]] = ()
 
     @property
     def wait(self) -> float:
         """The seconds between being ready and starting."""
-        return sum(self.waits.values())
+        return sum(wait for _, wait in self.waits)
 
 
 def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
@@ -45,7 +45,7 @@ def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
     :raises ValueError: if a span has a time that is not finite, or ends before it starts.
     """
     for span in spans:
-        waits = span.waits.values()
+        waits = [wait for _, wait in span.waits]
         finite = all(map(math.isfinite, (span.start, span.end, *waits)))
         if not finite or span.end < span.start or min(waits, default=0.0) < 0:
             raise ValueError(f"the span {span.label!r} of {span.lane!r} has impossible times")

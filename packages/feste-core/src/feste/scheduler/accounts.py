@@ -234,23 +234,28 @@ class Accounts:
 
         :param parcel: the request that it refused.
         """
-        queueing, until, now = self._queueing[parcel.gate], parcel.gate.closed_until, self.brain.now
-        was_closed, queueing.closed_until = now < queueing.closed_until, until
-        if until > now and not was_closed:
-            self.closed(parcel, "rate_limit", until - now)
+        self.closed(parcel, "rate_limit", parcel.gate.closed_until)
 
-    def closed(self, parcel: Parcel, reason: str, seconds: float) -> None:
-        """Tell observers that nothing is sent to a provider for a while.
+    def closed(self, parcel: Parcel, reason: str, until: float) -> None:
+        """Note that nothing is sent to a provider for a while, and tell it once.
 
         :param parcel: the request that caused it.
         :param reason: as in :class:`~feste.events.GateClosed`.
-        :param seconds: for how long.
+        :param until: the time of the end, on the brain's clock.
         """
-        run, request = parcel.run, parcel.request
+        run, request, now = parcel.run, parcel.request, self.brain.now
+        queueing = self._queueing[parcel.gate]
+        start = max(now, queueing.closed_until)
+        if until <= start:
+            return  # known already
+        queueing.closed_until = until
         run.breaker_openings += reason == "breaker"
-        if GateClosed.name in run.heard:
-            at = self.brain.now - run.started
-            event = GateClosed(run.name, at, request.plugin, request.model, reason, seconds)
+        for each in self.brain.runs:  # others may wait at that gate, too
+            times = start - each.started, until - each.started
+            each.closings.append((request.plugin, request.model, reason, *times))
+        if start == now and GateClosed.name in run.heard:
+            at = now - run.started
+            event = GateClosed(run.name, at, request.plugin, request.model, reason, until - now)
             self.brain.act("notify", run, event)
 
     def launched(self, parcel: Parcel, number: int) -> None:

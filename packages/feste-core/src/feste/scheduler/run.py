@@ -147,6 +147,8 @@ class Run:
         #: The number of requests by the number of calls in them, of further attempts by the cause.
         self.sizes: Counter[int] = Counter()
         self.retries: Counter[str] = Counter()
+        #: Backend, model, reason, start and end of the times for which a gate was closed.
+        self.closings: list[tuple[str, str, str, float, float]] = []
         self.in_flight = self.peak = self.breaker_openings = 0
         #: How long calls have waited for others of requests that are being packed.
         self.batched: dict[int, float] = {}
