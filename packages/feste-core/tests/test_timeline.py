@@ -125,7 +125,9 @@ def test_the_curve_counts_what_runs_at_once() -> None:
 def test_a_bar_tells_its_times_wait_calls_and_failure() -> None:
     run = [Span("openai.embed small", "embed", 2, 3.25, False, 96, [("slot", 0.5)])]
     root = parsed(draw_timeline(run, title="Embedding"))
-    assert "embed\n2 s to 3.25 s (1.25 s), waited 500 ms for a slot, 96 calls, failed" in titles(root)
+    assert "embed\n2 s to 3.25 s (1.25 s), waited 500 ms for a slot, 96 calls, failed" in titles(
+        root
+    )
     assert {"embed × 96", "waiting", "waits for a slot", "failed", "Embedding"} <= set(texts(root))
     assert (
         root.get("aria-label")
@@ -165,7 +167,10 @@ def test_tasks_prompts_and_calls_differ() -> None:
 
 
 def test_very_many_spans_become_shades() -> None:
-    run = [Span("chat", f"{n}", n, n + 30, n != 50_000, 1, [("slot", float(n))]) for n in range(100_000)]
+    run = [
+        Span("chat", f"{n}", n, n + 30, n != 50_000, 1, [("slot", float(n))])
+        for n in range(100_000)
+    ]
     run += [Span("task clean", "x", 500, 550)]
     root = parsed(draw_timeline(run))
     assert not with_class(root, "bar")
@@ -293,7 +298,9 @@ def areas(root: ElementTree.Element) -> dict[str, float]:
 
 def test_the_band_shows_how_many_waited_for_what() -> None:
     """The area of a cause is the sum of its waits; causes that are too short to see are left out."""
-    run = [Span("chat", f"{n}", 10, 20, waits=[("rate_limit", 4.0), ("slot", 6.0)]) for n in range(5)]
+    run = [
+        Span("chat", f"{n}", 10, 20, waits=[("rate_limit", 4.0), ("slot", 6.0)]) for n in range(5)
+    ]
     run += [Span("chat", "last", 20, 30, waits=[("slot", 20.0), ("store", 1e-6)])]
     root = parsed(draw_timeline(run))
     found = areas(root)

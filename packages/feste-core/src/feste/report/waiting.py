@@ -8,7 +8,17 @@ from feste.report.axis import BINS, CHART, GUTTER, Axis
 from feste.report.spans import Span
 from feste.report.svg import Rect, svg_rect, svg_text
 
-__all__ = ["COLOURS", "LEAST", "WORDS", "band", "causes_of", "in_order", "intervals", "legend", "thin_bars"]
+__all__ = [
+    "COLOURS",
+    "LEAST",
+    "WORDS",
+    "band",
+    "causes_of",
+    "in_order",
+    "intervals",
+    "legend",
+    "thin_bars",
+]
 
 #: The causes in the order in which a request meets them, with their words in the legend.
 WORDS = {
@@ -106,7 +116,13 @@ def causes_of(spans: Iterable[Span], axis: Axis) -> list[str]:
     :param axis: the time axis.
     """
     least = LEAST * (axis.high - axis.low)
-    seen = {c for span in spans if span.waits for c, start, end in intervals(span) if end - start >= least}
+    seen = {
+        c
+        for span in spans
+        if span.waits
+        for c, start, end in intervals(span)
+        if end - start >= least
+    }
     return [cause for cause in WORDS if cause in seen]
 
 
@@ -129,7 +145,9 @@ def band(spans: Sequence[Span], causes: Sequence[str], axis: Axis, y: float) -> 
     below, parts = [0.0] * BINS, []
     for cause in causes:
         above = [low + high for low, high in zip(below, levels[cause])]
-        parts.append(_area(cause, [floor - n * scale for n in above], [floor - n * scale for n in below]))
+        parts.append(
+            _area(cause, [floor - n * scale for n in above], [floor - n * scale for n in below])
+        )
         below = above
     words = svg_text("label", 12, y + 22, "waiting")
     small = svg_text("small", 12, y + 36, f"most: {max(1, round(most)):,}")
