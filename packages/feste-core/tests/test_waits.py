@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 import random
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,9 @@ import pytest
 import feste
 from feste.backend import Limits, Profile, PromptCache, Request, Response
 from feste.errors import CallTimeout, InvalidRequest, RateLimited, ServerError
-from feste.events import CAUSES
+from feste.events import CAUSES, GateClosed, RequestFinished
 from feste.report import RunReport
+from feste.scheduler.request_log import RequestLog
 from feste.scheduler.run import Run
 from feste.scheduler.totals import Totals
 from feste.testing import FakeBackend, FakeParams, VirtualClock
@@ -280,3 +285,104 @@ def test_the_most_in_flight() -> None:
     run = Watched(llm.answer).ran([llm.chat(f"{i}") for i in range(30)])
 
     assert run.peak == 7
+
+
+def test_a_gate_that_closes_is_told_once() -> None:
+    """However many requests are refused together; longer waits asked for later are no other closing."""
+    llm = FakeBackend(limits=Limits(concurrency=4))
+    refused: list[Request] = []
+
+    def answer(request: Request) -> Response:
+        if len(refused) < 4:
+            refused.append(request)
+            raise RateLimited("slow down", retry_after=10.0 + len(refused))
+        return llm.answer(request)
+
+    clock = Watched(answer, request_seconds=lambda request: 1.0 + len(refused) / 8)
+    run = clock.run([llm.chat(f"{i}") for i in range(9)])
+    run.heard = frozenset([GateClosed.name])
+    clock.tell(0.0, ("submit", run))
+    clock.drive()
+    report = RunReport.of(run)
+
+    (event,) = clock.events
+    assert (event.at, event.backend, event.reason, event.seconds) == (
+        1.0,
+        "fake",
+        "rate_limit",
+        11.0,
+    )
+    assert report.closings[0].start == 1.0
+    for one, two in pairwise(report.closings):
+        assert one.end == two.start
+    assert report.closings[-1].end == 1.0 + 3 / 8 + 14.0
+    assert run.retries == {"RateLimited": 4} and report.failures == {}
+
+
+# --- what is kept -----------------------------------------------------------------------------------
+
+
+def some_requests(count: int) -> list[RequestFinished]:
+    rng = random.Random(1)
+    return [
+        RequestFinished(
+            run="run-1",
+            at=rng.random() * 1e4,
+            backend="fake",
+            operation=rng.choice(["chat", "embed"]),
+            model=rng.choice(["m-1", "m-2"]),
+            items=rng.choice([1, 64]),
+            attempt=rng.choice([1, 2]),
+            ready=rng.random(),
+            sent=rng.random(),
+            input_tokens=rng.choice([None, 0, rng.randrange(1 << 40)]),
+            output_tokens=rng.choice([None, 0, rng.randrange(1 << 40)]),
+            cached_tokens=rng.choice([None, 7]),
+            written_tokens=rng.choice([None, 8]),
+            status=rng.choice([None, 503]),
+            error=rng.choice(["", "ServerError", "RateLimited"]),
+            request_id=rng.choice([None, f"req_{rng.getrandbits(128):032x}"]),
+            billed=rng.choice(["yes", "no", "unknown"]),
+            number=rng.randrange(1 << 40),
+            waits={"slot": rng.random(), "retry": rng.random()},
+        )
+        for _ in range(count)
+    ]
+
+
+def test_packed_requests_are_the_requests() -> None:
+    """What was put in comes out, in order, by position, slice and iteration; copies stay as they are."""
+    records = some_requests(300)
+    log = RequestLog("run-1", records[:200])
+    before = log.copy()
+    for record in records[200:]:
+        log.append(record)
+
+    assert list(log) == log[:] == records and log == records and records == log
+    assert (log[-1], log[7:9], len(log)) == (records[-1], records[7:9], 300)
+    assert before == records[:200] and before != log
+    assert pickle.loads(pickle.dumps(log)) == records
+    with pytest.raises(IndexError, match="300 requests, none at 300"):
+        log[300]
+
+
+def test_odd_figures_of_a_plugin_are_unknown() -> None:
+    """What is no count is not kept as one, and breaks nothing."""
+    odd = dataclasses.replace(
+        some_requests(1)[0], input_tokens=-5, output_tokens=1.5, status="busy", billed="perhaps"
+    )  # type: ignore[arg-type]
+    (kept,) = RequestLog("run-1", [odd])
+
+    assert (kept.input_tokens, kept.output_tokens, kept.status) == (None, None, None)
+    assert kept.billed == "unknown"
+
+
+def test_a_request_takes_less_than_300_bytes() -> None:
+    """With an identifier of its own, as providers send it."""
+    log = RequestLog("run-1")
+    records = some_requests(5000)
+    for record in records:
+        log.append(dataclasses.replace(record, request_id=f"req_{record.number:032x}"))
+    size = sum(map(sys.getsizeof, (log._data, log._ids, *log._ids)))
+
+    assert size / len(log) < 300
