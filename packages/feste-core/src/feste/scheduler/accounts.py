@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 DEPENDENCY, WORKER, STORE, BATCH, PREFIX, SLOT, RATE_LIMIT, RETRY, SHARED = range(len(CAUSES))
+#: What a call waits for until its request is complete.
+_BATCHED = (BATCH, SLOT, RATE_LIMIT)
 #: What a call was waiting for that ends in such a state without having got on.
 _LAST = {
     PREPARING: PYTHON,
@@ -47,34 +49,44 @@ _LAST = {
 }
 
 
-def cause_at(gate: Gate[Any], now: float) -> int:
-    """Return why a gate lets no further request through.
+def cause_at(gate: Gate[Any], now: float) -> int | None:
+    """Return why a gate lets no further request through, or None if it would.
 
     :param gate: the gate.
     :param now: the time in seconds on the brain's clock.
     """
-    return RATE_LIMIT if now < gate.closed_until else SLOT
+    if now < gate.closed_until:
+        return RATE_LIMIT
+    return None if gate.room(now) else SLOT
 
 
 class _Queueing:
     """How long a gate has let nobody through, by cause."""
 
-    __slots__ = ("cause", "closed_until", "noted", "rate_limit", "slot")
+    __slots__ = ("cause", "closed_until", "noted", "sums")
 
-    def __init__(self) -> None:
-        self.cause = SLOT
-        self.noted = self.slot = self.rate_limit = 0.0
+    def __init__(self, now: float) -> None:
+        self.cause: int | None = None
+        self.noted = now
+        #: The seconds so far for want of a slot, and for the provider's limit.
+        self.sums = (0.0, 0.0)
         #: Until when it was closed when that was last told.
         self.closed_until = 0.0
 
     def until(self, now: float) -> tuple[float, float]:
-        """Return the seconds so far: for want of a slot, and for the provider's limit."""
+        """Return the sums; those who ask at one moment share a tuple."""
         elapsed, self.noted = now - self.noted, now
-        if self.cause == SLOT:
-            self.slot += elapsed
-        else:
-            self.rate_limit += elapsed
-        return self.slot, self.rate_limit
+        if elapsed and self.cause is not None:
+            slot, rate_limit = self.sums
+            if self.cause == SLOT:
+                self.sums = (slot + elapsed, rate_limit)
+            else:
+                self.sums = (slot, rate_limit + elapsed)
+        return self.sums
+
+
+def _since(before: tuple[float, float], now: tuple[float, float]) -> tuple[float, float]:
+    return now[0] - before[0], now[1] - before[1]
 
 
 class Accounts:
@@ -170,16 +182,36 @@ class Accounts:
             if run.state[i] < OPEN:
                 self.spend(run, i, cause)
 
+    def arrived(self, run: Run, i: int, gate: Gate[Parcel]) -> None:
+        """Note that a call begins to wait for others of its group, or until their gate has room.
+
+        :param run: the run.
+        :param i: the position of the call's node.
+        :param gate: the gate.
+        """
+        self.batched(run, i)
+        run.arrived[i] = self._gate(gate), self._gate(gate).until(self.brain.now)
+
     def batched(self, run: Run, i: int) -> None:
-        """Account for the time that a call waited for the others of its request.
+        """Account for the time that a call waited for others of its request, or for room at their gate.
 
         :param run: the run.
         :param i: the position of the call's node.
         """
-        waited = self.brain.now - run.since[i]
-        if waited:
-            run.batched[i] = waited + run.batched.get(i, 0.0)
-            self.spend(run, i, BATCH)
+        arrived, waited = run.arrived.pop(i, None), self.brain.now - run.since[i]
+        if not waited:
+            return
+        slot = rate_limit = 0.0
+        if arrived is not None:
+            queueing, before = arrived
+            slot, rate_limit = _since(before, queueing.until(self.brain.now))
+        times = self.totals(run, i).times
+        pieces = (waited - slot - rate_limit, slot, rate_limit)
+        for cause, seconds in zip(_BATCHED, pieces):
+            times[cause] += seconds
+        run.since[i] = self.brain.now
+        earlier = run.batched.get(i, (0.0, 0.0, 0.0))
+        run.batched[i] = tuple(a + b for a, b in zip(earlier, pieces))
 
     def gathered(self, parcel: Parcel) -> None:
         """Account for what the calls of a new request waited for each other.
@@ -187,19 +219,26 @@ class Accounts:
         :param parcel: the request.
         """
         run = parcel.run
+        longest: tuple[float, ...] = ()
         for i in parcel.members:
             self.batched(run, i)
-            parcel.waits[BATCH] = max(parcel.waits[BATCH], run.batched.pop(i, 0.0))
+            longest = max(longest, run.batched.pop(i, ()), key=sum)
+        for cause, seconds in zip(_BATCHED, longest):
+            parcel.waits[cause] += seconds
+
+    def _gate(self, gate: Gate[Parcel]) -> _Queueing:
+        queueing = self._queueing.get(gate)
+        if queueing is None:
+            queueing = self._queueing[gate] = _Queueing(self.brain.now)
+            queueing.cause = cause_at(gate, self.brain.now)
+        return queueing
 
     def entered(self, parcel: Parcel) -> None:
         """Note that a request begins to queue at its gate.
 
         :param parcel: the request.
         """
-        queueing = self._queueing.get(parcel.gate)
-        if queueing is None:
-            queueing = self._queueing[parcel.gate] = _Queueing()
-        parcel.queued = queueing.until(self.brain.now)
+        parcel.queued = self._gate(parcel.gate).until(self.brain.now)
 
     def admitted(self, parcel: Parcel) -> None:
         """Account for a request's time at its gate.
@@ -207,8 +246,8 @@ class Accounts:
         :param parcel: the request.
         """
         run, now = parcel.run, self.brain.now
-        slot, rate_limit = self._queueing[parcel.gate].until(now)
-        slot, rate_limit = slot - parcel.queued[0], rate_limit - parcel.queued[1]
+        _, rate_limit = _since(parcel.queued, self._gate(parcel.gate).until(now))
+        slot = now - parcel.noted - rate_limit
         parcel.waits[SLOT] += slot
         parcel.waits[RATE_LIMIT] += rate_limit
         parcel.noted = now
@@ -220,14 +259,13 @@ class Accounts:
                 run.since[i] = now
 
     def held(self, gate: Gate[Parcel]) -> None:
-        """Note why a gate holds its queue from now on.
+        """Note whether a gate lets nobody through from now on, and why.
 
         :param gate: the gate.
         """
-        queueing = self._queueing.get(gate)
-        if queueing is not None:
-            queueing.until(self.brain.now)
-            queueing.cause = cause_at(gate, self.brain.now)
+        queueing = self._gate(gate)
+        queueing.until(self.brain.now)
+        queueing.cause = cause_at(gate, self.brain.now)
 
     def throttled(self, parcel: Parcel) -> None:
         """Tell that a provider asked everyone to wait, once for each such time.
@@ -244,7 +282,7 @@ class Accounts:
         :param until: the time of the end, on the brain's clock.
         """
         run, request, now = parcel.run, parcel.request, self.brain.now
-        queueing = self._queueing[parcel.gate]
+        queueing = self._gate(parcel.gate)
         start = max(now, queueing.closed_until)
         if until <= start:
             return  # known already

@@ -81,12 +81,13 @@ class Calls:
         """
         self.brain.accounts.spend(run, i, STORE)
         gathering = run.gatherings.get(i)
-        if gathering is None:
+        before, run.state[i] = run.state[i], GATHERED
+        if gathering is not None:
+            if gathering.arrive(i, request):
+                self.brain.lists.flush(run, gathering)
+        elif not self.brain.groups.arrive(run, [(i, request)]):
+            run.state[i] = before
             self.queue(run, [i], [request], request)
-            return
-        run.state[i] = GATHERED
-        if gathering.arrive(i, request):
-            self.brain.lists.flush(run, gathering)
 
     def withdraw(self, run: Run) -> None:
         """Remove a stopping run's requests from the gates; those sent before fail with their error.
@@ -122,17 +123,26 @@ class Calls:
         :param split: the refused list that it is a part of, or None.
         """
         call: Any = run.program.nodes[members[0]].op
-        name = (request.endpoint, request.account, request.model)
-        gate = self.gates.get(name)
-        if gate is None:
-            gate = self.gates[name] = Gate()
-        gate.heed(call.client, call.client.limits)
+        gate = self.gate_of(call, request)
         for i in members:
             run.state[i] = QUEUED
         run.resumes_at = max(run.resumes_at, gate.closed_until)
         parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
         self.brain.accounts.gathered(parcel)
         self.enter(parcel)
+
+    def gate_of(self, call: Call[Any], request: Request) -> Gate[Parcel]:
+        """Return the gate of a request.
+
+        :param call: its operation.
+        :param request: the request.
+        """
+        name = (request.endpoint, request.account, request.model)
+        gate = self.gates.get(name)
+        if gate is None:
+            gate = self.gates[name] = Gate()
+        gate.heed(call.client, call.client.limits)
+        return gate
 
     def enter(self, parcel: Parcel) -> None:
         """Let a request queue at its gate, unless it has to wait until its prefix is cached.
@@ -157,10 +167,18 @@ class Calls:
                     self.brain.journaling.intend(parcel)
                 else:
                     self.launch(parcel)
-            if len(gate) and gate.closed_until > max(self.brain.now, gate.wakes_at):
-                gate.wakes_at = gate.closed_until
-                self.brain.later(gate.closed_until - self.brain.now, lambda now: None)
+            if len(gate):
+                self.watch(gate)
             self.brain.accounts.held(gate)
+
+    def watch(self, gate: Gate[Parcel]) -> None:
+        """Look at a gate again when it opens.
+
+        :param gate: the gate; one that is open is ignored.
+        """
+        if gate.closed_until > max(self.brain.now, gate.wakes_at):
+            gate.wakes_at = gate.closed_until
+            self.brain.later(gate.closed_until - self.brain.now, lambda now: None)
 
     def launch(self, parcel: Parcel) -> None:
         """Send a request.
@@ -175,6 +193,9 @@ class Calls:
         for i in parcel.members:
             if run.state[i] < OPEN:
                 run.state[i] = SENT
+        if run.feeders is not None:
+            ends = self.brain.now + self.brain.latencies.of(parcel.call).seconds(parcel.items)
+            run.expected.update(dict.fromkeys(parcel.members, ends))
         self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
 
     def on_sent(
@@ -186,6 +207,7 @@ class Calls:
         run, gate = parcel.run, parcel.gate
         if ok:
             gate.left(parcel.sent, self.brain.now)
+            self.brain.latencies.note(parcel.call, parcel.request, parcel.items, seconds)
         elif isinstance(value, RateLimited):
             gate.throttled(parcel.sent, self.brain.now, value.retry_after)
             run.resumes_at = max(run.resumes_at, gate.closed_until)

@@ -7,21 +7,46 @@ import itertools
 import threading
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from feste import fused
-from feste.backend import Backend, Request
+from feste.backend import Backend, Call, Latency, Request
 from feste.context import Settings, everywhere
 from feste.draw import Determinism
 from feste.errors import FesteError, Interrupted
 from feste.events import CAUSES
 from feste.node import Node
 from feste.scheduler.batching.batcher import Gathering
+from feste.scheduler.batching.feeders import Feeders
 from feste.scheduler.program import Program
 from feste.scheduler.request_log import RequestLog
 from feste.scheduler.totals import Totals
+from feste.scheduler.states import (
+    CACHED,
+    DONE,
+    FAILED,
+    FINISHING,
+    GATHERED,
+    INTERRUPTED,
+    JOINED,
+    KEPT,
+    NOT_STARTED,
+    OPEN,
+    PARSING,
+    PREPARING,
+    QUEUED,
+    READY,
+    REPLAYED,
+    RUNNING,
+    SENT,
+    SHARED,
+    SKIPPED,
+    STATES,
+    VALUED,
+    WAITING,
+)
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
@@ -34,12 +59,19 @@ __all__ = [
     "DONE",
     "FAILED",
     "FINISHING",
+    "GATHERED",
     "INTERRUPTED",
+    "JOINED",
     "KEPT",
     "NOT_STARTED",
     "OPEN",
+    "PARSING",
+    "PREPARING",
+    "QUEUED",
     "READY",
     "REPLAYED",
+    "RUNNING",
+    "SENT",
     "SHARED",
     "SKIPPED",
     "STATES",
@@ -47,26 +79,6 @@ __all__ = [
     "WAITING",
     "Run",
 ]
-
-# The states of a node. Those below OPEN are transitional, the others final.
-WAITING, READY, RUNNING, PREPARING, GATHERED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
-DONE, KEPT, SHARED, REPLAYED, CACHED = range(10, 15)
-FAILED, SKIPPED, INTERRUPTED, NOT_STARTED = range(15, 19)
-#: The final states of nodes that have a value.
-VALUED = (DONE, KEPT, SHARED, REPLAYED, CACHED)
-#: Added to the rank of work that finishes a paid call, so that it precedes all new work.
-FINISHING = 1 << 40
-STATES = {
-    DONE: "done",
-    KEPT: "kept",
-    SHARED: "shared",
-    REPLAYED: "replayed",
-    CACHED: "cached",
-    FAILED: "failed",
-    SKIPPED: "skipped",
-    INTERRUPTED: "interrupted",
-    NOT_STARTED: "not_started",
-}
 
 _names = itertools.count(1)
 
@@ -150,8 +162,10 @@ class Run:
         #: Backend, model, reason, start and end of the times for which a gate was closed.
         self.closings: list[tuple[str, str, str, float, float]] = []
         self.in_flight = self.peak = self.breaker_openings = 0
-        #: How long calls have waited for others of requests that are being packed.
-        self.batched: dict[int, float] = {}
+        #: What calls have waited for until they were packed: others, a slot, a limit; and the sums of
+        #: their gate as they began to wait.
+        self.batched: dict[int, tuple[float, ...]] = {}
+        self.arrived: dict[int, tuple[Any, tuple[float, float]]] = {}
         #: The number of requests that wait for their next attempt, and until when (on the brain's
         #: clock) a gate that this run queues at is closed.
         self.retrying = 0
@@ -169,6 +183,13 @@ class Run:
         for members, several in program.batches:
             gathering = Gathering(members, several)
             self.gatherings.update((i, gathering) for i in members)
+
+        #: The groups whose calls may still share requests, or None; and when those of its calls that
+        #: are on their way are expected to end, on the brain's clock.
+        self.feeders = Feeders(self, program.groups) if program.groups else None
+        self.expected: dict[int, float] = {}
+        #: What profiles say of its operations; asked here, since it is code of plugins.
+        self.profiled = _latencies(program.nodes) if program.groups else {}
 
         #: What the requests of calls begin with, as for the program.
         self.prefixes = program.prefixes
@@ -250,6 +271,8 @@ class Run:
             self.program.consumers[d].append(i)
             if self.state[d] not in VALUED:
                 self.pending[i] += 1
+        if self.feeders is not None:
+            self.feeders.connected(i, deps)
 
     def _reserve(self, node: Node) -> None:
         """Keep what a task's own calls bought in earlier sessions for the time that it runs."""
@@ -315,3 +338,9 @@ class Run:
         """Return the seconds that calls have waited, summed over calls, by cause."""
         sums = [sum(seconds) for seconds in zip(*(row.times for row in list(self.rows.values())))]
         return {cause: waited for cause, waited in zip(CAUSES, sums) if waited}
+
+def _latencies(nodes: Iterable[Node]) -> dict[Call[Any], Latency]:
+    """Return how long the requests of some calls take, where their profiles tell."""
+    models = {node.call: node.call.model(node.args) for node in nodes if node.call is not None}
+    known = ((call, call.client.profile(model).latency) for call, model in models.items())
+    return {call: latency for call, latency in known if latency is not None}
