@@ -244,6 +244,32 @@ def test_batch() -> None:
     assert request.items == 3 and request.waits == {"batch": 2.0}
 
 
+def test_a_group_that_finds_its_gate_full_waits_for_a_slot() -> None:
+    """Calls that would be sent but for their gate do not wait for others of their request."""
+    ask, list_ = FakeBackend("a"), FakeBackend("b", limits=Limits(concurrency=1))
+    nodes = [list_.complete(ask.chat(f"{i}")) for i in range(3)]
+    seconds = iter([1.0, 2.0, 3.0, 10.0, 10.0])
+    clock = Watched(list_.answer, request_seconds=lambda request: next(seconds))
+    run = clock.ran(nodes, objective="latency")
+
+    assert [r.items for r in run.requests] == [1, 1, 1, 1, 2]
+    assert waits(run) == {"dependency": 6.0, "slot": 9.0 + 8.0}
+    assert run.requests[-1].waits == {"slot": 9.0}
+
+
+def test_a_group_waits_for_calls_that_are_still_to_come() -> None:
+    """The first one waits for the others, since one request is cheaper."""
+    ask, list_ = FakeBackend("a"), FakeBackend("b")
+    nodes = [list_.complete(ask.chat(f"{i}")) for i in range(3)]
+    seconds = iter([1.0, 2.0, 3.0, 10.0, 10.0])
+    clock = Watched(list_.answer, request_seconds=lambda request: next(seconds))
+    run = clock.ran(nodes, objective="cost")
+
+    assert run.sizes == {1: 3, 3: 1}
+    assert waits(run) == {"dependency": 6.0, "batch": 3.0}
+    assert run.requests[-1].waits == {"batch": 2.0}
+
+
 def test_prefix() -> None:
     """The others wait for the answer of the first, and until the cache has it."""
     cache = PromptCache(write=1.25, read=0.1, lag=2.0, breakpoints=True, keys=True)

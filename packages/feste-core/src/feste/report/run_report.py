@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +211,10 @@ class RunReport:
         }
         for name, kind in kinds.items():
             own[name] = [kind(**_known(kind, each)) for each in own.get(name, ())]
+        own["task_spans"] = [
+            replace(span, waits=[(cause, wait) for cause, wait in span.waits])
+            for span in own["task_spans"]
+        ]
         requests = (RequestFinished(**_known(RequestFinished, r)) for r in own.get("requests", ()))
         own["requests"] = RequestLog(own["run"], requests)
         own["sizes"] = {int(size): count for size, count in own.get("sizes", {}).items()}

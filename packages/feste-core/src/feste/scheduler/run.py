@@ -22,7 +22,6 @@ from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.batching.feeders import Feeders
 from feste.scheduler.program import Program
 from feste.scheduler.request_log import RequestLog
-from feste.scheduler.totals import Totals
 from feste.scheduler.states import (
     CACHED,
     DONE,
@@ -47,6 +46,7 @@ from feste.scheduler.states import (
     VALUED,
     WAITING,
 )
+from feste.scheduler.totals import Totals
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
@@ -338,6 +338,7 @@ class Run:
         """Return the seconds that calls have waited, summed over calls, by cause."""
         sums = [sum(seconds) for seconds in zip(*(row.times for row in list(self.rows.values())))]
         return {cause: waited for cause, waited in zip(CAUSES, sums) if waited}
+
 
 def _latencies(nodes: Iterable[Node]) -> dict[Call[Any], Latency]:
     """Return how long the requests of some calls take, where their profiles tell."""
