@@ -64,6 +64,7 @@ from feste.scheduler.run import (
     WAITING,
     Run,
 )
+from feste.scheduler.waits import Waits
 
 __all__ = ["Brain"]
 
@@ -88,6 +89,7 @@ class Brain:
         self.now = 0.0
         self._count = itertools.count(1)
         self._actions: list[Action] = []
+        self.waits = Waits(self)
         self.accounts = Accounts(self)
         self.lifecycle = Lifecycle(self)
         self.dispatcher = Dispatcher(self)

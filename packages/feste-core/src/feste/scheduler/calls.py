@@ -17,7 +17,6 @@ from feste.errors import (
     MalformedResponse,
     RateLimited,
 )
-from feste.scheduler.accounts import PREFIX, RETRY, STORE
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.executor import QUICK, Executor, PyTask
@@ -34,6 +33,7 @@ from feste.scheduler.run import (
     SENT,
     Run,
 )
+from feste.scheduler.waits import PREFIX, RETRY, STORE
 from feste.scheduler.work import cause_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Calls:
         :param i: the node's position.
         :param request: its request.
         """
-        self.brain.accounts.spend(run, i, STORE)
+        self.brain.waits.spend(run, i, STORE)
         gathering = run.gatherings.get(i)
         before, run.state[i] = run.state[i], GATHERED
         if gathering is not None:
@@ -128,7 +128,7 @@ class Calls:
             run.state[i] = QUEUED
         run.resumes_at = max(run.resumes_at, gate.closed_until)
         parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
-        self.brain.accounts.gathered(parcel)
+        self.brain.waits.gathered(parcel)
         self.enter(parcel)
 
     def gate_of(self, call: Call[Any], request: Request) -> Gate[Parcel]:
@@ -149,9 +149,9 @@ class Calls:
 
         :param parcel: the request.
         """
-        self.brain.accounts.waited(parcel, PREFIX)
+        self.brain.waits.waited(parcel, PREFIX)
         if not self.brain.prefixes.holds(parcel):
-            self.brain.accounts.entered(parcel)
+            self.brain.waits.entered(parcel)
             rank = parcel.run.program.rank
             parcel.gate.push(parcel, max(rank[i] for i in parcel.members))
 
@@ -159,7 +159,7 @@ class Calls:
         """Send the requests that the gates admit."""
         for gate in self.gates.values():
             while (parcel := gate.pop(self.brain.now)) is not None:
-                self.brain.accounts.admitted(parcel)
+                self.brain.waits.admitted(parcel)
                 parcel.attempt += 1
                 if parcel.attempt == 1:
                     parcel.since = self.brain.now
@@ -169,7 +169,7 @@ class Calls:
                     self.launch(parcel)
             if len(gate):
                 self.watch(gate)
-            self.brain.accounts.held(gate)
+            self.brain.waits.held(gate)
 
     def watch(self, gate: Gate[Parcel]) -> None:
         """Look at a gate again when it opens.
@@ -274,7 +274,7 @@ class Calls:
         self.brain.lifecycle.keep_paid(run, i, response)
         if run.state[i] >= OPEN:  # given up while its answer was written
             return
-        self.brain.accounts.spend(run, i, STORE)
+        self.brain.waits.spend(run, i, STORE)
         node = run.program.nodes[i]
         values = [run.values[d] for d in run.program.deps[i]]
         args = (call, response, node.args, values)
@@ -289,7 +289,7 @@ class Calls:
             without an answer, which is left alone.
         """
         run = parcel.run
-        self.brain.accounts.waited(parcel, STORE)
+        self.brain.waits.waited(parcel, STORE)
         for i, request, outcome in zip(parcel.members, parcel.requests, outcomes, strict=True):
             if run.state[i] >= OPEN or isinstance(outcome, CountMismatch):
                 continue
@@ -350,8 +350,8 @@ class Calls:
             self.brain.prefixes.failed(parcel, counts=False)
         else:
             parcel.ready = self.brain.now
-            self.brain.accounts.waited(parcel, RETRY)
-            self.brain.accounts.entered(parcel)
+            self.brain.waits.waited(parcel, RETRY)
+            self.brain.waits.entered(parcel)
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:

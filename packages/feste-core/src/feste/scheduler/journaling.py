@@ -113,7 +113,7 @@ class Journaling:
         run.sources[i] = REPLAYED if found.source == "replayed" else CACHED
         run.reused_input_tokens += found.tokens[0]
         run.reused_output_tokens += found.tokens[1]
-        totals = self.brain.accounts.totals(run, i, request)
+        totals = self.brain.waits.totals(run, i, request)
         totals.reused += 1
         totals.reused_input += found.tokens[0]
         totals.reused_output += found.tokens[1]

@@ -243,7 +243,7 @@ class Lifecycle:
     def end(self, run: Run, i: int, state: int) -> None:
         """Put a node into its final state."""
         before = run.state[i]
-        self.brain.accounts.ended(run, i, before)
+        self.brain.waits.ended(run, i, before)
         run.state[i] = state
         run.open -= 1
         node = run.program.nodes[i]

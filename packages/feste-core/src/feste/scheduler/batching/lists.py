@@ -84,7 +84,7 @@ class Lists:
         :param split: the refused list that they are a part of, or None.
         """
         for i, _ in calls:
-            self.brain.accounts.batched(run, i)
+            self.brain.waits.batched(run, i)
         if len(calls) == 1:
             self._send_singly(run, calls, split)
             return
