@@ -291,7 +291,7 @@ def test_store(tmp_path: Path) -> None:
     assert run.requests[0].waits == {"store": 0.5}
 
 
-def test_shared() -> None:
+def test_other_run() -> None:
     """A run that waits for another one's request does not wait for anything of its own."""
     llm = FakeBackend()
     node = llm.chat("hello")
@@ -301,7 +301,7 @@ def test_shared() -> None:
     clock.tell(0.25, ("submit", two))
     clock.drive()
 
-    assert waits(one) == {} and waits(two) == {"shared": 0.75}
+    assert waits(one) == {} and waits(two) == {"other_run": 0.75}
     assert two.count_states() == {"shared": 1}
 
 

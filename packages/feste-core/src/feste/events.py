@@ -41,7 +41,7 @@ CAUSES = (
     "slot",
     "rate_limit",
     "retry",
-    "shared",
+    "other_run",
 )
 
 State = Literal[
