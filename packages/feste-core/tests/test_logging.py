@@ -218,8 +218,17 @@ def test_a_handler_that_raises_harms_no_run() -> None:
 
         logging.getLogger("feste").addHandler(Breaks())
         logging.getLogger("feste").setLevel(logging.DEBUG)
+
+        class Ear:
+            @feste.hookimpl
+            def feste_run_finished(self, event):
+                print(event.run)
+
+        from feste.plugins import registry
+
+        registry().manager.register(Ear())
         print(Throttles().say("hello").compute(), feste.task(abs)(-6).compute())
     """)
 
-    assert done.stdout == "hello 6\n"
+    assert done.stdout == "run-1\nrun-2\nhello 6\n"
     assert "RuntimeError: the disk is full" in done.stderr

@@ -309,6 +309,9 @@ def test_the_band_shows_how_many_waited_for_what() -> None:
     assert set(found) == {"rate_limit", "slot"}
     assert found["rate_limit"] == pytest.approx(5 * 4 * pixels, rel=0.02)
     assert found["slot"] == pytest.approx((5 * 6 + 20) * pixels, rel=0.02)
+    low, high = (path.get("d", "") for path in with_class(root, "waiting")[0].iter(f"{SVG}path"))
+    (top,) = re.findall(r"^M\S+ [\d.]+H[\d.]+V([\d.]+)", low)
+    assert high.startswith(f"M{GUTTER:.1f} {top}H")  # one begins where the other ends
     words = [text for text in texts(root) if text.startswith("waits")]
     assert words == ["waits for the rate limit", "waits for a slot"]
     assert "most: 6" in texts(root)
