@@ -369,6 +369,53 @@ def test_what_a_task_returns_joins_the_group_under_way() -> None:
     assert [r.items for _, r in clock.sent] == [4]
 
 
+def test_a_full_request_does_not_wait() -> None:
+    """The sixteenth call fills a request, though four more are known to come; so do few large ones."""
+    llm = FakeBackend()
+
+    @feste.task(pure=True)
+    def after(x: int) -> str:
+        return f"text {x}"
+
+    def seconds(task: Any) -> float:
+        return 0.1 * (1 + task.args[0]) if task.node.op.name == "after" else 0.0
+
+    clock = VirtualClock(llm.answer, task_seconds=seconds, places=100)
+    clock.compute([llm.complete(after(x)) for x in range(20)], objective="cost")
+
+    assert [(at, r.items) for at, r in clock.sent] == [
+        (pytest.approx(1.6), 16),
+        (pytest.approx(2.0), 4),
+    ]
+
+
+def test_a_learnt_limit_fills_a_request_too() -> None:
+    """A server that took no more than four at a time gets four as soon as they are there."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        if request.items > 4:
+            raise InvalidRequest("too many")
+        return llm.answer(request)
+
+    @feste.task(pure=True)
+    def after(x: int) -> str:
+        return f"text {x}"
+
+    def seconds(task: Any) -> float:
+        return 0.1 * task.args[0] if task.node.op.name == "after" else 0.0
+
+    clock = VirtualClock(answer, task_seconds=seconds, places=100)
+    clock.compute([llm.complete(f"learn {x}") for x in range(8)])
+    learnt, begun = len(clock.sent), clock.now
+    clock.compute([llm.complete(after(x)) for x in range(8)], objective="cost")
+
+    assert [(at - begun, r.items) for at, r in clock.sent[learnt:]] == [
+        (pytest.approx(0.3), 4),
+        (pytest.approx(0.7), 4),
+    ]
+
+
 def test_other_parameters_share_no_request() -> None:
     llm = WideBackend()
     slow = feste.task(pure=True)(lambda x: x)

@@ -291,7 +291,7 @@ def test_store(tmp_path: Path) -> None:
     assert run.requests[0].waits == {"store": 0.5}
 
 
-def test_other_run() -> None:
+def test_equal_call() -> None:
     """A run that waits for another one's request does not wait for anything of its own."""
     llm = FakeBackend()
     node = llm.chat("hello")
@@ -301,8 +301,29 @@ def test_other_run() -> None:
     clock.tell(0.25, ("submit", two))
     clock.drive()
 
-    assert waits(one) == {} and waits(two) == {"other_run": 0.75}
+    assert waits(one) == {} and waits(two) == {"equal_call": 0.75}
     assert two.count_states() == {"shared": 1}
+
+
+def test_equal_calls_in_flight() -> None:
+    """A call that takes the answer of an equal one waits for that; if it fails, it goes on."""
+    errors: list[Any] = [None, ServerError("busy", retry_after=3.0)]
+
+    def answer(request: Request) -> Response:
+        error = errors.pop(0) if errors else None
+        if error is not None:
+            raise error
+        return llm.answer(request)
+
+    for expected in ({"equal_call": 0.75}, {"equal_call": 0.75 + 3.0 + 1.0}):
+        llm = FakeBackend()
+        clock = Watched(answer)
+        one, two = clock.run(llm.embed("same")), clock.run(llm.embed("same"))
+        clock.tell(0.0, ("submit", one))
+        clock.tell(0.25, ("submit", two))
+        clock.drive()
+
+        assert waits(two) == expected
 
 
 def test_the_most_in_flight() -> None:

@@ -30,8 +30,8 @@ SCHEMA = 1
 
 #: What a call may wait for: its inputs; a free worker for a piece of its Python; a store; the other
 #: calls of its request; another request that writes the beginning of its prompt into the provider's
-#: cache; the number of requests in flight; a provider's limit; its next attempt; another run that
-#: computes the same.
+#: cache; the number of requests in flight; a provider's limit; its next attempt; an equal call, or the
+#: same one in another run, that is under way.
 CAUSES = (
     "dependency",
     "worker",
@@ -41,7 +41,7 @@ CAUSES = (
     "slot",
     "rate_limit",
     "retry",
-    "other_run",
+    "equal_call",
 )
 
 State = Literal[

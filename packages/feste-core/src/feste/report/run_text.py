@@ -105,7 +105,7 @@ def _failures(report: RunReport) -> str:
 
 
 def _wait(cause: str) -> str:
-    return {"prefix": "prompt cache", "other_run": "another run"}.get(cause, _plain(cause))
+    return "prompt cache" if cause == "prefix" else _plain(cause)
 
 
 def _plain(name: str) -> str:

@@ -80,6 +80,8 @@ class Calls:
         :param request: its request.
         """
         self.brain.waits.spend(run, i, STORE)
+        if self.brain.flights.joins(run, i, request):
+            return
         gathering = run.gatherings.get(i)
         before, run.state[i] = run.state[i], GATHERED
         if gathering is not None:
@@ -271,6 +273,7 @@ class Calls:
         self._parse(run, i, call, response)
 
     def _parse(self, run: Run, i: int, call: Call[Any], response: Response) -> None:
+        self.brain.flights.answered(run, i, response)
         self.brain.lifecycle.keep_paid(run, i, response)
         if run.state[i] >= OPEN:  # given up while its answer was written
             return

@@ -28,7 +28,7 @@ def prepare_request(
     :param draw: the node's draw.
     :param args: the packed arguments of the call.
     :param values: the values for the slots.
-    :param keyed: whether to compute its key here, since a store needs it.
+    :param keyed: whether to compute its key here, since a store or an equal call needs it.
     :param prefixes: what it begins with, the shortest first.
     """
     request = replace(call.prepare([fill(a, values) for a in args]), draws=(draw,))

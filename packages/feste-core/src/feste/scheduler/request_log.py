@@ -12,7 +12,7 @@ from feste.events import CAUSES, RequestFinished
 __all__ = ["RequestLog"]
 
 #: What a request may wait for by itself.
-_CAUSES = tuple(cause for cause in CAUSES if cause not in ("dependency", "other_run"))
+_CAUSES = tuple(cause for cause in CAUSES if cause not in ("dependency", "equal_call"))
 #: at, ready, sent; waits by cause; four counts of tokens, status; number, items, attempt; kind, error;
 #: billed. Unknown tokens and no status are -1.
 _RECORD = Struct(f"<3d{len(_CAUSES)}d5qqiiIHB")

@@ -23,9 +23,9 @@ from feste.scheduler.totals import IN_FLIGHT, PYTHON, Totals
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
-__all__ = ["BATCH", "DEPENDENCY", "PREFIX", "RETRY", "OTHER_RUN", "STORE", "WORKER", "Waits"]
+__all__ = ["BATCH", "DEPENDENCY", "EQUAL_CALL", "PREFIX", "RETRY", "STORE", "WORKER", "Waits"]
 
-DEPENDENCY, WORKER, STORE, BATCH, PREFIX, _, _, RETRY, OTHER_RUN = range(len(CAUSES))
+DEPENDENCY, WORKER, STORE, BATCH, PREFIX, _, _, RETRY, EQUAL_CALL = range(len(CAUSES))
 #: What a call waits for until its request is complete.
 _BATCHED = (BATCH, SLOT, RATE_LIMIT)
 #: What a call was waiting for that ends in such a state without having got on.
@@ -35,7 +35,7 @@ _LAST = {
     QUEUED: SLOT,
     SENT: IN_FLIGHT,
     PARSING: STORE,
-    JOINED: OTHER_RUN,
+    JOINED: EQUAL_CALL,
 }
 
 
