@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import re
 import threading
@@ -483,6 +484,7 @@ def test_a_profile_that_raises_costs_no_result() -> None:
 # --- what went wrong, what it may cost, what came back -------------------------------------------------
 
 
+@functools.cache  # its retries take a moment
 def mixed_run() -> RunReport:
     """A run with lists, refusals, failures, a lost request, a task that takes a while."""
     llm = FakeBackend(

@@ -366,6 +366,25 @@ def test_a_gate_that_closes_is_told_once() -> None:
     assert run.retries == {"RateLimited": 4} and report.failures == {}
 
 
+def test_a_breaker_that_opens_closes_the_gate_for_a_while() -> None:
+    """It is counted, told with its reason, and in the report; knowing it twice is telling it once."""
+    llm = FakeBackend()
+    clock = Watched(llm.answer)
+    run = clock.run(llm.chat("hello"))
+    run.heard = frozenset([GateClosed.name])
+    clock.tell(0.0, ("submit", run))
+    clock.drive(until=0.5)
+    (parcel,) = clock.brain.calls.parcels.values()
+    clock.brain.accounts.closed(parcel, "breaker", 7.0)
+    clock.brain.accounts.closed(parcel, "breaker", 7.0)
+    clock.drive()
+    report = RunReport.of(run)
+
+    assert [(event.reason, event.seconds) for event in clock.events] == [("breaker", 7.0)]
+    assert report.breaker_openings == len(report.closings) == 1
+    assert "the circuit breaker opened 1 time" in str(report)
+
+
 # --- what is kept -----------------------------------------------------------------------------------
 
 

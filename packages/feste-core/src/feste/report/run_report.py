@@ -166,7 +166,7 @@ class RunReport:
             retries=dict(run.retries.most_common()),
             sizes=dict(sorted(run.sizes.items(), reverse=True)),
             peak=run.peak,
-            breaker_openings=run.breaker_openings,
+            breaker_openings=run.openings,
             begun=sum(row.begun for row in totals),
             waits=run.sum_waits(),
             versions={info.distribution: info.version for info in registry().plugins},

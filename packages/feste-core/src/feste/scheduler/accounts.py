@@ -45,7 +45,7 @@ class Accounts:
         if until <= start:
             return  # known already
         held.closed_until = until
-        run.breaker_openings += reason == "breaker"
+        run.openings += reason == "breaker"
         for each in self.brain.runs:  # others may wait at that gate, too
             times = start - each.started, until - each.started
             each.closings.append((request.plugin, request.model, reason, *times))

@@ -162,7 +162,9 @@ class Run:
         self.retries: Counter[str] = Counter()
         #: Backend, model, reason, start and end of the times for which a gate was closed.
         self.closings: list[tuple[str, str, str, float, float]] = []
-        self.in_flight = self.peak = self.breaker_openings = 0
+        self.in_flight = self.peak = 0
+        #: How often its failures opened a breaker.
+        self.openings = 0
         #: What calls have waited for until they were packed: others, a slot, a limit; and the sums of
         #: their gate as they began to wait.
         self.batched: dict[int, tuple[float, ...]] = {}
