@@ -369,6 +369,24 @@ def test_what_a_task_returns_joins_the_group_under_way() -> None:
     assert [r.items for _, r in clock.sent] == [4]
 
 
+@pytest.mark.parametrize(("objective", "items"), [("cost", [3]), ("latency", [1, 2])])
+def test_a_task_that_may_return_calls_is_waited_for(objective: str, items: list[int]) -> None:
+    """Nothing else can come but what it returns; once it has, nothing is waited for."""
+    llm = FakeBackend()
+
+    @feste.task(emits=True)
+    def branch(x: str) -> Any:
+        return [llm.embed("one more"), llm.embed("and another")]
+
+    early = feste.task(pure=True)(lambda x: x)
+    clock = VirtualClock(
+        llm.answer, task_seconds=lambda t: 2.0 if t.node.op.name == "branch" else 0.0
+    )
+    clock.compute([llm.embed(early("a")), branch("b")], objective=objective)
+
+    assert [r.items for _, r in clock.sent] == items
+
+
 def test_a_full_request_does_not_wait() -> None:
     """The sixteenth call fills a request, though four more are known to come; so do few large ones."""
     llm = FakeBackend()

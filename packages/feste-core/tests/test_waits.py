@@ -203,6 +203,18 @@ def test_rate_limit_and_retry() -> None:
     assert {r.attempt: r.waits.get("retry") for r in others} == {1: None, 2: 10.0}
 
 
+def test_quotas_are_limits_too() -> None:
+    """A call waits for the quota of requests as for a closed gate, also in a group."""
+    limits = Limits(requests_per_minute=6)
+    llm = FakeBackend(limits=limits)
+    run = Watched(llm.answer).ran([llm.chat(f"{i}") for i in range(20)])
+    last = max(run.requests, key=lambda request: request.sent)
+
+    assert last.sent > 60
+    assert waits(run)["rate_limit"] > 0.9 * sum(waits(run).values())
+    assert last.waits["rate_limit"] > 60
+
+
 def test_retry() -> None:
     """Between two attempts."""
     llm = FakeBackend()

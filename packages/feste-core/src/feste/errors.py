@@ -34,6 +34,7 @@
     ├── NodeError              a user's function raised
     ├── UpstreamFailed         a node was not run because one that it needs failed
     ├── NotStarted             a node was not started because the run was stopped
+    ├── StalledError           a run could not go on, though nothing was under way
     └── RunFailed              some nodes failed: .partial, .report (`__cause__` is the first error)
 
     KeyboardInterrupt
@@ -93,6 +94,7 @@ __all__ = [
     "RunFailed",
     "RunInterrupted",
     "ServerError",
+    "StalledError",
     "Transient",
     "UndefinedVariable",
     "UngatedCall",
@@ -276,6 +278,8 @@ class CallError(FesteError):
     code: str | None = None
     request_id: str | None = None
     retry_after: float | None = None
+    #: What the response's headers say of rate limits: :class:`feste.backend.RateLimit` records.
+    rate_limits: tuple[Any, ...] = ()
     node: str = ""
     backend: str = ""
     model: str = ""
@@ -433,6 +437,10 @@ class NotStarted(FesteError):
     """A node was not started because its run was stopped, by Ctrl-C or ``on_error="stop"``."""
 
     node: str = ""
+
+
+class StalledError(FesteError):
+    """A run could not go on, though nothing was under way: an executor lost work, or Feste has a bug."""
 
 
 class RunFailed(FesteError):

@@ -15,7 +15,7 @@ from feste.plugins import registry
 from feste.report.files import ending, page, write
 from feste.report.operations import OperationRow, rows_of, saved_by
 from feste.report.prices import Prices
-from feste.report.remarks import UnknownRequest, unknown_requests
+from feste.report.remarks import UnknownRequest, passed_on, unknown_requests
 from feste.report.run_text import headline, html_of, table_of, text_of
 from feste.report.timeline import Span, draw_timeline
 from feste.report.waiting import in_order
@@ -65,6 +65,8 @@ class RunReport:
     :param reused_input_tokens: tokens read for them, when they were bought.
     :param reused_output_tokens: tokens generated for them.
     :param damaged: how many stored answers were unreadable and so not used.
+    :param passed_on: how many calls the next backend was asked for, by what they were refused with:
+        ``plugin.operation model: error``.
     :param resampled: how many calls were bought although equal ones had been answered.
     :param dollars: the price of the requests whose price is known; None if there is none.
     :param unpriced: the number of requests of unknown price, which ``dollars`` does not count.
@@ -112,6 +114,7 @@ class RunReport:
     reused_output_tokens: int = 0
     damaged: int = 0
     resampled: int = 0
+    passed_on: dict[str, int] = field(default_factory=dict)
     dollars: float | None = None
     unpriced: int = 0
     asked: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
@@ -156,6 +159,7 @@ class RunReport:
             reused_output_tokens=round(run.reused_output_tokens),
             damaged=run.damaged,
             resampled=run.resampled,
+            passed_on=passed_on(run),
             dollars=sum(known) if known or not operations else None,
             unpriced=sum(row.unpriced for row in operations),
             asked=frozenset(k for k, i in run.program.index.items() if run.state[i] != KEPT),
@@ -265,6 +269,11 @@ class RunReport:
     def answered(self) -> int:
         """The number of calls that requests of this run have answered."""
         return sum(row.calls for row in self.operations)
+
+    @property
+    def sent(self) -> int:
+        """The number of requests that this run has sent."""
+        return sum(row.requests for row in self.operations)
 
     def table(self) -> list[list[str]]:
         """Return the rows of the table of operations, the heading first.

@@ -34,7 +34,7 @@ def headline(report: RunReport) -> str:
 
     :param report: the report.
     """
-    calls, sent = counted(report.answered, "call"), counted(len(report.requests), "request")
+    calls, sent = counted(report.answered, "call"), counted(report.sent, "request")
     stopped = ", stopped" if report.cancelled else ""
     return (
         f"{report.run}: {counted(report.nodes, 'node')}, {calls} answered by {sent} "

@@ -117,7 +117,7 @@ class Accounts:
         run.requests.append(record)
         run.sizes[record.items] += 1
         unknown = record.billed == "unknown"
-        totals = self.brain.waits.totals(run, parcel.members[0], request)
+        totals = self.brain.waits.row(run, parcel.call, request.plugin, request.model)
         totals.add(record, request.size if unknown else 0, request.max_output)
         run.input_tokens += record.input_tokens or 0
         run.output_tokens += record.output_tokens or 0

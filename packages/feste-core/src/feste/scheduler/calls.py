@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Call, Request, Response
+from feste.backend import Call, Request, Response, rate_limits
 from feste.errors import (
     Ambiguous,
     CallError,
@@ -16,6 +17,7 @@ from feste.errors import (
     InvalidRequest,
     MalformedResponse,
     RateLimited,
+    Unreachable,
 )
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.admission.retry import RetryPolicy
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
 __all__ = ["Calls"]
+
+#: Seconds by which a gate may be looked at too late, rather than set another alarm.
+_SOON = 0.001
 
 
 class Calls:
@@ -100,7 +105,7 @@ class Calls:
         waiting = [p for p in self.retrying.values() if p.run is run]
         waiting += [p for p in self.brain.journaling.intending.values() if p.run is run]
         for gate in self.gates.values():
-            waiting += gate.drop(lambda parcel: parcel.run is run)
+            waiting += gate.drop(run.name)
         for parcel in waiting:
             self.brain.prefixes.failed(parcel, counts=False)
             if self.retrying.pop(id(parcel), None) is not None:
@@ -143,7 +148,7 @@ class Calls:
         gate = self.gates.get(name)
         if gate is None:
             gate = self.gates[name] = Gate()
-        gate.heed(call.client, call.client.limits)
+        gate.heed(call.client, call.client.limits, self.brain.now)
         return gate
 
     def enter(self, parcel: Parcel) -> None:
@@ -154,8 +159,9 @@ class Calls:
         self.brain.waits.waited(parcel, PREFIX)
         if not self.brain.prefixes.holds(parcel):
             self.brain.waits.entered(parcel)
-            rank = parcel.run.program.rank
-            parcel.gate.push(parcel, max(rank[i] for i in parcel.members))
+            run, rank = parcel.run, parcel.run.program.rank
+            highest = max(rank[i] for i in parcel.members)
+            parcel.gate.push(parcel, highest, run.name, parcel.request)
 
     def admit(self) -> None:
         """Send the requests that the gates admit."""
@@ -169,18 +175,19 @@ class Calls:
                     self.brain.journaling.intend(parcel)
                 else:
                     self.launch(parcel)
-            if len(gate):
+            if len(gate) or self.brain.groups.wait_for(gate):
                 self.watch(gate)
             self.brain.waits.held(gate)
 
     def watch(self, gate: Gate[Parcel]) -> None:
-        """Look at a gate again when it opens.
+        """Look at a gate again when it will admit a request by itself.
 
-        :param gate: the gate; one that is open is ignored.
+        :param gate: the gate; one that admits one now, or waits for a slot, is ignored.
         """
-        if gate.closed_until > max(self.brain.now, gate.wakes_at):
-            gate.wakes_at = gate.closed_until
-            self.brain.later(gate.closed_until - self.brain.now, lambda now: None)
+        now, wakes = self.brain.now, gate.wakes(self.brain.now)
+        if now < wakes < math.inf and not now < gate.alarm <= wakes + _SOON:
+            gate.alarm = wakes
+            self.brain.later(wakes - now, lambda now: None)
 
     def launch(self, parcel: Parcel) -> None:
         """Send a request.
@@ -198,7 +205,8 @@ class Calls:
         if run.feeders is not None:
             ends = self.brain.now + self.brain.latencies.of(parcel.call).seconds(parcel.items)
             run.expected.update(dict.fromkeys(parcel.members, ends))
-        self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
+        pieces = run.pieces if parcel.members == run.outputs else None
+        self.brain.act("send", run.executor, handle, parcel.call, parcel.request, pieces)
 
     def on_sent(
         self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float
@@ -207,15 +215,21 @@ class Calls:
         if parcel is None:
             return  # sent by an earlier brain that broke
         run, gate = parcel.run, parcel.gate
+        now = self.brain.now
         if ok:
-            gate.left(parcel.sent, self.brain.now)
+            spellings = parcel.call.client.rate_limit_headers
+            gate.left(parcel, now, value.usage, rate_limits(value.headers, spellings))
             self.brain.latencies.note(parcel.call, parcel.request, parcel.items, seconds)
         elif isinstance(value, RateLimited):
-            gate.throttled(parcel.sent, self.brain.now, value.retry_after)
-            run.resumes_at = max(run.resumes_at, gate.closed_until)
+            gate.throttled(parcel, now, value.retry_after, value.rate_limits)
+            for each in self.brain.runs:
+                if each is run or gate.queues(each.name):
+                    each.resumes_at = max(each.resumes_at, gate.closed_until)
             self.brain.accounts.throttled(parcel)
+        elif isinstance(value, Unreachable):
+            gate.unsent(parcel)
         else:
-            gate.lost()
+            gate.lost(parcel, now, value.rate_limits)
         if ok:
             self.brain.prefixes.answered(parcel)
         if run.ended is not None or all(run.state[i] >= OPEN for i in parcel.members):
@@ -322,7 +336,9 @@ class Calls:
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
         wait = None
-        if not run.stopping:
+        # pieces of a broken answer cannot be taken back, so no other answer may follow them
+        begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
+        if not run.stopping and not begun:
             wait = self.policy.delay(
                 error,
                 attempt=parcel.attempt,
@@ -355,7 +371,8 @@ class Calls:
             parcel.ready = self.brain.now
             self.brain.waits.waited(parcel, RETRY)
             self.brain.waits.entered(parcel)
-            parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
+            rank = max(parcel.run.program.rank[i] for i in alive)
+            parcel.gate.push(parcel, rank, parcel.run.name, parcel.request)
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:
         """Fail a call because one half of its operation raised.

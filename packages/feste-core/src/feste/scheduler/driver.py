@@ -11,11 +11,12 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from feste import store
+from feste.backend import OnChunk
 from feste.errors import FesteError
 from feste.events import Event
 from feste.scheduler import logs
@@ -24,6 +25,7 @@ from feste.scheduler.emission import Emission
 from feste.scheduler.executor import Executor, Reporter
 from feste.scheduler.growth import compile_emission
 from feste.scheduler.observers import Lane, Observers
+from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe
 
@@ -82,6 +84,22 @@ class Driver:
         told = self._observers.heard()
         run.observed, run.heard = bool(told), told | logs.wanted()
         self._events.put(("submit", run))
+
+    def add(self, run: Run, program: Program, tokens: Sequence[Sequence[Any]]) -> None:
+        """Add nodes to a run that is open for more.
+
+        :param run: the run.
+        :param program: the nodes.
+        :param tokens: for each of its outputs, what the run's outlet gets with the result.
+        """
+        self._events.put(("added", run, program, tokens))
+
+    def seal(self, run: Run) -> None:
+        """Let a run end as soon as all that was added to it has ended.
+
+        :param run: the run.
+        """
+        self._events.put(("sealed", run))
 
     def stop(self, run: Run, grace: float) -> None:
         """Stop a run.
@@ -145,8 +163,10 @@ class Driver:
     def _abandon(self, executor: Executor, chunk: list[Any]) -> None:
         executor.abandon(chunk)
 
-    def _send(self, executor: Executor, handle: int, call: Any, request: Any) -> None:
-        executor.send(handle, call, request)
+    def _send(
+        self, executor: Executor, handle: int, call: Any, request: Any, on_chunk: OnChunk | None
+    ) -> None:
+        executor.send(handle, call, request, on_chunk)
 
     def _cancel(self, executor: Executor, handle: int) -> None:
         executor.cancel(handle)
@@ -160,6 +180,10 @@ class Driver:
     def _ask(self, ticket: int, question: Callable[..., None]) -> None:
         put = self._events.put
         question(then=lambda ok, value: put(("told", ticket, ok, value)))
+
+    def _hand(self, run: Run, tokens: Sequence[Any], ok: bool, value: Any) -> None:
+        assert run.outlet is not None
+        run.outlet.take((tokens, ok, value))
 
     def _notify(self, run: Run, event: Event) -> None:
         self._observers.tell(event, plugins=run.observed)

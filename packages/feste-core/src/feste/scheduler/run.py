@@ -51,6 +51,7 @@ from feste.scheduler.totals import Totals
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
+    from feste.scheduler.handing import Outlet, Pieces
     from feste.store.answers import Answers
     from feste.store.journal import Journal
     from feste.store.rows import Earlier
@@ -121,6 +122,10 @@ class Run:
         #: The names of the events that somebody wants, and whether any plugin does.
         self.observed = False
         self.heard: frozenset[str] = frozenset()
+        #: Takes results one by one, as they end; None if all are read when the run has ended.
+        self.outlet: Outlet | None = None
+        #: Receives the text of its only output as it arrives, if that is a call; or None.
+        self.pieces: Pieces | None = None
 
         self.state = bytearray(count)
         self.pending = [len(d) for d in program.deps]
@@ -208,6 +213,9 @@ class Run:
         #: The tokens of answers that were replayed or cached, when they were bought.
         self.reused_input_tokens = 0.0
         self.reused_output_tokens = 0.0
+        #: How many backends each call has left behind, and the errors for which in this run.
+        self.turns: dict[int, int] = {}
+        self.passed_on: dict[int, list[FesteError]] = {}
         #: How many calls were bought although equal ones have their answers: new samples.
         self.resampled = 0
         #: How many stored answers were damaged, and how many new ones could not be stored.
@@ -290,7 +298,8 @@ class Run:
     def clients(self) -> list[Backend]:
         """Return the backends whose operations it calls; may be called from any thread."""
         calls = [n.call for n in self.program.nodes]
-        return list({id(c.client): c.client for c in calls if c is not None}.values())
+        clients = [c.client for call in calls if call for c in (call, *(o for o, _ in call.rest))]
+        return list({id(client): client for client in clients}.values())
 
     def is_inside(self, run: Run, i: int) -> bool:
         """Whether this run was started inside a task, directly or through nested runs.

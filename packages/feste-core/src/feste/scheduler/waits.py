@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from feste.backend import Request
+from feste.backend import Call, Request
 from feste.events import CAUSES
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.admission.held import RATE_LIMIT, SLOT, Held, cause_at
@@ -65,19 +65,28 @@ class Waits:
         totals = run.totals[i]
         if totals is None:
             node: Any = run.program.nodes[i]
-            call = node.op
-            operation = f"{request.plugin if request else call.client.plugin}.{call.name}"
-            model = request.model if request else call.model(node.args)
-            name = (id(call.client), operation, model)
-            totals = run.rows.get(name)
-            if totals is None:
-                totals = run.rows[name] = Totals(call.client, operation, model)
-            run.totals[i] = totals
+            model = request.model if request else node.op.model(node.args)
+            plugin = request.plugin if request else node.op.client.plugin
+            totals = run.totals[i] = self.row(run, node.op, plugin, model)
             totals.begun += 1
             made = max(run.started, run.since[i])
             run.since[i] = run.ready_at[i]
             totals.times[DEPENDENCY] += run.since[i] - made
         return totals
+
+    def row(self, run: Run, call: Call[Any], plugin: str, model: str) -> Totals:
+        """Return the account of an operation and model.
+
+        :param run: the run.
+        :param call: the operation.
+        :param plugin: the backend's plugin name.
+        :param model: the model.
+        """
+        name = (id(call.client), f"{plugin}.{call.name}", model)
+        row = run.rows.get(name)
+        if row is None:
+            row = run.rows[name] = Totals(call.client, *name[1:])
+        return row
 
     def spend(self, run: Run, i: int, cause: int) -> None:
         """Account for a call's time since its last change.
@@ -174,9 +183,13 @@ class Waits:
         """
         run = parcel.run
         longest: tuple[float, ...] = ()
+        row = self.row(run, parcel.call, parcel.request.plugin, parcel.request.model)
         for i in parcel.members:
             self.batched(run, i)
             longest = max(longest, run.batched.pop(i, ()), key=sum)
+            before = self.totals(run, i)
+            if before is not row:  # it was passed on to another backend
+                before.begun, row.begun, run.totals[i] = before.begun - 1, row.begun + 1, row
         for cause, seconds in zip(_BATCHED, longest):
             parcel.waits[cause] += seconds
 

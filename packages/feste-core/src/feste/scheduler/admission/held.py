@@ -18,9 +18,9 @@ def cause_at(gate: Gate[Any], now: float) -> int | None:
     :param gate: the gate.
     :param now: the time in seconds on the brain's clock.
     """
-    if now < gate.closed_until:
-        return RATE_LIMIT
-    return None if gate.room(now) else SLOT
+    if gate.room(now):
+        return None
+    return SLOT if gate.holds(now) in ("", "slot") else RATE_LIMIT
 
 
 class Held:
