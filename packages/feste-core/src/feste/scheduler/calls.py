@@ -19,7 +19,6 @@ from feste.errors import (
     RateLimited,
     Unreachable,
 )
-from feste.events import RequestFinished
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.executor import QUICK, Executor, PyTask
@@ -36,6 +35,7 @@ from feste.scheduler.run import (
     SENT,
     Run,
 )
+from feste.scheduler.waits import PREFIX, RETRY, STORE
 from feste.scheduler.work import cause_of
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Calls:
         :param i: the node's position.
         :param request: its request.
         """
+        self.brain.waits.spend(run, i, STORE)
         if self.brain.flights.joins(run, i, request):
             return
         gathering = run.gatherings.get(i)
@@ -133,7 +134,9 @@ class Calls:
         for i in members:
             run.state[i] = QUEUED
         run.resumes_at = max(run.resumes_at, gate.closed_until)
-        self.enter(Parcel(run, call, members, requests, request, gate, self.brain.now, split))
+        parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
+        self.brain.waits.gathered(parcel)
+        self.enter(parcel)
 
     def gate_of(self, call: Call[Any], request: Request) -> Gate[Parcel]:
         """Return the gate of a request.
@@ -153,7 +156,9 @@ class Calls:
 
         :param parcel: the request.
         """
+        self.brain.waits.waited(parcel, PREFIX)
         if not self.brain.prefixes.holds(parcel):
+            self.brain.waits.entered(parcel)
             run, rank = parcel.run, parcel.run.program.rank
             highest = max(rank[i] for i in parcel.members)
             parcel.gate.push(parcel, highest, run.name, parcel.request)
@@ -162,6 +167,7 @@ class Calls:
         """Send the requests that the gates admit."""
         for gate in self.gates.values():
             while (parcel := gate.pop(self.brain.now)) is not None:
+                self.brain.waits.admitted(parcel)
                 parcel.attempt += 1
                 if parcel.attempt == 1:
                     parcel.since = self.brain.now
@@ -171,6 +177,7 @@ class Calls:
                     self.launch(parcel)
             if len(gate) or self.brain.groups.wait_for(gate):
                 self.watch(gate)
+            self.brain.waits.held(gate)
 
     def watch(self, gate: Gate[Parcel]) -> None:
         """Look at a gate again when it will admit a request by itself.
@@ -191,6 +198,7 @@ class Calls:
         run = parcel.run
         parcel.sent = self.brain.now
         self.parcels[handle] = parcel
+        self.brain.accounts.launched(parcel, handle)
         for i in parcel.members:
             if run.state[i] < OPEN:
                 run.state[i] = SENT
@@ -217,6 +225,7 @@ class Calls:
             for each in self.brain.runs:
                 if each is run or gate.queues(each.name):
                     each.resumes_at = max(each.resumes_at, gate.closed_until)
+            self.brain.accounts.throttled(parcel)
         elif isinstance(value, Unreachable):
             gate.unsent(parcel)
         else:
@@ -230,7 +239,7 @@ class Calls:
                 if len(parcel.members) == 1:
                     self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
             return  # give_up has recorded it
-        self._record(parcel, ok, value)
+        self.brain.accounts.record(parcel, ok, value)
         if ok:
             self._answered(parcel, value)
         else:
@@ -242,39 +251,12 @@ class Calls:
 
         :param parcel: the request; its run is ending.
         """
+        if not parcel.handle:
+            return  # it was given up before, and has not ended yet
         error = Interrupted("the run was stopped")
         self.brain.prefixes.failed(parcel, counts=False)
-        self._record(parcel, False, error)
+        self.brain.accounts.record(parcel, False, error)
         self.brain.journaling.ended(parcel, error)
-
-    def _record(self, parcel: Parcel, ok: bool, value: Any) -> None:
-        run, request = parcel.run, parcel.request
-        usage = value.usage if ok else None
-        record = RequestFinished(
-            run=run.name,
-            at=self.brain.now - run.started,
-            backend=request.plugin,
-            operation=parcel.call.name,
-            model=request.model,
-            items=request.items,
-            attempt=parcel.attempt,
-            ready=parcel.ready - run.started,
-            sent=parcel.sent - run.started,
-            input_tokens=usage.input if usage else None,
-            output_tokens=usage.output if usage else None,
-            cached_tokens=usage.cached if usage else None,
-            written_tokens=usage.written if usage else None,
-            status=None if ok else value.status,
-            error="" if ok else type(value).__name__,
-            request_id=value.request_id,
-            billed="yes" if ok else value.billed,
-        )
-        run.askers.append(parcel.call.client)  # first: a report may be made at any moment
-        run.requests.append(record)
-        run.input_tokens += record.input_tokens or 0
-        run.output_tokens += record.output_tokens or 0
-        if run.observed:
-            self.brain.act("notify", record)
 
     def _answered(self, parcel: Parcel, response: Response) -> None:
         run, members = parcel.run, parcel.members
@@ -309,6 +291,7 @@ class Calls:
         self.brain.lifecycle.keep_paid(run, i, response)
         if run.state[i] >= OPEN:  # given up while its answer was written
             return
+        self.brain.waits.spend(run, i, STORE)
         node = run.program.nodes[i]
         values = [run.values[d] for d in run.program.deps[i]]
         args = (call, response, node.args, values)
@@ -323,6 +306,7 @@ class Calls:
             without an answer, which is left alone.
         """
         run = parcel.run
+        self.brain.waits.waited(parcel, STORE)
         for i, request, outcome in zip(parcel.members, parcel.requests, outcomes, strict=True):
             if run.state[i] >= OPEN or isinstance(outcome, CountMismatch):
                 continue
@@ -385,6 +369,8 @@ class Calls:
             self.brain.prefixes.failed(parcel, counts=False)
         else:
             parcel.ready = self.brain.now
+            self.brain.waits.waited(parcel, RETRY)
+            self.brain.waits.entered(parcel)
             rank = max(parcel.run.program.rank[i] for i in alive)
             parcel.gate.push(parcel, rank, parcel.run.name, parcel.request)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from feste.backend import Call, Request
 from feste.errors import CallError
+from feste.events import CAUSES
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.run import Run
 
@@ -56,8 +57,11 @@ class Parcel:
         "call",
         "error",
         "gate",
+        "handle",
         "members",
+        "noted",
         "number",
+        "queued",
         "ready",
         "request",
         "requests",
@@ -66,6 +70,7 @@ class Parcel:
         "since",
         "split",
         "throttled",
+        "waits",
     )
 
     def __init__(
@@ -97,6 +102,13 @@ class Parcel:
         self.throttled = 0
         self.ambiguous = 0
         self.split = split
+        #: What its next attempt has waited for, by position in CAUSES; since when it waits for
+        #: something else; and its gate's sums as it began to queue.
+        self.waits = [0.0] * len(CAUSES)
+        self.noted = now
+        self.queued = (0.0, 0.0)
+        #: The brain's number of the attempt that is under way, or 0.
+        self.handle = 0
 
     @property
     def items(self) -> int:

@@ -10,7 +10,7 @@ from feste.report.axis import clock
 from feste.report.explanation.actual import Actual
 from feste.report.explanation.rows import CallRow
 from feste.report.figures import bounded, dollars, money, time, tokens
-from feste.report.run_report import OperationRow
+from feste.report.operations import OperationRow
 from feste.report.table import telling
 from feste.wording import counted, printable
 
