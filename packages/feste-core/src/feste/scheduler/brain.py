@@ -41,6 +41,7 @@ from typing import Any
 from feste import draw
 from feste.errors import FesteError, Interrupted, NotStarted
 from feste.events import RunFinished, RunStarted
+from feste.node import Node
 from feste.scheduler.accounts import Accounts
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
@@ -181,6 +182,16 @@ class Brain:
         :param what: is called with the current time.
         """
         heapq.heappush(self.timers, (self.now + seconds, next(self._count), what))
+
+    def measured(self, node: Node) -> float | None:
+        """Return how long a node takes, as measured before; may be called from any thread.
+
+        :param node: the node.
+        :returns: seconds, or None if nothing is known.
+        """
+        if node.call is not None:
+            return self.latencies.measured(node.call)
+        return self.durations.of(node.op.name) or None
 
     def successor(self) -> Brain:
         """Return a new brain to replace this one after a bug made it fail.

@@ -107,6 +107,14 @@ class Latencies:
         fit.add(items, seconds)
         self._known[call] = fit.latency
 
+    def measured(self, call: Call[Any]) -> float | None:
+        """Return the seconds of a request with one call, or None if nothing is known.
+
+        :param call: the operation.
+        """
+        known = self._known.get(call)
+        return None if known is None else known.seconds()
+
     def of(self, call: Call[Any]) -> Latency:
         """Return how long an operation's requests take: as measured, as its profile says, or a guess.
 

@@ -220,7 +220,7 @@ class VirtualClock:
         graph, _, _ = FesteGraph.collect(*args)
         plan = Optimizer().run(graph, chosen)
         return Run(
-            Program(plan.graph, plan.before.nodes, plan.rewrites),
+            Program(plan.graph, plan.before.nodes, plan.rewrites, self.brain.measured),
             chosen,
             self.hands,
             answers_of(chosen),
