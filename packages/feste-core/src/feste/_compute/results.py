@@ -61,8 +61,9 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
     results = put_back(run, repack, report)
     warn_of(run)
     errors = [run.errors[i] for i in run.failed]
-    if run.unwritten is not None:
-        errors.insert(0, run.unwritten)
+    errors[:0] = [fault for fault in (run.unwritten, run.fault) if fault is not None]
+    if not errors:  # calls that were not started, since their backend refused those of another run
+        errors = [run.errors[i] for i in run.outputs if i in run.errors]
     if run.on_error == "return" or not errors:
         return results
     wanted = len(run.outputs)
@@ -73,6 +74,8 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
         told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
     else:
         told = f"{bad:,} of {wanted:,} results failed; the others are in .partial"
+    if run.why:
+        told = f"{told}; the run was stopped: {run.why}"
     raise RunFailed(
         told, partial=results, report=report, errors=errors, places=_failed_places(run, repack)
     ) from errors[0]

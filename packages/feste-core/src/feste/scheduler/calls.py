@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response
 from feste.errors import (
     Ambiguous,
     CallError,
+    CallTimeout,
+    ConfigError,
     CountMismatch,
     FesteError,
     Interrupted,
     InvalidRequest,
     MalformedResponse,
+    NotStarted,
     RateLimited,
+    Unusable,
 )
 from feste.events import RequestFinished
 from feste.scheduler.admission.gate import Gate
-from feste.scheduler.admission.retry import RetryPolicy
+from feste.scheduler.admission.retry import REFUSED_ALL, RetryPolicy, is_unreadable
 from feste.scheduler.executor import QUICK, Executor, PyTask
 from feste.scheduler.halves import parse_response
 from feste.scheduler.journaling import replayed_in_vain
@@ -33,13 +38,21 @@ from feste.scheduler.run import (
     QUEUED,
     SENT,
     Run,
+    Scope,
 )
 from feste.scheduler.work import cause_of
+from feste.wording import counted
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
 __all__ = ["Calls"]
+
+#: What is added to a timeout where the caller's event loop stands still.
+_BLOCKED = (
+    ". compute() blocks the event loop that it was called on: if the server runs on that loop, it "
+    "cannot answer; use `await feste.acompute(...)`"
+)
 
 
 class Calls:
@@ -54,7 +67,9 @@ class Calls:
         self.brain = brain
         self.policy = policy
         self.rng = rng
-        self.gates: dict[tuple[Hashable, ...], Gate[Parcel]] = {}
+        self.gates: dict[Scope, Gate[Parcel]] = {}
+        #: The request of each gate that has a place, and waits until a budget has room for it.
+        self.short: dict[Scope, Parcel] = {}
         #: Requests in flight by handle, and requests that wait for their next attempt by id.
         self.parcels: dict[int, Parcel] = {}
         self.retrying: dict[int, Parcel] = {}
@@ -93,16 +108,27 @@ class Calls:
         :param run: the run.
         """
         self.brain.prefixes.drop(run)
-        waiting = [p for p in self.retrying.values() if p.run is run]
-        waiting += [p for p in self.brain.journaling.intending.values() if p.run is run]
-        for gate in self.gates.values():
-            waiting += gate.drop(lambda parcel: parcel.run is run)
-        for parcel in waiting:
+        for parcel in self.take_back(lambda parcel: parcel.run is run):
             self.brain.prefixes.failed(parcel, counts=False)
-            if self.retrying.pop(id(parcel), None) is not None:
-                run.retrying -= 1
             if parcel.error is not None:
                 self.fail_members(parcel, parcel.error)
+
+    def take_back(self, unwanted: Callable[[Parcel], bool]) -> list[Parcel]:
+        """Return the requests that are not sent yet and unwanted; they wait for nothing any more.
+
+        Those that wait for a store or a budget are found to be over when they may go.
+
+        :param unwanted: decides whether a request is unwanted.
+        """
+        retrying = list(filter(unwanted, self.retrying.values()))
+        for parcel in retrying:
+            del self.retrying[id(parcel)]
+            parcel.run.retrying -= 1
+        on_the_way = chain(self.brain.journaling.intending.values(), self.short.values())
+        found = [*retrying, *filter(unwanted, on_the_way)]
+        for gate in self.gates.values():
+            found += gate.drop(unwanted)
+        return found
 
     def queue(
         self,
@@ -136,14 +162,17 @@ class Calls:
 
         :param parcel: the request.
         """
-        if not self.brain.prefixes.holds(parcel):
-            rank = parcel.run.program.rank
-            parcel.gate.push(parcel, max(rank[i] for i in parcel.members))
+        refusal = self.brain.outages.refusal(parcel)
+        if refusal is not None:
+            self.brain.outages.shut(parcel, refusal)
+        elif not self.brain.prefixes.holds(parcel):
+            parcel.gate.push(parcel, parcel.rank)
 
     def admit(self) -> None:
         """Send the requests that the gates admit."""
-        for gate in self.gates.values():
-            while (parcel := gate.pop(self.brain.now)) is not None:
+        for scope, gate in list(self.gates.items()):
+            while (parcel := self._next(scope, gate)) is not None:
+                self.brain.outages.left(parcel)
                 parcel.attempt += 1
                 if parcel.attempt == 1:
                     parcel.since = self.brain.now
@@ -151,16 +180,95 @@ class Calls:
                     self.brain.journaling.intend(parcel)
                 else:
                     self.launch(parcel)
-            if len(gate) and gate.closed_until > max(self.brain.now, gate.wakes_at):
-                gate.wakes_at = gate.closed_until
-                self.brain.later(gate.closed_until - self.brain.now, lambda now: None)
+            opens = max(gate.closed_until, self.brain.outages.resumes_at(scope))
+            waits = len(gate) or scope in self.short
+            if waits and opens > max(self.brain.now, gate.wakes_at):
+                gate.wakes_at = opens
+                self.brain.later(opens - self.brain.now, lambda now: None)
+
+    def _next(self, scope: Scope, gate: Gate[Parcel]) -> Parcel | None:
+        """Return the next request that may be sent: its backend is up, and it is paid for."""
+        while self.brain.outages.admits(scope):
+            parcel = self.short.pop(scope, None) or gate.pop(self.brain.now)
+            if parcel is None:
+                return None
+            if parcel.is_over:
+                self.unsent(parcel)
+            elif not self._is_late(parcel) and self._is_paid(scope, parcel):
+                return parcel
+            elif scope in self.short:
+                return None
+        return None
+
+    def _is_paid(self, scope: Scope, parcel: Parcel) -> bool:
+        """Whether the budgets of a run have room for a request; if not, it waits or ends."""
+        if not parcel.run.caps:
+            return True
+        try:
+            verdict = self.brain.spending.reserve(parcel)
+        except ConfigError as error:
+            self.unsent(parcel)
+            self.fail_members(parcel, error)
+            return False
+        if verdict == "wait":
+            self.short[scope] = parcel
+        elif verdict == "stop":
+            self.unsent(parcel)
+            if parcel.error is not None:
+                self.fail_members(parcel, parcel.error)
+            self.brain.halt(parcel.run)
+        return verdict == "go"
+
+    def _is_late(self, parcel: Parcel) -> bool:
+        """Set the alarm of a request with a deadline; return whether that has passed."""
+        run = parcel.run
+        if run.deadline is None or parcel.timer is not None:
+            return False
+        begun = min(run.begun.setdefault(i, self.brain.now) for i in parcel.members)
+        left = begun + run.deadline - self.brain.now
+        if left > 0:
+            parcel.timer = self.brain.later(left, lambda now: self._overdue(parcel))
+            return False
+        self.unsent(parcel)
+        self._overdue(parcel)
+        return True
+
+    def _overdue(self, parcel: Parcel) -> None:
+        """Fail the calls of a request whose deadline has passed, wherever it is."""
+        run, parcel.timer = parcel.run, None
+        if parcel.is_over:
+            return
+        last = parcel.error
+        told = f"; the last one: {type(last).__name__}: {last.message}" if last is not None else ""
+        paid = "yes" if parcel.unreadable else "no"
+        error = CallTimeout(
+            f"deadline={run.deadline:g} seconds passed without an answer, after "
+            f"{counted(parcel.attempt, 'attempt')}{told}",
+            billed="unknown" if parcel.handle or parcel.ambiguous else paid,  # type: ignore[arg-type]
+        )
+        if parcel.handle:
+            self.brain.outages.landed(parcel, error)
+            self._record(parcel, False, error)
+            self.brain.journaling.ended(parcel, error)
+            self.brain.act("cancel", run.executor, parcel.handle)
+        self.take_back(lambda other: other is parcel)
+        self.fail_members(parcel, error)
+
+    def unsent(self, parcel: Parcel) -> None:
+        """Give back the place and the money of a request that left its gate and was not sent.
+
+        :param parcel: the request.
+        """
+        parcel.gate.lost()
+        self.brain.outages.unsent(parcel)
+        self.brain.spending.settle(parcel, None)
 
     def launch(self, parcel: Parcel) -> None:
         """Send a request.
 
         :param parcel: the request, counted as in flight by its gate.
         """
-        handle = self.brain.number()
+        handle = parcel.handle = self.brain.number()
         run = parcel.run
         parcel.sent = self.brain.now
         self.parcels[handle] = parcel
@@ -176,6 +284,8 @@ class Calls:
         if parcel is None:
             return  # sent by an earlier brain that broke
         run, gate = parcel.run, parcel.gate
+        parcel.handle = 0
+        self.brain.spending.settle(parcel, value)
         if ok:
             gate.left(parcel.sent, self.brain.now)
         elif isinstance(value, RateLimited):
@@ -185,19 +295,24 @@ class Calls:
             gate.lost()
         if ok:
             self.brain.prefixes.answered(parcel)
-        if run.ended is not None or all(run.state[i] >= OPEN for i in parcel.members):
+        if run.ended is not None or parcel.is_over:
+            self.brain.outages.unsent(parcel)
             self.brain.prefixes.failed(parcel, counts=False)
             if ok:  # given up, and answered all the same
                 self.brain.journaling.keep_late(parcel, value)
                 if len(parcel.members) == 1:
                     self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
             return  # give_up has recorded it
+        self.brain.outages.landed(parcel, None if ok else value)
         self._record(parcel, ok, value)
         if ok:
+            self._stop_clock(parcel)
             self._answered(parcel, value)
         else:
-            self.brain.journaling.ended(parcel, value)
+            raw = value.raw if isinstance(value, Unusable) else None
+            self.brain.journaling.ended(parcel, value, None if raw is None else Response(raw))
             self._refused(parcel, value)
+            self.brain.outages.watch((parcel.request.endpoint, parcel.request.account))
 
     def give_up(self, parcel: Parcel) -> None:
         """Record a request whose response will be ignored, so that the report counts it.
@@ -231,6 +346,7 @@ class Calls:
             request_id=value.request_id,
             billed="yes" if ok else value.billed,
         )
+        run.ambiguous += record.billed == "unknown"
         run.askers.append(parcel.call.client)  # first: a report may be made at any moment
         run.requests.append(record)
         run.input_tokens += record.input_tokens or 0
@@ -247,6 +363,7 @@ class Calls:
             return
         self.brain.lists.settled(parcel, taken=True)
         i = members[0]
+        run.fresh[i] = parcel, 0
         self.brain.journaling.keep(
             parcel,
             [(parcel.requests[0], response)],
@@ -284,34 +401,53 @@ class Calls:
             without an answer, which is left alone.
         """
         run = parcel.run
-        for i, request, outcome in zip(parcel.members, parcel.requests, outcomes, strict=True):
+        for position, outcome in enumerate(outcomes):
+            i = parcel.members[position]
             if run.state[i] >= OPEN or isinstance(outcome, CountMismatch):
                 continue
             if isinstance(outcome, Response):
+                run.fresh[i] = parcel, position
                 self._parse(run, i, parcel.call, outcome)
             else:
-                alone = Parcel(
-                    run, parcel.call, [i], [request], request, parcel.gate, self.brain.now
-                )
-                alone.attempt, alone.since = parcel.attempt, parcel.since
-                alone.throttled = parcel.throttled
-                self._refused(alone, outcome)
+                self._refused(parcel.alone(position, self.brain.now), outcome)
 
     def on_parsed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+        bought = run.fresh.pop(task.index, None)
         if ok:
             self.brain.journaling.remember(run, task.index, task.args[1], value)
+            return
+        told = cause_of(value)
+        if bought is not None and is_unreadable(told):  # the provider's fault, not a user's
+            assert isinstance(told, CallError)
+            parcel, position = bought
+            self._refused(parcel.alone(position, self.brain.now), told)
+            return
+        error = cause_of(value, MalformedResponse)
+        self.brain.lifecycle.fail(run, task.index, replayed_in_vain(run, task.index, error))
+
+    def unreadable(self, parcel: Parcel, error: CallError) -> None:
+        """Buy the answer to a list once more if it cannot be read, or fail the calls of the list.
+
+        :param parcel: the request.
+        :param error: what is wrong with the answer.
+        """
+        if is_unreadable(error):
+            self._refused(parcel, error)
         else:
-            error = cause_of(value, MalformedResponse)
-            self.brain.lifecycle.fail(run, task.index, replayed_in_vain(run, task.index, error))
+            self.fail_members(parcel, error)
 
     def _refused(self, parcel: Parcel, error: CallError) -> None:
         """Handle a failed request: send it again, split it, or fail its calls."""
         run = parcel.run
+        if isinstance(error, REFUSED_ALL) and self.brain.outages.refused(parcel, error):
+            self.fail_members(parcel, error)
+            return
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
             self.brain.prefixes.failed(parcel, counts=False)
             self.brain.lists.refused(parcel)
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
+        parcel.unreadable += is_unreadable(error)
         wait = None
         if not run.stopping:
             wait = self.policy.delay(
@@ -319,12 +455,15 @@ class Calls:
                 attempt=parcel.attempt,
                 throttled=parcel.throttled,
                 ambiguous=parcel.ambiguous,
+                unreadable=parcel.unreadable,
                 elapsed=self.brain.now - parcel.since,
                 rng=self.rng,
             )
         if wait is None:
             self.fail_members(parcel, error)
             return
+        wait = self.brain.outages.wait(parcel, error, wait)
+        run.retries[type(error).__name__] += 1
         parcel.throttled += isinstance(error, RateLimited)
         parcel.error = error
         if not isinstance(error, RateLimited):  # which closes the gate for all anyway
@@ -346,6 +485,11 @@ class Calls:
             parcel.ready = self.brain.now
             parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
 
+    def _stop_clock(self, parcel: Parcel) -> None:
+        if parcel.timer is not None:
+            self.brain.drop_timer(parcel.timer)
+            parcel.timer = None
+
     def fail(self, run: Run, i: int, error: FesteError) -> None:
         """Fail a call because one half of its operation raised.
 
@@ -362,6 +506,7 @@ class Calls:
         :param raised: the error.
         """
         error = cause_of(raised)
+        self._stop_clock(parcel)
         self.brain.prefixes.failed(parcel)
         self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
@@ -373,4 +518,19 @@ class Calls:
                     mine.attempts = parcel.attempt
                     mine.backend = parcel.request.plugin
                     mine.model = parcel.request.model
+                if isinstance(mine, CallTimeout) and parcel.run.blocks_loop:
+                    mine.args = (f"{mine.message}{_BLOCKED}",)
                 self.brain.lifecycle.fail(parcel.run, i, mine)
+
+    def leave_members(self, parcel: Parcel, told: NotStarted) -> None:
+        """End all unfinished calls of a request that was never sent.
+
+        :param parcel: the request.
+        :param told: why it is not sent.
+        """
+        self._stop_clock(parcel)
+        self.brain.prefixes.failed(parcel, counts=False)
+        self.brain.lists.settled(parcel, taken=False)
+        for i in parcel.members:
+            if parcel.run.state[i] < OPEN:
+                self.brain.lifecycle.leave(parcel.run, i, told.copy())

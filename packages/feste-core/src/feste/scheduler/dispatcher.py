@@ -126,7 +126,8 @@ class Dispatcher:
         if op.kind == "call":
             run.state[i] = PREPARING
             prefixes = run.prefixes.get(i, ())
-            args = (op, node.draw, node.args, values, run.answers is not None, prefixes)
+            profiles = run.profiles if run.caps else None
+            args = (op, node.draw, node.args, values, run.answers is not None, prefixes, profiles)
             return PyTask(run, i, "prepare", prepare_request, args, {}, [], f"{op.name}.prepare")
         run.state[i] = RUNNING
         return PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)

@@ -1,0 +1,344 @@
+"""Stop sending to a backend that is down or that refuses all calls; ask now and then if it is back.
+
+After ten failures in a row a breaker opens: calls wait in their gates, which is no attempt, and one
+of them at a time is sent as a probe. If a run has waited for as long as it wants, its calls fail.
+
+A refusal that concerns all calls, such as a wrong key, opens the breaker at once. The next refusal
+confirms it, and the runs that are there send nothing more to that account, or model.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from feste.backend import Request
+from feste.errors import (
+    Ambiguous,
+    BackendUnavailable,
+    CallError,
+    Interrupted,
+    ModelNotFound,
+    NotStarted,
+    RateLimited,
+    Transient,
+    WorkerLost,
+)
+from feste.scheduler.admission.retry import REFUSED_ALL, RetryBudget
+from feste.scheduler.parcel import Parcel
+from feste.scheduler.run import Run, Scope
+
+if TYPE_CHECKING:
+    from feste.scheduler.brain import Brain
+
+__all__ = ["Breaker", "Outages"]
+
+#: So many failures in a row open a breaker.
+_ROW = 10
+#: The seconds between probes: at first, and at most.
+_FIRST, _LAST = 5.0, 60.0
+#: What the rounding of a clock may add, in seconds.
+_ROUNDING = 1e-6
+
+
+class Breaker:
+    """Whether a backend is up, and when to ask it again.
+
+    >>> breaker = Breaker()
+    >>> any(breaker.failed(0.0, 1.0, random.Random(1)) for _ in range(9)), breaker.admits(1.0)
+    (False, True)
+    >>> breaker.failed(0.0, 1.0, random.Random(1)), breaker.admits(5.9), breaker.admits(11.0)
+    (True, False, True)
+    """
+
+    __slots__ = ("closed", "doubt", "failures", "next", "opened", "probe", "wait", "watch")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        #: When it opened, or None; and when it closed for the last time.
+        self.opened: float | None = None
+        self.closed = float("-inf")
+        #: When a probe may be sent; and the bound of the wait after it.
+        self.next = 0.0
+        self.wait = _FIRST
+        self.probe: Any = None
+        #: A refusal of all calls that is not confirmed yet, or None.
+        self.doubt: CallError | None = None
+        #: The timer of the run that loses its patience first.
+        self.watch: Any = None
+
+    def admits(self, now: float) -> bool:
+        """Return whether a request may be sent.
+
+        :param now: the time in seconds on the brain's clock.
+        """
+        return self.opened is None or (self.probe is None and now >= self.next)
+
+    def open(self, now: float) -> None:
+        """Let one probe at a time through from now on.
+
+        :param now: the time in seconds on the brain's clock.
+        """
+        if self.opened is None:
+            self.opened, self.wait = now, _FIRST
+        self.next = now
+
+    def failed(self, sent: float, now: float, rng: random.Random, *, probe: bool = False) -> bool:
+        """Record a request that the backend did not answer; return whether the breaker opened.
+
+        :param sent: when it was sent.
+        :param now: the time in seconds on the brain's clock.
+        :param rng: the source of the jitter.
+        :param probe: whether it was the probe.
+        """
+        self.failures += 1
+        opens = self.opened is None and self.failures >= _ROW
+        if opens:
+            self.open(now)
+        if opens or probe:  # what was sent before it opened says nothing new
+            self.next = now + rng.uniform(self.wait, min(2 * self.wait, _LAST))
+            self.wait = min(2 * self.wait, _LAST / 2)
+        return opens
+
+    def worked(self, sent: float, now: float) -> None:
+        """Record a request that was answered, if only by a refusal.
+
+        :param sent: when it was sent: an answer to an older request closes no breaker.
+        :param now: the time in seconds on the brain's clock.
+        """
+        if self.opened is None:
+            self.failures = 0
+        elif sent >= self.opened:
+            self.failures, self.opened, self.closed, self.doubt = 0, None, now, None
+
+    def shut(self, since: float, now: float) -> float:
+        """Return for how many of the last seconds it was open.
+
+        :param since: when these seconds begin.
+        :param now: the time in seconds on the brain's clock.
+        """
+        if self.opened is not None:
+            return now - max(since, self.opened)
+        return max(0.0, self.closed - since)
+
+
+class Outages:
+    """The breakers of all backends, and the budgets for retries to them; shared by all runs.
+
+    :param brain: the brain that this belongs to.
+    """
+
+    def __init__(self, brain: Brain) -> None:
+        self.brain = brain
+        self._breakers: dict[Scope, Breaker] = {}
+        self._budgets: dict[Scope, RetryBudget] = {}
+
+    # --- on the way out ---------------------------------------------------------------------------
+
+    def admits(self, scope: Scope) -> bool:
+        """Return whether a request may leave a gate now.
+
+        :param scope: the gate's endpoint, account and model.
+        """
+        return all(breaker.admits(self.brain.now) for breaker in self._of(scope))
+
+    def resumes_at(self, scope: Scope) -> float:
+        """Return when the next probe may leave a gate; the past if it need not wait for that.
+
+        :param scope: the gate's endpoint, account and model.
+        """
+        open_ones = (b for b in self._of(scope) if b.opened is not None and b.probe is None)
+        return max((breaker.next for breaker in open_ones), default=0.0)
+
+    def left(self, parcel: Parcel) -> None:
+        """Note a request that leaves its gate: it is the probe where a breaker is open.
+
+        :param parcel: the request.
+        """
+        breakers = self._of(_scope(parcel.request))
+        if parcel.attempt and breakers:  # waiting for a backend that is down takes none of its time
+            parcel.since += max(b.shut(parcel.ready, self.brain.now) for b in breakers)
+        for breaker in breakers:
+            if breaker.opened is not None:
+                breaker.probe = parcel
+
+    def unsent(self, parcel: Parcel) -> bool:
+        """Note that a request is under way no more; return whether it was a probe.
+
+        :param parcel: the request.
+        """
+        probed = [b for b in self._of(_scope(parcel.request)) if b.probe is parcel]
+        for breaker in probed:
+            breaker.probe = None
+        return bool(probed)
+
+    def _of(self, scope: Scope) -> list[Breaker]:
+        found = (self._breakers.get(scope[:2]), self._breakers.get(scope))
+        return [breaker for breaker in found if breaker is not None]
+
+    # --- on the way back --------------------------------------------------------------------------
+
+    def landed(self, parcel: Parcel, error: CallError | None) -> None:
+        """Record how a request ended.
+
+        :param parcel: the request.
+        :param error: why it failed, or None.
+        """
+        now, scope = self.brain.now, _scope(parcel.request)
+        probe = self.unsent(parcel)
+        if isinstance(error, (Interrupted, WorkerLost, *REFUSED_ALL)):
+            return
+        if not isinstance(error, (Transient, Ambiguous)) or isinstance(error, RateLimited):
+            for breaker in self._of(scope):
+                breaker.worked(parcel.sent, now)
+                self._unwatch(breaker)
+            if error is None and scope[:2] in self._budgets:
+                self._budgets[scope[:2]].refund()
+            return
+        breaker = self._breakers.setdefault(scope[:2], Breaker())
+        if probe:  # it asked for all that wait, so it uses up no attempt of its own
+            parcel.throttled += 1
+        rng = self.brain.calls.rng
+        if breaker.failed(parcel.sent, now, rng, probe=probe):
+            parcel.run.openings += 1
+        if breaker.opened is not None:
+            parcel.run.resumes_at = max(parcel.run.resumes_at, breaker.next)
+
+    def wait(self, parcel: Parcel, error: CallError, wait: float) -> float:
+        """Return the seconds that a retry waits, paid for by the budget of its backend.
+
+        :param parcel: the request.
+        :param error: why its last attempt failed.
+        :param wait: the seconds that it would wait anyway.
+        """
+        if isinstance(error, (RateLimited, *REFUSED_ALL)):  # the gate, or a breaker, slows these
+            return wait
+        budget = self._budgets.setdefault(_scope(parcel.request)[:2], RetryBudget())
+        cost = budget.AMBIGUOUS if isinstance(error, Ambiguous) else 1.0
+        more = max(0.0, budget.take(cost, self.brain.now) - wait)
+        parcel.since += more  # no call fails because the budget is empty
+        return wait + more
+
+    # --- runs that lose patience ------------------------------------------------------------------
+
+    def watch(self, scope: Scope) -> None:
+        """Fail the calls of runs that have waited long enough; look again when the next one has.
+
+        :param scope: the endpoint and account of the backend, and more.
+        """
+        breaker = self._breakers.get(scope[:2])
+        if breaker is None or breaker.opened is None or breaker.doubt is not None:
+            return
+        begun, now = breaker.opened, self.brain.now
+        ends: list[float] = []
+
+        def is_late(parcel: Parcel) -> bool:
+            if parcel.run.patience is None or not _within(parcel.request, scope[:2]):
+                return False
+            end = max(begun, parcel.run.started) + parcel.run.patience
+            if end > now + _ROUNDING:
+                ends.append(end)
+            return end <= now + _ROUNDING
+
+        while gone := self.brain.calls.take_back(is_late):  # giving some up may set others free
+            for parcel in gone:
+                self.brain.calls.fail_members(parcel, _unavailable(parcel))
+            ends.clear()
+        self._unwatch(breaker)
+        if ends:
+            breaker.watch = self.brain.later(
+                min(ends) - now, lambda now: self._look(scope, breaker)
+            )
+
+    def _look(self, scope: Scope, breaker: Breaker) -> None:
+        breaker.watch = None
+        self.watch(scope)
+
+    def _unwatch(self, breaker: Breaker) -> None:
+        if breaker.watch is not None:
+            self.brain.drop_timer(breaker.watch)
+            breaker.watch = None
+
+    # --- refusals of all calls --------------------------------------------------------------------
+
+    def refused(self, parcel: Parcel, error: CallError) -> bool:
+        """Record a refusal that concerns all calls; return whether to give this one up.
+
+        The first one is doubted: its call is sent once more. The second one, of any call, is believed.
+
+        :param parcel: the refused request.
+        :param error: the refusal.
+        """
+        run, scope = parcel.run, _refused_scope(parcel.request, error)
+        if scope in run.closed:
+            return True
+        breaker = self._breakers.setdefault(scope, Breaker())
+        if breaker.doubt is not None:
+            self._close(scope, error)
+            return True
+        if run.stopping or isinstance(parcel.error, REFUSED_ALL):  # it is only this call
+            return True
+        breaker.doubt = error
+        breaker.open(self.brain.now)
+        return False
+
+    def _close(self, scope: Scope, error: CallError) -> None:
+        """Let the runs that are there send nothing more to an account or model."""
+        self._unwatch(self._breakers.pop(scope))
+        for run in self.brain.runs:
+            run.closed[scope] = error
+        for parcel in self.brain.calls.take_back(lambda p: _within(p.request, scope)):
+            self.shut(parcel, error)
+
+    def refusal(self, parcel: Parcel) -> CallError | None:
+        """Return why a run may not send a request, or None.
+
+        :param parcel: the request.
+        """
+        closed = parcel.run.closed
+        if not closed:
+            return None
+        scope = _scope(parcel.request)
+        return closed.get(scope[:2]) or closed.get(scope)
+
+    def shut(self, parcel: Parcel, error: CallError) -> None:
+        """End the calls of a request that will not be sent.
+
+        :param parcel: the request.
+        :param error: the refusal of other calls that is the cause.
+        """
+        if parcel.error is not None:  # it was sent before
+            self.brain.calls.fail_members(parcel, error.copy())
+            return
+        what = "model" if isinstance(error, ModelNotFound) or error.status == 403 else "account"
+        told = NotStarted(
+            f"not sent: the backend {parcel.request.plugin} refuses all calls of this {what} "
+            f"({type(error).__name__}: {error.message})"
+        )
+        self.brain.calls.leave_members(parcel, told)
+
+
+def _scope(request: Request) -> Scope:
+    return (request.endpoint, request.account, request.model)
+
+
+def _within(request: Request, scope: Scope) -> bool:
+    return _scope(request)[: len(scope)] == scope
+
+
+def _refused_scope(request: Request, error: CallError) -> Scope:
+    """Return what a refusal concerns: an account, or one model of it."""
+    one_model = isinstance(error, ModelNotFound) or error.status == 403
+    return _scope(request) if one_model else _scope(request)[:2]
+
+
+def _unavailable(parcel: Parcel) -> BackendUnavailable:
+    run: Run = parcel.run
+    last = parcel.error
+    told = f"; its own last attempt: {type(last).__name__}: {last.message}" if last else ""
+    return BackendUnavailable(
+        f"the backend {parcel.request.plugin} was down for longer than outage_patience="
+        f"{run.patience:g} seconds{told}. Run again when it is up: what was bought is kept",
+        billed="unknown" if parcel.ambiguous else "no",
+        status=last.status if last else None,
+    )
