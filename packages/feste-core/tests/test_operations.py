@@ -43,6 +43,7 @@ from feste.errors import (
     InvalidRequest,
     LazyValueError,
     MalformedResponse,
+    OutputMismatch,
     ParameterError,
     PlainDataError,
     Rejected,
@@ -448,7 +449,7 @@ def test_an_answer_that_is_no_plain_data_is_malformed(answer: Any) -> None:
     client = answering(answer)
     error = only_error(client.one("a"))
 
-    assert type(error) is MalformedResponse
+    assert type(error) is OutputMismatch
     assert f"one of {client.plugin}: the reply" in str(error)
     assert (error.billed, error.backend, client.calls) == ("yes", client.plugin, 1)
 

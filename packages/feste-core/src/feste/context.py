@@ -159,8 +159,9 @@ def _count(value: Any) -> int | None:
 def _failures(value: Any) -> int | float | None:
     """Check a number of failures from 1, a share of all calls, or None for no limit."""
     if isinstance(value, str):
-        text = value.strip()
-        value = None if not text else int(text) if text.isdecimal() else float(text)
+        with suppress(ValueError):
+            text = value.strip()
+            value = None if not text else int(text) if text.isdecimal() else float(text)
     if value is None or (type(value) is int and value >= 1):
         return value
     if type(value) is float and 0 < value <= 1:
@@ -171,7 +172,8 @@ def _failures(value: Any) -> int | float | None:
 def _seconds(value: Any) -> float | None:
     """Check a number of seconds above 0, or None for no limit."""
     if isinstance(value, str):
-        value = float(value) if value.strip() else None
+        with suppress(ValueError):
+            value = float(value) if value.strip() else None
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 < value < math.inf:

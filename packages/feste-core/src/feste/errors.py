@@ -399,7 +399,7 @@ class MalformedResponse(Unusable):
 
 
 class OutputMismatch(MalformedResponse):
-    """The answer is as the endpoint promises, but no instance of ``output=``; it is not bought again."""
+    """An answer came, but it is no instance of ``output=``, or no plain data; it is not bought again."""
 
 
 class CountMismatch(Unusable):

@@ -184,7 +184,7 @@ def _answer(
     if not isinstance(payload, dict):
         start = redact(content[:80].decode(errors="replace"), secret)
         error = MalformedResponse(f"the reply is no JSON object: {start!r}", status=status)
-        error.raw = content[:_RAW].decode(errors="replace")  # a store blanks the key in it
+        error.raw = redact(content[:_RAW].decode(errors="replace"), secret, limit=_RAW)
         return error
     return _response(payload, headers, secret)
 

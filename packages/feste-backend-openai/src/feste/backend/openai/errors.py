@@ -199,5 +199,5 @@ def no_answer(
         f"{url} answered 200 with {redact(kind, secret, limit=60) or 'something'} that is no JSON "
         f"object; is base_url right? It begins: {said!r}"
     )
-    error.raw = content[:_RAW].decode(errors="replace")  # a store blanks the key in it
+    error.raw = redact(content[:_RAW].decode(errors="replace"), secret, limit=_RAW)
     return error
