@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ from feste.backend import Limits, Request, Response
 from feste.errors import (
     AuthFailed,
     BackendUnavailable,
+    BudgetExceeded,
     CallError,
     CallTimeout,
     InvalidRequest,
@@ -20,11 +26,12 @@ from feste.errors import (
     OutputMismatch,
     QuotaExhausted,
     ServerError,
+    StalledError,
     Unreachable,
     UpstreamFailed,
 )
 from feste.scheduler.run import Run
-from feste.testing import FakeBackend, FakeParams, VirtualClock
+from feste.testing import FakeBackend, FakeParams, Fault, SimServer, VirtualClock
 
 CALLS = 1000
 
@@ -422,3 +429,88 @@ def test_a_wrong_number_of_failures_is_refused(wrong: Any) -> None:
     """Neither none nor more than all."""
     with pytest.raises(feste.errors.ConfigError, match="whole number from 1, a share"):
         feste.context.settings(max_failures=wrong)
+
+
+# --- over sockets, and with real loops ----------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    pytest.importorskip("feste.backend.openai")
+    with SimServer("feste.backend.openai.testing:OpenAIWire") as running:
+        yield running
+
+
+@pytest.mark.parametrize("fault", [Fault(kind="drip", pause=0.1), Fault(kind="hang")])
+def test_neither_drops_nor_silence_escape_a_deadline(server: Any, fault: Fault) -> None:
+    """The brain cancels a request at the deadline of its call, whatever the server sends."""
+    from feste.backend.openai import OpenAI
+
+    server.add(replace(fault, times=None))
+    llm = OpenAI("sim-1", base_url=server.url + "/v1")
+    (error,) = feste.compute(llm.chat("Hi"), on_error="return", deadline=0.4)
+
+    assert type(error) is CallTimeout and "deadline=0.4 seconds" in str(error)
+    assert (error.billed, error.attempts) == ("unknown", 1)
+
+
+def test_a_backend_that_forgets_its_timeout_is_held_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's ``send`` that never ends is cut off a moment after the time of the attempt."""
+    monkeypatch.setattr("feste.scheduler.hands.local._GRACE", 0.05)
+    sent: list[Request] = []
+
+    class Endless(FakeBackend):
+        async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+            sent.append(request)
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        def _prepare(self, prompt: str) -> Request:
+            return replace(self._prepare_chat(prompt), timeout=0.05)
+
+        chat = feste.backend.Operation(prepare=_prepare, send=_send, parse=FakeBackend._parse_text)
+
+    (error,) = feste.compute(Endless().chat("Hi"), on_error="return")
+
+    assert type(error) is CallTimeout and "within 0.05 seconds" in str(error)
+    assert len(sent) == 2  # it may have been billed, so one more attempt only
+
+
+def test_a_blocked_loop_is_named_as_the_cause() -> None:
+    """Who computes on a running loop of his own, where the server runs, reads why it cannot answer."""
+
+    async def blocks() -> Any:
+        llm = FakeBackend(latency=60.0)
+        return feste.compute(llm.chat("Hi"), on_error="return", deadline=0.2)[0]
+
+    error = asyncio.run(blocks())
+
+    assert type(error) is CallTimeout and "await feste.acompute" in str(error)
+    (plain,) = feste.compute(FakeBackend(latency=60.0).chat("Hi"), on_error="return", deadline=0.2)
+    assert "acompute" not in str(plain)
+
+
+def test_what_cannot_be_read_is_kept_in_the_store(server: Any, tmp_path: Any) -> None:
+    """The body of a success that is no answer is in the file, beside the request that brought it."""
+    from feste.backend.openai import OpenAI
+
+    server.add(Fault(kind="garbage", body="<html>oh dear</html>", times=None))
+    llm = OpenAI("sim-1", base_url=server.url + "/v1")
+    path = tmp_path / "runs.db"
+    (error,) = feste.compute(llm.chat("Hi"), on_error="return", store=path)
+    feste.store.close()
+
+    assert type(error) is MalformedResponse and error.attempts == 2
+    with sqlite3.connect(path) as conn:
+        raw = [row[0] for row in conn.execute("SELECT raw FROM requests")]
+    assert len(raw) == 2 and all("oh dear" in text for text in raw)
+
+
+def test_errors_of_a_run_travel() -> None:
+    """They are plain data: what a run raises can be pickled, with its numbers."""
+    error = BudgetExceeded("the budget is reached", cap=2.0, spent=1.5, reserved=0.25)
+    back = pickle.loads(pickle.dumps(error))
+    stalled = pickle.loads(pickle.dumps(StalledError(nodes={"chat-1": "queued"})))
+
+    assert (back.cap, back.spent, back.reserved, back.unit) == (2.0, 1.5, 0.25, "dollars")
+    assert stalled.nodes == {"chat-1": "queued"} and "chat-1 (queued)" in str(stalled)
