@@ -42,12 +42,14 @@ from feste.scheduler.admission.breaker import Outages
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.admission.spending import Spending
+from feste.scheduler.batching.groups import Groups
 from feste.scheduler.batching.lists import Lists
 from feste.scheduler.calls import Calls
 from feste.scheduler.dispatcher import Dispatcher
 from feste.scheduler.executor import Executor
 from feste.scheduler.growth import Growth
 from feste.scheduler.journaling import Journaling
+from feste.scheduler.latencies import Durations, Latencies
 from feste.scheduler.lifecycle import Lifecycle
 from feste.scheduler.run import (
     GATHERED,
@@ -92,6 +94,9 @@ class Brain:
         self.lifecycle = Lifecycle(self)
         self.dispatcher = Dispatcher(self)
         self.growth = Growth(self)
+        self.latencies = Latencies()
+        self.durations = Durations()
+        self.groups = Groups(self)
         self.lists = Lists(self)
         self.prefixes = Prefixes(self)
         self.journaling = Journaling(self)
@@ -133,6 +138,7 @@ class Brain:
         while (wake_at := self.wake_at) is not None and wake_at <= now:
             heapq.heappop(self.timers)[2](now)
         self.journaling.flush()
+        self.groups.decide()
         self.calls.admit()
         self.dispatcher.hand_out()
         actions, self._actions = self._actions, []
@@ -194,6 +200,8 @@ class Brain:
     def _on_submit(self, run: Run) -> None:
         run.started = self.now
         self.runs.append(run)
+        for call, latency in run.profiled.items():
+            self.latencies.expect(call, latency)
         if run.observed:
             begun = RunStarted(run.name, 0.0, len(run.program.nodes), run.calls, run.wall)
             self.act("notify", begun)
@@ -268,6 +276,7 @@ class Brain:
         if run.open or run.ended is not None:
             return
         run.ended = self.now
+        self.lists.forget(run)
         for i in run.outputs:
             if run.state[i] == NOT_STARTED and i not in run.errors:
                 node = run.program.nodes[i]

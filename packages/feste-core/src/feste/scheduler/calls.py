@@ -95,12 +95,13 @@ class Calls:
         :param request: its request.
         """
         gathering = run.gatherings.get(i)
-        if gathering is None:
+        before, run.state[i] = run.state[i], GATHERED
+        if gathering is not None:
+            if gathering.arrive(i, request):
+                self.brain.lists.flush(run, gathering)
+        elif not self.brain.groups.arrive(run, [(i, request)]):
+            run.state[i] = before
             self.queue(run, [i], [request], request)
-            return
-        run.state[i] = GATHERED
-        if gathering.arrive(i, request):
-            self.brain.lists.flush(run, gathering)
 
     def withdraw(self, run: Run) -> None:
         """Remove a stopping run's requests from the gates; those sent before fail with their error.
@@ -147,15 +148,24 @@ class Calls:
         :param split: the refused list that it is a part of, or None.
         """
         call: Any = run.program.nodes[members[0]].op
+        gate = self.gate_of(call, request)
+        for i in members:
+            run.state[i] = QUEUED
+        run.resumes_at = max(run.resumes_at, gate.closed_until)
+        self.enter(Parcel(run, call, members, requests, request, gate, self.brain.now, split))
+
+    def gate_of(self, call: Call[Any], request: Request) -> Gate[Parcel]:
+        """Return the gate of a request.
+
+        :param call: its operation.
+        :param request: the request.
+        """
         name = (request.endpoint, request.account, request.model)
         gate = self.gates.get(name)
         if gate is None:
             gate = self.gates[name] = Gate()
         gate.heed(call.client, call.client.limits)
-        for i in members:
-            run.state[i] = QUEUED
-        run.resumes_at = max(run.resumes_at, gate.closed_until)
-        self.enter(Parcel(run, call, members, requests, request, gate, self.brain.now, split))
+        return gate
 
     def enter(self, parcel: Parcel) -> None:
         """Let a request queue at its gate, unless it has to wait until its prefix is cached.
@@ -180,11 +190,19 @@ class Calls:
                     self.brain.journaling.intend(parcel)
                 else:
                     self.launch(parcel)
-            opens = max(gate.closed_until, self.brain.outages.resumes_at(scope))
-            waits = len(gate) or scope in self.short
-            if waits and opens > max(self.brain.now, gate.wakes_at):
-                gate.wakes_at = opens
-                self.brain.later(opens - self.brain.now, lambda now: None)
+            if len(gate) or scope in self.short:
+                self.watch(gate, self.brain.outages.resumes_at(scope))
+
+    def watch(self, gate: Gate[Parcel], resumes_at: float = 0.0) -> None:
+        """Look at a gate again when it opens.
+
+        :param gate: the gate; one that is open is ignored.
+        :param resumes_at: when its backend may be asked again whether it is up.
+        """
+        opens = max(gate.closed_until, resumes_at)
+        if opens > max(self.brain.now, gate.wakes_at):
+            gate.wakes_at = opens
+            self.brain.later(opens - self.brain.now, lambda now: None)
 
     def _next(self, scope: Scope, gate: Gate[Parcel]) -> Parcel | None:
         """Return the next request that may be sent: its backend is up, and it is paid for."""
@@ -262,6 +280,7 @@ class Calls:
         parcel.gate.lost()
         self.brain.outages.unsent(parcel)
         self.brain.spending.settle(parcel, None)
+        self.brain.later(0.0, lambda now: None)  # others may have waited for the place
 
     def launch(self, parcel: Parcel) -> None:
         """Send a request.
@@ -275,6 +294,9 @@ class Calls:
         for i in parcel.members:
             if run.state[i] < OPEN:
                 run.state[i] = SENT
+        if run.feeders is not None:
+            ends = self.brain.now + self.brain.latencies.of(parcel.call).seconds(parcel.items)
+            run.expected.update(dict.fromkeys(parcel.members, ends))
         self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
 
     def on_sent(
@@ -288,6 +310,7 @@ class Calls:
         self.brain.spending.settle(parcel, value)
         if ok:
             gate.left(parcel.sent, self.brain.now)
+            self.brain.latencies.note(parcel.call, parcel.request, parcel.items, seconds)
         elif isinstance(value, RateLimited):
             gate.throttled(parcel.sent, self.brain.now, value.retry_after)
             run.resumes_at = max(run.resumes_at, gate.closed_until)

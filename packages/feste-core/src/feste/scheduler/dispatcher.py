@@ -206,6 +206,7 @@ class Dispatcher:
         known = self.cost.get(name)
         # a thread that waits for the GIL inflates wall time, so one outlier must not count for much
         self.cost[name] = seconds if known is None else 0.8 * known + 0.2 * min(seconds, 4 * known)
+        self.brain.durations.note(name, seconds)
         run = task.run
         run.seconds[name] += seconds
         if _is_wanted(task):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from feste import draw
@@ -11,8 +11,9 @@ from feste.draw import Determinism
 from feste.errors import FesteError, GraphError
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
-from feste.node import PENDING
-from feste.optimization import Optimizer
+from feste.node import PENDING, Node
+from feste.optimization import BatchOptimization, Optimizer, rules
+from feste.optimization.passes.batch import sharing_key
 from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.checks import check_nodes
 from feste.scheduler.emission import REPACK, Emission
@@ -45,9 +46,23 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
         plan = run.context.copy().run(Optimizer().run, graph, _settings(run))
         run.program.rewrites += plan.rewrites
         check_nodes(plan.graph.nodes.values(), run.settings)
-        return Program(plan.graph, graph.nodes)
+        program = Program(plan.graph, graph.nodes)
+        if any(report.name == BatchOptimization.name for report in plan.passes):
+            program.groups = _groups(program.nodes)
+        return program
     except FesteError as error:
         return error
+
+
+def _groups(nodes: Sequence[Node]) -> list[tuple[Hashable, list[int]]]:
+    """Return the groups of all calls that may share requests: those of one may be in the run already."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, node in enumerate(nodes):
+        if node.call is not None and rules.takes_lists(node.call):
+            key = sharing_key(node)
+            if key is not None:
+                groups.setdefault(key, []).append(i)
+    return list(groups.items())
 
 
 def _settings(run: Run) -> Settings:
@@ -110,6 +125,8 @@ class Growth:
         run.state[i] = WAITING
         run.pending[i] = 0
         run.connect(i, wanted)
+        if run.feeders is not None and run.feeders.emitted(i):
+            self.brain.groups.changed(run)
         # only now: a node whose value is known ends at once, and would not be held for this one
         self._start(run, fresh)
         failed = next((d for d in wanted if d in run.errors), None)
@@ -141,11 +158,14 @@ class Growth:
         main = run.program
         position: list[int] = []
         fresh: list[int] = []
+        group_of = {j: key for key, members in part.groups for j in members}
         for j, node in enumerate(part.nodes):
             at = main.index.get(node.key)
             if j in needed and (at is None or self._is_gone(run, at)):
                 at = run.append(node, part.rank[j] + rank, part.keepers[j])
                 fresh.append(j)
+                if j in group_of:
+                    self.brain.groups.join(run, at, group_of[j])
             position.append(-1 if at is None else at)
         for key, j in part.index.items():  # includes nodes that were merged into others
             if position[j] >= 0:

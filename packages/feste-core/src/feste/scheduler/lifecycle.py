@@ -73,6 +73,9 @@ class Lifecycle:
                 others.append((run, i))
                 run.state[i] = JOINED
                 self.brain.lists.drop(run, i)
+                if run.feeders is not None:
+                    run.feeders.hold(i)
+                    self.brain.groups.changed(run)
                 return
             if not others:
                 others.append((run, i))
@@ -262,6 +265,8 @@ class Lifecycle:
         node = run.program.nodes[i]
         if before < SENT or before == JOINED:
             self.brain.lists.drop(run, i)
+        if run.feeders is not None:
+            self.brain.groups.ended(run, i)
         self._tell_joined(run, i, node, state)
         self.let_go(run, run.program.deps[i])
         if not run.uses[i]:

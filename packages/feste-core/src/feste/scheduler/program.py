@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 from feste.errors import GraphError
 from feste.fused import Fused
 from feste.graph import FesteGraph
 from feste.node import Node
+from feste.optimization.passes.batch import sharing_key
 from feste.sharing import Prefix
 
 __all__ = ["Program"]
@@ -27,6 +28,7 @@ class Program:
         "batches",
         "consumers",
         "deps",
+        "groups",
         "index",
         "inner",
         "keepers",
@@ -70,6 +72,11 @@ class Program:
         #: The positions of each batch's calls, and whether equal ones are several answers.
         self.batches: list[tuple[list[int], bool]] = [
             ([index[m] for m in b.members], bool(b.draws)) for b in graph.batches
+        ]
+        #: What the calls of each group have in common, and their positions.
+        self.groups: list[tuple[Hashable, list[int]]] = [
+            (sharing_key(graph.nodes[g.members[0]]), [index[m] for m in g.members])
+            for g in graph.groups
         ]
         #: The prefixes of each call's request, the shortest first.
         self.prefixes: dict[int, list[Prefix]] = {}

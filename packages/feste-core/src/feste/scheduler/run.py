@@ -6,12 +6,12 @@ import contextvars
 import itertools
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from feste import fused
-from feste.backend import Backend, Request
+from feste.backend import Backend, Call, Latency, Request
 from feste.blocking import in_loop
 from feste.context import Settings, caps, everywhere
 from feste.draw import Determinism
@@ -20,7 +20,32 @@ from feste.events import RequestFinished
 from feste.node import Node
 from feste.optimization.analysis.profiles import Profiles
 from feste.scheduler.batching.batcher import Gathering
+from feste.scheduler.batching.feeders import Feeders
 from feste.scheduler.program import Program
+from feste.scheduler.states import (
+    CACHED,
+    DONE,
+    FAILED,
+    FINISHING,
+    GATHERED,
+    INTERRUPTED,
+    JOINED,
+    KEPT,
+    NOT_STARTED,
+    OPEN,
+    PARSING,
+    PREPARING,
+    QUEUED,
+    READY,
+    REPLAYED,
+    RUNNING,
+    SENT,
+    SHARED,
+    SKIPPED,
+    STATES,
+    VALUED,
+    WAITING,
+)
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
@@ -34,12 +59,19 @@ __all__ = [
     "DONE",
     "FAILED",
     "FINISHING",
+    "GATHERED",
     "INTERRUPTED",
+    "JOINED",
     "KEPT",
     "NOT_STARTED",
     "OPEN",
+    "PARSING",
+    "PREPARING",
+    "QUEUED",
     "READY",
     "REPLAYED",
+    "RUNNING",
+    "SENT",
     "SHARED",
     "SKIPPED",
     "STATES",
@@ -48,26 +80,6 @@ __all__ = [
     "Run",
     "Scope",
 ]
-
-# The states of a node. Those below OPEN are transitional, the others final.
-WAITING, READY, RUNNING, PREPARING, GATHERED, QUEUED, SENT, PARSING, JOINED, OPEN = range(10)
-DONE, KEPT, SHARED, REPLAYED, CACHED = range(10, 15)
-FAILED, SKIPPED, INTERRUPTED, NOT_STARTED = range(15, 19)
-#: The final states of nodes that have a value.
-VALUED = (DONE, KEPT, SHARED, REPLAYED, CACHED)
-#: Added to the rank of work that finishes a paid call, so that it precedes all new work.
-FINISHING = 1 << 40
-STATES = {
-    DONE: "done",
-    KEPT: "kept",
-    SHARED: "shared",
-    REPLAYED: "replayed",
-    CACHED: "cached",
-    FAILED: "failed",
-    SKIPPED: "skipped",
-    INTERRUPTED: "interrupted",
-    NOT_STARTED: "not_started",
-}
 
 Scope = tuple[str, ...]
 """What an outage or a refusal concerns: endpoint and account, and perhaps the model."""
@@ -188,6 +200,13 @@ class Run:
             gathering = Gathering(members, several)
             self.gatherings.update((i, gathering) for i in members)
 
+        #: The groups whose calls may still share requests, or None; and when those of its calls that
+        #: are on their way are expected to end, on the brain's clock.
+        self.feeders = Feeders(self, program.groups) if program.groups else None
+        self.expected: dict[int, float] = {}
+        #: What profiles say of its operations; asked here, since it is code of plugins.
+        self.profiled = _latencies(program.nodes) if program.groups else {}
+
         #: What the requests of calls begin with, as for the program.
         self.prefixes = program.prefixes
 
@@ -266,6 +285,8 @@ class Run:
             self.program.consumers[d].append(i)
             if self.state[d] not in VALUED:
                 self.pending[i] += 1
+        if self.feeders is not None:
+            self.feeders.connected(i, deps)
 
     def _reserve(self, node: Node) -> None:
         """Keep what a task's own calls bought in earlier sessions for the time that it runs."""
@@ -322,3 +343,10 @@ class Run:
         if self.open:  # the run was stopped but did not end in time
             counts[NOT_STARTED] += sum(counts[state] for state in range(OPEN))
         return {name: counts[state] for state, name in STATES.items() if counts[state]}
+
+
+def _latencies(nodes: Iterable[Node]) -> dict[Call[Any], Latency]:
+    """Return how long the requests of some calls take, where their profiles tell."""
+    models = {node.call: node.call.model(node.args) for node in nodes if node.call is not None}
+    known = ((call, call.client.profile(model).latency) for call, model in models.items())
+    return {call: latency for call, latency in known if latency is not None}

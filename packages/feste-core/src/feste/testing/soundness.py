@@ -179,8 +179,13 @@ def _too_long(other: Trace, nodes: list[Node]) -> Iterator[str]:
 
 
 def _waiting(other: Trace, labels: list[Label]) -> Iterator[str]:
-    """The calls of a batch are sent when they are ready, in fewer requests than there are calls."""
+    """The calls of a batch are sent when they are ready, in fewer requests than there are calls.
+
+    Those that have a group may wait for other calls of it, and share requests with them instead.
+    """
     ready = {label: other.alone[label] for label in labels if label in other.alone}
+    if any(other.labels[key] in ready for g in other.plan.graph.groups for key in g.members):
+        return
     for label, asked in ready.items():
         times = other.sent.get(id(asked.request.draws[0]), [])
         if asked.at not in times:

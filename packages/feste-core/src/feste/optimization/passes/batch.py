@@ -10,7 +10,7 @@ from feste.optimization import rules
 from feste.optimization.analysis.levels import levels_of
 from feste.optimization.base import Level, PassContext, Phase
 
-__all__ = ["BatchOptimization"]
+__all__ = ["BatchOptimization", "sharing_key"]
 
 #: Calls that may share requests, by the event at which they become ready.
 Candidates = dict[Hashable, list[Node]]
@@ -36,24 +36,22 @@ class BatchOptimization:
         :param cx: receives a remark for each batch and each group.
         """
         draws = {b.members[0]: b for b in graph.batches if b.items == 1}
+        equal = {first: [graph.nodes[m] for m in b.members] for first, b in draws.items()}
         kept = [b for b in graph.batches if b.items > 1]
         batches: list[Batch] = []
         groups: list[list[Node]] = []
         for candidates in _candidates(graph, draws, kept):
-            late = []
             for nodes in candidates.values():
                 if len(nodes) > 1 and cx.allow():
                     batches.append(_batch(nodes, draws, cx))
-                else:
-                    late += nodes
             if len(candidates) > 1:
-                groups.append([node for nodes in candidates.values() for node in nodes])
-                if len(late) > 1:
-                    cx.missed(
-                        f"{len(late):,} calls of {late[0].op.name} could share requests but become ready "
-                        "at different times: they are sent as they come",
-                        late,
-                    )
+                own = [node for nodes in candidates.values() for node in nodes]
+                groups.append([one for node in own for one in equal.get(node.key, [node])])
+                cx.applied(
+                    f"{len(groups[-1]):,} calls of {own[0].op.name} become ready at different times: "
+                    "they share requests that are formed while the graph runs",
+                    groups[-1],
+                )
         if not batches and not groups:
             return graph
         levels = levels_of(graph, [[n.key for n in nodes] for nodes in groups])
@@ -75,13 +73,22 @@ def _candidates(graph: FesteGraph, draws: dict[str, Batch], kept: list[Batch]) -
         call = node.call
         if call is None or node.key in taken or not rules.takes_lists(call):
             continue
-        if rules.is_visible(node) or not rules.may_share(node):
-            continue
-        same = rules.parameters(node)
+        same = sharing_key(node)
         if same is not None:
-            by_event = found.setdefault((rules.operation(node), rules.limits(node), same), {})
+            by_event = found.setdefault(same, {})
             by_event.setdefault(rules.ready_event(graph, node), []).append(node)
     return list(found.values())
+
+
+def sharing_key(node: Node) -> Hashable:
+    """Return a key that is equal for calls that may share requests; None for a call that must not.
+
+    :param node: a call of an operation that takes lists.
+    """
+    if rules.is_visible(node) or not rules.may_share(node):
+        return None
+    same = rules.parameters(node)
+    return None if same is None else (rules.operation(node), rules.limits(node), same)
 
 
 def _batch(nodes: list[Node], draws: dict[str, Batch], cx: PassContext) -> Batch:

@@ -40,6 +40,8 @@ class Gate(Generic[P]):
         self.ceiling = CEILING
         self.limit = float(START)
         self.in_flight = 0
+        #: Requests that are being packed, and will queue here.
+        self.coming = 0
         self.closed_until = 0.0
         #: When the brain will check this gate again by itself.
         self.wakes_at = 0.0
@@ -90,6 +92,15 @@ class Gate(Generic[P]):
         """
         self._count += 1
         heapq.heappush(self._queue, (-rank, self._count, item))
+
+    def room(self, now: float) -> int:
+        """Return how many more requests it would admit now.
+
+        :param now: the time in seconds on the brain's clock.
+        """
+        if now < self.closed_until:
+            return 0
+        return max(0, int(self.limit) - self.in_flight - self.coming - len(self._queue))
 
     def pop(self, now: float) -> P | None:
         """Return the next item that may go, counted as in flight; None if none may go.

@@ -27,6 +27,7 @@ from feste.scheduler.run import FINISHING, GATHERED, NOT_STARTED, OPEN, Run
 from feste.scheduler.work import cause_of
 
 if TYPE_CHECKING:
+    from feste.scheduler.admission.gate import Gate
     from feste.scheduler.brain import Brain
 
 __all__ = ["Lists"]
@@ -47,6 +48,8 @@ class Lists:
         self.brain = brain
         #: What servers are known to take, where they have refused a list for its length.
         self.limits: dict[Server, Taken] = {}
+        #: What is being packed, where it will queue, and as how many requests at least.
+        self._packing: dict[PyTask, tuple[Gate[Any], int]] = {}
 
     # --- on the way out ---------------------------------------------------------------------------
 
@@ -57,8 +60,8 @@ class Lists:
         :param gathering: the calls of the batch.
         """
         arrived = [(i, r) for i, r in gathering.flush() if run.state[i] == GATHERED]
-        if arrived:
-            self._send(run, arrived)
+        if arrived and not self.brain.groups.arrive(run, arrived):
+            self.send(run, arrived)
 
     def drop(self, run: Run, i: int) -> None:
         """Remove a call from its batch, so that the others do not wait for it.
@@ -66,22 +69,32 @@ class Lists:
         :param run: the run.
         :param i: the node's position.
         """
+        self.brain.groups.leave(run, i)
         gathering = run.gatherings.get(i)
         if gathering is not None and gathering.drop(i) and not run.stopping:
             self.flush(run, gathering)
 
-    def _send(
+    def send(
         self, run: Run, calls: Sequence[tuple[int, Request]], split: Split | None = None
     ) -> None:
+        """Send calls with as few requests as the limits allow.
+
+        :param run: the run.
+        :param calls: their positions and requests.
+        :param split: the refused list that they are a part of, or None.
+        """
         if len(calls) == 1:
             self._send_singly(run, calls, split)
             return
         call = _call_of(run, calls[0][0])
         members, requests = [i for i, _ in calls], [r for _, r in calls]
         taken = self.limits.get(_server(call, requests[0]), Taken())
-        gathering = run.gatherings.get(members[0])
-        args = (call, members, requests, taken, gathering is not None and gathering.several, split)
+        several = any(g is not None and g.several for g in map(run.gatherings.get, members))
+        args = (call, members, requests, taken, several, split)
         task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
+        gate = self.brain.calls.gate_of(call, requests[0])
+        self._packing[task] = gate, -(-len(calls) // call.max_items)
+        gate.coming += self._packing[task][1]
         self.brain.dispatcher.push(run, QUICK, run.program.rank[members[0]] + FINISHING, task)
 
     def _send_singly(
@@ -94,6 +107,7 @@ class Lists:
 
     def on_packed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         split: Split | None = task.args[-1]
+        self._packed(task)
         if not ok:
             for i in task.members:
                 if run.state[i] < OPEN:
@@ -105,6 +119,19 @@ class Lists:
             split.open = len(parts)
         for members, requests, request in parts:
             self.brain.calls.queue(run, members, requests, request, split)
+
+    def _packed(self, task: PyTask) -> None:
+        if task in self._packing:  # else its run has ended
+            gate, coming = self._packing.pop(task)
+            gate.coming -= coming
+
+    def forget(self, run: Run) -> None:
+        """Let gates no longer expect anything from a run that has ended.
+
+        :param run: the run.
+        """
+        for task in [task for task in self._packing if task.run is run]:
+            self._packed(task)
 
     # --- on the way back --------------------------------------------------------------------------
 
@@ -177,7 +204,7 @@ class Lists:
             split.rest = []
             self._send_singly(parcel.run, waiting, split)
         else:
-            self._send(parcel.run, waiting[:half], split)
+            self.send(parcel.run, waiting[:half], split)
 
     def settled(self, parcel: Parcel, *, taken: bool) -> None:
         """Record the outcome of a request that may be part of a refused list.
@@ -202,7 +229,7 @@ class Lists:
             rest = [(i, r) for i, r in split.rest if run.state[i] == GATHERED]
             split.rest = []
             if rest and split.longest:
-                self._send(run, rest, split)
+                self.send(run, rest, split)
                 return
             if rest:  # nothing was accepted so far, so a list of the rest would be refused too
                 self._send_singly(run, rest, split)
