@@ -17,6 +17,7 @@ from feste.errors import (
     CallError,
     CallTimeout,
     ConfigError,
+    MalformedResponse,
     NotStarted,
     RunFailed,
     ServerError,
@@ -171,7 +172,7 @@ def flaky(llm: FakeBackend, rate: float, seed: int) -> tuple[VirtualClock, list[
             raise ServerError("oops")
         made.append(request)
         if chance < rate:
-            raise CallTimeout("late")
+            raise CallTimeout("late") if chance < 0.8 * rate else MalformedResponse("garbage")
         return llm.answer(request)
 
     clock = VirtualClock(answer, seed=seed)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import feste
+from feste._compute.results import hand_back
 from feste.backend import Limits, Request, Response
 from feste.errors import (
     AuthFailed,
@@ -30,6 +31,8 @@ from feste.errors import (
     Unreachable,
     UpstreamFailed,
 )
+from feste.scheduler.admission.retry import RetryPolicy
+from feste.scheduler.brain import Brain
 from feste.scheduler.run import Run
 from feste.testing import FakeBackend, FakeParams, Fault, SimServer, VirtualClock
 
@@ -157,7 +160,8 @@ def test_retries_stay_a_share_of_all_requests() -> None:
             raise ServerError("now and then")
         return llm.answer(request)
 
-    clock = VirtualClock(answer, request_seconds=lambda request: 0.1, seed=3)
+    brain = Brain(RetryPolicy(max_elapsed=60.0), seed=3)  # which waits for the budget would exceed
+    clock = VirtualClock(answer, request_seconds=lambda request: 0.1, seed=3, brain=brain)
     run = started(clock, [llm.chat(f"{i}") for i in range(1000)])
     clock.drive()
 
@@ -182,10 +186,11 @@ def test_a_refusal_of_all_calls_is_confirmed_once(error: CallError) -> None:
             raise error.copy()
         return llm.answer(request)
 
-    clock = VirtualClock(answer)
+    slow = "ready long after the refusal"
+    clock = VirtualClock(answer, request_seconds=lambda r: 60.0 if slow in text_of(r) else 1.0)
     other = type("Other", (FakeBackend,), {"plugin": "other"})()
-    nodes = [llm.chat(f"{i}") for i in range(50)]
-    run = started(clock, nodes, join(*nodes), [other.chat(f"{i}") for i in range(50)])
+    nodes = [llm.chat(f"{i}") for i in range(49)] + [llm.chat(other.chat(slow))]
+    run = started(clock, nodes, join(*nodes), [other.chat(f"{i}") for i in range(49)])
     clock.drive()
 
     mine = [value for value in run.results() if isinstance(value, Exception)]
@@ -195,10 +200,9 @@ def test_a_refusal_of_all_calls_is_confirmed_once(error: CallError) -> None:
     assert f"{type(error).__name__}: {error.message}" in str(mine[10])
     assert run.count_states() == {"done": 50, "failed": 2, "not_started": 48, "skipped": 1}
     refuses[0] = False
-    assert clock.run(nodes) is not None
     later = started(clock, nodes)
     clock.drive()
-    assert later.count_states() == {"done": 50}
+    assert later.count_states() == {"done": 50, "kept": 1}
 
 
 def test_one_refused_call_among_good_ones_stops_nothing() -> None:
@@ -233,6 +237,8 @@ def test_calls_that_another_run_found_refused_are_an_error_too() -> None:
 
     assert len(first.failed) == 2
     assert type(second.results()[0]) is NotStarted
+    with pytest.raises(feste.errors.RunFailed, match="AuthFailed: no"):
+        hand_back(second, tuple)
 
 
 def test_an_unknown_model_leaves_the_others() -> None:
