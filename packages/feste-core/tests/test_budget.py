@@ -341,3 +341,18 @@ def test_a_run_stopped_by_its_cap_loses_no_error_of_a_call() -> None:
 
     assert run.count_states().keys() <= {"done", "failed", "not_started"}
     assert isinstance(run.fault, BudgetExceeded) and not any(s < 9 for s in run.state)
+
+
+def test_an_answer_without_a_count_costs_what_was_set_aside() -> None:
+    """Garbage was paid, and no provider says how much: both purchases count as their bound."""
+    llm = priced()
+
+    def answer(request: Request) -> Response:
+        raise MalformedResponse("garbage")
+
+    clock = VirtualClock(answer)
+    run = started(clock, llm.chat("Hi", SHORT), budget=3.0)
+    clock.drive()
+
+    bounds = [PRICE.dollars(request.size, 8) for _, request in clock.sent]
+    assert len(bounds) == 2 and run.spent["dollars"] == pytest.approx(sum(bounds))
