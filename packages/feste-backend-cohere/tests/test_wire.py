@@ -13,10 +13,12 @@ import httpx
 import pytest
 from cohere.core import ApiError
 
+import feste
 from feste.backend import PromptCache
+from feste.backend.cohere import Cohere
 from feste.backend.cohere.testing import CohereWire, answer, embedding, json_answer
-from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Billed, Fault
+from feste.errors import QuotaExhausted
+from feste.testing import Billed, Fault, ServerLimits, SimServer
 
 WIRE = "feste.backend.cohere.testing:CohereWire"
 
@@ -227,7 +229,7 @@ class TestPromptCache:
             assert last.delta.usage is not None and last.delta.usage.cached_tokens == 3
             client.chat(model="other", messages=user("a b c"))
 
-            billed = server.billed()
+            billed = server.totals().billed
             assert (billed.cached_tokens, billed.written_tokens, billed.output_tokens) == (8, 7, 40)
             assert billed.input_units == pytest.approx(0.1 * 8 + 7)
 
@@ -236,7 +238,7 @@ class TestPromptCache:
         client.generate(prompt="three", num_generations=2)
         client.embed(model="m", input_type="search_query", texts=["four", "five"])
 
-        assert server.billed() == Billed(5, output_tokens=24, input_units=5)
+        assert server.totals().billed == Billed(5, output_tokens=24, input_units=5)
 
 
 class TestQuirks:
@@ -270,7 +272,7 @@ class TestQuirks:
                 with pytest.raises(cohere.BadRequestError) as error:
                     ask()
                 assert "luck" not in str(error.value.body)
-            assert server.ledger() == [] and server.billed() == Billed()
+            assert server.ledger() == [] and server.totals().billed == Billed()
             assert client.generate(prompt="bad").generations
 
     def test_a_quirk_that_there_is_not(self) -> None:
@@ -334,6 +336,28 @@ class TestErrors:
         )
         assert text_of(reply) == answer("hi")
         assert [entry.status for entry in server.requests()] == [429, 200]
+
+    def test_an_account_without_calls_is_no_rate_limit(self, server: SimServer) -> None:
+        server.add(Fault(kind="quota"))
+        llm = Cohere("m", base_url=server.url)
+        (error,) = feste.compute(llm.chat("hi"), on_error="return")
+
+        assert isinstance(error, QuotaExhausted)
+
+
+def test_limits_are_told_in_headers_but_not_with_a_429() -> None:
+    limits = ServerLimits(requests_per_minute=2, tokens_per_minute=1_000)
+    with SimServer(WIRE, limits=limits) as server, httpx.Client(base_url=server.url) as http:
+        body = {"model": "m", "messages": user("hi")}
+        replies = [http.post("/v2/chat", json=body) for _ in range(3)]
+
+    names = ["x-trial-endpoint-call-limit", "x-trial-endpoint-call-remaining"]
+    assert [reply.status_code for reply in replies] == [200, 200, 429]
+    assert [[reply.headers.get(name) for name in names] for reply in replies] == [
+        ["2", "1"],
+        ["2", "0"],
+        [None, None],
+    ]
 
 
 def test_both_providers_on_one_port() -> None:

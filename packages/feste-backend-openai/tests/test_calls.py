@@ -95,7 +95,7 @@ class TestChat:
         replies = feste.compute(*nodes)
         assert list(replies) == [answer(f"question {i}") for i in range(64)]
         assert paths(server) == {CHAT: 64}
-        assert server.peak() > 1
+        assert server.totals().peak > 1
 
     def test_n_gives_a_list_of_different_draws(self, server: SimServer) -> None:
         """n above 1 is one request and a list of replies; tokens are not known for each of them."""
@@ -349,7 +349,7 @@ class TestConnections:
         with SimServer(WIRE, base=1.0) as slow:
             llm = client(slow, limits=Limits(concurrency=300))
             feste.compute([llm.chat(f"question {i}") for i in range(300)])
-            assert slow.peak() > 100  # what pools allow unless they are told otherwise
+            assert slow.totals().peak > 100  # what pools allow unless they are told otherwise
 
 
 class TestOneMeaning:

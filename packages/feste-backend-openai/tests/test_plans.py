@@ -57,21 +57,21 @@ def test_eight_samples_pay_their_prompt_once(server: SimServer) -> None:
     llm = backend(server)
     prompt = tokens(2_000, seed=0)
     (answers,) = feste.compute([llm.chat(prompt) for _ in range(8)])
-    together = server.billed()
+    together = server.totals().billed
 
     assert len(server.requests()) == 1
     assert len(set(answers)) == 8
     assert (together.input_tokens, len(server.ledger())) == (2_000, 8)
     server.reset()
     feste.compute([llm.chat(prompt) for _ in range(8)], optimize={"sample_fusion": False})
-    assert (len(server.requests()), server.billed().input_tokens) == (8, 16_000)
+    assert (len(server.requests()), server.totals().billed.input_tokens) == (8, 16_000)
 
 
 def test_a_fan_out_pays_its_prefix_once(server: SimServer) -> None:
     """One call goes first, the others wait for the commit: 43,000 units instead of 332,800."""
     llm = backend(server, profile=Profile(prompt_cache=CACHE))
     (answers,) = feste.compute(fan_out(llm))
-    planned = server.billed()
+    planned = server.totals().billed
 
     assert len(set(answers)) == 64
     assert planned.input_tokens == 64 * 4_200
@@ -84,7 +84,7 @@ def test_the_same_fan_out_without_a_plan(server: SimServer) -> None:
     llm = backend(server, profile=Profile(prompt_cache=CACHE))
     feste.compute(fan_out(llm), optimize={"prefix": False})
 
-    assert server.billed().input_units >= 269_000
+    assert server.totals().billed.input_units >= 269_000
 
 
 def test_a_fan_out_over_late_prompts(server: SimServer) -> None:
@@ -93,7 +93,7 @@ def test_a_fan_out_over_late_prompts(server: SimServer) -> None:
     rules = tokens(4_000, seed=99)  # not what other tests have made warm
     titles = [llm.complete(f"Title {i}:") for i in range(16)]
     feste.compute([llm.chat(answer(rules=rules, question=title)) for title in titles])
-    billed = server.billed()
+    billed = server.totals().billed
 
     assert (billed.written_tokens, billed.cached_tokens) == (4_000, 15 * 4_000)
 

@@ -102,7 +102,7 @@ def test_pieces_come_before_the_end(llm: OpenAI, server: SimServer) -> None:
     """A piece is handed over when it comes: the request is still in flight then."""
     server.add(Fault(kind="drip", pause=0.02))
     flying: list[int] = []
-    send(llm.chat, "one two", ChatParams(), lambda piece: flying.append(server.in_flight()))
+    send(llm.chat, "one two", ChatParams(), lambda piece: flying.append(server.totals().in_flight))
     assert flying[0] == 1
 
 

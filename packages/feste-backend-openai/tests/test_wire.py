@@ -21,8 +21,8 @@ import feste
 from feste.backend import PromptCache, Usage
 from feste.backend.openai import ChatParams, OpenAI
 from feste.backend.openai.testing import OpenAIWire, answer, embedding, json_answer
-from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Billed, Fault
+from feste.testing import Billed, Fault, ServerLimits, SimServer
+from feste.testing.wire import Remaining
 
 WIRE = "feste.backend.openai.testing:OpenAIWire"
 
@@ -395,9 +395,9 @@ class TestPromptCache:
         with SimServer(WIRE, prompt_cache=PromptCache(write=1.25, lag=lag)) as server:
             if leader:
                 asyncio.run(ask(server, talks[:1]))
-                until(lambda: server.committed() > 0)
+                until(lambda: server.totals().committed > 0)
             asyncio.run(ask(server, talks[leader:]))
-            billed = server.billed()
+            billed = server.totals().billed
 
         assert (billed.input_tokens, billed.output_tokens) == (64 * 4200, 64 * 8)
         if leader:
@@ -411,7 +411,7 @@ class TestPromptCache:
         with connected(PromptCache(minimum=2, write=1.25, lag=600)) as (server, client):
             for own in ("d", "e"):
                 assert self.ask(client, self.talk(own), extra_body=EXPLICIT) == (4, 0, 3)
-            assert server.committed() == 0
+            assert server.totals().committed == 0
 
     def test_a_request_looks_when_it_arrives(self) -> None:
         with (
@@ -422,7 +422,7 @@ class TestPromptCache:
             ThreadPoolExecutor(1) as pool,
         ):
             slow = pool.submit(self.ask, client, user("a b"), n=8)
-            until(lambda: server.in_flight() == 1)
+            until(lambda: server.totals().in_flight == 1)
             assert self.ask(client, user("a b"))[1] == 0
 
             assert slow.result()[1] == 0  # though the other was committed before its generation
@@ -462,8 +462,8 @@ class TestPromptCache:
             )
             assert last.usage is not None and last.usage.prompt_tokens_details is not None
             assert last.usage.prompt_tokens_details.cached_tokens == 2
-            assert server.billed().written_tokens == 3
-            assert server.billed().output_tokens == 16
+            assert server.totals().billed.written_tokens == 3
+            assert server.totals().billed.output_tokens == 16
 
     def test_feste_counts_what_was_written(self) -> None:
         with connected(PromptCache(minimum=2, write=1.25, lag=0)) as (server, _):
@@ -478,7 +478,7 @@ class TestPromptCache:
         client.completions.create(model="m", prompt=["three four", "five"], n=2)
         client.embeddings.create(model="m", input=["six", "seven"])
 
-        assert server.billed() == Billed(7, output_tokens=5 * 8, input_units=7)
+        assert server.totals().billed == Billed(7, output_tokens=5 * 8, input_units=7)
 
     def test_a_mode_that_there_is_not(self, client: openai.OpenAI) -> None:
         for wrong in ({"mode": "none"}, "explicit"):
@@ -566,7 +566,7 @@ class TestQuirks:
                 with pytest.raises(openai.BadRequestError) as error:
                     ask()
                 assert error.value.param is None and "luck" not in str(error.value)
-            assert server.ledger() == [] and server.billed() == Billed()
+            assert server.ledger() == [] and server.totals().billed == Billed()
             assert len(self.complete(client, ["good", "bad", "luck"])) == 3
 
     def test_feste_finds_the_poisoned_item(self) -> None:
@@ -738,4 +738,54 @@ def test_many_requests_at_once() -> None:
             server.reset()
             assert asyncio.run(ask(server, **options)) == [answer(f"hi {i}") for i in range(60)]
             assert len(server.ledger()) == 60
-            assert 1 < server.peak() <= 60
+            assert 1 < server.totals().peak <= 60
+
+
+class TestLimits:
+    def test_limits_are_told_in_headers(self) -> None:
+        limits = ServerLimits(requests_per_minute=600, tokens_per_minute=6_000)
+        with (
+            SimServer(WIRE, limits=limits) as server,
+            openai.OpenAI(base_url=server.url + "/v1", api_key="test", max_retries=0) as client,
+        ):
+            reply = client.chat.completions.with_raw_response.create(
+                model="m", messages=user("four words are these"), max_tokens=500
+            )
+        told = {name: text for name, text in reply.headers.items() if "ratelimit" in name}
+
+        assert told.pop("x-ratelimit-reset-requests").endswith("ms")  # one request: 100 of them
+        assert told.pop("x-ratelimit-reset-tokens").endswith("ms")  # the 500 were given back
+        assert told == {
+            "x-ratelimit-limit-requests": "600",
+            "x-ratelimit-remaining-requests": "599",
+            "x-ratelimit-limit-tokens": "6000",
+            "x-ratelimit-remaining-tokens": "5988",
+        }
+
+    @pytest.mark.parametrize(
+        ("seconds", "spelled"),
+        [
+            (0, "0s"),
+            (0.0001, "1ms"),
+            (0.012, "12ms"),
+            (1, "1s"),
+            (8.64, "8.64s"),
+            (59.9999, "1m0s"),
+            (360, "6m0s"),
+            (3_661.5, "1h1m1.5s"),
+        ],
+    )
+    def test_times_are_spelled_as_go_does(self, seconds: float, spelled: str) -> None:
+        headers = OpenAIWire().limit_headers(200, Remaining(60, 1, seconds), None)
+
+        assert headers["x-ratelimit-reset-requests"] == spelled
+
+    def test_an_account_without_money_is_no_rate_limit(
+        self, server: SimServer, client: openai.OpenAI
+    ) -> None:
+        server.add(Fault(kind="quota"))
+        with pytest.raises(openai.RateLimitError) as error:
+            client.chat.completions.create(model="m", messages=user("hi"))
+
+        assert (error.value.code, error.value.type) == ("insufficient_quota", "insufficient_quota")
+        assert "retry-after" not in error.value.response.headers

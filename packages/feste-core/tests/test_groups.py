@@ -369,6 +369,71 @@ def test_what_a_task_returns_joins_the_group_under_way() -> None:
     assert [r.items for _, r in clock.sent] == [4]
 
 
+@pytest.mark.parametrize(("objective", "items"), [("cost", [3]), ("latency", [1, 2])])
+def test_a_task_that_may_return_calls_is_waited_for(objective: str, items: list[int]) -> None:
+    """Nothing else can come but what it returns; once it has, nothing is waited for."""
+    llm = FakeBackend()
+
+    @feste.task(emits=True)
+    def branch(x: str) -> Any:
+        return [llm.embed("one more"), llm.embed("and another")]
+
+    early = feste.task(pure=True)(lambda x: x)
+    clock = VirtualClock(
+        llm.answer, task_seconds=lambda t: 2.0 if t.node.op.name == "branch" else 0.0
+    )
+    clock.compute([llm.embed(early("a")), branch("b")], objective=objective)
+
+    assert [r.items for _, r in clock.sent] == items
+
+
+def test_a_full_request_does_not_wait() -> None:
+    """The sixteenth call fills a request, though four more are known to come; so do few large ones."""
+    llm = FakeBackend()
+
+    @feste.task(pure=True)
+    def after(x: int) -> str:
+        return f"text {x}"
+
+    def seconds(task: Any) -> float:
+        return 0.1 * (1 + task.args[0]) if task.node.op.name == "after" else 0.0
+
+    clock = VirtualClock(llm.answer, task_seconds=seconds, places=100)
+    clock.compute([llm.complete(after(x)) for x in range(20)], objective="cost")
+
+    assert [(at, r.items) for at, r in clock.sent] == [
+        (pytest.approx(1.6), 16),
+        (pytest.approx(2.0), 4),
+    ]
+
+
+def test_a_learnt_limit_fills_a_request_too() -> None:
+    """A server that took no more than four at a time gets four as soon as they are there."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        if request.items > 4:
+            raise InvalidRequest("too many")
+        return llm.answer(request)
+
+    @feste.task(pure=True)
+    def after(x: int) -> str:
+        return f"text {x}"
+
+    def seconds(task: Any) -> float:
+        return 0.1 * task.args[0] if task.node.op.name == "after" else 0.0
+
+    clock = VirtualClock(answer, task_seconds=seconds, places=100)
+    clock.compute([llm.complete(f"learn {x}") for x in range(8)])
+    learnt, begun = len(clock.sent), clock.now
+    clock.compute([llm.complete(after(x)) for x in range(8)], objective="cost")
+
+    assert [(at - begun, r.items) for at, r in clock.sent[learnt:]] == [
+        (pytest.approx(0.3), 4),
+        (pytest.approx(0.7), 4),
+    ]
+
+
 def test_other_parameters_share_no_request() -> None:
     llm = WideBackend()
     slow = feste.task(pure=True)(lambda x: x)

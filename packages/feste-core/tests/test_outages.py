@@ -520,3 +520,19 @@ def test_errors_of_a_run_travel() -> None:
 
     assert (back.cap, back.spent, back.reserved, back.unit) == (2.0, 1.5, 0.25, "dollars")
     assert stalled.nodes == {"chat-1": "queued"} and "chat-1 (queued)" in str(stalled)
+
+
+def test_equal_calls_share_the_answer_that_can_be_read() -> None:
+    """Whoever waits for an equal call gets no garbage: it gets what was bought in its place."""
+    llm = FakeBackend()
+    greedy = FakeParams(temperature=0)
+
+    def answer(request: Request) -> Response:
+        return llm.answer(request) if len(clock.sent) > 1 else Response({"odd": 1})
+
+    clock = VirtualClock(answer)
+    runs = [started(clock, llm.chat("the same", greedy)) for _ in range(3)]
+    clock.drive()
+
+    assert len(clock.sent) == 2
+    assert {type(run.results()[0]).__name__ for run in runs} == {"Reply"}

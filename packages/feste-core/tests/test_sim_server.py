@@ -7,6 +7,7 @@ import http.client
 import json
 import math
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,20 +15,21 @@ import sys
 import threading
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from feste.backend import PromptCache
+from feste.backend import Price, PromptCache, statuses
 from feste.testing import sim_answers as oracle
 from feste.testing.sim_cache import Lookup, PrefixCache, PromptPart, prompt_parts
 from feste.testing.sim_http import Request, take_request
-from feste.testing.sim_process import Simulator
-from feste.testing.sim_server import SimServer
-from feste.testing.sim_types import Billed, Fault
+from feste.testing.sim_limits import Limiter, ServerLimits, Wait, retry_after
+from feste.testing.sim_provider import Provider
+from feste.testing.sim_server import Billed, Fault, Outage, SimServer
 
 WIRE = '''
 from dataclasses import replace
@@ -67,31 +69,47 @@ class EchoWire:
             billed = replace(read, output_tokens=sum(words(item.answer) for item in items))
             return Answer({"texts": [item.answer for item in items]}, items, billed=billed)
 
-        return Plan(len(texts), generate)
+        most = call.body.get("max_tokens", 0) * len(texts)
+        return Plan(len(texts), generate, read.input_tokens + most)
 
     def error(self, refusal: Refusal) -> object:
         return {"message": refusal.message, "param": refusal.param}
+
+    def limit_headers(self, status, requests, tokens):
+        found = {"requests": requests, "tokens": tokens}
+        return {
+            f"x-left-{name}": f"{one.left:.0f} of {one.limit:.0f}"
+            for name, one in found.items() if one is not None
+        }
 '''
 
 
-@pytest.fixture
-def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A wire in a module that only this test's `sys.path` has."""
-    (tmp_path / "echo_wire.py").write_text(WIRE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return "echo_wire:EchoWire"
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A wire in a module that only these tests' `sys.path` has."""
+    folder = tmp_path_factory.mktemp("wire")
+    (folder / "echo_wire.py").write_text(WIRE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield "echo_wire:EchoWire"
 
 
-@pytest.fixture
-def server(echo: str) -> Iterator[SimServer]:
+@pytest.fixture(scope="module")
+def shared(echo: str) -> Iterator[SimServer]:
     with SimServer(echo) as running:
         yield running
 
 
 @pytest.fixture
+def server(shared: SimServer) -> SimServer:
+    shared.reset()
+    return shared
+
+
+@pytest.fixture
 def slow(echo: str) -> Iterator[SimServer]:
     """A server that answers nothing while a test lasts."""
-    with SimServer(echo, base=600, max_concurrency=3) as running:
+    with SimServer(echo, base=600, limits=ServerLimits(concurrency=3)) as running:
         yield running
 
 
@@ -115,6 +133,23 @@ def sent(server: SimServer, body: object) -> socket.socket:
     link = socket.create_connection(address(server), timeout=60)
     link.sendall(b"POST /echo HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(data) + data)
     return link
+
+
+def many(server: SimServer, bodies: list[object]) -> list[int]:
+    """Send requests one after the other over one connection, and return their statuses."""
+    found = []
+    with closing(http.client.HTTPConnection(*address(server), timeout=60)) as link:
+        for body in bodies:
+            link.request("POST", "/echo", json.dumps(body))
+            reply = link.getresponse()
+            reply.read()
+            found.append(reply.status)
+    return found
+
+
+def reachable(server: SimServer) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(address(server)) == 0
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -155,7 +190,7 @@ class TestRequests:
                 "sample": 0,
             }
         ]
-        assert (server.peak(), server.in_flight()) == (1, 0)
+        assert (server.totals().peak, server.totals().in_flight) == (1, 0)
 
     def test_sampled_answers_differ_and_greedy_ones_do_not(self, server: SimServer) -> None:
         def texts(**body: object) -> list[str]:
@@ -173,7 +208,7 @@ class TestRequests:
         server.add(Fault(times=None))
         server.reset()
 
-        assert (server.requests(), server.ledger(), server.peak()) == ([], [], 0)
+        assert (server.requests(), server.ledger(), server.totals().peak) == ([], [], 0)
         assert json.loads(post(server, {"text": "hi"})[2]) == {"texts": [oracle.answer("hi", 0)]}
         assert len(server.ledger()) == 1
 
@@ -186,21 +221,13 @@ class TestRequests:
             slept.append(seconds)
 
         monkeypatch.setattr(asyncio, "sleep", sleep)
-        config: dict[str, Any] = {
-            "base": 2,
-            "slope": 0.5,
-            "max_concurrency": None,
-            "prompt_cache": None,
-            "seed": 0,
-            "headers": {},
-        }
-        log = {"ledger": str(tmp_path / "ledger"), "log_bodies": False}
-        simulator = Simulator({"wires": [(echo, {})], **config, **log})
+        server = SimServer(echo, base=2, slope=0.5, log_bodies=False)
+        provider = Provider({**server._config, "ledger": str(tmp_path / "ledger")}, print)
 
         def ask(**body: object) -> Any:
             request = Request("POST", "/echo", {}, json.dumps(body).encode())
-            simulator.arrive(request)
-            reply = asyncio.run(simulator.answer(request))
+            provider.arrive(request)
+            reply = asyncio.run(provider.answer(request))
             assert reply is not None and request.body == b""
             return reply
 
@@ -210,22 +237,22 @@ class TestRequests:
         stream = ask(text="a", stream=True)
         assert slept[2:] == [2]  # the rest of it lies between the events
         assert stream.pause * len(stream.pieces) == pytest.approx(0.5)
-        os.close(simulator.ledger)
+        os.close(provider.ledger.file)
 
     def test_peak_and_in_flight(self, slow: SimServer) -> None:
         links = [sent(slow, {"text": str(i)}) for i in range(3)]
-        until(lambda: slow.in_flight() == 3)
+        until(lambda: slow.totals().in_flight == 3)
         assert [entry.finished for entry in slow.requests()] == [None] * 3
         for link in links:
             link.close()
-        until(lambda: slow.in_flight() == 0)
+        until(lambda: slow.totals().in_flight == 0)
 
-        assert slow.peak() == 3
+        assert slow.totals().peak == 3
         assert {entry.status for entry in slow.requests()} == {None}
 
-    def test_max_concurrency(self, slow: SimServer) -> None:
+    def test_a_limit_of_concurrency(self, slow: SimServer) -> None:
         links = [sent(slow, {"text": str(i)}) for i in range(3)]
-        until(lambda: slow.in_flight() == 3)
+        until(lambda: slow.totals().in_flight == 3)
 
         assert post(slow, {"text": "one too many"})[0] == 429
         assert slow.requests()[3].items == 0
@@ -326,10 +353,10 @@ class TestFaults:
     def test_hang_lasts_until_the_client_goes(self, server: SimServer) -> None:
         server.add(Fault(kind="hang"))
         link = sent(server, {"text": "hi"})
-        until(lambda: server.in_flight() == 1)
+        until(lambda: server.totals().in_flight == 1)
         assert post(server, {"text": "hi"})[0] == 200
         link.close()
-        until(lambda: server.in_flight() == 0)
+        until(lambda: server.totals().in_flight == 0)
 
         logged = server.requests()[0]
         assert (logged.status, logged.items, logged.fault) == (None, 0, "hang")
@@ -348,7 +375,7 @@ class TestFaults:
         server.add(Fault(kind="drip", pause=600))
         with sent(server, {"text": "hi"}) as link:
             assert link.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")  # the head is there at once
-        until(lambda: server.in_flight() == 0)
+        until(lambda: server.totals().in_flight == 0)
 
         assert server.requests()[0].status == 200
 
@@ -377,11 +404,309 @@ class TestFaults:
         assert hits(1) != hits(2)
         assert {200, 500} == set(hits(1))
 
+    @pytest.mark.parametrize(
+        ("kind", "status", "generated"),
+        [
+            ("rate_limit", 429, 0),
+            ("quota", 429, 0),
+            ("overloaded", 529, 0),
+            ("unavailable", 503, 0),
+            ("html", 503, 0),
+            ("bad_gateway", 502, 0),
+            ("gateway_timeout", 504, 1),
+            ("garbage", 200, 1),
+            ("empty", 200, 1),
+            ("wrong_shape", 200, 1),
+            ("wrong_count", 200, 1),
+        ],
+    )
+    def test_what_comes_instead_of_an_answer(
+        self, server: SimServer, kind: Any, status: int, generated: int
+    ) -> None:
+        server.add(Fault(kind=kind, pause=7))
+        got, headers, body = post(server, {"text": "hi"})
+
+        assert got == status
+        page = kind in ("html", "bad_gateway", "gateway_timeout")
+        assert (headers["content-type"] == "text/html") == page == (b"<html>" in body)
+        waits = kind in ("rate_limit", "overloaded", "unavailable")
+        assert headers.get("retry-after") == ("7" if waits else None)
+        assert oracle.answer("hi").encode() not in body
+        found = server.totals()
+        assert (found.generated, found.delivered) == (generated, 0)
+        assert (found.statuses, found.faults) == ({status: 1}, {kind: 1})
+        assert server.requests()[0].delivered is False
+
+    def test_there_is_no_answer_to_spoil_where_one_is_refused(self, server: SimServer) -> None:
+        server.add(Fault(kind="garbage", times=None), Fault(kind="hang", times=None))
+
+        assert post(server, {})[0] == 400
+        assert (server.totals().faults, server.requests()[0].fault) == ({}, None)
+
+    def test_slow(self, server: SimServer) -> None:
+        server.add(Fault(kind="slow", pause=600))
+        link = sent(server, {"text": "hi"})
+        until(lambda: server.totals().in_flight == 1)
+        link.close()
+        server.add(Fault(kind="slow", pause=0.01))
+
+        assert post(server, {"text": "ho"})[0] == 200
+        assert server.totals().delivered == 1
+
+    def test_rates_do_not_depend_on_the_order_of_arrival(self, echo: str) -> None:
+        rates: dict[Any, float] = {"status": 0.2, "html": 0.1, "garbage": 0.1}
+        bodies: list[object] = [{"text": str(i)} for i in range(400)]
+
+        def struck(seed: int, bodies: list[object]) -> dict[str, str | None]:
+            with SimServer(echo, faults=rates, seed=seed) as server:
+                many(server, bodies)
+                server.reset()  # which leaves these faults
+                many(server, bodies)
+                assert sum(server.totals().faults.values()) == len(
+                    [entry for entry in server.requests() if entry.fault]
+                )
+                return {entry.body["text"]: entry.fault for entry in server.requests()}
+
+        first = struck(1, bodies)
+        assert struck(1, bodies[::-1]) == first
+        assert struck(2, bodies) != first
+        found = Counter(first.values())
+        assert 60 <= found["status"] <= 100 and 25 <= found["html"] <= 55  # 80 and 40 expected
+
+    def test_a_request_that_comes_again_has_another_chance(self, echo: str) -> None:
+        with SimServer(echo, faults={"status": 0.5}) as server:
+            statuses = many(server, [{"text": "hi"}] * 40)
+
+        assert set(statuses) == {200, 500}
+
+    def test_an_outage_of_some_requests(self, server: SimServer) -> None:
+        server.add(Outage(after_requests=2, requests=3))
+
+        assert many(server, [{"text": "hi"}] * 8) == [200, 200, 503, 503, 503, 200, 200, 200]
+        assert server.totals().faults == {"outage": 3}
+
+    def test_an_outage_that_refuses_connections(self, server: SimServer) -> None:
+        server.add(Outage(after_requests=1, seconds=1, refuse=True))
+        with closing(http.client.HTTPConnection(*address(server), timeout=60)) as kept:
+            kept.request("POST", "/echo", b'{"text": "a"}')
+            assert kept.getresponse().read()
+            with pytest.raises(ConnectionResetError):
+                post(server, {"text": "b"})
+            with pytest.raises(ConnectionRefusedError):
+                post(server, {"text": "c"})
+            with pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
+                kept.request("POST", "/echo", b'{"text": "d"}')
+                kept.getresponse()
+        assert server.totals().faults == {"outage": 1}  # the door of the totals stays open
+
+        until(lambda: reachable(server))
+        assert post(server, {"text": "e"})[0] == 200
+
+    def test_an_outage_bills_what_it_interrupts(self, echo: str) -> None:
+        outage = Outage(after_requests=1, seconds=60, refuse=True)
+        with SimServer(echo, base=0.2, faults=[outage]) as server:
+            with sent(server, {"text": "a"}) as link:
+                until(lambda: server.totals().in_flight == 1)
+                with pytest.raises(ConnectionResetError):
+                    post(server, {"text": "b"})
+                with pytest.raises(ConnectionResetError):
+                    link.recv(1)
+            until(lambda: server.totals().generated == 1)
+
+            assert (server.totals().delivered, server.totals().left) == (0, 0)
+
+    def test_an_outage_has_one_end(self) -> None:
+        for wrong in ({}, {"seconds": 1, "requests": 1}):
+            with pytest.raises(ValueError, match="one of them"):
+                Outage(**wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="give seconds="):
+            Outage(requests=3, refuse=True)
+
     def test_a_wrong_fault_is_refused_where_it_is_made(self) -> None:
         with pytest.raises(ValueError, match="no fault of kind 'explode'; there are: status"):
             Fault(kind="explode")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="from 0 to 1"):
             Fault(probability=2)
+
+
+class TestLimiter:
+    """The limits on a clock of the test."""
+
+    def test_what_it_says_to_wait_is_enough_and_not_too_much(self) -> None:
+        limits = ServerLimits(requests_per_minute=700, tokens_per_minute=9_000, bucket=0.7)
+        limiter, chance, now = Limiter(limits), random.Random(1), 0.0
+        for _ in range(2_000):
+            tokens = chance.randrange(1, 90)
+            wait = limiter.allow(now, tokens)
+            if wait:
+                assert limiter.allow(now + 0.999 * wait, tokens) > 0
+                now += wait
+                assert limiter.allow(now, tokens) == 0
+            limiter.settle(now, tokens, chance.randrange(tokens + 1))
+            now += chance.choice([0, 0, 0.001, 0.2])
+
+    def test_no_window_gets_more_than_its_quota(self) -> None:
+        limiter = Limiter(ServerLimits(requests_per_minute=600, bucket=1))
+        times = [i / 100 for i in range(1_000) if limiter.allow(i / 100) == 0]
+
+        assert len(times) == 109  # those saved up, and one each tenth of a second
+        for i, start in enumerate(times):
+            for count, end in enumerate(times[i:], 1):
+                assert count <= 10 * (end - start) + 10 + 1e-6
+
+    def test_what_was_not_generated_flows_back(self) -> None:
+        limiter = Limiter(ServerLimits(tokens_per_minute=60, bucket=10))
+        assert limiter.allow(0, 10) == 0
+        assert limiter.allow(0, 4) == 4
+        limiter.settle(0, reserved=10, used=3)
+
+        assert limiter.allow(0, 7) == 0
+        assert limiter.allow(0, 1) == 1
+
+    def test_more_than_fits_takes_a_full_bucket_and_leaves_a_debt(self) -> None:
+        limiter = Limiter(ServerLimits(tokens_per_minute=60, bucket=10))
+        assert limiter.allow(0, 25) == 0
+        assert limiter.allow(0, 1) == 16
+        assert limiter.allow(24, 25) == 1
+        assert limiter.allow(25, 25) == 0
+
+    def test_places_in_flight_come_back(self) -> None:
+        limiter = Limiter(ServerLimits(concurrency=2))
+        assert [limiter.allow(0), limiter.allow(0), limiter.allow(9)] == [0, 0, math.inf]
+        limiter.settle(9)
+
+        assert limiter.allow(9) == 0
+
+    def test_what_is_left(self) -> None:
+        limiter = Limiter(ServerLimits(requests_per_minute=120, tokens_per_minute=600))
+        for _ in range(20):
+            limiter.allow(5, 10)
+        requests, tokens = limiter.requests(8), limiter.tokens(8)
+
+        assert requests is not None and (requests.limit, requests.left) == (120, 106)
+        assert requests.reset == 7
+        assert tokens is not None and (tokens.left, tokens.reset) == (430, 17)
+        assert Limiter(ServerLimits()).requests(0) is None
+
+    def test_used_is_a_share_of_the_time_or_of_a_bucket(self) -> None:
+        limiter = Limiter(ServerLimits(requests_per_minute=60, bucket=5), now=3)
+        assert limiter.used() == (0, 5, 0, 0)
+        for second in range(100, 111):
+            limiter.allow(second)
+
+        assert limiter.used() == (11, 10, 0, 0)
+
+    @pytest.mark.parametrize("spelling", get_args(Wait))
+    def test_clients_can_read_each_spelling(self, spelling: Wait) -> None:
+        headers = retry_after(spelling, 1.2345, time.time())
+        read = statuses.retry_after(headers)
+
+        if spelling == "none":
+            assert headers == {} and read is None
+        else:
+            assert read is not None
+            low, high = (121, 123) if spelling == "long" else (1.2, 2.3)
+            assert low < read < high
+        assert ("date" in headers) == (spelling == "date")
+        assert retry_after(spelling, math.inf, 0) == {}
+
+    def test_numbers_are_above_0(self) -> None:
+        for name in ("requests_per_minute", "tokens_per_minute", "concurrency", "bucket"):
+            with pytest.raises(ValueError, match=f"{name}=0"):
+                ServerLimits(**{name: 0})
+
+
+class TestLimits:
+    """The limits over a socket."""
+
+    def test_each_account_and_model_has_its_own(self, echo: str) -> None:
+        with SimServer(echo, limits=ServerLimits(requests_per_minute=2)) as server:
+            assert many(server, [{"text": "hi"}] * 3) == [200, 200, 429]
+            assert post(server, {"text": "hi", "model": "other"})[0] == 200
+            assert post(server, {"text": "hi"}, authorization="Bearer other")[0] == 200
+            status, headers, body = post(server, {"text": "hi"})
+            found = server.totals()
+
+        assert status == 429 and json.loads(body)["message"] == "Rate limit reached."
+        assert 20 <= int(headers["retry-after"]) <= 30
+        assert found.statuses == {200: 4, 429: 2} and found.share(429) == pytest.approx(1 / 3)
+        assert found.requests_used == pytest.approx(4 / 6)
+        assert found.tokens_used is None
+
+    def test_tokens(self, echo: str) -> None:
+        with SimServer(echo, limits=ServerLimits(tokens_per_minute=100)) as server:
+            body = {"text": "three little words", "max_tokens": 90}
+            assert many(server, [body, body]) == [200, 429]  # 8 tokens were generated
+            assert post(server, {**body, "max_tokens": 80})[0] == 200
+            found = server.totals()
+
+        assert found.tokens_used == pytest.approx(22 / 100)
+
+    @pytest.mark.parametrize("told", [True, False])
+    def test_headers_are_the_wires_and_can_be_left_out(self, echo: str, told: bool) -> None:
+        limits = ServerLimits(requests_per_minute=2, tokens_per_minute=500, headers=told)
+        with SimServer(echo, limits=limits) as server:
+            headers = [post(server, body)[1] for body in ({"text": "hi"}, {}, {"text": "hi"})]
+            refused = post(server, {"text": "hi"})[1]
+
+        shown = [(h.get("x-left-requests"), h.get("x-left-tokens")) for h in [*headers, refused]]
+        left = ["1 of 2", "1 of 2", "0 of 2", "0 of 2"]
+        tokens = ["491 of 500", "491 of 500", "482 of 500", "482 of 500"]
+        assert shown == (list(zip(left, tokens, strict=True)) if told else [(None, None)] * 4)
+        assert "retry-after" in refused
+
+    def test_waiting_is_spelled_in_all_ways_by_the_seed(self, echo: str) -> None:
+        def spelled(seed: int) -> list[str]:
+            limits = ServerLimits(requests_per_minute=1, bucket=1)
+            with SimServer(echo, limits=limits, waits=get_args(Wait), seed=seed) as server:
+                found = [post(server, {"text": str(i)})[1] for i in range(60)]
+            return [kind_of(headers) for headers in found[1:]]
+
+        first = spelled(1)
+        assert set(first) == set(get_args(Wait))
+        assert spelled(1) == first != spelled(2)
+
+    def test_spellings_are_checked(self) -> None:
+        for wrong in ((), ("soon",)):
+            with pytest.raises(ValueError, match="waits are one or more of seconds"):
+                SimServer("a:B", waits=wrong)  # type: ignore[arg-type]
+
+
+def kind_of(headers: dict[str, str]) -> str:
+    """Tell how headers spell a wait of up to a minute."""
+    if "retry-after-ms" in headers:
+        return "milliseconds"
+    text = headers.get("retry-after", "")
+    if "GMT" in text:
+        return "date"
+    if "." in text:
+        return "fraction"
+    return "none" if not text else "long" if int(text) > 120 else "seconds"
+
+
+class TestLedger:
+    def test_what_arrived_and_what_it_cost(self, echo: str) -> None:
+        price = Price(input=2.0, output=8.0)
+        with SimServer(echo, price=price, base=0.05) as server:
+            post(server, {"texts": ["two words", "three more words"]})
+            server.add(Fault(kind="reset_after"))
+            with pytest.raises(ConnectionResetError):
+                post(server, {"text": "hi"})
+            sent(server, {"text": "gone"}).close()
+            until(lambda: server.totals().generated == 4)
+            until(lambda: server.totals().in_flight == 0)
+            whole, reset, gone = server.requests()
+            found = server.totals()
+
+        assert whole.billed == Billed.uncached(5, 16)
+        assert whole.dollars == pytest.approx((5 * 2 + 16 * 8) / 1e6)
+        assert (whole.delivered, reset.delivered, gone.delivered) == (True, False, False)
+        assert (whole.left, reset.left) == (None, None)
+        assert gone.left is not None and gone.started <= gone.left == gone.finished
+        assert (found.requests, found.generated, found.delivered, found.left) == (3, 4, 2, 1)
+        assert found.billed == Billed.uncached(7, 32)
+        assert found.dollars == pytest.approx((7 * 2 + 32 * 8) / 1e6)
+        assert found.statuses == {200: 1}
 
 
 class CacheOnPaper:
@@ -531,34 +856,34 @@ class TestPromptCache:
                 post(server, {"texts": ["a b c", " d"], "explicit": True})
             post(server, {"text": "a b"})
 
-            assert server.committed() == 0
-            assert server.billed() == Billed(13, 0, 11, 8 + 2 * 16 + 8, 1.25 * 11 + 2)
+            assert server.totals().committed == 0
+            assert server.totals().billed == Billed(13, 0, 11, 8 + 2 * 16 + 8, 1.25 * 11 + 2)
             server.reset()
-            assert server.billed() == Billed()
+            assert server.totals().billed == Billed()
 
     def test_a_server_commits_and_forgets(self, echo: str) -> None:
         with SimServer(echo, prompt_cache=PromptCache(minimum=3, write=1.25, lag=0.05)) as server:
             for _ in range(2):
                 post(server, {"text": "a b c d"})
-                until(lambda: server.committed() == 2)
-            assert server.billed() == Billed(8, 4, 4, 16, 1.25 * 4 + 0.1 * 4)
+                until(lambda: server.totals().committed == 2)
+            assert server.totals().billed == Billed(8, 4, 4, 16, 1.25 * 4 + 0.1 * 4)
             server.reset()
-            assert server.committed() == 0
+            assert server.totals().committed == 0
             post(server, {"text": "a b c d"})
-            assert server.billed().cached_tokens == 0
+            assert server.totals().billed.cached_tokens == 0
 
     def test_a_server_lets_prefixes_expire(self, echo: str) -> None:
         with SimServer(echo, prompt_cache=PromptCache(minimum=1, lag=0, ttl=0.05)) as server:
             for _ in range(2):
                 post(server, {"text": "a b"})
-                until(lambda: server.committed() == 0)
-            assert server.billed().written_tokens == 4
+                until(lambda: server.totals().committed == 0)
+            assert server.totals().billed.written_tokens == 4
 
     def test_a_server_without_a_cache_bills_all(self, server: SimServer) -> None:
         for _ in range(2):
             post(server, {"text": "word " * 5000})
 
-        assert server.billed() == Billed(10_000, output_tokens=16, input_units=10_000)
+        assert server.totals().billed == Billed(10_000, output_tokens=16, input_units=10_000)
 
     def test_numbers_are_checked(self) -> None:
         for wrong in ({"minimum": 0}, {"step": 0}):
@@ -602,7 +927,7 @@ class TestProcess:
 
     def test_it_closes_under_requests_in_flight(self, slow: SimServer) -> None:
         with sent(slow, {"text": "hi"}) as link:
-            until(lambda: slow.in_flight() == 1)
+            until(lambda: slow.totals().in_flight == 1)
             slow.close()
             assert link.recv(1) == b""
 
@@ -612,7 +937,7 @@ class TestProcess:
             _ = server.ledger_path
         with server:
             pass
-        for method in (server.requests, server.ledger, server.peak, server.reset):
+        for method in (server.requests, server.ledger, server.totals, server.reset):
             with pytest.raises(RuntimeError, match="inside its 'with' block"):
                 method()
 
@@ -648,7 +973,7 @@ class TestProcess:
             post(server, {"texts": ["a", "b"]})
             os.kill(server.pid, signal.SIGKILL)
             with pytest.raises(RuntimeError, match="SimServer is gone"):
-                until(lambda: server.peak() < 0)
+                until(lambda: server.totals().peak < 0)
         with server:
             post(server, {"text": "c"})
         with path.open("a") as file:
@@ -688,7 +1013,7 @@ elif fork == 0:  # a fork that lives on holds the server's stdin open
     time.sleep(100)
 elif {fork!r} == "ends":
     os.wait()
-server.peak()
+server.totals().peak
 print(server.pid, fork, server.ledger_path, flush=True)
 {end}
 """

@@ -53,9 +53,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Calls that may share requests but become ready at different times.
+    """Calls that may share requests and become ready at different times.
 
-    They are not batched beforehand, because the earlier ones would wait.
+    The scheduler forms their requests while the graph runs.
 
     :param members: their keys.
     :param levels: for each member the number of members on the longest path that ends in it, from

@@ -87,6 +87,20 @@ class Plan:
         return sum(report.rewrites for report in self.passes)
 
 
+def is_enabled(name: str, optimize: bool | Mapping[str, bool], level: Level = Level.E0) -> bool:
+    """Return whether a setting ``optimize`` lets a pass run; those of level E2 must be named.
+
+    :param name: the pass.
+    :param optimize: the setting.
+    :param level: the pass's level.
+
+    >>> is_enabled("cse", {"batch": False}), is_enabled("cse", False)
+    (True, False)
+    """
+    default = optimize is not False and level is not Level.E2
+    return default if isinstance(optimize, bool) else optimize.get(name, default)
+
+
 class Optimizer:
     """Applies passes in a fixed order: by phase, then ``before`` and ``after``, then name.
 
@@ -152,13 +166,13 @@ class Optimizer:
         return plan
 
     def _switches(self, optimize: bool | Mapping[str, bool]) -> dict[str, bool]:
-        if isinstance(optimize, bool):
-            return {p.name: optimize and level_of(p) is not Level.E2 for p in self.passes}
         known = {p.name for p in self.passes}
+        if isinstance(optimize, bool):
+            optimize = {} if optimize else dict.fromkeys(known, False)
         for name in optimize:
             if name not in known:
                 raise UnknownName(f"optimize: no pass {name!r}.{suggest(name, known)}")
-        return {p.name: optimize.get(p.name, level_of(p) is not Level.E2) for p in self.passes}
+        return {p.name: is_enabled(p.name, optimize, level_of(p)) for p in self.passes}
 
     def _apply(self, one: Optimization, plan: Plan, report: PassReport, settings: Settings) -> None:
         most: int | None = settings["max_rewrites"]

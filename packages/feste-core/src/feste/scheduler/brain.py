@@ -42,6 +42,7 @@ from feste.scheduler.admission.breaker import Outages
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.admission.spending import Spending
+from feste.scheduler.batching.flights import Flights
 from feste.scheduler.batching.groups import Groups
 from feste.scheduler.batching.lists import Lists
 from feste.scheduler.calls import Calls
@@ -97,6 +98,7 @@ class Brain:
         self.latencies = Latencies()
         self.durations = Durations()
         self.groups = Groups(self)
+        self.flights = Flights(self)
         self.lists = Lists(self)
         self.prefixes = Prefixes(self)
         self.journaling = Journaling(self)

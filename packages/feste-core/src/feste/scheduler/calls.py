@@ -94,6 +94,8 @@ class Calls:
         :param i: the node's position.
         :param request: its request.
         """
+        if self.brain.flights.joins(run, i, request):
+            return
         gathering = run.gatherings.get(i)
         before, run.state[i] = run.state[i], GATHERED
         if gathering is not None:
@@ -436,14 +438,15 @@ class Calls:
 
     def on_parsed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         bought = run.fresh.pop(task.index, None)
-        if ok:
-            self.brain.journaling.remember(run, task.index, task.args[1], value)
-            return
-        told = cause_of(value)
-        if bought is not None and is_unreadable(told):  # the provider's fault, not a user's
+        told = None if ok else cause_of(value)
+        if bought is not None and told is not None and is_unreadable(told):
             assert isinstance(told, CallError)
             parcel, position = bought
             self._refused(parcel.alone(position, self.brain.now), told)
+            return  # it is the provider's fault, and no user's
+        self.brain.flights.answered(run, task.index, task.args[1])
+        if ok:
+            self.brain.journaling.remember(run, task.index, task.args[1], value)
             return
         error = cause_of(value, MalformedResponse)
         self.brain.lifecycle.fail(run, task.index, replayed_in_vain(run, task.index, error))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from feste.draw import Determinism
 from feste.fused import Halted, StepFailed
 from feste.node import PENDING
+from feste.scheduler.batching.flights import SHAREABLE
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import QUICK, Executor, PyTask
 from feste.scheduler.halves import prepare_request
@@ -126,8 +127,9 @@ class Dispatcher:
         if op.kind == "call":
             run.state[i] = PREPARING
             prefixes = run.prefixes.get(i, ())
+            keyed = run.answers is not None or node.determinism in SHAREABLE
             profiles = run.profiles if run.caps else None
-            args = (op, node.draw, node.args, values, run.answers is not None, prefixes, profiles)
+            args = (op, node.draw, node.args, values, keyed, prefixes, profiles)
             return PyTask(run, i, "prepare", prepare_request, args, {}, [], f"{op.name}.prepare")
         run.state[i] = RUNNING
         return PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)

@@ -13,6 +13,7 @@ from feste.fused import tasks_of
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization import BatchOptimization, Optimizer, rules
+from feste.optimization.optimizer import is_enabled
 from feste.optimization.passes.batch import sharing_key
 from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.checks import check_nodes
@@ -47,7 +48,8 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
         run.program.rewrites += plan.rewrites
         check_nodes(plan.graph.nodes.values(), run.settings)
         program = Program(plan.graph, graph.nodes)
-        if any(report.name == BatchOptimization.name for report in plan.passes):
+        unlimited = run.settings["max_rewrites"] is None
+        if unlimited and is_enabled(BatchOptimization.name, run.settings["optimize"]):
             program.groups = _groups(program.nodes)
         return program
     except FesteError as error:

@@ -30,7 +30,7 @@ def prepare_request(
     :param draw: the node's draw.
     :param args: the packed arguments of the call.
     :param values: the values for the slots.
-    :param keyed: whether to compute its key here, since a store needs it.
+    :param keyed: whether to compute its key here, since a store or an equal call needs it.
     :param prefixes: what it begins with, the shortest first.
     :param profiles: where to look up the price of its model, since a budget needs it; or None.
     """

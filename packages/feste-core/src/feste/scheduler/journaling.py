@@ -13,10 +13,20 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response, Secret
-from feste.draw import Determinism
 from feste.errors import CacheMiss, FesteError
+from feste.scheduler.batching.flights import SHAREABLE
 from feste.scheduler.parcel import Parcel
-from feste.scheduler.run import CACHED, DONE, KEPT, NOT_STARTED, OPEN, REPLAYED, Run
+from feste.scheduler.run import (
+    CACHED,
+    DONE,
+    KEPT,
+    NOT_STARTED,
+    OPEN,
+    PARSING,
+    REPLAYED,
+    SHARED,
+    Run,
+)
 from feste.store.answers import is_cacheable
 from feste.store.rows import Answer, Found, Wanted
 
@@ -24,9 +34,6 @@ if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
 __all__ = ["Journaling", "replayed_in_vain"]
-
-#: Determinism classes whose calls take any answer to the same request.
-_ANY = (Determinism.PURE, Determinism.GREEDY)
 
 
 class Journaling:
@@ -75,7 +82,7 @@ class Journaling:
             assert run.answers is not None
             nodes = run.program.nodes
             looked_up = [
-                Wanted(request.key, request.draws[0], nodes[i].determinism not in _ANY)
+                Wanted(request.key, request.draws[0], nodes[i].determinism not in SHAREABLE)
                 for i, request in calls
             ]
             self._ask(
@@ -119,6 +126,28 @@ class Journaling:
             self._ask(question, partial(self._on_kept, run, self._parsing(run, i, response)))
         else:
             self.brain.calls.parse_again(run, i, response)
+
+    def keep_shared(
+        self, run: Run, i: int, request: Request, response: Response, *, of: Run
+    ) -> None:
+        """Give a call the answer to an equal one, which its own store keeps too.
+
+        :param run: the run.
+        :param i: the node's position.
+        :param request: its request.
+        :param response: the answer.
+        :param of: the run that bought it.
+        """
+        run.sources[i] = SHARED
+        run.state[i] = PARSING
+        parse = self._parsing(run, i, response)
+        if run.store is None or run.store is of.store or run.answers is None:
+            parse()
+            return
+        call = run.program.nodes[i].call
+        answer = Answer(request, response, secrets=_secrets(call) if call else ())
+        question = partial(run.store.record, [answer], prompts=run.answers.prompts)
+        self._ask(question, partial(self._on_kept, run, parse))
 
     def _parsing(self, run: Run, i: int, response: Response) -> Callable[[], None]:
         def parse() -> None:
@@ -314,9 +343,10 @@ def replayed_in_vain(run: Run, i: int, error: FesteError) -> FesteError:
     :param error: why the answer could not be used.
     """
     request = run.asked.get(i)
-    if i not in run.sources or request is None or run.answers is None:
+    source = run.sources.get(i)
+    if source not in (REPLAYED, CACHED) or request is None or run.answers is None:
         return error
-    journal = run.answers.cache if run.sources[i] == CACHED else run.answers.store
+    journal = run.answers.cache if source == CACHED else run.answers.store
     assert journal is not None
     told = error.copy()
     told.args = (

@@ -71,11 +71,7 @@ class Lifecycle:
             others = self.joined.setdefault(shared, [])
             if others and others[0] != (run, i):  # another run is running it: wait for that result
                 others.append((run, i))
-                run.state[i] = JOINED
-                self.brain.lists.drop(run, i)
-                if run.feeders is not None:
-                    run.feeders.hold(i)
-                    self.brain.groups.changed(run)
+                self.join(run, i)
                 return
             if not others:
                 others.append((run, i))
@@ -87,6 +83,18 @@ class Lifecycle:
         where = self.brain.dispatcher.place(run, i)
         if where:
             self.brain.dispatcher.push(run, where, run.program.rank[i], i)
+
+    def join(self, run: Run, i: int) -> None:
+        """Let a node wait for the result of an equal one elsewhere.
+
+        :param run: the run.
+        :param i: its position.
+        """
+        run.state[i] = JOINED
+        self.brain.lists.drop(run, i)
+        if run.feeders is not None:
+            run.feeders.hold(i)
+            self.brain.groups.changed(run)
 
     def _surrounding(self, run: Run, node: Node) -> Node | None:
         """Return the task of a node, or of a step of it, that started this run, or None."""
@@ -268,6 +276,8 @@ class Lifecycle:
         if run.feeders is not None:
             self.brain.groups.ended(run, i)
         self._tell_joined(run, i, node, state)
+        if node.op.kind == "call":
+            self.brain.flights.ended(run, i)
         self.let_go(run, run.program.deps[i])
         if not run.uses[i]:
             self.release(run, i)
@@ -336,7 +346,7 @@ class Lifecycle:
 
         :param run: the run.
         """
-        return {
+        return self.brain.flights.awaited(run) | {
             i
             for (first, i), *others in self.joined.values()
             if first is run and any(other.state[j] == JOINED for other, j in others)

@@ -19,6 +19,7 @@ from feste.errors import CallError, FesteError, Interrupted
 from feste.events import RequestFinished
 from feste.node import Node
 from feste.optimization.analysis.profiles import Profiles
+from feste.optimization.optimizer import is_enabled
 from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.batching.feeders import Feeders
 from feste.scheduler.program import Program
@@ -212,7 +213,9 @@ class Run:
 
         #: Calls whose answers are looked up or kept: their requests, as they would be sent alone.
         self.asked: dict[int, Request] = {}
-        #: How calls got their answers, where these were not bought: REPLAYED or CACHED.
+        #: Whether its calls may take the answers of equal ones under way.
+        self.shares = settings["max_rewrites"] is None and is_enabled("cse", settings["optimize"])
+        #: How calls got their answers, where they did not buy them: REPLAYED, CACHED or SHARED.
         self.sources: dict[int, int] = {}
         #: Earlier requests whose answers are not known, each with the position of its call.
         self.unknown: list[tuple[int, Earlier]] = []
@@ -324,8 +327,9 @@ class Run:
     @property
     def reused(self) -> int:
         """How many answers were not bought now, with those that still could not be parsed."""
-        shown = (i for i, state in enumerate(self.state) if state in (REPLAYED, CACHED))
-        return len(self.sources.keys() | set(shown))
+        kept = (REPLAYED, CACHED)
+        shown = {i for i, state in enumerate(self.state) if state in kept}
+        return len(shown.union(i for i, source in self.sources.items() if source in kept))
 
     @property
     def store(self) -> Journal | None:

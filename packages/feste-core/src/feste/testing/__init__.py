@@ -4,12 +4,16 @@ from feste.testing.backend_contract import BackendContract
 from feste.testing.fake_backend import FakeBackend, FakeParams
 from feste.testing.fresh import fresh_draws
 from feste.testing.random_graphs import random_graph
+from feste.testing.sim_limits import Limiter
 from feste.testing.sim_server import (
     Billed,
     Fault,
     LedgerEntry,
     LoggedRequest,
+    Outage,
+    ServerLimits,
     SimServer,
+    Totals,
 )
 from feste.testing.soundness import differences
 from feste.testing.traces import Example
@@ -23,8 +27,12 @@ __all__ = [
     "FakeParams",
     "Fault",
     "LedgerEntry",
+    "Limiter",
     "LoggedRequest",
+    "Outage",
+    "ServerLimits",
     "SimServer",
+    "Totals",
     "VirtualClock",
     "differences",
     "fresh_draws",

@@ -12,10 +12,12 @@ import socket
 import struct
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 from urllib.parse import unquote
+
+from feste.testing.sim_types import Billed
 
 __all__ = ["Connection", "Handler", "Reply", "Request"]
 
@@ -38,6 +40,10 @@ class Request:
     fault: str | None = None
     started: float = 0.0
     finished: float | None = None
+    billed: Billed = field(default_factory=Billed)
+    dollars: float | None = None
+    delivered: bool = False
+    left: float | None = None
 
     def logged(self) -> dict[str, Any]:
         """Return the log entry: everything, without secrets."""
@@ -45,12 +51,16 @@ class Request:
         for name in _SECRETS & headers.keys():
             headers[name] = "Bearer ***" if headers[name].startswith("Bearer ") else "***"
         known = {name: getattr(self, name) for name in self.__slots__}
-        return {**known, "headers": headers, "body": self.body.decode(errors="replace")}
+        text = self.body.decode(errors="replace")
+        return {**known, "headers": headers, "body": text, "billed": asdict(self.billed)}
 
 
 @dataclass(slots=True)
 class Reply:
-    """One reply: pieces, a pause in seconds before each, and the announced size (None: chunked)."""
+    """One reply: pieces, a pause in seconds before each, and the announced size (None: chunked).
+
+    `cut` ends the connection after what is there; `delivers` says that it is a whole answer.
+    """
 
     status: int
     pieces: Sequence[bytes]
@@ -58,6 +68,7 @@ class Reply:
     size: int | None = None
     pause: float = 0.0
     cut: bool = False
+    delivers: bool = False
 
     @classmethod
     def whole(cls, status: int, body: bytes, headers: dict[str, str] | None = None) -> Reply:
@@ -88,17 +99,14 @@ class Reply:
 class Handler(Protocol):
     """The interface of the server behind a `Connection`."""
 
-    def control(self, request: Request) -> Reply:
-        """Answer a control request, below ``/_sim/``."""
-
     def arrive(self, request: Request) -> None:
         """Record the arrival of a request."""
 
     async def answer(self, request: Request) -> Reply | None:
         """Answer a request; return None if its fault leaves it without a reply."""
 
-    def leave(self, request: Request) -> None:
-        """Record that a request ended or its client left; may be called twice."""
+    def leave(self, request: Request, *, early: bool = False) -> None:
+        """Record that a request ended or its client left early; only the first call counts."""
 
 
 class Connection(asyncio.Protocol):
@@ -120,7 +128,7 @@ class Connection(asyncio.Protocol):
         """Record that the client left; its request is generated all the same."""
         self.connections.discard(self)
         if self.request is not None:
-            self.handler.leave(self.request)
+            self.handler.leave(self.request, early=True)
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -152,23 +160,20 @@ class Connection(asyncio.Protocol):
     async def serve(self, request: Request) -> None:
         """Answer one request."""
         keep = request.headers.get("connection", "").lower() != "close"
-        if request.path.startswith("/_sim/"):
-            self.write(self.handler.control(request))
-        else:
-            self.request = request
-            self.handler.arrive(request)
-            try:
-                reply = await self.handler.answer(request)
-                if reply is not None:
-                    await self.send(request, reply)
-                    keep = keep and not reply.cut
-                elif request.fault == "hang":
-                    await self.lost
-                else:
-                    self.reset()
-            finally:
-                self.request = None
-                self.handler.leave(request)
+        self.request = request
+        self.handler.arrive(request)
+        try:
+            reply = await self.handler.answer(request)
+            if reply is not None:
+                await self.send(request, reply)
+                keep = keep and not reply.cut
+            elif request.fault == "hang":
+                await self.lost
+            else:
+                self.reset()
+        finally:
+            self.handler.leave(request)
+            self.request = None
         if not keep:
             self.transport.close()
 
@@ -179,6 +184,7 @@ class Connection(asyncio.Protocol):
         request.status = reply.status
         if reply.pause <= 0:
             self.write(reply)
+            request.delivered = reply.delivers
             return
         self.transport.write(reply.head())
         for piece in reply.pieces:
@@ -187,6 +193,7 @@ class Connection(asyncio.Protocol):
                 return
             self.transport.write(reply.framed(piece))
         self.transport.write(reply.tail())
+        request.delivered = reply.delivers
 
     def write(self, reply: Reply) -> None:
         """Send a whole reply."""
@@ -195,6 +202,8 @@ class Connection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Close the connection so that the client sees a reset."""
+        if self.request is not None:
+            self.handler.leave(self.request)
         raw = self.transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

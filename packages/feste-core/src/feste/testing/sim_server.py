@@ -1,7 +1,7 @@
 """A simulated provider in its own process: the handle that tests and benchmarks use.
 
 `SimServer` starts ``python -m feste.testing.sim_process`` on a free loopback port, controls it over
-the ``/_sim/`` paths of that port, and ends it. No method needs an event loop, so all may be called
+a second one, and ends it. No method needs an event loop, so all may be called
 from a running one too; each blocks for one small local request.
 """
 
@@ -20,12 +20,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, get_args
 
-from feste.backend import PromptCache
-from feste.testing.sim_types import Billed, Fault, LedgerEntry, LoggedRequest
+from feste.backend import Price, PromptCache
+from feste.testing.sim_faults import Fault, FaultKind, Outage
+from feste.testing.sim_limits import ServerLimits, Wait
+from feste.testing.sim_types import Billed, LedgerEntry, LoggedRequest, Totals
 
-__all__ = ["Billed", "Fault", "LedgerEntry", "LoggedRequest", "SimServer"]
+__all__ = [
+    "Billed",
+    "Fault",
+    "LedgerEntry",
+    "LoggedRequest",
+    "Outage",
+    "ServerLimits",
+    "SimServer",
+    "Totals",
+]
 
 
 class SimServer:
@@ -40,11 +51,18 @@ class SimServer:
     :param base: the fixed duration of a request in seconds.
     :param slope: the additional seconds for each answer.
     :param wire_options: keyword arguments of the wire; for several wires, a list of them.
-    :param headers: headers of every reply, for example rate limits.
-    :param max_concurrency: above this number of concurrent requests, answer 429.
+    :param headers: headers of every reply.
+    :param limits: what an account may send; the rest is answered 429.
+    :param faults: what goes wrong: a share of requests for each kind, as in
+        ``{"reset_after": 0.01, "garbage": 0.01}``, or faults and outages. They outlast a `reset`.
+    :param waits: how replies that ask to wait say for how long, one of them for each by chance:
+        in whole ``"seconds"``, as a ``"fraction"``, in ``"milliseconds"`` (of a header of their
+        own), as a ``"date"``, 2 minutes too ``"long"``, or not at all (``"none"``).
     :param prompt_cache: the prompt cache, which makes prompts cheaper that begin alike; None for a
         provider that has none.
-    :param seed: the seed for the probabilities of faults.
+    :param price: what tokens cost, for the dollars of the log and the totals.
+    :param seed: the seed of chance. What happens to a request depends on it, on the body and on
+        how often that body has come, so it does not depend on the order of arrival.
     :param port: the port; 0 takes a free one.
     :param ledger_path: the file of the ledger; it is appended to and remains after `close`. By
         default the ledger is a temporary file that `close` deletes.
@@ -66,8 +84,11 @@ class SimServer:
         slope: float = 0.0,
         wire_options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         headers: Mapping[str, str] | None = None,
-        max_concurrency: int | None = None,
+        limits: ServerLimits | None = None,
+        faults: Mapping[FaultKind, float] | Sequence[Fault | Outage] = (),
+        waits: Sequence[Wait] = ("seconds",),
         prompt_cache: PromptCache | None = None,
+        price: Price | None = None,
         seed: int = 0,
         port: int = 0,
         ledger_path: str | os.PathLike[str] | None = None,
@@ -85,13 +106,20 @@ class SimServer:
             raise ValueError(f"a wire is given as 'module:Class', not {wires}")
         if base < 0 or slope < 0:
             raise ValueError("base and slope are seconds and cannot be negative")
+        if not waits or not set(waits) <= set(get_args(Wait)):
+            raise ValueError(f"waits are one or more of {', '.join(get_args(Wait))}, not {waits}")
+        if isinstance(faults, Mapping):
+            faults = [Fault(kind=k, times=None, probability=p) for k, p in faults.items()]
         self._config = {
             "wires": list(zip(wires, options, strict=True)),
             "base": base,
             "slope": slope,
             "headers": dict(headers or {}),
-            "max_concurrency": max_concurrency,
+            "limits": None if limits is None else asdict(limits),
+            "faults": [asdict(fault) for fault in faults],
+            "waits": list(waits),
             "prompt_cache": None if prompt_cache is None else asdict(prompt_cache),
+            "price": None if price is None else asdict(price),
             "seed": seed,
             "port": port,
             "log_bodies": log_bodies,
@@ -102,7 +130,7 @@ class SimServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._stop: weakref.finalize[..., SimServer] | None = None
         self._stderr: IO[bytes] | None = None
-        self._port = 0
+        self._port = self._control_port = 0
 
     def __repr__(self) -> str:
         return f"<SimServer {self.url}>" if self._process else "<SimServer not running>"
@@ -150,7 +178,8 @@ class SimServer:
             code, text = self._process.wait(), self._errors()
             self.close()
             raise RuntimeError(f"SimServer did not start (exit code {code}):\n{text}")
-        self._port = int(json.loads(ready)["port"])
+        ports = json.loads(ready)
+        self._port, self._control_port = ports["port"], ports["control"]
         return self
 
     def close(self) -> None:
@@ -183,7 +212,9 @@ class SimServer:
         :returns: the requests since the start or the last reset.
         """
         return [
-            LoggedRequest(**{**entry, "body": _decoded(entry["body"])})
+            LoggedRequest(
+                **{**entry, "body": _decoded(entry["body"]), "billed": Billed(**entry["billed"])}
+            )
             for entry in self._control("GET", "requests")
         ]
 
@@ -197,50 +228,27 @@ class SimServer:
         lines = self.ledger_path.read_bytes().split(b"\n")[:-1]
         return [json.loads(line) for line in lines]
 
-    def peak(self) -> int:
-        """Return the maximum number of requests that were in flight at once.
+    def totals(self) -> Totals:
+        """Return what the server has seen, in numbers: cheap, also while a million requests run.
 
-        A server without latency answers a request as soon as it has read it, so its peak is 1.
-
-        :returns: the number; it includes refused requests.
+        :returns: the totals since the start or the last reset.
         """
-        return int(self._control("GET", "state")["peak"])
+        found = self._control("GET", "totals")
+        statuses = {int(status): count for status, count in found["statuses"].items()}
+        return Totals(**{**found, "statuses": statuses, "billed": Billed(**found["billed"])})
 
-    def in_flight(self) -> int:
-        """Return the number of requests in flight now.
+    def add(self, *faults: Fault | Outage) -> None:
+        """Add faults and outages; each request gets the first one that fits.
 
-        :returns: the number; a request whose client left is not in flight.
-        """
-        return int(self._control("GET", "state")["in_flight"])
-
-    def billed(self) -> Billed:
-        """Return what all requests cost since the start or the last reset.
-
-        An answer is billed as soon as it is generated, whether or not a client receives it.
-
-        :returns: the sums over all requests, embeddings included.
-        """
-        return Billed(**self._control("GET", "billed"))
-
-    def committed(self) -> int:
-        """Return the number of prefixes in the prompt cache that a request would find now.
-
-        A prompt has a prefix for each multiple of the cache's `step` and for each breakpoint, so a
-        test that waits for a write to commit waits until this number has grown.
-
-        :returns: the number; prefixes that are not committed yet or expired do not count.
-        """
-        return int(self._control("GET", "committed"))
-
-    def add(self, *faults: Fault) -> None:
-        """Add faults; each request gets the first one that fits.
-
-        :param faults: the faults; they are appended to the existing ones.
+        :param faults: they are appended to the existing ones, and go with a `reset`.
         """
         self._control("POST", "faults", [asdict(fault) for fault in faults])
 
     def reset(self) -> None:
-        """Clear the log, ledger, bill, prompt cache, peak, faults and counters of sampled answers."""
+        """Clear the log, ledger, totals, prompt cache, added faults and counters of samples.
+
+        Limits begin anew, with full buckets.
+        """
         self._control("POST", "reset", {})
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -250,10 +258,10 @@ class SimServer:
 
     def _control(self, method: str, name: str, payload: object = None) -> Any:
         process = self._running()
-        link = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        link = http.client.HTTPConnection("127.0.0.1", self._control_port, timeout=60)
         try:
             body = None if payload is None else json.dumps(payload)
-            link.request(method, f"/_sim/{name}", body, {"connection": "close"})
+            link.request(method, f"/{name}", body, {"connection": "close"})
             reply = link.getresponse()
             data = json.loads(reply.read())
         except (OSError, http.client.HTTPException) as error:

@@ -1,65 +1,12 @@
-"""The data between `SimServer` and its process: options one way, log, ledger and bill the other."""
+"""What `SimServer` tells of its process: the bill, the log, the ledger, the totals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, TypedDict
 
-__all__ = ["Billed", "Fault", "FaultKind", "LedgerEntry", "LoggedRequest"]
-
-FaultKind = Literal["status", "reset_before", "reset_after", "garbage", "truncated", "hang", "drip"]
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A fault for `SimServer.add`: which requests it hits, and what happens to them.
-
-    ========================  ==========================================================  =========
-    kind                      what the client sees                                        generated
-    ========================  ==========================================================  =========
-    ``status``                `status` with `body`, or the provider's own error JSON      no
-    ``reset_before``          the connection reset                                        no
-    ``hang``                  nothing, until it goes away                                 no
-    ``reset_after``           the connection reset, though the answer was made            yes
-    ``garbage``               status 200 with `body`, by default not JSON                 yes
-    ``truncated``             half of the answer, then the end of the connection          yes
-    ``drip``                  the answer in 16 pieces (a stream: event by event), with    yes
-                              `pause` seconds before each
-    ========================  ==========================================================  =========
-
-    Generated answers are in the ledger, because a provider would bill them.
-
-    :param status: the status of kind ``status``.
-    :param headers: headers of the reply; they override the server's own.
-    :param times: how many requests it hits; None for all.
-    :param path: hit only this path.
-    :param kind: see the table.
-    :param body: JSON, or a string that is sent unchanged.
-    :param match: hit only requests whose body contains this text, with or without JSON escapes.
-    :param probability: the probability to hit a matching request, drawn from the server's seed.
-    :param pause: the seconds before each piece of kind ``drip``.
-
-    >>> Fault(status=429, headers={"retry-after": "1"}, times=3).kind
-    'status'
-    """
-
-    status: int = 500
-    headers: Mapping[str, str] = field(default_factory=dict)
-    times: int | None = 1
-    path: str | None = None
-    kind: FaultKind = "status"
-    body: Any = None
-    match: str | None = None
-    probability: float = 1.0
-    pause: float = 0.05
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(FaultKind):
-            known = ", ".join(get_args(FaultKind))
-            raise ValueError(f"no fault of kind {self.kind!r}; there are: {known}")
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must be from 0 to 1, not {self.probability}")
+__all__ = ["Billed", "LedgerEntry", "LoggedRequest", "Totals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +52,20 @@ class Billed:
 class LoggedRequest:
     """One request as the server saw it.
 
-    `headers` have lower-case names and no secrets. `body` is decoded JSON, or text if it is not
-    JSON. `items` counts the generated answers. `status` is None until a status is sent. `fault` is
-    the kind of the fault that hit the request. `started` and `finished` are times of the machine's
-    monotonic clock; `finished` is when the reply was written or the client left.
+    Times are of the machine's monotonic clock, in seconds.
+
+    :param headers: names in lower case, no secrets.
+    :param body: decoded JSON, or text if it is not JSON.
+    :param items: the answers generated.
+    :param status: None until a status is sent.
+    :param fault: the kind of the fault that hit it, or ``"outage"``.
+    :param started: when it had arrived.
+    :param finished: when the reply was written or the client left.
+    :param billed: what it cost in tokens.
+    :param dollars: what it cost in dollars, where the server has a price.
+    :param delivered: whether all of what was generated went to the socket of a client that was
+        still there. What a fault spoiled was not delivered.
+    :param left: when the client closed the connection before it had a whole reply.
     """
 
     id: str
@@ -121,6 +78,10 @@ class LoggedRequest:
     fault: str | None
     started: float
     finished: float | None
+    billed: Billed
+    dollars: float | None
+    delivered: bool
+    left: float | None
 
 
 class LedgerEntry(TypedDict):
@@ -136,3 +97,51 @@ class LedgerEntry(TypedDict):
     answer: str
     key: str
     sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a server has seen since its start or last reset; cheap to ask for at any time.
+
+    :param requests: requests that arrived, refused ones included.
+    :param statuses: how many replies had which status.
+    :param faults: how many requests were hit by which kind of fault.
+    :param generated: answers generated, which is the length of the ledger.
+    :param delivered: those of `generated` that went to a client whole.
+    :param left: requests whose client closed the connection before it had a whole reply.
+    :param in_flight: requests in flight now; one whose client left is not.
+    :param peak: the most requests in flight at once. A server without latency answers as soon as
+        it has read a request, so its peak is 1.
+    :param billed: what was generated, in tokens, embeddings included.
+    :param dollars: the same in dollars, where the server has a price.
+    :param requests_used: the share of the quota of requests that was used from the first request
+        to the last, or of one bucket in a shorter time; above 1 if what was saved up at first was
+        used as well. None without such a limit.
+    :param tokens_used: likewise for tokens.
+    :param committed: prefixes in the prompt cache that a request would find now. A prompt has one
+        for each multiple of the cache's `step` and for each breakpoint.
+    """
+
+    requests: int = 0
+    statuses: Mapping[int, int] = field(default_factory=dict)
+    faults: Mapping[str, int] = field(default_factory=dict)
+    generated: int = 0
+    delivered: int = 0
+    left: int = 0
+    in_flight: int = 0
+    peak: int = 0
+    billed: Billed = field(default_factory=Billed)
+    dollars: float | None = None
+    requests_used: float | None = None
+    tokens_used: float | None = None
+    committed: int = 0
+
+    def share(self, status: int) -> float:
+        """Return the share of requests that were answered with a status.
+
+        :param status: the HTTP status.
+
+        >>> Totals(requests=4, statuses={200: 3, 429: 1}).share(429)
+        0.25
+        """
+        return self.statuses.get(status, 0) / self.requests if self.requests else 0.0

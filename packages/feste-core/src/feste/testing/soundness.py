@@ -183,7 +183,8 @@ def _waiting(other: Trace, labels: list[Label]) -> Iterator[str]:
 
     Those that have a group may wait for other calls of it, and share requests with them instead.
     """
-    ready = {label: other.alone[label] for label in labels if label in other.alone}
+    own = [label for label in labels if label not in other.merged]
+    ready = {label: other.alone[label] for label in own if label in other.alone}
     if any(other.labels[key] in ready for g in other.plan.graph.groups for key in g.members):
         return
     for label, asked in ready.items():

@@ -19,6 +19,7 @@ from feste.optimization import Optimization, Optimizer, Plan
 from feste.packing import fill
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
+from feste.scheduler.states import SHARED
 from feste.testing.fake_backend import FakeBackend
 from feste.testing.fresh import fresh_draws
 from feste.testing.virtual_clock import VirtualClock
@@ -91,7 +92,7 @@ class Trace:
     :param effects: what each task did, by its mark.
     :param labels: the label of each node of the program, by key.
     :param kept: the nodes that stand for themselves.
-    :param merged: the nodes that another one stands for.
+    :param merged: the nodes that another one stands for, or whose answer they took.
     :param alone: the request of each call that came to it.
     :param taken: the requests that were answered.
     :param sent: when each call was sent, by the identity of its draw.
@@ -181,6 +182,8 @@ def _name(trace: Trace, run: Run) -> None:
     for keepers in run.program.keepers:
         nodes.update((node.key, node) for node in keepers)
         merged.update(node.key for node in keepers[1:])
+    states = zip(run.program.nodes, run.state, strict=True)
+    merged.update(node.key for node, state in states if state == SHARED)
     scopes = defaultdict(list)
     for node in sorted(nodes.values(), key=lambda node: node.seq):
         assert node.draw is not None, "it was collected"

@@ -28,6 +28,7 @@ from feste.testing.sim_answers import (
     words,
 )
 from feste.testing.sim_cache import PromptPart, prompt_parts
+from feste.testing.sim_limits import Remaining
 from feste.testing.sim_types import Billed
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "PromptPart",
     "Reader",
     "Refusal",
+    "Remaining",
     "Wire",
     "answer",
     "cut",
@@ -197,14 +199,25 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A request's number of answers (the k of T(k)), and `generate`, which makes them later."""
+    """What a request will bring.
+
+    :param items: the number of answers (the k of T(k)).
+    :param generate: makes them, later.
+    :param tokens: what the provider's limits reserve: the tokens of the prompts, and the most that
+        the request lets each answer have.
+    """
 
     items: int
     generate: Callable[[], Answer]
+    tokens: int = 0
 
 
 class Wire(Protocol):
     """A provider's wire format; its constructor takes the `wire_options` of `SimServer`.
+
+    A wire of a provider that tells its limits in headers has a third method,
+    ``limit_headers(status, requests, tokens)``: of the status of a reply and two `Remaining`, each
+    None without such a limit, it makes the headers.
 
     A wire for a provider with one endpoint::
 

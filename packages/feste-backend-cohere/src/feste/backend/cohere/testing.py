@@ -20,6 +20,7 @@ from feste.testing.wire import (
     Item,
     Plan,
     Refusal,
+    Remaining,
     answer,
     cut,
     digest,
@@ -94,7 +95,25 @@ class CohereWire:
         :param refusal: the error.
         :returns: ``{"message": ...}``.
         """
+        if refusal.code == "insufficient_quota":
+            return {"message": "You are using a Trial key, which has 1000 API calls / month."}
         return {"message": refusal.message}
+
+    def limit_headers(
+        self, status: int, requests: Remaining | None, tokens: Remaining | None
+    ) -> dict[str, str]:
+        """Return the headers that tell what is left of the limits: none with a 429.
+
+        :param status: the status of the reply.
+        :param requests: what is left of the requests.
+        :param tokens: what is left of the tokens, which Cohere does not tell.
+        """
+        if status == 429 or requests is None:
+            return {}
+        return {
+            "x-trial-endpoint-call-limit": str(int(requests.limit)),
+            "x-trial-endpoint-call-remaining": str(int(requests.left)),
+        }
 
     def _chat(self, call: Call) -> Plan:
         messages = call.body.get("messages")
@@ -123,7 +142,7 @@ class CohereWire:
                 body["logprobs"] = _logprobs(text)
             return Answer(body, [item], billed=billed)
 
-        return Plan(1, generate)
+        return Plan(1, generate, read.input_tokens + (limit or 0))
 
     def _generate(self, call: Call) -> Plan:
         prompt = call.body.get("prompt")
@@ -146,7 +165,7 @@ class CohereWire:
             body = {"id": call.id, "prompt": prompt, "generations": made, "meta": meta}
             return Answer(body, items, billed=Billed.uncached(words(prompt), output))
 
-        return Plan(n, generate)
+        return Plan(n, generate, words(prompt) + (limit or 0) * n)
 
     def _embed(self, call: Call) -> Plan:
         if not isinstance(call.body.get("input_type"), str):
@@ -184,7 +203,7 @@ class CohereWire:
             body["response_type"] = "embeddings_by_type"
             return Answer(body, items, billed=Billed.uncached(tokens))
 
-        return Plan(len(texts), generate)
+        return Plan(len(texts), generate, sum(words(text) for text in texts))
 
 
 def _texts(body: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ last user message is answered with that text, a line ``CALL: name {json}`` with 
 from __future__ import annotations
 
 import base64
+import math
 import random
 import struct
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from feste.testing.wire import (
     Item,
     Plan,
     Refusal,
+    Remaining,
     answer,
     cut,
     digest,
@@ -132,8 +134,27 @@ class OpenAIWire:
         kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
         kind = "requests" if refusal.status == 429 else kind
         code = refusal.code or ("rate_limit_exceeded" if refusal.status == 429 else None)
+        if code == "insufficient_quota":
+            kind = code
         fields = {"message": refusal.message, "type": kind, "param": refusal.param, "code": code}
         return {"error": fields}
+
+    def limit_headers(
+        self, status: int, requests: Remaining | None, tokens: Remaining | None
+    ) -> dict[str, str]:
+        """Return the headers that tell what is left of the limits.
+
+        :param status: the status of the reply.
+        :param requests: what is left of the requests.
+        :param tokens: what is left of the tokens.
+        """
+        headers = {}
+        for name, found in (("requests", requests), ("tokens", tokens)):
+            if found is not None:
+                headers[f"x-ratelimit-limit-{name}"] = str(int(found.limit))
+                headers[f"x-ratelimit-remaining-{name}"] = str(int(found.left))
+                headers[f"x-ratelimit-reset-{name}"] = _duration(found.reset)
+        return headers
 
     def _check_model(self, name: str) -> None:
         if self.models is not None and name not in self.models:
@@ -196,7 +217,7 @@ class OpenAIWire:
                 return Answer(items=items, events=events, billed=billed)
             return Answer({**base, "choices": choices, "usage": usage}, items, billed=billed)
 
-        return Plan(n, generate)
+        return Plan(n, generate, read.input_tokens + (limit or 0) * n)
 
     def _complete(self, call: Call) -> Plan:
         prompts, listed = _texts(call.body.get("prompt"), "prompt")
@@ -240,7 +261,10 @@ class OpenAIWire:
                 return Answer(items=items, events=events, billed=billed)
             return Answer({**base, "choices": choices, "usage": usage}, items, billed=billed)
 
-        return Plan(len(prompts) * n, generate)
+        asked_for = (limit or 0) * n * len(prompts)
+        return Plan(
+            len(prompts) * n, generate, sum(words(prompt) for prompt in prompts) + asked_for
+        )
 
     def _embed(self, call: Call) -> Plan:
         texts, _ = _texts(call.body.get("input"), "input")
@@ -271,7 +295,18 @@ class OpenAIWire:
             body = {"object": "list", "data": data, "model": call.body["model"], "usage": usage}
             return Answer(body, items, billed=Billed.uncached(tokens))
 
-        return Plan(len(texts), generate)
+        return Plan(len(texts), generate, sum(words(text) for text in texts))
+
+
+def _duration(seconds: float) -> str:
+    """Spell a time as Go does, to the millisecond, as in ``12ms``, ``1.5s`` or ``6m0s``."""
+    left = math.ceil(seconds * 1000)
+    if 0 < left < 1000:
+        return f"{left}ms"
+    minutes, left = divmod(left, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    longer = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{longer}{left / 1000:g}s"
 
 
 def _unmarked(message: dict[str, Any]) -> dict[str, Any]:

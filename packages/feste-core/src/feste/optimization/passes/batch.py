@@ -44,7 +44,7 @@ class BatchOptimization:
             for nodes in candidates.values():
                 if len(nodes) > 1 and cx.allow():
                     batches.append(_batch(nodes, draws, cx))
-            if len(candidates) > 1:
+            if len(candidates) > 1 and cx.allow():
                 own = [node for nodes in candidates.values() for node in nodes]
                 groups.append([one for node in own for one in equal.get(node.key, [node])])
                 cx.applied(

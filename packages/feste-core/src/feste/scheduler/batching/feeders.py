@@ -122,11 +122,13 @@ class Queue:
         self.waited = 0.0
         return sorted(taken, key=lambda one: one[0])
 
-    @property
-    def is_full(self) -> bool:
-        """Whether one request can take no more than what waits."""
+    def is_full(self, most: int) -> bool:
+        """Return whether one request can take no more than what waits.
+
+        :param most: how many calls it can take.
+        """
         rule = self.call.rule
-        if rule is None or len(self.present) >= self.call.max_items:
+        if rule is None or len(self.present) >= most:
             return True
         over = rule.max_tokens is not None and self.tokens >= 0.95 * rule.max_tokens
         return over or (rule.max_bytes is not None and self.size >= 0.95 * rule.max_bytes)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Request
 from feste.scheduler.batching.feeders import Feeders, Queue
+from feste.scheduler.batching.lists import server_of
 from feste.scheduler.run import Run
 
 if TYPE_CHECKING:
@@ -127,8 +128,13 @@ class Groups:
         if room < 1:
             self._shut.setdefault(queue.gate, {})[queue] = None
             self.brain.calls.watch(queue.gate)
-        elif queue.is_full or not self._waits(queue):
-            self._send(queue, room)
+            return
+        known = self.brain.lists.limits.get(server_of(queue.call, queue.heap[0][2]))
+        most = queue.call.max_items
+        if known is not None:
+            most = max(1, min(most, known.items))
+        if queue.is_full(most) or not self._waits(queue):
+            self._send(queue, most * room)
 
     def _waits(self, queue: Queue) -> bool:
         """Whether it is worth to wait for further calls of the group."""
@@ -179,12 +185,11 @@ class Groups:
             return self.brain.latencies.of(node.call).seconds()
         return self.brain.durations.of(node.op.name)
 
-    def _send(self, queue: Queue, room: int) -> None:
+    def _send(self, queue: Queue, most: int) -> None:
         run = queue.run
         assert run.feeders is not None, "it has queues"
         queue.accrued_at = self.brain.now
-        most = queue.call.max_items
-        calls = queue.take(len(queue.present) if len(queue.present) <= most * room else most * room)
+        calls = queue.take(most)
         for i, _ in calls:
             run.feeders.release(i)
         self.brain.lists.send(run, calls)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from feste.scheduler.admission.gate import Gate
     from feste.scheduler.brain import Brain
 
-__all__ = ["Lists"]
+__all__ = ["Lists", "server_of"]
 
 Server = tuple[str, str, str]
 """Identifies what a limit of items applies to: endpoint, model, operation."""
@@ -88,7 +88,7 @@ class Lists:
             return
         call = _call_of(run, calls[0][0])
         members, requests = [i for i, _ in calls], [r for _, r in calls]
-        taken = self.limits.get(_server(call, requests[0]), Taken())
+        taken = self.limits.get(server_of(call, requests[0]), Taken())
         several = any(g is not None and g.several for g in map(run.gatherings.get, members))
         args = (call, members, requests, taken, several, split)
         task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
@@ -242,13 +242,13 @@ class Lists:
     def _cause(self, split: Split) -> Taken:
         """Return what a server takes that refused a list but took all of its parts."""
         parcel = split.parcel
-        known = self.limits.get(_server(parcel.call, parcel.request), Taken())
+        known = self.limits.get(server_of(parcel.call, parcel.request), Taken())
         if parcel.items == 1 or known.draws < parcel.request.samples:
             return Taken(draws=1)
         return Taken(split.longest, split.largest)
 
     def _learn(self, parcel: Parcel, taken: Taken) -> None:
-        server = _server(parcel.call, parcel.request)
+        server = server_of(parcel.call, parcel.request)
         self.limits[server] = self.limits.get(server, taken).least(taken)
 
     def _waiting(
@@ -273,7 +273,12 @@ def _call_of(run: Run, i: int) -> Call[Any]:
     return call
 
 
-def _server(call: Call[Any], request: Request) -> Server:
+def server_of(call: Call[Any], request: Request) -> Server:
+    """Return what a limit of items applies to.
+
+    :param call: the operation.
+    :param request: a request of it.
+    """
     return (request.endpoint, request.model, call.name)
 
 

@@ -1,0 +1,201 @@
+"""Which requests a fault hits, and what it does to their replies.
+
+Chance depends on the server's seed, the body of a request and how often that body has come, and
+never on the order of arrival. So a run with many requests at once can be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from feste.testing.sim_faults import Fault, Outage
+from feste.testing.sim_http import Reply
+from feste.testing.sim_limits import Wait, retry_after
+from feste.testing.wire import Refusal
+
+__all__ = ["Chance", "Faults", "one_less", "refusal_of", "spoiled"]
+
+_HTML = "<html><body><h1>The server is not available.</h1></body></html>"
+#: The statuses of faults that answer instead of the provider's model.
+_STATUSES = {
+    "rate_limit": 429,
+    "quota": 429,
+    "overloaded": 529,
+    "unavailable": 503,
+    "html": 503,
+    "bad_gateway": 502,
+}
+_WAITING = ("rate_limit", "overloaded", "unavailable")
+
+
+class Chance:
+    """Numbers between 0 and 1 for requests.
+
+    :param seed: the seed of the server.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.key = str(seed).encode()[:64]
+        self.seen: Counter[bytes] = Counter()
+
+    def draw(self, body: bytes) -> tuple[float, float]:
+        """Return two numbers for the next request that has this body.
+
+        :param body: the body of the request.
+        """
+        key = hashlib.blake2b(body, digest_size=16, key=self.key).digest()
+        self.seen[key] += 1
+        made = hashlib.blake2b(key + str(self.seen[key]).encode(), digest_size=16).digest()
+        return (
+            int.from_bytes(made[:8], "big") / 2**64,
+            int.from_bytes(made[8:], "big") / 2**64,
+        )
+
+
+class Faults:
+    """The faults and outages that a server has left.
+
+    :param given: the faults and outages.
+    """
+
+    def __init__(self, given: Sequence[Fault | Outage] = ()) -> None:
+        self.faults: list[tuple[Fault, list[int | None]]] = []
+        self.outages: list[Outage] = []
+        self.outage: tuple[Outage, float, int] | None = None  # with the end in seconds, requests
+        self.add(given)
+
+    def add(self, given: Sequence[Fault | Outage]) -> None:
+        """Append faults and outages."""
+        for one in given:
+            if isinstance(one, Outage):
+                self.outages.append(one)
+            else:
+                self.faults.append((one, [one.times]))
+
+    def away(self, number: int, first: float, now: float) -> Outage | None:
+        """Return the outage that a request falls into, if it does.
+
+        :param number: the number of the request, from 1.
+        :param first: when the first request arrived, in seconds.
+        :param now: when this one did.
+        """
+        if self.outage is not None and (now >= self.outage[1] or number >= self.outage[2]):
+            self.outage = None
+        if self.outage is None:
+            for outage in self.outages:
+                if number > outage.after_requests and now - first >= outage.after_seconds:
+                    self.outages.remove(outage)
+                    end = math.inf if outage.seconds is None else now + outage.seconds
+                    last = number + outage.requests if outage.requests else 2**63
+                    self.outage = outage, end, last
+                    break
+        return self.outage[0] if self.outage else None
+
+    def strike(self, path: str, body: bytes, number: float) -> Fault | None:
+        """Return the fault that hits a request, if one does.
+
+        :param path: the path of the request.
+        :param body: its body.
+        :param number: its number from `Chance`.
+        """
+        for fault, left in self.faults:
+            if left[0] == 0 or fault.path not in (None, path):
+                continue
+            if fault.match is not None and not _holds(body, fault.match):
+                continue
+            if number >= fault.probability:
+                number -= fault.probability
+                continue
+            if left[0] is not None:
+                left[0] -= 1
+            return fault
+        return None
+
+
+def _holds(body: bytes, text: str) -> bool:
+    spellings = {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    return any(spelling.encode("utf-8", "surrogatepass") in body for spelling in spellings)
+
+
+def refusal_of(fault: Fault, spelling: Wait) -> Refusal | None:
+    """Return the error that a fault answers instead of the provider, if it is such a fault.
+
+    :param fault: the fault.
+    :param spelling: how it says how long to wait, if it does.
+    """
+    status = fault.status if fault.kind == "status" else _STATUSES.get(fault.kind)
+    if status is None:
+        return None
+    waiting = fault.kind in _WAITING
+    headers = retry_after(spelling, fault.seconds, time.time()) if waiting else {}
+    code = "insufficient_quota" if fault.kind == "quota" else None
+    return Refusal(status, "A scripted fault.", code=code, headers=headers)
+
+
+def one_less(body: Any) -> Any:
+    """Return a reply without the last of its answers: without the end of its first list.
+
+    :param body: the reply as JSON.
+
+    >>> one_less({"model": "m", "data": [1, 2]})
+    {'model': 'm', 'data': [1]}
+    """
+    if isinstance(body, list):
+        return body[:-1]
+    if isinstance(body, dict):
+        for name, value in body.items():
+            less = one_less(value)
+            if less is not value:
+                return {**body, name: less}
+    return body
+
+
+def spoiled(reply: Reply, fault: Fault) -> Reply | None:
+    """Apply a fault to a reply; return None if the connection is to be reset.
+
+    :param reply: the reply: the answer, or the error that the fault asks for.
+    :param fault: the fault.
+    """
+    headers = {**reply.headers, **{name.lower(): value for name, value in fault.headers.items()}}
+    reply.headers = headers
+    match fault.kind:
+        case "reset_after":
+            return None
+        case "garbage":
+            text = "this is {not JSON" if fault.body is None else fault.body
+            return _scripted(200, text, headers)
+        case "empty":
+            return _scripted(200, "", headers)
+        case "wrong_shape":
+            return _scripted(200, {"object": "none"}, headers)
+        case "gateway_timeout" | "html" | "bad_gateway":
+            status = 504 if fault.kind == "gateway_timeout" else reply.status
+            page = _HTML if fault.body is None else fault.body
+            return _scripted(status, page, {"content-type": "text/html"})
+        case "truncated":
+            half = reply.pieces[: len(reply.pieces) // 2]
+            if reply.size is not None:
+                half = [b"".join(reply.pieces)[: reply.size // 2]]
+            return Reply(reply.status, half, headers, reply.size, reply.pause, cut=True)
+        case "drip":
+            pieces = reply.pieces
+            if reply.size is not None:
+                body, step = b"".join(pieces), reply.size // 16 + 1
+                pieces = [body[at : at + step] for at in range(0, reply.size, step)]
+            reply.pieces, reply.pause = pieces, fault.seconds
+        case _ if fault.body is not None:
+            return _scripted(reply.status, fault.body, headers)
+    return reply
+
+
+def _scripted(status: int, body: object, headers: dict[str, str]) -> Reply:
+    data = body if isinstance(body, str) else json.dumps(body)
+    if headers.get("content-type", "").startswith("text/event-stream"):
+        headers = {name: value for name, value in headers.items() if name != "content-type"}
+    return Reply.whole(status, data.encode(), headers)
