@@ -85,6 +85,8 @@ def tasks() -> None:
     assert_type(add(1, 2).compute(), int)
     assert_type(fetch("a").compute(scheduler="local", on_error="return"), bytes)
     assert_type(branch("a").compute(), str)
+    assert_type(list(feste.map(fetch, ["a"], ordered=False)), list[tuple[int, bytes]])
+    assert_type("".join(feste.stream(shout("a"))), str)
     assert_type(add(1, 2).key, str)
     assert_type(add(1, 2).visualize("graph.svg"), str)
 
@@ -92,6 +94,11 @@ def tasks() -> None:
 async def awaited() -> None:
     assert_type(await add(1, 2), int)
     assert_type(await fetch("a"), bytes)
+    async for node, value in feste.as_completed([add(1, 2), add(3, 4)]):
+        assert_type(node, FesteDelayed[int])
+        assert_type(value, int)
+    assert_type([v async for v in feste.map(fetch, ["a", "b"], window=2)], list[bytes])
+    assert_type([p async for p in feste.stream(shout("a"))], list[str])
     assert_type(await feste.acompute(add(1, 2), [add(3, 4)], progress=False), tuple[Any, ...])
 
 

@@ -20,6 +20,7 @@ import feste
 from feste import draw, lowering
 from feste._compute import through_dask
 from feste.backend import Backend, Limits, operation
+from feste.errors import FesteError
 from feste.scheduler.driver import driver
 from feste.testing import FakeBackend, FakeParams
 
@@ -90,6 +91,25 @@ def test_a_forked_child_computes() -> None:
     assert in_a_child(lambda: everything() == before and driver() is not parents) == 0
     assert everything() == before
     assert driver() is parents
+
+
+def test_results_one_by_one_around_a_fork() -> None:
+    """A child begins its own iterations; one that the parent has begun is refused, and goes on there."""
+    llm = FakeBackend(model="fork")
+    begun = feste.map(increment, range(100), window=4)
+    assert next(begun) == 1
+
+    def child() -> bool:
+        try:
+            next(begun)
+        except FesteError as error:
+            refused = "belong to the process that was forked" in str(error)
+        begun.close()
+        mapped = list(feste.map(increment, range(5), window=2)) == [1, 2, 3, 4, 5]
+        return refused and mapped and len(list(feste.stream(llm.chat("a")))) > 1
+
+    assert in_a_child(child) == 0
+    assert list(begun) == list(range(2, 101))
 
 
 def test_a_child_can_be_forked_before_the_first_run() -> None:

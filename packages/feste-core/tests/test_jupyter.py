@@ -114,6 +114,17 @@ def test_nodes_are_awaited_at_the_top_level(notebook: Notebook) -> None:
     assert notebook.value("increment(2).compute()") == "3"
 
 
+def test_results_come_one_by_one_in_cells(notebook: Notebook) -> None:
+    """Blocking in the kernel's running loop, and with ``async for`` at the top level."""
+    streamed = "''.join(feste.stream(llm.chat('tell'))).count(':')"
+    awaited = "got = []\nasync for value in feste.map(increment, range(5), window=2):\n    got.append(value)"
+
+    assert notebook.value(streamed) == "1"
+    assert notebook.value("sorted(v for _, v in feste.as_completed([increment(1), 7]))") == "[2, 7]"
+    assert notebook.value(f"{awaited}\ngot") == "[1, 2, 3, 4, 5]"
+    assert notebook.value("list(feste.map(increment, range(3)))") == "[1, 2, 3]"
+
+
 def test_eager_mode_in_a_cell(notebook: Notebook) -> None:
     """A whole notebook may run eagerly."""
     code = "with feste.context.set(eager=True):\n    value = increment(llm.chat('x').count(':'))"

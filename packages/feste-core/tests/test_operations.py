@@ -910,7 +910,7 @@ def test_an_operation_shows_its_parameters() -> None:
     assert parameters(Echo.complete) == "(self, prompt: str, params: EchoParams = EchoParams())"
     assert parameters(FakeBackend().embed) == "(text: str, params: FakeParams = FakeParams())"
     assert inspect.isroutine(FakeBackend.embed)
-    assert inspect.signature(Call).parameters.keys() == {"client", "operation"}
+    assert inspect.signature(Call).parameters.keys() == {"client", "operation", "rest"}
 
 
 @pytest.mark.parametrize(

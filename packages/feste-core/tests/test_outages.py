@@ -27,7 +27,6 @@ from feste.errors import (
     OutputMismatch,
     QuotaExhausted,
     ServerError,
-    StalledError,
     Unreachable,
     UpstreamFailed,
 )
@@ -232,7 +231,7 @@ def test_calls_that_another_run_found_refused_are_an_error_too() -> None:
     clock = VirtualClock(answer)
     first = started(clock, [llm.chat(f"{i}") for i in range(3)])
     second = clock.run(llm.chat("of another run"))
-    clock.tell(0.5, ("submit", second))
+    clock.tell(1.5, ("submit", second))  # while the first one confirms
     clock.drive()
 
     assert len(first.failed) == 2
@@ -516,10 +515,8 @@ def test_errors_of_a_run_travel() -> None:
     """They are plain data: what a run raises can be pickled, with its numbers."""
     error = BudgetExceeded("the budget is reached", cap=2.0, spent=1.5, reserved=0.25)
     back = pickle.loads(pickle.dumps(error))
-    stalled = pickle.loads(pickle.dumps(StalledError(nodes={"chat-1": "queued"})))
 
     assert (back.cap, back.spent, back.reserved, back.unit) == (2.0, 1.5, 0.25, "dollars")
-    assert stalled.nodes == {"chat-1": "queued"} and "chat-1 (queued)" in str(stalled)
 
 
 def test_equal_calls_share_the_answer_that_can_be_read() -> None:
@@ -536,3 +533,23 @@ def test_equal_calls_share_the_answer_that_can_be_read() -> None:
 
     assert len(clock.sent) == 2
     assert {type(run.results()[0]).__name__ for run in runs} == {"Reply"}
+
+
+def test_a_call_with_a_fallback_does_not_wait_for_a_backend_that_is_down() -> None:
+    """As soon as a backend is known to be down its calls are made elsewhere, and so are refused ones."""
+    for error in (Unreachable("refused"), AuthFailed("no", status=401)):
+        first = FakeBackend(limits=Limits(concurrency=4))
+        second = type("Second", (FakeBackend,), {"plugin": "second"})()
+
+        def answer(request: Request, error: CallError = error) -> Response:
+            if request.plugin == "fake":
+                raise error.copy()
+            return FakeBackend().answer(request)
+
+        clock = VirtualClock(answer)
+        run = started(clock, [first.or_else(second).chat(f"{i}") for i in range(200)])
+        clock.drive()
+
+        assert run.count_states() == {"done": 200}
+        assert sum(request.plugin == "fake" for _, request in clock.sent) < 20
+        assert run.ended is not None and run.ended < 60

@@ -336,6 +336,29 @@ def test_work_that_kills_two_workers_is_lost(tmp_path: Path) -> None:
     assert marks.read_text().splitlines() == ["begun", "begun"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_dead_workers_leave_no_process_and_no_descriptor() -> None:
+    """However many die, by a signal or by themselves."""
+
+    @process
+    def dies(how: int) -> None:
+        if how % 2:
+            os._exit(3)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def left() -> tuple[int, int]:
+        held, children = len(os.listdir("/proc/self/fd")), Path("/proc/self/task")
+        born = [pid for t in children.iterdir() for pid in (t / "children").read_text().split()]
+        return held, sum(not alive(int(pid)) for pid in born)
+
+    feste.compute([process(abs)(-i) for i in range(8)])
+    before, _ = left()
+    failed = feste.compute([dies(i) for i in range(6)], on_error="return")[0]
+    assert [type(error) for error in failed] == [WorkerLost] * 6
+    after, zombies = left()
+    assert after <= before and zombies == 0
+
+
 def test_a_worker_that_dies_in_the_middle_of_its_answer_is_lost_too(tmp_path: Path) -> None:
     """Half an answer is no answer: the work is begun once more."""
     marks = tmp_path / "marks"
@@ -347,7 +370,7 @@ def test_a_worker_that_dies_in_the_middle_of_its_answer_is_lost_too(tmp_path: Pa
                 for frame in sys._current_frames().values():
                     inner: Any = frame
                     while inner is not None:
-                        if inner.f_code.co_name == "_send":
+                        if inner.f_code.co_name == "send":
                             os.kill(os.getpid(), signal.SIGKILL)
                         inner = inner.f_back
 

@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from feste import backend, context, errors, store
-    from feste._compute import acompute, compute, explain, last_report
+    from feste._compute import acompute, as_completed, compute, explain, last_report, map, stream
     from feste.delayed import FesteDelayed, task
     from feste.hookspecs import hookimpl
     from feste.prompt import ChatPrompt, Prompt
@@ -30,6 +30,7 @@ __all__ = [
     "Prompt",
     "__version__",
     "acompute",
+    "as_completed",
     "backend",
     "compute",
     "context",
@@ -37,7 +38,9 @@ __all__ = [
     "explain",
     "hookimpl",
     "last_report",
+    "map",
     "store",
+    "stream",
     "task",
 ]
 
@@ -47,10 +50,13 @@ _HOMES = {
     "FesteDelayed": "feste.delayed",
     "Prompt": "feste.prompt",
     "acompute": "feste._compute",
+    "as_completed": "feste._compute",
     "compute": "feste._compute",
     "explain": "feste._compute",
     "hookimpl": "feste.hookspecs",
     "last_report": "feste._compute",
+    "map": "feste._compute",
+    "stream": "feste._compute",
     "task": "feste.delayed",
 }
 

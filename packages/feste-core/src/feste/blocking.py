@@ -111,7 +111,7 @@ def check(*, awaited: bool = False) -> None:
     if role in _NAMES and not (awaited and role == "loop"):
         raise BlockingCallError(
             f"a blocking call in {_NAMES[role]} would stop Feste itself: use `await "
-            "feste.acompute(...)` in async code, or return the node"
+            "feste.acompute(...)` or `async for` in async code, or return the node"
         )
 
 

@@ -37,7 +37,7 @@
     ├── UpstreamFailed         a node was not run because one that it needs failed
     ├── NotStarted             a node was not started because the run was stopped
     ├── BudgetExceeded         the cap on money or tokens is reached, so the run was stopped
-    ├── StalledError           nothing runs and nothing can start, though nodes are unfinished
+    ├── StalledError           a run could not go on, though nothing was under way
     └── RunFailed              some nodes failed: .partial, .report (`__cause__` is the first error)
 
     KeyboardInterrupt
@@ -284,6 +284,8 @@ class CallError(FesteError):
     code: str | None = None
     request_id: str | None = None
     retry_after: float | None = None
+    #: What the response's headers say of rate limits: :class:`feste.backend.RateLimit` records.
+    rate_limits: tuple[Any, ...] = ()
     node: str = ""
     backend: str = ""
     model: str = ""
@@ -483,27 +485,7 @@ class BudgetExceeded(FesteError):
 
 
 class StalledError(FesteError):
-    """Nothing runs and nothing can start, though some nodes are unfinished: a fault of Feste.
-
-    :param message: what happened; by default it is made of ``nodes``.
-    :param nodes: the keys of the unfinished nodes, each with its state.
-
-    >>> print(StalledError(nodes={"chat-1": "queued"}))
-    nothing runs and nothing can start, but these are unfinished: chat-1 (queued)
-    """
-
-    def __init__(
-        self, message: str = "", *, origin: str = "", nodes: Mapping[str, str] | None = None
-    ) -> None:
-        self.nodes = dict(nodes or {})
-        if self.nodes and not message:
-            shown = [f"{key} ({state})" for key, state in itertools.islice(self.nodes.items(), 5)]
-            more = f" and {len(self.nodes) - 5:,} more" if len(self.nodes) > 5 else ""
-            message = (
-                "nothing runs and nothing can start, but these are unfinished: "
-                f"{', '.join(shown)}{more}"
-            )
-        super().__init__(message, origin=origin)
+    """A run could not go on, though nothing was under way: an executor lost work, or Feste has a bug."""
 
 
 class RunFailed(FesteError):

@@ -18,8 +18,10 @@ from feste.wording import counted
 
 __all__ = [
     "Repack",
+    "errors_of",
     "forget_report",
     "hand_back",
+    "keep_report",
     "last_report",
     "make_report",
     "put_back",
@@ -49,7 +51,11 @@ def forget_report() -> None:
 
 
 def make_report(run: Run) -> RunReport:
-    report = RunReport.of(run)
+    return keep_report(RunReport.of(run))
+
+
+def keep_report(report: RunReport) -> RunReport:
+    """Let a report be the last one of this context."""
     _last_report.set(report)
     return report
 
@@ -60,10 +66,7 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
     report = make_report(run)
     results = put_back(run, repack, report)
     warn_of(run)
-    errors = [run.errors[i] for i in run.failed]
-    errors[:0] = [fault for fault in (run.unwritten, run.fault) if fault is not None]
-    if not errors:  # calls that were not started, since their backend refused those of another run
-        errors = [run.errors[i] for i in run.outputs if i in run.errors]
+    errors = errors_of(run)
     if run.on_error == "return" or not errors:
         return results
     wanted = len(run.outputs)
@@ -79,6 +82,14 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
     raise RunFailed(
         told, partial=results, report=report, errors=errors, places=_failed_places(run, repack)
     ) from errors[0]
+
+
+def errors_of(run: Run) -> list[FesteError]:
+    """Return what went wrong in a run, the reason of all first."""
+    errors = [fault for fault in (run.unwritten, run.fault) if fault is not None]
+    errors += [run.errors[i] for i in run.failed]
+    # calls may be left that were never tried, since their backend refused those of another run
+    return errors or ([] if run.left is None else [run.left])
 
 
 def warn_of(run: Run) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from feste._compute.results import Repack, make_report, put_back
@@ -22,6 +23,7 @@ from feste.lowering import Lowered, LoweredBatch
 from feste.node import PENDING, Node
 from feste.optimization import Optimizer, Plan
 from feste.packing import COLLECTION
+from feste.report import RunReport
 from feste.report.progress import in_terminal, shown
 from feste.scheduler.checks import check_nodes
 from feste.scheduler.driver import driver
@@ -33,10 +35,12 @@ from feste.store.answers import answers_of
 __all__ = [
     "LOOK",
     "for_dask",
+    "interruption",
     "make_plan",
     "make_run",
     "program_of",
     "run_elsewhere",
+    "stop_gently",
     "wait_for",
 ]
 
@@ -97,32 +101,50 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
                 pass
         return
     except KeyboardInterrupt:
-        driver().stop(run, GRACE)
-        if settings["progress"] is not False and in_terminal():
-            sys.stderr.write(
-                f"\nstopping: nothing new is sent, what is under way has {GRACE:.0f} seconds; "
-                "Ctrl-C again stops at once\n"
-            )
+        pass
     except BaseException:  # a user's signal handler raised, so nothing waits any more
         driver().stop(run, 0.0)
         raise
-    try:
-        run.finished.wait(GRACE + 1.0)
-    except KeyboardInterrupt:
-        driver().stop(run, 0.0)
-        run.finished.wait(0.5)
+    stop_gently([run], settings)
     report = make_report(run)
     try:
         partial = put_back(run, repack, report)
     except RunFailed as failed:  # Ctrl-C it is, whether or not the values fit
         partial = failed.partial
+    raise interruption(partial, report, settings) from None
+
+
+def stop_gently(runs: Sequence[Run], settings: Settings) -> None:
+    """Stop runs after Ctrl-C, and wait for what may still end; a second Ctrl-C stops them at once."""
+    try:
+        for run in runs:
+            driver().stop(run, GRACE)
+        if settings["progress"] is not False and in_terminal():
+            sys.stderr.write(
+                f"\nstopping: nothing new is sent, what is under way has {GRACE:.0f} seconds; "
+                "Ctrl-C again stops at once\n"
+            )
+        _wait_until(time.monotonic() + GRACE + 1.0, runs)
+    except KeyboardInterrupt:
+        for run in runs:
+            driver().stop(run, 0.0)
+        _wait_until(time.monotonic() + 0.5, runs)
+
+
+def _wait_until(until: float, runs: Sequence[Run]) -> None:
+    for run in runs:
+        run.finished.wait(max(0.0, until - time.monotonic()))
+
+
+def interruption(partial: tuple[Any, ...], report: RunReport, settings: Settings) -> RunInterrupted:
+    """Return the error of a run that Ctrl-C has stopped."""
     done = sum(report.states.get(STATES[state], 0) for state in VALUED)
-    where = f"; answers are in {settings['store']}: run again to go on" if run.store else ""
-    raise RunInterrupted(
+    where = f"; answers are in {settings['store']}: run again to go on" if settings["store"] else ""
+    return RunInterrupted(
         f"interrupted after {done:,} of {report.nodes:,} nodes; what was finished is in .partial{where}",
         partial=partial,
         report=report,
-    ) from None
+    )
 
 
 def run_elsewhere(

@@ -7,11 +7,13 @@ from feste.backend.base import Backend, create
 from feste.backend.batching import BatchRule, Outcome, PrefixRule, SampleRule
 from feste.backend.clients import PerLoop
 from feste.backend.default_halves import operation
+from feste.backend.fallback import FALL_BACK_ON
 from feste.backend.limits import Limits
 from feste.backend.operations import Call, OnChunk, Operation
 from feste.backend.params import Params
 from feste.backend.prices import price_of
 from feste.backend.profile import Latency, Price, Profile, PromptCache
+from feste.backend.rate_limits import RateLimit, rate_limits
 from feste.backend.reply import Message, Reply
 from feste.backend.request import Request, Response, Usage, canonical
 from feste.backend.secret import Secret, redact
@@ -22,6 +24,7 @@ from feste.plain import plain
 __path__ = extend_path(__path__, __name__)
 
 __all__ = [
+    "FALL_BACK_ON",
     "Backend",
     "BatchRule",
     "Call",
@@ -38,6 +41,7 @@ __all__ = [
     "Price",
     "Profile",
     "PromptCache",
+    "RateLimit",
     "Reply",
     "Request",
     "Response",
@@ -54,6 +58,7 @@ __all__ = [
     "operation",
     "plain",
     "price_of",
+    "rate_limits",
     "redact",
     "retry_after",
 ]

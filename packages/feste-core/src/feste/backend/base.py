@@ -8,10 +8,12 @@ import re
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Self
 
+from feste.backend.fallback import FALL_BACK_ON, On, Rest, as_errors
 from feste.backend.limits import Limits
 from feste.backend.profile import Profile
+from feste.backend.rate_limits import Spellings
 from feste.backend.secret import Secret
-from feste.errors import ConfigError
+from feste.errors import CallError, ConfigError
 
 __all__ = ["Backend", "create"]
 
@@ -54,7 +56,14 @@ class Backend:
     limits: Limits = Limits()
     """The limits of the account or server."""
 
+    rate_limit_headers: ClassVar[Spellings] = ()
+    """Names of headers that tell the provider's rate limits, besides the usual ones: pairs such as
+    ``("tokens", "x-{}-tokens-minute")``, where ``{}`` is limit, remaining or reset."""
+
     _given: tuple[tuple[Any, ...], dict[str, Any]]
+    #: What :meth:`or_else` made this of: the backend to ask first, and those after it.
+    _first: Backend | None = None
+    _others: tuple[tuple[Backend, On], ...] = ()
     __signature__ = _Constructor()
 
     def __init__(self) -> None:
@@ -142,6 +151,53 @@ class Backend:
             self.__dict__["_arguments"] = cached
         return cached
 
+    # --- fallbacks --------------------------------------------------------------------------------
+
+    def or_else(self, *others: Backend, on: type[CallError] | On = FALL_BACK_ON) -> Self:
+        """Return a client with the operations that all have: a call that fails here is made there.
+
+        The next backend is asked when all attempts of the one before have ended in an error that
+        another provider may not give. Parameters are translated by name; if one of them exists here
+        only, give a tuple of parameters, one for each backend.
+
+        :param others: the backends to ask after this one, in order.
+        :param on: the errors for which the next is asked: a class of errors, or a tuple of them. The
+            default is :data:`FALL_BACK_ON`, which leaves out wrong requests.
+        :raises ConfigError: if there is no other backend, or ``on`` holds no classes of errors.
+
+        >>> from feste.errors import QuotaExhausted
+        >>> from feste.testing import FakeBackend
+        >>> llm = FakeBackend("big", fail={"": QuotaExhausted()}).or_else(FakeBackend("small"))
+        >>> llm.chat("Hi").compute().partition(":")[0]
+        'small'
+        """
+        kinds = as_errors(on)
+        if not others or not all(isinstance(other, Backend) for other in others):
+            raise ConfigError("or_else() takes the backends to ask next: llm.or_else(other)")
+        chain = [link for o in others for link in ((o.first, kinds), *o._others)]
+        new: Self = object.__new__(type(self))
+        new.__dict__.update({k: v for k, v in self.__dict__.items() if k != "_calls"})
+        new.__dict__.update(_first=self.first, _others=(*self._others, *chain))
+        return new
+
+    @property
+    def first(self) -> Backend:
+        """The backend that is asked first: itself, if :meth:`or_else` did not make it."""
+        return self._first or self
+
+    def calls_after(self, operation: str) -> Rest:
+        """Return the calls to make if an operation fails here, each with the errors for which.
+
+        :param operation: the operation's name.
+        :raises AttributeError: if a backend to ask next has no such operation.
+        """
+        for other, _ in self._others:
+            if getattr(getattr(other, operation, None), "kind", "") != "call":
+                raise AttributeError(
+                    f"{operation}: {type(other).__name__}, which or_else() names, has no such operation"
+                )
+        return tuple((getattr(other, operation), on) for other, on in self._others)
+
     def profile(self, model: str) -> Profile:
         """Return what is known of a model beforehand; by default nothing.
 
@@ -161,10 +217,16 @@ class Backend:
             secret.check()
 
     def __copy__(self) -> Backend:
-        return _rebuild(type(self), *self._given)
+        made = _rebuild(type(self), *self._given)
+        return _chained(made, self._others)
 
     def __deepcopy__(self, memo: object) -> Backend:
         return self.__copy__()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._first is not None:  # a subclass's __reduce__ knows the first only
+            return (_chained, (self._first, self._others))
+        return super().__reduce_ex__(protocol)
 
     def __reduce__(self) -> tuple[Any, ...]:
         for literal in (h for h in self._hidden if isinstance(h, Secret)):
@@ -180,7 +242,14 @@ class Backend:
             if isinstance(value, Mapping) and value.keys() == {"env"}:
                 config[name] = Secret(value["env"])
         shown = ", ".join(f"{k}={v!r}" for k, v in config.items())
-        return f"{type(self).__name__}({shown})"
+        others = "".join(f".or_else({other!r})" for other, _ in self._others)
+        return f"{type(self).__name__}({shown}){others}"
+
+
+def _chained(first: Backend, others: tuple[tuple[Backend, On], ...]) -> Backend:
+    for other, on in others:
+        first = first.or_else(other, on=on)
+    return first
 
 
 def _rebuild(cls: type[Backend], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:

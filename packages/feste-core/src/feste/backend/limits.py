@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 from feste.errors import ConfigError
 
@@ -15,26 +16,43 @@ START, CEILING = 10, 512
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits that the user sets because Feste cannot know them.
+    """Limits that the user sets because Feste cannot know them, or to stay below the provider's.
 
-    :param concurrency: the maximum number of requests in flight, over all runs and threads of the
-        process; None lets Feste find it, from 10 up to at most 512.
+    All but `max_items` hold for the account's model over all runs and threads of the process. If
+    several living clients name one, the lowest holds; what the provider's headers say can only lower
+    it further.
+
+    :param concurrency: the maximum number of requests in flight; None lets Feste find it, from 10 up
+        to at most 512.
+    :param requests_per_minute: the maximum number of requests sent a minute, evenly spread; None
+        uses what the provider's headers say, or what it turns out to accept.
+    :param tokens_per_minute: the maximum number of tokens a minute, read and generated together;
+        None likewise.
     :param max_items: the maximum number of calls packed into one request; None uses the operation's
         own limit.
-    :raises ConfigError: if a limit is below 1.
+    :raises ConfigError: if a limit is below 1 or no number; the first and the last are whole.
 
-    >>> Limits(concurrency=32)
-    Limits(concurrency=32, max_items=None)
+    >>> Limits(concurrency=32, tokens_per_minute=90_000).tokens_per_minute
+    90000
     """
 
     concurrency: int | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
     max_items: int | None = None
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise ConfigError(f"Limits({name}={value!r}): it must be at least 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            whole = "int" in str(field.type)
+            kind = int if whole else (int, float)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not 1 <= value < math.inf:
+                what = "a whole number" if whole else "a number"
+                raise ConfigError(
+                    f"Limits({field.name}={value!r}): it must be {what}, at least 1, or None"
+                )
 
     @classmethod
     def of(cls, given: Limits | None) -> Limits:
@@ -43,8 +61,8 @@ class Limits:
         :param given: the argument ``limits``.
         :raises ConfigError: if it is something else.
 
-        >>> Limits.of(None)
-        Limits(concurrency=None, max_items=None)
+        >>> Limits.of(None) == Limits()
+        True
         """
         if given is not None and not isinstance(given, cls):
             raise ConfigError(f"limits={given!r}: it takes Limits(concurrency=...) or None")

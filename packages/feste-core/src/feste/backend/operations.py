@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from feste.backend.arguments import as_params
 from feste.backend.batching import BatchRule, PrefixRule, SampleRule
+from feste.backend.fallback import Rest, for_each
 from feste.backend.params import Params
 from feste.backend.request import Request, Response, canonical
 from feste.delayed import FesteDelayed, record, refuse_node_text
@@ -119,7 +120,7 @@ class Operation(Generic[R]):
         known = calls.get(self.name)
         call = known() if known is not None else None
         if call is None or call.operation is not self:
-            call = Call(instance, self)
+            call = Call(instance.first, self, instance.calls_after(self.name))
             calls[self.name] = weakref.ref(call)
         return call
 
@@ -170,14 +171,17 @@ class Call(Generic[R]):
 
     :param client: the backend.
     :param operation: the operation.
+    :param rest: the calls that are made if this one fails, one after the other, each with the errors
+        before it for which it is made.
     """
 
     kind = "call"
     emits = False
 
-    def __init__(self, client: Backend, operation: Operation[R]) -> None:
+    def __init__(self, client: Backend, operation: Operation[R], rest: Rest = ()) -> None:
         self.client = client
         self.operation = operation
+        self.rest = rest
         self.name = operation.name
         self.__doc__ = operation.__doc__
         self.__signature__ = operation.call_signature
@@ -190,7 +194,8 @@ class Call(Generic[R]):
     @property
     def token(self) -> Hashable:
         """Equal for operations of backends that may replace each other."""
-        return (self.client.token, self.operation)
+        rest = tuple((call.token, on) for call, on in self.rest)
+        return (self.client.token, self.operation, *rest)
 
     @property
     def rule(self) -> BatchRule | None:
@@ -226,14 +231,17 @@ class Call(Generic[R]):
         return rule.max_draws if known is None else min(known, rule.max_draws)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
+        others: dict[str, Any] = {}
         try:
+            if self.rest:
+                args, kwargs, others = for_each(self, args, kwargs)
             bound = self.operation.bind(args, kwargs)
             for argument in bound:
                 refuse_node_text(argument)
         except FesteError as error:
             error.origin = call_site()
             raise
-        return record(self, bound, {})  # type: ignore[no-any-return]
+        return record(self, bound, others)  # type: ignore[no-any-return]
 
     def determinism(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Determinism:
         """Return the operation's class, narrowed by the parameters if they are known."""
@@ -324,7 +332,16 @@ class Call(Generic[R]):
         named = dict(zip(self.operation.names, arguments, strict=True))
         return self.operation._parse(self.client, response, named)
 
+    def followed_by(self, rest: Rest) -> Call[R]:
+        """Return the same operation with other calls to make if it fails.
+
+        :param rest: as for the class.
+        """
+        return Call(self.client, self.operation, rest)
+
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.rest:
+            return (Call.followed_by, (self.followed_by(()), self.rest))
         if getattr(type(self.client), self.name, None) is self.operation:
             return (getattr, (self.client, self.name))
         return (_call_of_base, (self.operation.owner, self.name, self.client))

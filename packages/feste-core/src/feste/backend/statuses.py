@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import email.utils
-import time
 from collections.abc import Mapping
 
+from feste.backend.rate_limits import RateLimit, rate_limits, seconds_from
 from feste.backend.secret import Secret, redact
 from feste.errors import (
     AuthFailed,
@@ -59,16 +58,22 @@ def error_for_status(
     >>> type(error_for_status(429, "x", code="insufficient_quota")).__name__
     'QuotaExhausted'
     """
-    wait = retry_after(headers or {})
+    headers = headers or {}
+    wait = retry_after(headers)
     kind = _kind(status, f"{code or ''} {text}".lower(), asked_to_wait=wait is not None)
     said = redact(text.strip(), secret) or "no message"
-    return kind(
+    limits = rate_limits(headers)
+    if wait is None and kind is RateLimited:
+        wait = _reset(limits)
+    error = kind(
         f"the provider answered {status}: {said}",
         status=status,
         code=code,
         request_id=request_id,
         retry_after=wait,
     )
+    error.rate_limits = limits
+    return error
 
 
 def _kind(status: int, said: str, *, asked_to_wait: bool) -> type[CallError]:
@@ -94,10 +99,10 @@ def _kind(status: int, said: str, *, asked_to_wait: bool) -> type[CallError]:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a response asks to wait, or None.
+    """Return the seconds that a response asks to wait, or None; a day or longer counts as None.
 
-    Reads ``retry-after-ms``, and ``Retry-After`` as seconds, integer or decimal, or as an HTTP date
-    (RFC 9110, section 10.2.3).
+    Reads ``retry-after-ms``, and ``Retry-After`` as seconds, integer or decimal, as a duration, or
+    as an HTTP date (RFC 9110, section 10.2.3), which is compared with the response's own ``Date``.
 
     :param headers: the response's headers, names in lower case.
 
@@ -106,20 +111,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     >>> retry_after({"retry-after": "soon"}) is None
     True
     """
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        text = headers.get(name)
-        if text is None:
-            continue
-        try:
-            seconds = float(text) * scale
-        except ValueError:
-            moment = email.utils.parsedate_tz(text)
-            if moment is None:
-                continue
-            try:
-                seconds = email.utils.mktime_tz(moment) - time.time()
-            except (OverflowError, ValueError):
-                continue
-        if 0 <= seconds < 86_400:
+    milliseconds = headers.get("retry-after-ms")
+    if milliseconds:
+        seconds = seconds_from(f"{milliseconds.strip()}ms", headers)
+        if seconds is not None:
             return seconds
-    return None
+    return seconds_from(headers.get("retry-after", ""), headers)
+
+
+def _reset(limits: tuple[RateLimit, ...]) -> float | None:
+    """Return when a refused request may go: when all that is used up is there again."""
+    known = [r for r in limits if r.reset is not None]
+    used_up = [r.reset for r in known if r.remaining is not None and r.remaining < 1]
+    waits = [seconds for seconds in used_up if seconds is not None]
+    if waits:
+        return max(waits)
+    return min((r.reset for r in known if r.reset), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from feste.report.run_report import RunReport
     from feste.scheduler.run import Run
 
-__all__ = ["UnknownRequest", "remarks", "unknown_requests"]
+__all__ = ["UnknownRequest", "passed_on", "remarks", "unknown_requests"]
 
 #: How many requests with unknown answers are named in the text.
 _NAMED = 3
@@ -63,6 +64,20 @@ def unknown_requests(run: Run) -> list[UnknownRequest]:
     ]
 
 
+def passed_on(run: Run) -> dict[str, int]:
+    """Return how many calls the next backend was asked for, by backend, operation, model and error.
+
+    :param run: the run.
+    """
+    counts: Counter[str] = Counter()
+    for i, errors in list(run.passed_on.items()):
+        for error in errors:
+            told = f"{getattr(error, 'backend', '')}.{run.program.nodes[i].op.name}"
+            model = getattr(error, "model", "")
+            counts[f"{f'{told} {model}'.rstrip()}: {type(error).__name__}"] += 1
+    return dict(counts)
+
+
 def remarks(report: RunReport) -> list[str]:
     """Return what the figures do not show: what was not bought, and what may be paid twice.
 
@@ -73,6 +88,8 @@ def remarks(report: RunReport) -> list[str]:
         read, made = report.reused_input_tokens, report.reused_output_tokens
         tokens = f": {read:,} tokens in, {made:,} out" if read or made else ""
         told.append(f"{counted(report.reused, 'answer')} not bought again{tokens}")
+    for why, calls in report.passed_on.items():
+        told.append(f"{counted(calls, 'call')} passed on to the next backend by {printable(why)}")
     if report.damaged:
         told.append(f"{counted(report.damaged, 'stored answer')} damaged, and so not used")
     if report.perhaps_billed:

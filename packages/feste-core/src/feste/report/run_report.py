@@ -15,7 +15,7 @@ from feste.optimization.analysis.ranges import Range
 from feste.report.figures import dollars, money
 from feste.report.files import ending, page, write
 from feste.report.prices import prices_of, sum_of
-from feste.report.remarks import UnknownRequest, remarks, unknown_requests
+from feste.report.remarks import UnknownRequest, passed_on, remarks, unknown_requests
 from feste.report.table import aligned, telling
 from feste.report.timeline import Span, draw_timeline
 from feste.scheduler.run import KEPT
@@ -83,6 +83,8 @@ class RunReport:
     :param reused_input_tokens: tokens read for them, when they were bought.
     :param reused_output_tokens: tokens generated for them.
     :param damaged: how many stored answers were unreadable and so not used.
+    :param passed_on: how many calls the next backend was asked for, by what they were refused with:
+        ``plugin.operation model: error``.
     :param resampled: how many calls were bought although equal ones had been answered.
     :param dollars: the price of the requests whose price is known; None if there is none.
     :param unpriced: the number of requests of unknown price, which ``dollars`` does not count.
@@ -119,6 +121,7 @@ class RunReport:
     reused_output_tokens: int = 0
     damaged: int = 0
     resampled: int = 0
+    passed_on: dict[str, int] = field(default_factory=dict)
     dollars: float | None = None
     unpriced: int = 0
     asked: frozenset[str] = field(default=frozenset(), repr=False)
@@ -155,6 +158,7 @@ class RunReport:
             reused_output_tokens=round(run.reused_output_tokens),
             damaged=run.damaged,
             resampled=run.resampled,
+            passed_on=passed_on(run),
             dollars=dollars,
             unpriced=unpriced,
             asked=frozenset(k for k, i in run.program.index.items() if run.state[i] != KEPT),
@@ -202,8 +206,11 @@ class RunReport:
     def _answered(self) -> int:
         return sum(row.calls for row in self.operations)
 
+    def _sent(self) -> int:
+        return sum(row.requests for row in self.operations)
+
     def _headline(self) -> str:
-        calls, sent = counted(self._answered(), "call"), counted(len(self.requests), "request")
+        calls, sent = counted(self._answered(), "call"), counted(self._sent(), "request")
         stopped = ", stopped" if self.cancelled else ""
         return (
             f"{self.run}: {counted(self.nodes, 'node')}, {calls} answered by {sent} "

@@ -6,6 +6,8 @@ the outcomes as new events. Both are tuples that start with a name:
 .. code-block:: text
 
     events    ("submit", run)                                 a new run
+              ("added", run, program, tokens) more nodes for a run that is open for more
+              ("sealed", run)                 nothing more will be added
               ("stop", run, grace)                            stop it; requests get `grace` seconds
               ("grown", run, i, program, emission)            a task's returned nodes, compiled
               ("done", executor, task, ok, value, seconds)    a piece of Python ended
@@ -17,10 +19,11 @@ the outcomes as new events. Both are tuples that start with a name:
               ("capacity", executor, where)                   an executor's capacity changed
               ("told", ticket, ok, value)                     a store did what it was asked
     actions   ("call", executor, where, chunk)   ("reclaim", executor, chunk)
-              ("send", executor, handle, call, request)   ("cancel", executor, handle)
-              ("abandon", executor, chunk)
+              ("send", executor, handle, call, request, on_chunk)
+              ("cancel", executor, handle)   ("abandon", executor, chunk)
               ("fetch", executor, handle, refs)   ("release", executor, ref)
               ("grow", run, i, emission)   ("notify", event)   ("finish", run)
+              ("hand", run, tokens, ok, value)    a result for the run's outlet
               ("ask", ticket, question)    ask a store; `question` takes what receives the outcome
 
 States of a call's node: WAITING for inputs, READY, PREPARING its request, GATHERED until its batch
@@ -48,7 +51,9 @@ from feste.scheduler.batching.lists import Lists
 from feste.scheduler.calls import Calls
 from feste.scheduler.dispatcher import Dispatcher
 from feste.scheduler.executor import Executor
+from feste.scheduler.fallbacks import Fallbacks
 from feste.scheduler.growth import Growth
+from feste.scheduler.handing import Handing
 from feste.scheduler.journaling import Journaling
 from feste.scheduler.latencies import Durations, Latencies
 from feste.scheduler.lifecycle import Lifecycle
@@ -66,6 +71,7 @@ from feste.scheduler.run import (
     WAITING,
     Run,
 )
+from feste.scheduler.stalls import Stalls
 
 __all__ = ["Brain"]
 
@@ -95,6 +101,8 @@ class Brain:
         self.lifecycle = Lifecycle(self)
         self.dispatcher = Dispatcher(self)
         self.growth = Growth(self)
+        self.handing = Handing(self)
+        self.stalls = Stalls(self)
         self.latencies = Latencies()
         self.durations = Durations()
         self.groups = Groups(self)
@@ -104,9 +112,12 @@ class Brain:
         self.journaling = Journaling(self)
         self.outages = Outages(self)
         self.spending = Spending(self)
+        self.fallbacks = Fallbacks(self)
         self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
         self._handlers: dict[str, Callable[..., None]] = {
             "submit": self._on_submit,
+            "added": self.handing.on_added,
+            "sealed": self.handing.on_sealed,
             "stop": self._on_stop,
             "grown": self.growth.on_grown,
             "done": self.dispatcher.on_done,
@@ -121,6 +132,7 @@ class Brain:
         self.stages: dict[str, Callable[..., None]] = {
             "run": self.dispatcher.on_ran,
             "prepare": self.calls.on_prepared,
+            "look ahead": self.fallbacks.on_prepared,
             "pack": self.lists.on_packed,
             "unpack": self.lists.on_unpacked,
             "parse": self.calls.on_parsed,
@@ -142,7 +154,9 @@ class Brain:
         self.journaling.flush()
         self.groups.decide()
         self.calls.admit()
+        self.fallbacks.flush()
         self.dispatcher.hand_out()
+        self.stalls.watch()
         actions, self._actions = self._actions, []
         return actions
 
@@ -180,6 +194,7 @@ class Brain:
         :param number: the number of its timer, which has not gone off yet.
         """
         self._dropped.add(number)
+        self.wake_at  # noqa: B018 - forgets it at once if it is the next one
 
     def successor(self) -> Brain:
         """Return a new brain to replace this one after a bug made it fail.
@@ -228,6 +243,8 @@ class Brain:
     def halt(self, run: Run) -> None:
         """Start nothing new; work that is under way continues."""
         run.stopping = True
+        if run.outlet is not None:
+            run.outlet.is_open = False
         queued = {QUEUED, GATHERED, WAITING, READY, JOINED}
         self.calls.withdraw(run)
         for i, state in enumerate(run.state):
@@ -275,17 +292,23 @@ class Brain:
         self.end_if_done(run)
 
     def end_if_done(self, run: Run) -> None:
-        if run.open or run.ended is not None:
+        outlet = run.outlet
+        if run.open or run.ended is not None or (outlet is not None and outlet.is_open):
             return
         run.ended = self.now
         self.lists.forget(run)
-        for i in run.outputs:
+        for i in [*run.outputs, *(outlet.due if outlet is not None else ())]:
             if run.state[i] == NOT_STARTED and i not in run.errors:
                 node = run.program.nodes[i]
                 why = run.why or "the run was stopped"
                 error = NotStarted(f"not begun: {why}", origin=node.where)
                 error.node = node.key
                 run.errors[i] = error
+        if outlet is not None:
+            for i in list(outlet.due):
+                self.handing.ended(run, i)
+            self._finish(run)
+            return
         wanted = [i for i in run.outputs if run.state[i] in VALUED]
         if run.executor.remote and wanted:
             handle = self.number()
@@ -298,6 +321,8 @@ class Brain:
             self._finish(run)
 
     def _on_fetched(self, executor: Executor, handle: int, values: list[Any]) -> None:
+        if self.handing.on_fetched(handle, values):
+            return
         fetched = self.fetches.pop(handle, None)
         if fetched is None:
             return

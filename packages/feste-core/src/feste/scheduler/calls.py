@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Call, Request, Response
+from feste.backend import Call, Request, Response, rate_limits
 from feste.errors import (
     Ambiguous,
     CallError,
@@ -20,6 +21,7 @@ from feste.errors import (
     MalformedResponse,
     NotStarted,
     RateLimited,
+    Unreachable,
     Unusable,
 )
 from feste.events import RequestFinished
@@ -53,6 +55,9 @@ _BLOCKED = (
     ". compute() blocks the event loop that it was called on: if the server runs on that loop, it "
     "cannot answer; use `await feste.acompute(...)`"
 )
+
+#: Seconds by which a gate may be looked at too late, rather than set another alarm.
+_SOON = 0.001
 
 
 class Calls:
@@ -111,7 +116,10 @@ class Calls:
         :param run: the run.
         """
         self.brain.prefixes.drop(run)
-        for parcel in self.take_back(lambda parcel: parcel.run is run):
+        waiting = self._unsent(lambda parcel: parcel.run is run)
+        for gate in self.gates.values():
+            waiting += gate.drop(run.name)
+        for parcel in waiting:
             self.brain.prefixes.failed(parcel, counts=False)
             if parcel.error is not None:
                 self.fail_members(parcel, parcel.error)
@@ -119,19 +127,25 @@ class Calls:
     def take_back(self, unwanted: Callable[[Parcel], bool]) -> list[Parcel]:
         """Return the requests that are not sent yet and unwanted; they wait for nothing any more.
 
-        Those that wait for a store or a budget are found to be over when they may go.
-
         :param unwanted: decides whether a request is unwanted.
+        """
+        found = self._unsent(unwanted)
+        for gate in self.gates.values():
+            mine = [parcel for parcel in gate.waiting() if unwanted(parcel)]
+            found += filter(gate.remove, mine)
+        return found
+
+    def _unsent(self, unwanted: Callable[[Parcel], bool]) -> list[Parcel]:
+        """Return unwanted requests that are between attempts, or have left their gate.
+
+        Those that wait for a store or a budget are found to be over when they may go.
         """
         retrying = list(filter(unwanted, self.retrying.values()))
         for parcel in retrying:
             del self.retrying[id(parcel)]
             parcel.run.retrying -= 1
         on_the_way = chain(self.brain.journaling.intending.values(), self.short.values())
-        found = [*retrying, *filter(unwanted, on_the_way)]
-        for gate in self.gates.values():
-            found += gate.drop(unwanted)
-        return found
+        return [*retrying, *filter(unwanted, on_the_way)]
 
     def queue(
         self,
@@ -166,7 +180,7 @@ class Calls:
         gate = self.gates.get(name)
         if gate is None:
             gate = self.gates[name] = Gate()
-        gate.heed(call.client, call.client.limits)
+        gate.heed(call.client, call.client.limits, self.brain.now)
         return gate
 
     def enter(self, parcel: Parcel) -> None:
@@ -177,8 +191,10 @@ class Calls:
         refusal = self.brain.outages.refusal(parcel)
         if refusal is not None:
             self.brain.outages.shut(parcel, refusal)
+        elif self.brain.outages.is_passed_by(parcel):
+            self.brain.outages.give_up(parcel)
         elif not self.brain.prefixes.holds(parcel):
-            parcel.gate.push(parcel, parcel.rank)
+            parcel.gate.push(parcel, parcel.rank, parcel.run.name, parcel.request)
 
     def admit(self) -> None:
         """Send the requests that the gates admit."""
@@ -192,19 +208,20 @@ class Calls:
                     self.brain.journaling.intend(parcel)
                 else:
                     self.launch(parcel)
-            if len(gate) or scope in self.short:
+            if len(gate) or scope in self.short or self.brain.groups.wait_for(gate):
                 self.watch(gate, self.brain.outages.resumes_at(scope))
 
     def watch(self, gate: Gate[Parcel], resumes_at: float = 0.0) -> None:
-        """Look at a gate again when it opens.
+        """Look at a gate again when it will admit a request by itself.
 
-        :param gate: the gate; one that is open is ignored.
+        :param gate: the gate; one that admits one now, or waits for a slot, is ignored.
         :param resumes_at: when its backend may be asked again whether it is up.
         """
-        opens = max(gate.closed_until, resumes_at)
-        if opens > max(self.brain.now, gate.wakes_at):
-            gate.wakes_at = opens
-            self.brain.later(opens - self.brain.now, lambda now: None)
+        now = self.brain.now
+        wakes = max(gate.wakes(now), resumes_at)
+        if now < wakes < math.inf and not now < gate.alarm <= wakes + _SOON:
+            gate.alarm = wakes
+            self.brain.later(wakes - now, lambda now: None)
 
     def _next(self, scope: Scope, gate: Gate[Parcel]) -> Parcel | None:
         """Return the next request that may be sent: its backend is up, and it is paid for."""
@@ -271,15 +288,17 @@ class Calls:
             self._record(parcel, False, error)
             self.brain.journaling.ended(parcel, error)
             self.brain.act("cancel", run.executor, parcel.handle)
-        self.take_back(lambda other: other is parcel)
-        self.fail_members(parcel, error)
+        parcel.gate.remove(parcel)
+        if self.retrying.pop(id(parcel), None) is not None:
+            run.retrying -= 1
+        self.fail_members(parcel, error, final=True)
 
     def unsent(self, parcel: Parcel) -> None:
         """Give back the place and the money of a request that left its gate and was not sent.
 
         :param parcel: the request.
         """
-        parcel.gate.lost()
+        parcel.gate.unsent(parcel)
         self.brain.outages.unsent(parcel)
         self.brain.spending.settle(parcel, None)
         self.brain.later(0.0, lambda now: None)  # others may have waited for the place
@@ -299,7 +318,8 @@ class Calls:
         if run.feeders is not None:
             ends = self.brain.now + self.brain.latencies.of(parcel.call).seconds(parcel.items)
             run.expected.update(dict.fromkeys(parcel.members, ends))
-        self.brain.act("send", run.executor, handle, parcel.call, parcel.request)
+        pieces = run.pieces if parcel.members == run.outputs else None
+        self.brain.act("send", run.executor, handle, parcel.call, parcel.request, pieces)
 
     def on_sent(
         self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float
@@ -310,14 +330,20 @@ class Calls:
         run, gate = parcel.run, parcel.gate
         parcel.handle = 0
         self.brain.spending.settle(parcel, value)
+        now = self.brain.now
         if ok:
-            gate.left(parcel.sent, self.brain.now)
+            spellings = parcel.call.client.rate_limit_headers
+            gate.left(parcel, now, value.usage, rate_limits(value.headers, spellings))
             self.brain.latencies.note(parcel.call, parcel.request, parcel.items, seconds)
         elif isinstance(value, RateLimited):
-            gate.throttled(parcel.sent, self.brain.now, value.retry_after)
-            run.resumes_at = max(run.resumes_at, gate.closed_until)
+            gate.throttled(parcel, now, value.retry_after, value.rate_limits)
+            for each in self.brain.runs:
+                if each is run or gate.queues(each.name):
+                    each.resumes_at = max(each.resumes_at, gate.closed_until)
+        elif isinstance(value, Unreachable):
+            gate.unsent(parcel)
         else:
-            gate.lost()
+            gate.lost(parcel, now, value.rate_limits)
         if ok:
             self.brain.prefixes.answered(parcel)
         if run.ended is not None or parcel.is_over:
@@ -475,7 +501,9 @@ class Calls:
         parcel.ambiguous += isinstance(error, Ambiguous)
         parcel.unreadable += is_unreadable(error)
         wait = None
-        if not run.stopping:
+        # pieces of a broken answer cannot be taken back, so no other answer may follow them
+        begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
+        if not run.stopping and not begun:
             wait = self.policy.delay(
                 error,
                 attempt=parcel.attempt,
@@ -509,7 +537,8 @@ class Calls:
             self.brain.prefixes.failed(parcel, counts=False)
         else:
             parcel.ready = self.brain.now
-            parcel.gate.push(parcel, max(parcel.run.program.rank[i] for i in alive))
+            rank = max(parcel.run.program.rank[i] for i in alive)
+            parcel.gate.push(parcel, rank, parcel.run.name, parcel.request)
 
     def _stop_clock(self, parcel: Parcel) -> None:
         if parcel.timer is not None:
@@ -525,11 +554,12 @@ class Calls:
         """
         self.brain.lifecycle.fail(run, i, cause_of(error))
 
-    def fail_members(self, parcel: Parcel, raised: FesteError) -> None:
+    def fail_members(self, parcel: Parcel, raised: FesteError, *, final: bool = False) -> None:
         """Fail all unfinished calls of a request.
 
         :param parcel: the request.
         :param raised: the error.
+        :param final: whether no other backend may be asked.
         """
         error = cause_of(raised)
         self._stop_clock(parcel)
@@ -546,17 +576,20 @@ class Calls:
                     mine.model = parcel.request.model
                 if isinstance(mine, CallTimeout) and parcel.run.blocks_loop:
                     mine.args = (f"{mine.message}{_BLOCKED}",)
-                self.brain.lifecycle.fail(parcel.run, i, mine)
+                self.brain.lifecycle.fail(parcel.run, i, mine, final=final)
 
-    def leave_members(self, parcel: Parcel, told: NotStarted) -> None:
-        """End all unfinished calls of a request that was never sent.
+    def leave_members(self, parcel: Parcel, told: NotStarted, cause: CallError) -> None:
+        """End all unfinished calls of a request that was never sent, or ask their next backend.
 
         :param parcel: the request.
         :param told: why it is not sent.
+        :param cause: the refusal of other calls that it is not sent for.
         """
         self._stop_clock(parcel)
         self.brain.prefixes.failed(parcel, counts=False)
         self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
-            if parcel.run.state[i] < OPEN:
+            if parcel.run.state[i] >= OPEN:
+                continue
+            if not self.brain.fallbacks.pass_on(parcel.run, i, cause.copy()):
                 self.brain.lifecycle.leave(parcel.run, i, told.copy())

@@ -32,9 +32,10 @@ def check_nodes(nodes: Iterable[Node], settings: Settings) -> None:
                         'cache_mode="replay-only" sends nothing, and no cache is named: '
                         'cache="answers.db", or FESTE_CACHE'
                     )
-                if sends and id(call.client) not in checked:  # clients may be unhashable
-                    checked.add(id(call.client))
-                    call.client.preflight()
+                for one in (call, *(other for other, _ in call.rest)) if sends else ():
+                    if id(one.client) not in checked:  # clients may be unhashable
+                        checked.add(id(one.client))
+                        one.client.preflight()
             elif getattr(node.op, "executor", "") == "process":
                 check_picklable(node)
             elif getattr(node.op, "once", False) and settings["store"] is None:

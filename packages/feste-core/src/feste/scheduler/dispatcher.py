@@ -36,7 +36,7 @@ CHUNK = 0.001
 #: Seconds between checks of a chunk; one that made no progress returns its unstarted tasks.
 TAIL = 0.005
 _MOST = 256
-_CHUNKED = ("thread", QUICK)
+_CHUNKED = ("thread", QUICK, "inline")
 #: The stages that make values of answers that are here: they run also when the run stops.
 _PAID = ("unpack", "parse")
 _FIRST_GUESS = 5e-5
@@ -229,7 +229,7 @@ class Dispatcher:
         elif not ok:
             self.brain.lifecycle.fail(run, task.index, value)
         elif type(value) is Emission:
-            self.brain.act("grow", run, task.index, value)
+            self.brain.growth.compile(run, task.index, value)
         elif type(value) is Halted:  # the run starts nothing new
             step = self.brain.lifecycle.take_apart(run, task.index, value.at)
             self.brain.lifecycle.done(run, step, value.value, DONE)

@@ -11,11 +11,12 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from feste import store
+from feste.backend import OnChunk
 from feste.errors import FesteError
 from feste.events import Event
 from feste.scheduler.brain import Brain
@@ -23,6 +24,7 @@ from feste.scheduler.emission import Emission
 from feste.scheduler.executor import Executor, Reporter
 from feste.scheduler.growth import compile_emission
 from feste.scheduler.observers import Lane, Observers
+from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 from feste.scheduler.work import describe
 
@@ -80,6 +82,22 @@ class Driver:
         run.wall = time.time()
         run.observed = self._observers.any
         self._events.put(("submit", run))
+
+    def add(self, run: Run, program: Program, tokens: Sequence[Sequence[Any]]) -> None:
+        """Add nodes to a run that is open for more.
+
+        :param run: the run.
+        :param program: the nodes.
+        :param tokens: for each of its outputs, what the run's outlet gets with the result.
+        """
+        self._events.put(("added", run, program, tokens))
+
+    def seal(self, run: Run) -> None:
+        """Let a run end as soon as all that was added to it has ended.
+
+        :param run: the run.
+        """
+        self._events.put(("sealed", run))
 
     def stop(self, run: Run, grace: float) -> None:
         """Stop a run.
@@ -143,8 +161,10 @@ class Driver:
     def _abandon(self, executor: Executor, chunk: list[Any]) -> None:
         executor.abandon(chunk)
 
-    def _send(self, executor: Executor, handle: int, call: Any, request: Any) -> None:
-        executor.send(handle, call, request)
+    def _send(
+        self, executor: Executor, handle: int, call: Any, request: Any, on_chunk: OnChunk | None
+    ) -> None:
+        executor.send(handle, call, request, on_chunk)
 
     def _cancel(self, executor: Executor, handle: int) -> None:
         executor.cancel(handle)
@@ -158,6 +178,10 @@ class Driver:
     def _ask(self, ticket: int, question: Callable[..., None]) -> None:
         put = self._events.put
         question(then=lambda ok, value: put(("told", ticket, ok, value)))
+
+    def _hand(self, run: Run, tokens: Sequence[Any], ok: bool, value: Any) -> None:
+        assert run.outlet is not None
+        run.outlet.take((tokens, ok, value))
 
     def _notify(self, event: Event) -> None:
         self._observers.tell(event)

@@ -25,7 +25,7 @@ from feste.scheduler.run import NOT_STARTED, OPEN, READY, VALUED, WAITING, Run
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
-__all__ = ["Growth", "compile_emission"]
+__all__ = ["Growth", "compile_emission", "join_groups", "unfused"]
 
 
 def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteError:
@@ -44,16 +44,27 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
         draw.forget(scope)
     try:
         graph = FesteGraph.of(emission.nodes, scope=scope)
-        plan = run.context.copy().run(Optimizer().run, graph, _settings(run))
+        plan = run.context.copy().run(
+            Optimizer().run, graph, unfused(run.settings, run.program.rewrites)
+        )
         run.program.rewrites += plan.rewrites
         check_nodes(plan.graph.nodes.values(), run.settings)
         program = Program(plan.graph, graph.nodes)
-        unlimited = run.settings["max_rewrites"] is None
-        if unlimited and is_enabled(BatchOptimization.name, run.settings["optimize"]):
-            program.groups = _groups(program.nodes)
+        join_groups(program, run.settings)
         return program
     except FesteError as error:
         return error
+
+
+def join_groups(program: Program, settings: Settings) -> None:
+    """Let calls share requests with those that the run has, or will have, if calls do so at all.
+
+    :param program: what is added to a run.
+    :param settings: the settings of the run.
+    """
+    unlimited = settings["max_rewrites"] is None
+    if unlimited and is_enabled(BatchOptimization.name, settings["optimize"]):
+        program.groups = _groups(program.nodes)
 
 
 def _groups(nodes: Sequence[Node]) -> list[tuple[Hashable, list[int]]]:
@@ -67,17 +78,20 @@ def _groups(nodes: Sequence[Node]) -> list[tuple[Hashable, list[int]]]:
     return list(groups.items())
 
 
-def _settings(run: Run) -> Settings:
-    """Return the run's settings as they are for nodes that a task returned.
+def unfused(settings: Settings, rewrites: int) -> Settings:
+    """Return a run's settings as they are for nodes that are added to it.
 
     Nothing is fused, since other nodes of the run may need any value; ``max_rewrites`` is what is
     left of it.
+
+    :param settings: the settings of the run.
+    :param rewrites: how many rewrites were made for the run.
     """
-    optimize, most = run.settings["optimize"], run.settings["max_rewrites"]
+    optimize, most = settings["optimize"], settings["max_rewrites"]
     if optimize is not False:
         optimize = {**({} if optimize is True else optimize), "fuse": False}
-    left = None if most is None else max(0, most - run.program.rewrites)
-    return run.settings.replace(optimize=optimize, max_rewrites=left)
+    left = None if most is None else max(0, most - rewrites)
+    return settings.replace(optimize=optimize, max_rewrites=left)
 
 
 class Growth:
@@ -88,9 +102,22 @@ class Growth:
 
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
+        #: How many results of tasks are being compiled.
+        self.coming = 0
+
+    def compile(self, run: Run, i: int, emission: Emission) -> None:
+        """Have the nodes that a task returned compiled.
+
+        :param run: the run.
+        :param i: the position of the node whose task returned them.
+        :param emission: the task's result.
+        """
+        self.coming += 1
+        self.brain.act("grow", run, i, emission)
 
     def on_grown(self, run: Run, i: int, program: Any, emission: Emission) -> None:
         """Merge the nodes that a task returned; its value is built from theirs."""
+        self.coming -= 1
         if run.state[i] >= OPEN:
             return
         i = self.brain.lifecycle.take_apart(run, i, emission.at)
@@ -103,12 +130,12 @@ class Growth:
             self.brain.lifecycle.end(run, i, NOT_STARTED)
             return
         self._take_apart(run, program)
-        needed = self._needed(run, program)
+        needed = self.needed(run, program)
         lost = self._lost(run, program, needed)
         if lost is not None:
             self.brain.lifecycle.fail(run, i, lost)
             return
-        position, fresh = self._merge(run, program, needed, run.program.rank[i])
+        position, fresh = self.merge(run, program, needed, run.program.rank[i])
         wanted = [position[j] for j in program.outputs]
         if self._needs(run, wanted, i):
             key = run.program.nodes[i].key
@@ -130,7 +157,7 @@ class Growth:
         if run.feeders is not None and run.feeders.emitted(i):
             self.brain.groups.changed(run)
         # only now: a node whose value is known ends at once, and would not be held for this one
-        self._start(run, fresh)
+        self.start(run, fresh)
         failed = next((d for d in wanted if d in run.errors), None)
         if run.state[i] != WAITING:
             return
@@ -150,11 +177,15 @@ class Growth:
         run.state[i] = READY
         self.brain.dispatcher.push(run, QUICK, run.program.rank[i], i)
 
-    def _merge(
+    def merge(
         self, run: Run, part: Program, needed: set[int], rank: int
     ) -> tuple[list[int], list[int]]:
         """Append a program to the run's.
 
+        :param run: the run.
+        :param part: the program.
+        :param needed: the positions of its nodes that are needed.
+        :param rank: is added to their priorities.
         :returns: the position of each of its nodes there, and the positions of those that are new.
         """
         main = run.program
@@ -183,8 +214,12 @@ class Growth:
             run.prefixes[position[j]] = part.prefixes[j]
         return position, [position[j] for j in fresh]
 
-    def _start(self, run: Run, fresh: Sequence[int]) -> None:
-        """Start those new nodes that wait for nothing, and end those that need a failed one."""
+    def start(self, run: Run, fresh: Sequence[int]) -> None:
+        """Start those new nodes that wait for nothing, and end those that need a failed one.
+
+        :param run: the run.
+        :param fresh: the positions of the new nodes.
+        """
         for i in fresh:
             failed = next((d for d in run.program.deps[i] if d in run.errors), None)
             if failed is not None and run.state[i] < OPEN:
@@ -192,8 +227,12 @@ class Growth:
             elif not run.pending[i] and run.state[i] == WAITING:
                 self.brain.lifecycle.ready(run, i)
 
-    def _needed(self, run: Run, part: Program) -> set[int]:
-        """Return the nodes that the outputs need, without the inputs of nodes the run still has."""
+    def needed(self, run: Run, part: Program) -> set[int]:
+        """Return the nodes that the outputs need, without the inputs of nodes the run still has.
+
+        :param run: the run.
+        :param part: the program of the outputs.
+        """
         needed: set[int] = set()
         stack = list(part.outputs)
         while stack:

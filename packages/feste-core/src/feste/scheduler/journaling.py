@@ -49,7 +49,17 @@ class Journaling:
         self._asked: dict[int, Callable[[bool, Any], None]] = {}
         self._wanted: dict[int, tuple[Run, list[tuple[int, Request]]]] = {}
 
-    def _ask(self, question: Callable[..., None], then: Callable[[bool, Any], None]) -> int:
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a store was asked for something and has not answered yet."""
+        return bool(self._asked)
+
+    def ask(self, question: Callable[..., None], then: Callable[[bool, Any], None]) -> int:
+        """Have a store do something; return the number of the question.
+
+        :param question: takes what receives the outcome as ``then=``.
+        :param then: receives whether it was done, and the result or the error.
+        """
         ticket = self.brain.number()
         self._asked[ticket] = then
         self.brain.act("ask", ticket, question)
@@ -85,9 +95,7 @@ class Journaling:
                 Wanted(request.key, request.draws[0], nodes[i].determinism not in SHAREABLE)
                 for i, request in calls
             ]
-            self._ask(
-                partial(run.answers.recall, looked_up), partial(self._on_recalled, run, calls)
-            )
+            self.ask(partial(run.answers.recall, looked_up), partial(self._on_recalled, run, calls))
 
     def _on_recalled(
         self, run: Run, calls: Sequence[tuple[int, Request]], ok: bool, found: Any
@@ -100,9 +108,16 @@ class Journaling:
             if not ok:
                 self.brain.lifecycle.fail(run, i, found.copy())
             else:
-                self._found(run, i, request, found[position])
+                self.found(run, i, request, found[position])
 
-    def _found(self, run: Run, i: int, request: Request, found: Found) -> None:
+    def found(self, run: Run, i: int, request: Request, found: Found) -> None:
+        """Go on with a call that was looked up.
+
+        :param run: the run.
+        :param i: the node's position.
+        :param request: its request.
+        :param found: what is known of it.
+        """
         assert run.answers is not None
         run.damaged += found.damaged
         if found.earlier is not None:
@@ -115,7 +130,8 @@ class Journaling:
                 self.brain.lifecycle.end(run, i, NOT_STARTED)
             else:
                 run.resampled += found.equal
-                self.brain.calls.buy(run, i, request)
+                if not self.brain.fallbacks.look_ahead(run, i, request):
+                    self.brain.calls.buy(run, i, request)
             return
         run.sources[i] = REPLAYED if found.source == "replayed" else CACHED
         run.reused_input_tokens += found.tokens[0]
@@ -123,7 +139,7 @@ class Journaling:
         if run.sources[i] == CACHED and run.store is not None:
             answer = Answer(request, response, "cache")
             question = partial(run.store.record, [answer], prompts=run.answers.prompts)
-            self._ask(question, partial(self._on_kept, run, self._parsing(run, i, response)))
+            self.ask(question, partial(self._on_kept, run, self._parsing(run, i, response)))
         else:
             self.brain.calls.parse_again(run, i, response)
 
@@ -147,7 +163,7 @@ class Journaling:
         call = run.program.nodes[i].call
         answer = Answer(request, response, secrets=_secrets(call) if call else ())
         question = partial(run.store.record, [answer], prompts=run.answers.prompts)
-        self._ask(question, partial(self._on_kept, run, parse))
+        self.ask(question, partial(self._on_kept, run, parse))
 
     def _parsing(self, run: Run, i: int, response: Response) -> Callable[[], None]:
         def parse() -> None:
@@ -172,7 +188,7 @@ class Journaling:
             prompts=run.answers.prompts,
             secrets=_secrets(parcel.call),
         )
-        ticket = self._ask(question, lambda ok, value: self._on_intended(ticket, ok, value))
+        ticket = self.ask(question, lambda ok, value: self._on_intended(ticket, ok, value))
         self.intending[ticket] = parcel
 
     def _on_intended(self, ticket: int, ok: bool, value: Any) -> None:
@@ -217,7 +233,7 @@ class Journaling:
                 self._remain(parcel, answers)
             self._on_kept(run, then, ok, value)
 
-        self._ask(self._record(parcel, answers, response), kept)
+        self.ask(self._record(parcel, answers, response), kept)
 
     def _remain(self, parcel: Parcel, answers: Sequence[tuple[Request, Response]]) -> None:
         """Let nodes hold the answers that could not be written, for a later run that can."""
@@ -246,7 +262,7 @@ class Journaling:
             done = partial(self.brain.lifecycle.done, run, i, value, KEPT)
             self._on_kept(run, done, ok, told)
 
-        self._ask(partial(run.store.record, [node.unstored], prompts=run.answers.prompts), kept)
+        self.ask(partial(run.store.record, [node.unstored], prompts=run.answers.prompts), kept)
 
     def keep_late(self, parcel: Parcel, response: Response) -> None:
         """Write the answer of a request that was given up before.
@@ -258,7 +274,7 @@ class Journaling:
             return
         if len(parcel.members) == 1:
             answers = [(parcel.requests[0], response)]
-            self._ask(self._record(parcel, answers, response), lambda ok, value: None)
+            self.ask(self._record(parcel, answers, response), lambda ok, value: None)
         else:
             self._finish(parcel, "unknown", None, response)
 
@@ -298,7 +314,7 @@ class Journaling:
     def _finish(self, parcel: Parcel, *outcome: Any) -> None:
         store = parcel.run.store
         assert store is not None
-        self._ask(partial(store.finish, parcel.number, *outcome), lambda ok, value: None)
+        self.ask(partial(store.finish, parcel.number, *outcome), lambda ok, value: None)
 
     def remember(self, run: Run, i: int, response: Response, value: Any) -> None:
         """Put an answer into the run's cache, if it has one and the answer may go there.
@@ -326,7 +342,7 @@ class Journaling:
         else:
             call = run.program.nodes[i].call
             answer = Answer(request, response, secrets=_secrets(call) if call else ())
-            self._ask(partial(answers.remember, answer), partial(self._on_kept, run, done))
+            self.ask(partial(answers.remember, answer), partial(self._on_kept, run, done))
 
     def _stop(self, run: Run, error: FesteError) -> None:
         """Stop spending, because the store cannot be written or read."""

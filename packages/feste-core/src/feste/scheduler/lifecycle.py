@@ -12,10 +12,12 @@ from feste.errors import CacheMiss, FesteError, GraphError, NotStarted, Upstream
 from feste.events import NodeFinished
 from feste.fused import PREVIOUS, Fused, tasks_of
 from feste.node import PENDING, Node
+from feste.scheduler.fallbacks import Elsewhere
 from feste.scheduler.run import (
     DONE,
     FAILED,
     JOINED,
+    KEPT,
     NOT_STARTED,
     OPEN,
     READY,
@@ -54,6 +56,10 @@ class Lifecycle:
         kept = run.program.keepers[i][0].value
         if kept is not PENDING:
             self.brain.journaling.store_kept(run, i, kept)
+            return
+        kept = self.brain.handing.known(run, i)
+        if kept is not PENDING:
+            self.done(run, i, kept, KEPT)
             return
         if node.value is not PENDING:  # a constant that an optimization put there
             self.done(run, i, node.value, DONE)
@@ -107,11 +113,14 @@ class Lifecycle:
 
     def _go_on(self, run: Run, i: int, paid: Any) -> None:
         """Continue from what an earlier run paid for: an unparsed response, or returned nodes."""
+        if isinstance(paid, Elsewhere):
+            self.brain.fallbacks.turn(run, i, paid.turns)
+            paid = paid.response
         if isinstance(paid, Response):
             self.brain.calls.parse_again(run, i, paid)
         else:
             run.state[i] = RUNNING
-            self.brain.act("grow", run, i, paid)
+            self.brain.growth.compile(run, i, paid)
 
     def paid(self, run: Run, i: int) -> Any:
         """Return what an earlier run paid for on the way to a node's value, or None.
@@ -129,6 +138,8 @@ class Lifecycle:
         :param i: the node's position.
         :param paid: a :class:`~feste.backend.Response` or an emission.
         """
+        if i in run.turns and isinstance(paid, Response):
+            paid = Elsewhere(run.turns[i], paid)
         if run.keep != "none":
             for keeper in run.program.keepers[i]:
                 if keeper.value is PENDING:
@@ -157,6 +168,8 @@ class Lifecycle:
         program = run.program
         node = program.nodes[i]
         run.values[i] = value
+        if run.outlet is not None:
+            run.outlet.keep(program.keepers[i], value)
         if node.op.kind == "call":
             run.calls_done += 1
         if run.keep != "none":
@@ -205,8 +218,16 @@ class Lifecycle:
         self.let_go(run, inputs)
         return places[at]
 
-    def fail(self, run: Run, i: int, error: FesteError) -> None:
-        """Fail a node, and poison every node that needs it."""
+    def fail(self, run: Run, i: int, error: FesteError, *, final: bool = False) -> None:
+        """Fail a node, and poison every node that needs it; unless another backend may be asked.
+
+        :param run: the run.
+        :param i: the node's position.
+        :param error: why.
+        :param final: whether no other backend is left to ask.
+        """
+        if not final and self.brain.fallbacks.pass_on(run, i, error):
+            return
         self._record(run, i, error)
         self.end(run, i, FAILED)
         self.poison(run, i, error)
@@ -225,6 +246,7 @@ class Lifecycle:
         """End a node that will not be started, though its run goes on, and poison what needs it."""
         node = run.program.nodes[i]
         told.origin, told.node = node.where, node.key
+        run.left = run.left or told
         run.errors[i] = told
         self.end(run, i, NOT_STARTED)
         self.poison(run, i, told)
@@ -281,6 +303,8 @@ class Lifecycle:
         self.let_go(run, run.program.deps[i])
         if not run.uses[i]:
             self.release(run, i)
+        if run.outlet is not None:
+            self.brain.handing.ended(run, i)
         if i in run.emitting:
             run.emitting.discard(i)
             if not run.emitting:
@@ -309,6 +333,8 @@ class Lifecycle:
         if run.emitting and run.program.nodes[i].determinism is not Determinism.PURE:
             run.held.append(i)
             return
+        if run.outlet is not None and run.outlet.is_own(run.program.keepers[i]):
+            return
         run.gone[i] = 1
         if run.executor.remote and run.state[i] == DONE:
             self.brain.act("release", run.executor, run.values[i])
@@ -336,7 +362,7 @@ class Lifecycle:
             if state in VALUED:
                 self.done(other, j, run.values[i], SHARED)
             elif state == FAILED and not run.stopping and not _may_buy(other, run.errors[i]):
-                self.fail(other, j, run.errors[i])
+                self.fail(other, j, run.errors[i], final=True)
             else:
                 other.state[j] = WAITING
                 self.ready(other, j)

@@ -50,6 +50,7 @@ from feste.scheduler.states import (
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
+    from feste.scheduler.handing import Outlet, Pieces
     from feste.scheduler.parcel import Parcel
     from feste.store.answers import Answers
     from feste.store.journal import Journal
@@ -131,6 +132,10 @@ class Run:
         #: Whether its caller waits on the thread of an event loop, which stands still meanwhile.
         self.blocks_loop = in_loop()
         self.observed = False
+        #: Takes results one by one, as they end; None if all are read when the run has ended.
+        self.outlet: Outlet | None = None
+        #: Receives the text of its only output as it arrives, if that is a call; or None.
+        self.pieces: Pieces | None = None
 
         self.state = bytearray(count)
         self.pending = [len(d) for d in program.deps]
@@ -161,6 +166,8 @@ class Run:
         #: Why it was stopped: in a few words, and as an error if it is not told by a node's own.
         self.why = ""
         self.fault: FesteError | None = None
+        #: The first error of a call that was left, since its backend refuses all calls; or None.
+        self.left: FesteError | None = None
         #: The accounts and models that refused all its calls, each with the refusal.
         self.closed: dict[Scope, CallError] = {}
         #: Whether it is over but for nodes that other runs wait for.
@@ -222,6 +229,9 @@ class Run:
         #: The tokens of answers that were replayed or cached, when they were bought.
         self.reused_input_tokens = 0.0
         self.reused_output_tokens = 0.0
+        #: How many backends each call has left behind, and the errors for which in this run.
+        self.turns: dict[int, int] = {}
+        self.passed_on: dict[int, list[FesteError]] = {}
         #: How many calls were bought although equal ones have their answers: new samples.
         self.resampled = 0
         #: How many stored answers were damaged, and how many new ones could not be stored.
@@ -302,7 +312,8 @@ class Run:
     def clients(self) -> list[Backend]:
         """Return the backends whose operations it calls; may be called from any thread."""
         calls = [n.call for n in self.program.nodes]
-        return list({id(c.client): c.client for c in calls if c is not None}.values())
+        clients = [c.client for call in calls if call for c in (call, *(o for o, _ in call.rest))]
+        return list({id(client): client for client in clients}.values())
 
     def is_inside(self, run: Run, i: int) -> bool:
         """Whether this run was started inside a task, directly or through nested runs.

@@ -94,6 +94,8 @@ class Lookup:
         own = one(self.conn, OWN, key, str(drawn))
         if own is not None and (not call.sample or claims.take_own(own[0], drawn)):
             return own
+        if call.own:
+            return None
         if not call.sample:
             return one(self.conn, ANY, key)
         if not claims.knows(key):

@@ -28,11 +28,13 @@ class Wanted(NamedTuple):
     :param key: the key of its request, sent alone.
     :param draw: its draw.
     :param sample: whether it needs an answer of its own (SAMPLE, EFFECT); others take any.
+    :param own: whether only the answer that was bought for its draw will do.
     """
 
     key: str
     draw: Draw
     sample: bool
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

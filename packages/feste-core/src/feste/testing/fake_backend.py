@@ -17,6 +17,7 @@ from feste.backend import (
     Determinism,
     Limits,
     Message,
+    OnChunk,
     Operation,
     Params,
     PrefixRule,
@@ -31,12 +32,14 @@ from feste.backend import (
     as_params,
     as_text,
 )
-from feste.errors import CallError, MalformedResponse
+from feste.errors import CallError, CallTimeout, MalformedResponse
 
 __all__ = ["FakeBackend", "FakeParams"]
 
 #: The field of the body that tells the fake's prompt cache about prefixes.
 _MARK = "prompt_cache"
+#: Characters in each piece of a streamed answer.
+_PIECE = 4
 
 
 class FakeParams(Params):
@@ -60,6 +63,7 @@ class FakeBackend(Backend):
     :param latency: the duration of each request in seconds.
     :param fail: maps a text to the error to raise if the prompt, text or a message contains it, for
         example ``{"poison": InvalidRequest("no")}``.
+    :param timeout: the time limit of one attempt in seconds; None is none.
     :param limits: as for any backend.
     :param profile: what :meth:`profile` returns; by default nothing is known.
 
@@ -79,10 +83,12 @@ class FakeBackend(Backend):
         *,
         latency: float = 0.0,
         fail: Mapping[str, CallError] | None = None,
+        timeout: float | None = None,
         limits: Limits | None = None,
         profile: Profile | None = None,
     ) -> None:
         self.model = model
+        self.timeout = timeout
         self.latency = latency
         self.fail = dict(fail or {})
         self.limits = Limits.of(limits)
@@ -94,7 +100,8 @@ class FakeBackend(Backend):
 
     def config(self) -> Mapping[str, Any]:
         """Return the configuration of an equal backend."""
-        return {"model": self.model, "latency": self.latency}
+        limit = {} if self.timeout is None else {"timeout": self.timeout}
+        return {"model": self.model, "latency": self.latency, **limit}
 
     def profile(self, model: str) -> Profile:
         """Return the profile given to the constructor, for any model."""
@@ -126,19 +133,28 @@ class FakeBackend(Backend):
         body = {"input": as_text(text, "embed", "text")}
         return replace(self._request("embed", body, params), max_output=0)
 
-    async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+    async def _send(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         with self._lock:
             self.requests.append(request)
             self._in_flight += 1
             self.peak = max(self.peak, self._in_flight)
         try:
+            if self.timeout is not None and self.latency > self.timeout:
+                await asyncio.sleep(self.timeout)
+                raise CallTimeout(f"no whole answer within {self.timeout:g} seconds")
             if self.latency:
                 await asyncio.sleep(self.latency)
             said = "\n".join(_texts(request.body)) if self.fail else ""
             for text, error in self.fail.items():
                 if text in said:
                     raise error.copy()  # each call gets its own error object
-            return self.answer(request)
+            response = self.answer(request)
+            if on_chunk is not None and request.operation != "embed" and not request.packed:
+                text = self._text(_texts_of(response)[0])
+                for start in range(0, len(text), _PIECE):
+                    on_chunk(text[start : start + _PIECE])
+                    await asyncio.sleep(0)  # as between the events of a real stream
+            return response
         finally:
             with self._lock:
                 self._in_flight -= 1
@@ -176,10 +192,11 @@ class FakeBackend(Backend):
         seeds = _only(response) if wanted > 1 else [_only(response)]
         if not isinstance(seeds, list) or len(seeds) != wanted:
             raise MalformedResponse(f"a fake answer must hold {wanted} texts")
-        made: Any = [
-            Reply(f"{self.model}:{str(seed)[:16]}", finish_reason="stop") for seed in seeds
-        ]
+        made: Any = [Reply(self._text(seed), finish_reason="stop") for seed in seeds]
         return made if wanted > 1 else made[0]  # type: ignore[no-any-return]
+
+    def _text(self, seed: Any) -> str:
+        return f"{self.model}:{str(seed)[:16]}"
 
     def _parse_vector(self, response: Response, arguments: Mapping[str, Any]) -> array.array[float]:
         rng = random.Random(str(_only(response)))
@@ -256,6 +273,11 @@ def _texts(body: Mapping[str, Any]) -> Iterator[str]:
             yield part
         elif isinstance(part, (list, Mapping)):
             stack += part.values() if isinstance(part, Mapping) else part
+
+
+def _texts_of(response: Response) -> Any:
+    answer = _only(response)
+    return answer if isinstance(answer, list) else [answer]
 
 
 def _only(response: Response) -> Any:

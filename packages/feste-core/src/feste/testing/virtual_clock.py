@@ -271,6 +271,8 @@ class VirtualClock:
                 self.tell(0.0, ("grown", run, i, part, emission))
             elif name == "finish":
                 rest[0].finish()
+            elif name == "hand":
+                rest[0].outlet.take(tuple(rest[1:]))
             elif name == "ask":
                 ticket, question = rest
                 told: Future[tuple[bool, Any]] = Future()

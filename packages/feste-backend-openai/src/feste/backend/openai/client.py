@@ -19,6 +19,7 @@ from feste.backend import (
     Message,
     OnChunk,
     Operation,
+    Params,
     PrefixRule,
     Profile,
     Reply,
@@ -204,7 +205,7 @@ class OpenAI(Backend):
     def chat(
         self,
         prompt: str | Sequence[Message | FesteDelayed[Any]] | FesteDelayed[Any],
-        params: ChatParams | FesteDelayed[Any] = ...,
+        params: ChatParams | FesteDelayed[Any] | tuple[Params, ...] = ...,
         *,
         output: None = None,
     ) -> FesteDelayed[Reply]: ...
@@ -212,7 +213,7 @@ class OpenAI(Backend):
     def chat(
         self,
         prompt: str | Sequence[Message | FesteDelayed[Any]] | FesteDelayed[Any],
-        params: ChatParams | FesteDelayed[Any] = ...,
+        params: ChatParams | FesteDelayed[Any] | tuple[Params, ...] = ...,
         *,
         output: type[M],
     ) -> FesteDelayed[M]: ...
@@ -225,7 +226,7 @@ class OpenAI(Backend):
     def chat(
         self,
         prompt: str | Sequence[Message | FesteDelayed[Any]] | FesteDelayed[Any],
-        params: ChatParams | FesteDelayed[Any] = ChatParams(),
+        params: ChatParams | FesteDelayed[Any] | tuple[Params, ...] = ChatParams(),
         *,
         output: type[BaseModel] | None = None,
     ) -> FesteDelayed[Any]:
@@ -233,7 +234,7 @@ class OpenAI(Backend):
 
         :param prompt: the user's message, or a list of messages: dicts with ``role`` and
             ``content``, as returned by a :class:`~feste.prompt.ChatPrompt`.
-        :param params: the parameters.
+        :param params: the parameters; for a client with fallbacks, a tuple may give each its own.
         :param output: a pydantic model; the answer is then JSON of its schema, returned as an
             instance.
         :returns: a :class:`~feste.backend.Reply` or the instance; a list if ``n`` is above 1.
@@ -255,7 +256,7 @@ class OpenAI(Backend):
     def complete(
         self,
         prompt: str | FesteDelayed[Any],
-        params: CompleteParams | FesteDelayed[Any] = CompleteParams(),
+        params: CompleteParams | FesteDelayed[Any] | tuple[Params, ...] = CompleteParams(),
     ) -> FesteDelayed[Reply]:
         """Continue a text. Calls with equal parameters share requests.
 
@@ -282,7 +283,7 @@ class OpenAI(Backend):
     def embed(
         self,
         text: str | FesteDelayed[Any],
-        params: EmbedParams | FesteDelayed[Any] = EmbedParams(),
+        params: EmbedParams | FesteDelayed[Any] | tuple[Params, ...] = EmbedParams(),
     ) -> FesteDelayed[array.array[float]]:
         """Return the vector of a text. Calls with equal parameters share requests.
 

@@ -9,6 +9,7 @@ from feste.node import Node
 from feste.optimization import rules
 from feste.optimization.analysis.levels import levels_of
 from feste.optimization.base import Level, PassContext, Phase
+from feste.wording import counted
 
 __all__ = ["BatchOptimization", "sharing_key"]
 
@@ -40,18 +41,20 @@ class BatchOptimization:
         kept = [b for b in graph.batches if b.items > 1]
         batches: list[Batch] = []
         groups: list[list[Node]] = []
+        # what a task returns may share requests with any call that is still there then
+        grows = any(map(rules.may_emit, graph.nodes.values()))
         for candidates in _candidates(graph, draws, kept):
             for nodes in candidates.values():
                 if len(nodes) > 1 and cx.allow():
                     batches.append(_batch(nodes, draws, cx))
-            if len(candidates) > 1 and cx.allow():
+            if (grows or len(candidates) > 1) and cx.allow():
                 own = [node for nodes in candidates.values() for node in nodes]
                 groups.append([one for node in own for one in equal.get(node.key, [node])])
-                cx.applied(
-                    f"{len(groups[-1]):,} calls of {own[0].op.name} become ready at different times: "
-                    "they share requests that are formed while the graph runs",
-                    groups[-1],
-                )
+                why = "become ready at different times: they share requests"
+                if len(candidates) == 1:
+                    why = "may share requests with what tasks return"
+                told = f"{counted(len(groups[-1]), 'call')} of {own[0].op.name} {why}"
+                cx.applied(f"{told}, formed while the graph runs", groups[-1])
         if not batches and not groups:
             return graph
         levels = levels_of(graph, [[n.key for n in nodes] for nodes in groups])

@@ -185,6 +185,12 @@ def _requests(estimates: Estimates) -> dict[str, int]:
     }
 
 
+def _named(node: Node) -> str:
+    """Return the backends that are asked one after the other if a call fails."""
+    calls = [call for call, _ in node.call.rest] if node.call else []
+    return ", ".join(f"{call.client.plugin} {call.model(())}".rstrip() for call in calls)
+
+
 def _fill(row: GraphRow, own: Sequence[Node], estimates: Estimates, sent: dict[str, int]) -> None:
     first: Any = own[0]
     row.kind, row.name = first.op.kind, first.op.name
@@ -195,6 +201,9 @@ def _fill(row: GraphRow, own: Sequence[Node], estimates: Estimates, sent: dict[s
     row.slack = min(estimates.slack[node.key] for node in own)
     if requests and len(requests) < len(own):
         row.notes.append(f"in {counted(len(requests), 'request')}")
+    others = dict.fromkeys(_named(node) for node in own if node.call and node.call.rest)
+    if others:
+        row.notes.append(f"or else {' / '.join(others)}")
     known = sum(node.key not in estimates.open for node in own)
     if known and row.kind != "data":
         which = "" if known == len(own) else f"{known:,} "

@@ -233,7 +233,11 @@ class Outages:
         ends: list[float] = []
 
         def is_late(parcel: Parcel) -> bool:
-            if parcel.run.patience is None or not _within(parcel.request, scope[:2]):
+            if not _within(parcel.request, scope[:2]):
+                return False
+            if _has_fallback(parcel):
+                return True
+            if parcel.run.patience is None:
                 return False
             end = max(begun, parcel.run.started) + parcel.run.patience
             if end > now + _ROUNDING:
@@ -242,13 +246,28 @@ class Outages:
 
         while gone := self.brain.calls.take_back(is_late):  # giving some up may set others free
             for parcel in gone:
-                self.brain.calls.fail_members(parcel, _unavailable(parcel))
+                self.give_up(parcel)
             ends.clear()
         self._unwatch(breaker)
         if ends:
             breaker.watch = self.brain.later(
                 min(ends) - now, lambda now: self._look(scope, breaker)
             )
+
+    def is_passed_by(self, parcel: Parcel) -> bool:
+        """Return whether a request does not wait for a backend that is down: another one is asked.
+
+        :param parcel: the request, on its way to its gate.
+        """
+        waits = not self.admits(_scope(parcel.request)) and _has_fallback(parcel)
+        return waits and all(b.doubt is None for b in self._of(_scope(parcel.request)))
+
+    def give_up(self, parcel: Parcel) -> None:
+        """Fail the calls of a request whose backend is down.
+
+        :param parcel: the request, which is not under way.
+        """
+        self.brain.calls.fail_members(parcel, _unavailable(parcel))
 
     def _look(self, scope: Scope, breaker: Breaker) -> None:
         breaker.watch = None
@@ -315,7 +334,7 @@ class Outages:
             f"not sent: the backend {parcel.request.plugin} refuses all calls of this {what} "
             f"({type(error).__name__}: {error.message})"
         )
-        self.brain.calls.leave_members(parcel, told)
+        self.brain.calls.leave_members(parcel, told, error)
 
 
 def _scope(request: Request) -> Scope:
@@ -332,13 +351,22 @@ def _refused_scope(request: Request, error: CallError) -> Scope:
     return _scope(request) if one_model else _scope(request)[:2]
 
 
+def _has_fallback(parcel: Parcel) -> bool:
+    rest = parcel.call.rest
+    return bool(rest) and issubclass(BackendUnavailable, rest[0][1])
+
+
 def _unavailable(parcel: Parcel) -> BackendUnavailable:
     run: Run = parcel.run
     last = parcel.error
     told = f"; its own last attempt: {type(last).__name__}: {last.message}" if last else ""
+    if run.patience is None or _has_fallback(parcel):
+        waited = "is down"
+    else:
+        waited = f"was down for longer than outage_patience={run.patience:g} seconds"
     return BackendUnavailable(
-        f"the backend {parcel.request.plugin} was down for longer than outage_patience="
-        f"{run.patience:g} seconds{told}. Run again when it is up: what was bought is kept",
+        f"the backend {parcel.request.plugin} {waited}{told}. "
+        "Run again when it is up: what was bought is kept",
         billed="unknown" if parcel.ambiguous else "no",
         status=last.status if last else None,
     )

@@ -1,24 +1,58 @@
-"""The admission gate: it limits the requests in flight for one account at one endpoint.
+"""The admission gate: what may be sent to one account at one endpoint, and when.
 
-The limit starts low and doubles every round trip until the provider refuses (slow start), then
-grows by one per round trip. A refusal for rate halves it, at most once per round trip, and closes
-the gate for everyone for as long as the provider asks. See Chiu and Jain, "Analysis of the increase
-and decrease algorithms for congestion avoidance", 1989.
+A request leaves the queue when there is a slot for it (:mod:`.slots`), when the buckets of requests
+and of tokens hold enough (:mod:`.quota`), and when the provider has not asked everyone to wait. The
+rates of the buckets are the lowest of what the user's limits say, what the provider's headers say,
+and what refusals have taught (:mod:`.pace`).
 """
 
 from __future__ import annotations
 
-import heapq
+import math
 import weakref
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable
+from typing import Any, Generic, Literal, TypeVar
 
-from feste.backend import Limits
-from feste.backend.limits import CEILING, START
+from feste.backend import Limits, RateLimit, Request, Usage
+from feste.scheduler.admission.pace import Pace
+from feste.scheduler.admission.queue import FairQueue
+from feste.scheduler.admission.quota import Bucket, Costs
+from feste.scheduler.admission.slots import Slots
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "Holds"]
 
 P = TypeVar("P")
+
+Holds = Literal["", "slot", "rate limit", "closed"]
+"""Why a gate holds requests back; empty if it does not."""
+
+#: A limit that is renewed after more seconds is no limit by the minute: it is not spread evenly.
+_MINUTE = 60.0
+_LONGEST = 2 * _MINUTE
+#: So many refusals at a rate that was stated are no proof that it is wrong: tokens are estimates. Each
+#: answer makes up for a part of one, so that one in a hundred never adds up.
+_FEW, _FORGET, _LITTLE = 5.0, 0.99, 0.3
+#: By which share less is sent for each of them.
+_SLOWER = 0.02
+
+
+class _Flight:
+    """A request in flight, and what was reserved for it."""
+
+    __slots__ = ("item", "number", "request", "sent", "stated", "taken", "tokens")
+
+    def __init__(
+        self, item: object, request: Request | None, tokens: float, gate: Gate[Any], now: float
+    ) -> None:
+        self.item = item  # so that its id() stays its own
+        self.request = request
+        self.tokens = tokens
+        self.sent = now
+        #: How many requests and tokens were taken until then, with these.
+        self.number = gate.sent
+        self.taken = gate.tokens.taken
+        #: Whether a rate was stated by then, by the user or by the provider.
+        self.stated = bool(gate.stated) or min(gate.wanted) < math.inf
 
 
 class Gate(Generic[P]):
@@ -29,127 +63,305 @@ class Gate(Generic[P]):
     >>> gate = Gate(Limits(concurrency=1))
     >>> gate.push("a", 0), gate.push("b", 5)
     (None, None)
-    >>> gate.pop(0.0), gate.pop(0.0)
-    ('b', None)
-    >>> gate.left(0.0, 1.0)
+    >>> gate.pop(0.0), gate.pop(0.0), gate.holds(0.0)
+    ('b', None, 'slot')
+    >>> gate.left("b", 1.0)
     >>> gate.pop(1.0)
     'a'
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self.ceiling = CEILING
-        self.limit = float(START)
-        self.in_flight = 0
-        #: Requests that are being packed, and will queue here.
-        self.coming = 0
+        self.slots = Slots()
+        self.requests = Bucket()
+        self.tokens = Bucket()
+        self.costs = Costs()
+        self.pace = Pace()
         self.closed_until = 0.0
+        #: Requests that are being packed and will come here soon.
+        self.coming = 0
+        #: The requests sent so far.
+        self.sent = 0
         #: When the brain will check this gate again by itself.
-        self.wakes_at = 0.0
-        self._slow_start = True
-        self._halved_at = float("-inf")
-        self._queue: list[tuple[int, int, P]] = []
-        self._count = 0
+        self.alarm = 0.0
+        self._queue: FairQueue[P] = FairQueue()
+        self._flights: dict[int, _Flight] = {}
+        #: Limits by the second: the user's and those in headers, of requests and of tokens.
+        self.wanted = (math.inf, math.inf)
+        self.stated: dict[str, float] = {}
         #: Keyed by `id()`: a client may define its own `__eq__`.
-        self._said: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._said: dict[int, tuple[weakref.ref[Any], Limits]] = {}
+        self._gone = False
+        #: Refusals at a rate that should be right, as far as they are not forgotten.
+        self._unforeseen = 0.0
         if limits is not None:
-            self._take(limits.concurrency)
-
-    def heed(self, client: Any, limits: Limits) -> None:
-        """Apply a client's limits. If several living clients share the account, the lowest limit wins.
-
-        :param client: the client.
-        :param limits: its limits.
-        """
-        said = limits.concurrency or 0
-        known = self._said.get(id(client))
-        if (
-            known is None
-            or known[1] != said
-            or any(ref() is None for ref, _ in self._said.values())
-        ):
-            self._said[id(client)] = (weakref.ref(client), said)
-            self._said = {name: one for name, one in self._said.items() if one[0]() is not None}
-            self._take(min((n for _, n in self._said.values() if n), default=None))
-
-    def _take(self, concurrency: int | None) -> None:
-        """Use the user's limit, or start to probe for one."""
-        never_refused = self._halved_at == float("-inf")
-        if concurrency is not None:
-            self.limit = float(concurrency) if never_refused else min(self.limit, concurrency)
-        elif self.ceiling < CEILING:  # the client that gave a limit is gone: start to probe
-            self.limit = float(START) if never_refused else min(self.limit, START)
-        self.ceiling = concurrency or CEILING
-        self._slow_start = never_refused and concurrency is None
+            self._take([limits])
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def push(self, item: P, rank: int) -> None:
+    @property
+    def in_flight(self) -> int:
+        """The number of requests in flight."""
+        return len(self._flights)
+
+    # --- the user's limits ------------------------------------------------------------------------
+
+    def heed(self, client: Any, limits: Limits, now: float = 0.0) -> None:
+        """Apply a client's limits. If several living clients share the account, the lowest holds.
+
+        :param client: the client.
+        :param limits: its limits.
+        :param now: the time in seconds on the brain's clock.
+        """
+        known = self._said.get(id(client))
+        if self._gone or known is None or known[0]() is not client or known[1] != limits:
+            self._gone = False
+            self._said[id(client)] = weakref.ref(client, self._forget), limits
+            self._said = {name: one for name, one in self._said.items() if one[0]() is not None}
+            self._take([said for _, said in self._said.values()], now)
+
+    def _forget(self, _: object) -> None:
+        self._gone = True  # a client may go on any thread: the limits change at the next request
+
+    def _take(self, limits: list[Limits], now: float = 0.0) -> None:
+        self.slots.bound(min((n.concurrency for n in limits if n.concurrency), default=None))
+        self.wanted = (
+            min((n.requests_per_minute or math.inf for n in limits), default=math.inf) / _MINUTE,
+            min((n.tokens_per_minute or math.inf for n in limits), default=math.inf) / _MINUTE,
+        )
+        self._allow(now)
+
+    def _allow(self, now: float) -> None:
+        """Fill the buckets at the lowest of the rates that are known."""
+        requests, tokens = self.wanted
+        told = self.stated.get
+        share = 1.0 - _SLOWER * min(_FEW, math.ceil(self._unforeseen))
+        self.requests.allow(
+            min(share * min(requests, told("requests", math.inf)), self.pace.rate), now
+        )
+        self.tokens.allow(share * min(tokens, told("tokens", math.inf)), now)
+
+    # --- the queue --------------------------------------------------------------------------------
+
+    def push(self, item: P, rank: int, lane: str = "", request: Request | None = None) -> None:
         """Add an item to the queue.
 
         :param item: the item.
-        :param rank: its priority: the highest goes first, equal ones in order of arrival.
+        :param rank: its priority: the highest of a run goes first, equal ones in order of arrival.
+        :param lane: the name of its run; runs take turns, so that each gets as many tokens as the others.
+        :param request: its request, from which its tokens are known.
         """
-        self._count += 1
-        heapq.heappush(self._queue, (-rank, self._count, item))
-
-    def room(self, now: float) -> int:
-        """Return how many more requests it would admit now.
-
-        :param now: the time in seconds on the brain's clock.
-        """
-        if now < self.closed_until:
-            return 0
-        return max(0, int(self.limit) - self.in_flight - self.coming - len(self._queue))
+        self._queue.push(item, rank, lane, request)
 
     def pop(self, now: float) -> P | None:
         """Return the next item that may go, counted as in flight; None if none may go.
 
         :param now: the time in seconds on the brain's clock.
         """
-        if not self._queue or self.in_flight >= int(self.limit) or now < self.closed_until:
+        place = self._queue.peek()
+        if place is None:
             return None
-        self.in_flight += 1
-        return heapq.heappop(self._queue)[2]
+        tokens = self.costs.of(place.request)
+        cause = self._cause(tokens, now)
+        if cause == "rate limit" and self.pace.rate <= self.requests.rate:
+            self.pace.grow(now)
+            self._allow(now)
+            cause = self._cause(tokens, now)
+        elif cause == "slot":
+            self.slots.pressed = True
+        if cause:
+            return None
+        self.pace.sends(self.sent, now)
+        self.sent += 1
+        self.requests.take(1.0)
+        self.tokens.take(tokens)
+        self.costs.saw(tokens)
+        item = self._queue.pop(tokens)
+        self._flights[id(item)] = _Flight(item, place.request, tokens, self, now)
+        return item
 
-    def left(self, sent: float, now: float) -> None:
-        """Record a request that was served.
+    def remove(self, item: P) -> bool:
+        """Remove an item from the queue; return whether it was there.
 
-        :param sent: the time at which it was sent.
+        :param item: the item.
+        """
+        return self._queue.remove(item)
+
+    def drop(self, lane: str) -> list[P]:
+        """Remove all items of a run from the queue and return them.
+
+        :param lane: the run's name.
+        """
+        return self._queue.drop(lane)
+
+    def waiting(self) -> list[P]:
+        """Return all items of the queue, in no order."""
+        return self._queue.items()
+
+    def queues(self, lane: str) -> bool:
+        """Return whether a run has items in the queue.
+
+        :param lane: the run's name.
+        """
+        return self._queue.has(lane)
+
+    # --- what it would do -------------------------------------------------------------------------
+
+    def room(self, now: float) -> int:
+        """Return how many more requests it would admit at once, besides those that it knows of.
+
         :param now: the time in seconds on the brain's clock.
         """
-        self.in_flight -= 1
-        if sent > self._halved_at:
-            self.limit = min(
-                self.ceiling, self.limit + (1.0 if self._slow_start else 1.0 / self.limit)
-            )
+        if now < self.closed_until:
+            return 0
+        room = min(
+            self.slots.count(self.requests.rate) - self.in_flight,
+            self.requests.room(1.0, now),
+            self.tokens.room(self.costs.typical, now),
+        )
+        return max(0, int(room) - len(self._queue) - self.coming)
 
-    def lost(self) -> None:
-        """Record a request whose outcome says nothing about the limit."""
-        self.in_flight -= 1
+    def holds(self, now: float) -> Holds:
+        """Return why the next request would have to wait, or an empty text.
 
-    def throttled(self, sent: float, now: float, wait: float | None) -> None:
+        :param now: the time in seconds on the brain's clock.
+        """
+        place = self._queue.peek()
+        return self._cause(
+            self.costs.typical if place is None else self.costs.of(place.request), now
+        )
+
+    def wakes(self, now: float) -> float:
+        """Return when that will change by itself: infinite if it takes the end of a request.
+
+        :param now: the time in seconds on the brain's clock.
+        """
+        if now < self.closed_until:
+            return self.closed_until
+        if self.in_flight >= self.slots.count(self.requests.rate):
+            return math.inf
+        place = self._queue.peek()
+        tokens = self.costs.typical if place is None else self.costs.of(place.request)
+        return now + max(self.requests.wait(1.0, now), self.tokens.wait(tokens, now))
+
+    def _cause(self, tokens: float, now: float) -> Holds:
+        if now < self.closed_until:
+            return "closed"
+        if self.in_flight >= self.slots.count(self.requests.rate):
+            return "slot"
+        if self.requests.wait(1.0, now) or self.tokens.wait(tokens, now):
+            return "rate limit"
+        return ""
+
+    # --- what became of requests ------------------------------------------------------------------
+
+    def left(
+        self, item: P, now: float, usage: Usage | None = None, limits: Iterable[RateLimit] = ()
+    ) -> None:
+        """Record a request that was served, and settle what it cost.
+
+        :param item: the item.
+        :param now: the time in seconds on the brain's clock.
+        :param usage: the tokens that the provider counted, or None.
+        :param limits: what its headers say.
+        """
+        flight = self._flights.pop(id(item))
+        if usage is not None and usage.total and flight.request is not None:
+            self.tokens.give_back(flight.tokens - usage.total, flight.number)
+            self.costs.learn(flight.request, usage)
+        if self._unforeseen:
+            self._foresee(_FORGET * self._unforeseen, now)
+        self.slots.answered(flight.sent, now, None if usage is None else usage.output)
+        self._told(flight, limits, now)
+
+    def lost(self, item: P, now: float, limits: Iterable[RateLimit] = ()) -> None:
+        """Record a request whose outcome says nothing about the limits, but may have cost something.
+
+        :param item: the item.
+        :param now: the time in seconds on the brain's clock.
+        :param limits: what its headers say.
+        """
+        self._told(self._flights.pop(id(item)), limits, now)
+
+    def unsent(self, item: P) -> None:
+        """Record a request that was not sent after all.
+
+        :param item: the item.
+        """
+        self._refund(self._flights.pop(id(item)))
+
+    def throttled(
+        self, item: P, now: float, wait: float | None, limits: Iterable[RateLimit] = ()
+    ) -> None:
         """Record a request that was refused for rate.
 
-        :param sent: the time at which it was sent.
+        :param item: the item.
         :param now: the time in seconds on the brain's clock.
         :param wait: the seconds that the provider asks everyone to wait, or None.
+        :param limits: what its headers say.
         """
-        self.in_flight -= 1
-        self._slow_start = False
-        if sent > self._halved_at:  # one cut for all requests that were in flight together
-            self._halved_at = now
-            self.limit = max(1.0, self.limit / 2)
+        flight = self._flights.pop(id(item))
+        self._refund(flight)
+        self.slots.refused(flight.sent, now)
         if wait is not None:
             self.closed_until = max(self.closed_until, now + wait)
+        self._told(flight, limits, now)
+        if self._teaches(flight, limits, now):
+            self.pace.refused(flight.sent, flight.number, now)
+            self._allow(now)
+        self._empty(flight, now)
 
-    def drop(self, unwanted: Callable[[P], bool]) -> list[P]:
-        """Remove the unwanted items from the queue and return them.
+    def _empty(self, flight: _Flight, now: float) -> None:
+        """Lower the buckets: the provider's had nothing left when it refused a request."""
+        for bucket, since in (
+            (self.requests, self.sent - flight.number),
+            (self.tokens, self.tokens.taken - flight.taken),
+        ):
+            if bucket.rate < math.inf:
+                came = bucket.rate * (now - flight.sent)
+                bucket.lower(max(0.0, came - since), flight.number)
 
-        :param unwanted: decides whether an item is unwanted.
-        """
-        dropped = [item for _, _, item in self._queue if unwanted(item)]
-        if dropped:
-            self._queue = [entry for entry in self._queue if not unwanted(entry[2])]
-            heapq.heapify(self._queue)
-        return dropped
+    def _foresee(self, refusals: float, now: float) -> None:
+        """Send a little less after refusals at a rate that should be right."""
+        before = math.ceil(self._unforeseen)
+        self._unforeseen = refusals if refusals > _LITTLE else 0.0
+        if math.ceil(self._unforeseen) != before:
+            self._allow(now)
+
+    def _teaches(self, flight: _Flight, limits: Iterable[RateLimit], now: float) -> bool:
+        """Whether a refusal says that requests are sent too fast, beyond what is stated by now."""
+        if flight.stated:
+            self._foresee(self._unforeseen + 1.0, now)
+            if self._unforeseen <= _FEW:
+                return False
+        elif self.stated:
+            return False  # nothing was known when it was sent
+        left = {limit.unit: limit.remaining for limit in limits if limit.remaining is not None}
+        return left.get("tokens", math.inf) >= flight.tokens or left.get("requests", 0.0) < 1.0
+
+    def _refund(self, flight: _Flight) -> None:
+        self.requests.give_back(1.0, flight.number)
+        self.tokens.give_back(flight.tokens, flight.number)
+
+    def _told(self, flight: _Flight, limits: Iterable[RateLimit], now: float) -> None:
+        """Use what headers say: the rates, and how much the provider had left then."""
+        if not limits:
+            return
+        rates: dict[str, float] = {}
+        for limit in limits:
+            if limit.limit and max(limit.window or 0.0, limit.reset or 0.0) <= _LONGEST:
+                rate = limit.limit / (limit.window or _MINUTE)
+                rates[limit.unit] = min(rate, rates.get(limit.unit, rate))
+        if rates and rates != self.stated:
+            self.stated.update(rates)
+            self._allow(now)
+        for limit in limits:
+            if limit.remaining is None or limit.unit not in rates:
+                continue
+            if limit.unit == "requests":
+                bucket, since = self.requests, float(self.sent - flight.number)
+            else:
+                bucket, since = self.tokens, self.tokens.taken - flight.taken
+            bucket.fill(now)
+            came = bucket.rate * (now - flight.sent)
+            bucket.lower(limit.remaining + came - since, flight.number)

@@ -6,9 +6,9 @@ what common subexpressions do before, and is switched off with that pass (``opti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from feste.backend import Request, Response
+from feste.backend import Operation, Request, Response
 from feste.draw import Determinism
 from feste.errors import CallError, FesteError, Rejected
 from feste.scheduler.run import Run
@@ -22,8 +22,8 @@ __all__ = ["SHAREABLE", "Flights"]
 #: Determinism classes whose calls take any answer to the same request.
 SHAREABLE = (Determinism.PURE, Determinism.GREEDY)
 
-Name = tuple[str, str]
-"""What equal calls have in common: the account, and the key of the request."""
+Name = tuple[Operation[Any], str, str]
+"""What equal calls have in common: the operation, the account, and the key of the request."""
 
 
 class Flights:
@@ -45,9 +45,10 @@ class Flights:
         :param i: the position of its node.
         :param request: its request.
         """
-        if not run.shares or run.program.nodes[i].determinism not in SHAREABLE:
+        node = run.program.nodes[i]
+        if not run.shares or node.call is None or node.determinism not in SHAREABLE:
             return False
-        name = (request.account, request.key)
+        name = (node.call.operation, request.account, request.key)
         waiting = self._waiting.get(name)
         if waiting is None:
             self._waiting[name] = []

@@ -108,6 +108,13 @@ class Groups:
         if run.feeders is not None:
             self._changed.update((q, None) for q in run.feeders.queues.values() if q.present)
 
+    def wait_for(self, gate: Gate[Any]) -> bool:
+        """Return whether groups wait until a gate has room.
+
+        :param gate: the gate.
+        """
+        return gate in self._shut
+
     # --- decisions --------------------------------------------------------------------------------
 
     def decide(self) -> None:

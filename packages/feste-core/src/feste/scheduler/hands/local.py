@@ -87,6 +87,8 @@ class LocalExecutor(Executor):
         """
         if where in ("thread", QUICK):
             return self._pool(where).size
+        if where == "inline":  # the brain waits for each chunk, so a second one would only wait
+            return 1
         return self.processes.size if where == "process" else self.coroutines.size
 
     def call(self, where: str, chunk: list[PyTask]) -> None:

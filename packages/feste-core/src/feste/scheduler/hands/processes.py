@@ -7,16 +7,14 @@ once more; if that worker dies too, the task fails with :class:`~feste.errors.Wo
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
+import select
 import socket
 import subprocess
 import sys
 import threading
 import weakref
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from time import monotonic, perf_counter
 from types import FunctionType
@@ -27,6 +25,7 @@ from feste.errors import ConfigError, FesteError, Interrupted, NodeError, Worker
 from feste.fused import tasks_of
 from feste.node import Node
 from feste.scheduler.executor import PyTask, Reporter
+from feste.scheduler.hands.messages import Parts, dumped, loaded, receive, send
 from feste.scheduler.work import describe, evaluate, result_of
 
 __all__ = ["ProcessPool", "check_picklable"]
@@ -154,35 +153,47 @@ class _Worker:
     """One worker process and the socket to it."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        self.connection = Connection(ours.detach())
-        _workers.add(self)
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(_LOOK)
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         with theirs:
             fd = theirs.fileno()
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "feste.scheduler.hands.worker", str(fd)],
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "feste.scheduler.hands.worker", str(fd)],
+                    pass_fds=[fd],
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": path},
+                )
+            except BaseException:
+                self.socket.close()
+                raise
+        _workers.add(self)
 
     def is_gone(self) -> bool:
         """Whether it died while idle: then its socket is readable, though it sends nothing."""
-        return self.connection.poll(0) or self.process.poll() is not None
+        readable = select.poll()
+        readable.register(self.socket, select.POLLIN)
+        return bool(readable.poll(0)) or self.process.poll() is not None
 
-    def ask(self, work: bytes) -> bytes:
-        self.connection.send_bytes(work)
-        while not self.connection.poll(_LOOK):  # a child of the worker may keep its end open
-            if self.process.poll() is not None and not self.connection.poll(0):
-                raise EOFError
-        return self.connection.recv_bytes()
+    def ask(self, work: Parts) -> list[bytearray]:
+        """Send work and return the answer.
+
+        :param work: the work.
+        :raises OSError: if the worker dies; EOFError likewise.
+        """
+        send(self.socket, work, self._check)
+        return receive(self.socket, self._check)
+
+    def _check(self) -> None:
+        if self.process.poll() is not None:  # a child of the worker may keep its end open
+            raise EOFError
 
     def close(self) -> int:
         """End the worker and return its exit code."""
         with suppress(OSError):
-            self.connection.send_bytes(b"")  # needed if a forked child keeps our end open
-        self.connection.close()
+            send(self.socket, [])  # needed if a forked child keeps our end open
+        self.socket.close()
         try:
             return self.process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -196,22 +207,22 @@ _workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
 def _forget() -> None:
     """Close our socket ends in a forked child: a worker ends only when all of them are closed."""
     for worker in list(_workers):
-        worker.connection.close()
+        worker.socket.close()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _read(answer: bytes) -> tuple[bool, Any]:
+def _read(answer: list[bytearray]) -> tuple[bool, Any]:
     try:
-        ok, value = pickle.loads(answer)
+        ok, value = loaded(answer)
         return ok, value
     except Exception as error:  # users' objects may fail to unpickle here
         return False, describe(error)
 
 
-def _pickled(node: Node, work: Any) -> bytes:
+def _pickled(node: Node, work: Any) -> Parts:
     try:
         return dumps(work)
     except Exception as error:  # users' objects may raise anything
@@ -222,7 +233,7 @@ def _pickled(node: Node, work: Any) -> bytes:
         ) from None
 
 
-def dumps(work: Any) -> bytes:
+def dumps(work: Any) -> Parts:
     """Pickle work; tasks, functions and classes of modules that workers cannot import go by value.
 
     :param work: the object to pickle.
@@ -240,9 +251,7 @@ def dumps(work: Any) -> bytes:
                         return obj.by_value()
             return super().reducer_override(obj)
 
-    with io.BytesIO() as file:
-        Pickler(file).dump(work)
-        return file.getvalue()
+    return dumped(work, Pickler)
 
 
 def check_picklable(node: Node) -> None:
@@ -257,7 +266,7 @@ def check_picklable(node: Node) -> None:
         _pickled(task, (task.op, task.args, task.kwargs))
 
 
-def answer(work: bytes) -> bytes:
+def answer(work: list[bytearray]) -> Parts:
     """Run the work that a worker received, and return the pickled outcome.
 
     :param work: the pickled work. It must come from the socket of our own parent process only.
@@ -265,13 +274,15 @@ def answer(work: bytes) -> bytes:
     import cloudpickle
 
     try:
-        op, args, kwargs, values = pickle.loads(work)
+        op, args, kwargs, values = loaded(work)
+        work.clear()  # what the task does not keep is free while it runs
         ok, value = True, result_of(evaluate(op.fn, args, kwargs, values))
     except BaseException as error:  # a task may raise anything, even SystemExit
         ok, value = False, describe(error)
     try:
-        return bytes(cloudpickle.dumps((ok, value)))
+        return dumped((ok, value), cloudpickle.Pickler)
     except Exception as error:  # see _pickled
         told = f"the result cannot be sent back: {type(error).__name__}: {error}"
         kind = type(value if isinstance(value, FesteError) else error).__name__
-        return pickle.dumps((False, NodeError(told if ok else str(value), cause_type=kind)))
+        told_all = NodeError(told if ok else str(value), cause_type=kind)
+        return dumped((False, told_all), cloudpickle.Pickler)

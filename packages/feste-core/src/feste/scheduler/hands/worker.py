@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
 from contextlib import suppress
-from multiprocessing.connection import Connection
 
 from feste import blocking
+from feste.scheduler.hands.messages import receive, send
 from feste.scheduler.hands.processes import answer
 
 
@@ -24,19 +25,20 @@ def main(fd: int) -> None:
     blocking.become("worker")
     busy = threading.Event()
     threading.Thread(target=_end_with_parent, args=(fd, busy), daemon=True).start()
-    connection = Connection(fd)
+    parent = socket.socket(fileno=fd)
     while True:
         try:
-            data = connection.recv_bytes()
-            if not data:  # an empty message asks the worker to end
+            work = receive(parent)
+            if not work:  # the parent asks the worker to end
                 return
             busy.set()
-            told = answer(data)
+            told = answer(work)
             for stream in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # a closed pipe, or no stream at all
                     stream.flush()
-            connection.send_bytes(told)
+            send(parent, told)
             busy.clear()
+            del told  # so that an idle worker keeps no values alive
         except (EOFError, OSError):
             return
 

@@ -1,0 +1,240 @@
+"""The iterator that hands results out while runs go on, to ``for`` and to ``async for``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, Self, TypeVar
+
+from feste import blocking
+from feste._compute.arrivals import Mailbox
+from feste._compute.results import keep_report, warn_of
+from feste._compute.steps import interruption, stop_gently
+from feste._compute.totals import total
+from feste.context import Settings
+from feste.errors import FesteError
+from feste.report import RunReport
+from feste.scheduler.driver import driver
+from feste.scheduler.run import Run
+
+__all__ = ["Results"]
+
+T = TypeVar("T")
+
+
+class Results(Generic[T]):
+    """An iterator over results, sync and async; runs begin with the first step.
+
+    When it is closed, dropped or cancelled, its runs are stopped at once, and requests that nobody
+    else waits for are cancelled.
+
+    :param settings: the settings of its runs.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._mail = Mailbox()
+        self._ready: deque[T] = deque()
+        #: Runs that have begun and not ended.
+        self._runs: list[Run] = []
+        self._report: RunReport | None = None
+        self._started = 0.0
+        self._failure: FesteError | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._process = os.getpid()
+
+    # --- what subclasses say ----------------------------------------------------------------------
+
+    def _work(self) -> Callable[[], None] | None:
+        """Return what must be done before anything else can be ready, and may take a while."""
+        raise NotImplementedError
+
+    def _take(self, mail: Any) -> None:
+        """Take in what a run has handed out."""
+        raise NotImplementedError
+
+    def _ended(self, run: Run) -> None:
+        """Handle the end of a run."""
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Raise what is left to raise when all has been handed out."""
+
+    def _pop(self) -> T:
+        return self._ready.popleft()
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether there may be work, although something is ready."""
+        return False
+
+    @property
+    def _is_over(self) -> bool:
+        return not self._runs
+
+    # --- iterating --------------------------------------------------------------------------------
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        with self._alone():
+            if not self._has_next():
+                with blocking.waiting():
+                    try:
+                        for step in self._steps():
+                            if step is None:
+                                self._receive(self._mail.get())
+                            else:
+                                step()
+                    except KeyboardInterrupt:
+                        self._interrupt()
+                        raise
+                    except BaseException:
+                        self.close()
+                        raise
+            if self._ready:
+                return self._pop()
+            self._stop()
+        raise StopIteration
+
+    async def __anext__(self) -> T:
+        with self._alone():
+            if not self._has_next():
+                with blocking.waiting(awaited=True):
+                    try:
+                        for step in self._steps():
+                            if step is None:
+                                self._receive(await self._mail.aget())
+                            else:
+                                await asyncio.to_thread(step)
+                    except BaseException:  # a cancellation above all
+                        self.close()
+                        raise
+            if self._ready:
+                return self._pop()
+            self._stop()
+        raise StopAsyncIteration
+
+    def _has_next(self) -> bool:
+        if self._closed or self._failure is not None:
+            return True
+        return bool(self._ready) and not self._is_due
+
+    def _steps(self) -> Iterator[Callable[[], None] | None]:
+        """Yield what to do until a result is ready or all is over; None is to wait for a run."""
+        while not self._closed:
+            for mail in self._mail.arrived():
+                self._receive(mail)
+            if self._failure is not None:
+                return
+            work = self._work()
+            if work is not None:
+                yield work
+            elif self._ready or self._is_over:
+                return
+            else:
+                yield None
+
+    def _receive(self, mail: Any) -> None:
+        if self._closed:
+            return
+        if type(mail) is not Run:
+            self._take(mail)
+        elif mail in self._runs:
+            self._runs.remove(mail)
+            try:
+                if mail.failure is not None:
+                    raise mail.failure
+                self._count(mail)
+                warn_of(mail)
+                self._ended(mail)
+            except FesteError as error:  # raised when what came before it has been handed out
+                self._failure = error
+
+    def _count(self, run: Run) -> None:
+        if self._report is None:
+            self._started = run.started
+        self._report = total(self._report, RunReport.of(run), run.started - self._started)
+        keep_report(self._report)
+
+    def _begin(self, run: Run) -> None:
+        """Submit a run, unless this was closed meanwhile."""
+        mail = self._mail  # so that a run does not keep this iterator alive
+        run.on_finish(lambda: mail.put(run))
+        with self._lock:
+            if self._closed:
+                return
+            self._runs.append(run)
+            driver().submit(run)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._process != os.getpid() and self._runs:
+            raise FesteError(
+                "these results belong to the process that was forked: its runs do not go on here. "
+                "Begin a new iteration"
+            )
+        if not self._turn.acquire(blocking=False):
+            raise FesteError("another thread or task is waiting for the next of these results")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    # --- ending -----------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        was_closed = self._closed
+        self.close()
+        if self._failure is not None:
+            error, self._failure = self._failure, None
+            raise error
+        if not was_closed:
+            self._finish()
+
+    def _interrupt(self) -> None:
+        """Stop after Ctrl-C; what has ended and was not handed out goes into the error."""
+        if not self._runs:
+            self.close()
+            return
+        stop_gently(self._runs, self._settings)
+        for mail in self._mail.arrived():
+            if type(mail) is not Run:
+                self._take(mail)
+        for run in self._runs:
+            self._count(run)
+        partial = tuple(self._ready)
+        self.close()
+        assert self._report is not None
+        raise interruption(partial, self._report, self._settings) from None
+
+    def close(self) -> None:
+        """Stop: nothing new begins, and what is under way is cancelled unless others wait for it."""
+        if self._process != os.getpid():  # the runs are those of the process that was forked
+            self._closed = True
+            return
+        with self._lock:
+            self._closed = True
+            runs, self._runs = self._runs, []
+        self._ready.clear()
+        self._mail.put(None)  # for a reader on another thread, which waits
+        for run in runs:
+            driver().stop(run, 0.0)
+
+    async def aclose(self) -> None:
+        """Do what :meth:`close` does, which does not block; for ``contextlib.aclosing``."""
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_runs", None):
+            self.close()

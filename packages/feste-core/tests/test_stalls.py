@@ -1,0 +1,105 @@
+"""A run that can make no progress ends with an error that names its nodes, instead of hanging."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import feste
+from feste.errors import FesteError, RunFailed, StalledError
+from feste.scheduler import LocalExecutor, PyTask, stalls
+from feste.testing import FakeBackend, VirtualClock
+
+
+@feste.task
+def double(x: Any) -> Any:
+    return 2 * x
+
+
+class Forgetful(LocalExecutor):
+    """An executor that says a chunk has ended, and nothing of its tasks."""
+
+    def call(self, where: str, chunk: list[PyTask]) -> None:
+        if where == "thread":
+            self._report.free(where, chunk)
+        else:
+            super().call(where, chunk)
+
+
+class Late(LocalExecutor):
+    """An executor that reports the end of a chunk before the ends of its tasks."""
+
+    chunking = False
+
+    def call(self, where: str, chunk: list[PyTask]) -> None:
+        self._report.free(where, chunk)
+        for task in chunk:
+            self._report.done(task, True, task.fn(*task.args), 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stalls, "PATIENCE", 0.05)
+
+
+@pytest.mark.parametrize("form", ["compute", "as_completed", "map", "stream"])
+def test_lost_work_ends_the_run_with_an_error(form: str) -> None:
+    """The error names the node, its place and the executor."""
+    made = [double(1)]
+    forms: dict[str, Any] = {
+        "compute": lambda **given: feste.compute(made, **given),
+        "as_completed": lambda **given: list(feste.as_completed(made, **given)),
+        "map": lambda **given: list(feste.map(lambda node: node, made, **given)),
+        "stream": lambda **given: list(feste.stream(made[0], **given)),
+    }
+
+    with pytest.raises(
+        StalledError, match=r"1 node did not end: double-.*Forgetful lost"
+    ) as caught:
+        forms[form](scheduler=Forgetful)
+
+    assert "test_stalls.py" in caught.value.origin
+
+
+def test_reports_in_another_order_are_no_stall() -> None:
+    """A chunk may be reported as ended a moment before its tasks are."""
+    assert feste.compute(feste.task(abs)(-3), scheduler=Late()) == (3,)
+
+
+def test_another_run_that_works_goes_on() -> None:
+    """A stalled run ends when nothing is under way any more; what works is not touched."""
+    with pytest.raises(StalledError):
+        feste.compute(double(1), scheduler=Forgetful)
+
+    assert feste.compute(double(2)) == (4,)
+
+
+def test_waiting_is_no_stall() -> None:
+    """An hour of rate limits, a slow store, a map that waits for its consumer: these are no stalls."""
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer, request_seconds=lambda request: 3600.0)
+
+    clock.compute([llm.chat("a"), double(llm.chat("b"))])
+    results = feste.map(double, range(10), window=1)
+    values = [next(results)]
+    clock.compute(llm.chat("c"))  # meanwhile nothing happens in the map's run
+    values += results
+
+    assert values == [2 * i for i in range(10)]
+    assert clock.now == 7200.0
+
+
+def test_what_the_brain_forgets_is_found() -> None:
+    """On the virtual clock: a node that is lost inside of the brain ends its run."""
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer)
+    run = clock.run([llm.chat("a"), llm.chat("b")])
+    clock.brain.calls.queue = lambda *args, **given: None  # type: ignore[method-assign]
+    clock.tell(0.0, ("submit", run))
+
+    clock.drive()
+
+    assert isinstance(run.failure, StalledError)
+    assert all(isinstance(value, FesteError) for value in run.results())
+    assert not issubclass(StalledError, RunFailed)
