@@ -355,6 +355,25 @@ def test_joined_runs_get_the_answer_of_whoever_gave_it() -> None:
     assert (len(first.requests), len(second.requests)) == (1, 1)
 
 
+def test_equal_calls_under_way_share_each_backend_they_ask() -> None:
+    """Clients that are not equal share nothing: each asks for itself, and goes on by itself."""
+    first, second = broken(latency=0.05), FakeBackend("small", latency=0.05)
+    other, zero = FakeBackend("other"), FakeParams(temperature=0)
+    nodes = [
+        client.chat(Prompt("{{ w }}")(w=feste.task(lambda: "bad")()), zero)
+        for client in (
+            first.or_else(second),
+            first.or_else(second),
+            first.or_else(other),
+            first,
+        )
+    ]
+    values = feste.compute(nodes, on_error="return")[0]
+    assert [model_of(value) for value in values[:3]] == ["small", "small", "other"]
+    assert isinstance(values[3], QuotaExhausted)
+    assert [len(backend.requests) for backend in (first, second, other)] == [3, 1, 1]
+
+
 def test_joined_runs_fail_once_all_were_asked() -> None:
     """The last backend is not asked again by each of them."""
     first, second = broken(latency=0.05), broken("small", latency=0.05)

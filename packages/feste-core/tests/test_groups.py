@@ -387,6 +387,25 @@ def test_a_task_that_may_return_calls_is_waited_for(objective: str, items: list[
     assert [r.items for _, r in clock.sent] == items
 
 
+@pytest.mark.parametrize(("objective", "items"), [("cost", [1, 2]), ("latency", [1, 1, 1])])
+def test_for_cost_what_comes_through_another_group_is_waited_for(
+    objective: str, items: list[int]
+) -> None:
+    """A call needs one of another kind, whose own input takes a second: that is worth a request."""
+    llm = FakeBackend()
+    after = feste.task(pure=True)(lambda seconds, x: f"after {x}")
+    clock = VirtualClock(
+        llm.answer,
+        task_seconds=lambda t: t.args[0] if t.stage == "run" and t.node.op.kind == "task" else 0.0,
+    )
+    other = llm.complete(after(1.0, "b"), FakeParams(max_tokens=3))
+    clock.compute(
+        [llm.complete(after(0.0, "a")), llm.complete(after(0.0, other))], objective=objective
+    )
+
+    assert sorted(r.items for _, r in clock.sent) == items
+
+
 def test_a_full_request_does_not_wait() -> None:
     """The sixteenth call fills a request, though four more are known to come; so do few large ones."""
     llm = FakeBackend()

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feste.backend import Call, Request, Response
 from feste.backend.fallback import for_next
-from feste.draw import Determinism
 from feste.errors import CallError, FesteError
 from feste.node import Node
 from feste.optimization import rules
+from feste.optimization.optimizer import is_enabled
 from feste.scheduler.batching.batcher import Gathering
+from feste.scheduler.batching.flights import SHAREABLE
 from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.halves import prepare_request
 from feste.scheduler.run import NOT_STARTED, OPEN, PREPARING, READY, Run
@@ -75,6 +76,7 @@ class Fallbacks:
         run.state[i] = READY
         run.ready_at[i] = self.brain.now
         self._passed.append((run, i))
+        self.brain.flights.ended(run, i, error)
         return True
 
     def turn(self, run: Run, i: int, turns: int) -> None:
@@ -106,7 +108,7 @@ class Fallbacks:
             node = run.program.nodes[i]
             call: Any = node.op
             if (
-                _forms_lists(run)
+                is_enabled("batch", run.settings["optimize"])
                 and rules.takes_lists(call)
                 and not rules.is_visible(node)
                 and rules.may_share(node)
@@ -175,11 +177,6 @@ class Fallbacks:
             self.brain.calls.buy(run, i, request)
 
 
-def _forms_lists(run: Run) -> bool:
-    optimize = run.settings["optimize"]
-    return optimize is True or (optimize is not False and optimize.get("batch") is not False)
-
-
 def _told(error: FesteError) -> str:
     asked = f"{getattr(error, 'backend', '')} {getattr(error, 'model', '')}".strip()
     return f"{asked}: {type(error).__name__}: {error.message}".removeprefix(": ")
@@ -204,6 +201,6 @@ def _requests(
             own = prepare_request(call, node.draw, node.args, values, keyed=True)
         except FesteError:  # it is raised again if that backend is asked
             continue
-        sample = node.determinism not in (Determinism.PURE, Determinism.GREEDY)
+        sample = node.determinism not in SHAREABLE
         made.append((turns, own, sample))
     return made

@@ -133,6 +133,11 @@ class Queue:
         over = rule.max_tokens is not None and self.tokens >= 0.95 * rule.max_tokens
         return over or (rule.max_bytes is not None and self.size >= 0.95 * rule.max_bytes)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether any of its calls waits or may still come."""
+        return bool(self.present or self.near or self.far)
+
     def accrue(self, now: float) -> float:
         """Return the seconds that its calls have waited together, while a request could have been sent.
 
@@ -332,7 +337,7 @@ class Feeders:
 
         :param queue: the group's queue.
         """
-        if not queue.far or all(q is queue or not q.present for q in self.queues.values()):
+        if not queue.far or not any(q.is_open for q in self.queues.values() if q is not queue):
             return 0
         if queue.witness in queue.far:
             return 1

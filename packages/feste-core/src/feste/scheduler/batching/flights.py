@@ -6,9 +6,10 @@ what common subexpressions do before, and is switched off with that pass (``opti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
-from feste.backend import Operation, Request, Response
+from feste.backend import Request, Response
 from feste.draw import Determinism
 from feste.errors import CallError, FesteError, Rejected
 from feste.scheduler.run import Run
@@ -22,8 +23,8 @@ __all__ = ["SHAREABLE", "Flights"]
 #: Determinism classes whose calls take any answer to the same request.
 SHAREABLE = (Determinism.PURE, Determinism.GREEDY)
 
-Name = tuple[Operation[Any], str, str]
-"""What equal calls have in common: the operation, the account, and the key of the request."""
+Name = tuple[Hashable, str, str]
+"""What equal calls have in common: the operation of an equal backend, the account, and the request's key."""
 
 
 class Flights:
@@ -48,7 +49,7 @@ class Flights:
         node = run.program.nodes[i]
         if not run.shares or node.call is None or node.determinism not in SHAREABLE:
             return False
-        name = (node.call.operation, request.account, request.key)
+        name = (node.call.token, request.account, request.key)
         waiting = self._waiting.get(name)
         if waiting is None:
             self._waiting[name] = []
@@ -68,15 +69,16 @@ class Flights:
         for other, j, request in self._land(run, i):
             self.brain.journaling.keep_shared(other, j, request, response, of=run)
 
-    def ended(self, run: Run, i: int) -> None:
+    def ended(self, run: Run, i: int, error: FesteError | None = None) -> None:
         """Let those that wait for a call go on by themselves, if it has ended without an answer.
 
         :param run: the run.
         :param i: the position of its node.
+        :param error: why it failed, if another backend is asked now; None is the node's own error.
         """
         if (run, i) not in self._led:
             return
-        error = run.errors.get(i)
+        error = error or run.errors.get(i)
         for other, j, request in self._land(run, i):
             if other.stopping:
                 self.brain.lifecycle.end(other, j, NOT_STARTED)
