@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from feste.backend import Request
 from feste.errors import (
     Ambiguous,
+    AuthFailed,
     BackendUnavailable,
     CallError,
     Interrupted,
-    ModelNotFound,
     NotStarted,
     RateLimited,
     Transient,
@@ -329,7 +329,7 @@ class Outages:
         if parcel.error is not None:  # it was sent before
             self.brain.calls.fail_members(parcel, error.copy())
             return
-        what = "model" if isinstance(error, ModelNotFound) or error.status == 403 else "account"
+        what = "account" if _concerns_account(error) else "model"
         told = NotStarted(
             f"not sent: the backend {parcel.request.plugin} refuses all calls of this {what} "
             f"({type(error).__name__}: {error.message})"
@@ -347,8 +347,12 @@ def _within(request: Request, scope: Scope) -> bool:
 
 def _refused_scope(request: Request, error: CallError) -> Scope:
     """Return what a refusal concerns: an account, or one model of it."""
-    one_model = isinstance(error, ModelNotFound) or error.status == 403
-    return _scope(request) if one_model else _scope(request)[:2]
+    return _scope(request)[:2] if _concerns_account(error) else _scope(request)
+
+
+def _concerns_account(error: CallError) -> bool:
+    """Whether all models are refused: a wrong key is; money and permissions may be those of one model."""
+    return isinstance(error, AuthFailed) and error.status != 403
 
 
 def _has_fallback(parcel: Parcel) -> bool:
