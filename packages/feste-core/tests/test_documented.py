@@ -281,6 +281,14 @@ def test_the_plan_of_the_guide_is_that_of_its_program(
 # --- names that change ------------------------------------------------------------------------------
 
 
+def test_each_cause_of_a_wait_is_explained() -> None:
+    """The table of causes has each of them, in the order of the data."""
+    page = document("howto/observe-runs").partition("### What it waited for")[2]
+    causes = list(rows(page.partition("###")[0]))
+
+    assert causes == list(events.CAUSES)
+
+
 def test_each_state_of_a_node_is_explained() -> None:
     """The page of reports and the hook's entry name every state, and none that there is not."""
     states = get_args(events.State)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import subprocess
 import sys
 import threading
@@ -16,9 +18,19 @@ import pytest
 import feste
 from feste import context
 from feste.backend import Backend, operation
-from feste.errors import FesteWarning, InvalidRequest, ServerError
-from feste.events import NodeFinished, RequestFinished, RunFinished, RunStarted
+from feste.errors import FesteWarning, InvalidRequest, RateLimited, ServerError
+from feste.events import (
+    EVENTS,
+    SCHEMA,
+    GateClosed,
+    NodeFinished,
+    RequestFinished,
+    RequestStarted,
+    RunFinished,
+    RunStarted,
+)
 from feste.plugins import registry
+from feste.scheduler.observers import Observers
 from feste.testing import FakeBackend
 
 LONG = 30.0
@@ -46,7 +58,15 @@ class Ear:
         self._hear(event)
 
     @feste.hookimpl
+    def feste_request_started(self, event: Any) -> None:
+        self._hear(event)
+
+    @feste.hookimpl
     def feste_request_finished(self, event: Any) -> None:
+        self._hear(event)
+
+    @feste.hookimpl
+    def feste_gate_closed(self, event: Any) -> None:
         self._hear(event)
 
     @feste.hookimpl
@@ -325,9 +345,89 @@ def test_a_stopped_runs_requests_are_told_before_its_end() -> None:
 
     assert [type(event) for event in first] == [
         RunStarted,
+        RequestStarted,
         RequestFinished,
         NodeFinished,
         RunFinished,
     ]
-    assert first[1].error == "Interrupted" and first[2].state == "interrupted"
+    assert first[2].error == "Interrupted" and first[3].state == "interrupted"
     assert first[-1].cancelled and first[-1].requests == 1
+
+
+def test_each_request_begins_and_ends_under_one_number() -> None:
+    """A gauge of what is in flight, and spans for a tracer, need no other state than the numbers."""
+    with listening(Ear()) as ear:
+        feste.compute([Refuses().say(f"{i}") for i in range(5)])
+
+    open_, peak = dict[int, RequestStarted](), 0
+    for event in ear.heard:
+        if type(event) is RequestStarted:
+            open_[event.number] = event
+            peak = max(peak, len(open_))
+        elif type(event) is RequestFinished:
+            begun = open_.pop(event.number)
+            assert begun.at == event.sent
+            assert (begun.backend, begun.operation, begun.model) == ("refuses", "say", "")
+            assert (begun.items, begun.attempt) == (event.items, event.attempt)
+    assert not open_ and len(ear.of(RequestStarted)) == 10
+    assert ear.of(RunFinished)[0].peak == peak
+    assert ear.of(RunFinished)[0].retries == {"ServerError": 5}
+
+
+def test_a_gate_that_closes_is_told_once() -> None:
+    """With the model, why, and for how long; the calls that waited for it say so."""
+
+    class Throttles(Backend):
+        refused = False
+
+        @operation
+        async def say(self, prompt: str) -> str:
+            if not self.refused:
+                self.refused = True
+                raise RateLimited("slow down", retry_after=0.05)
+            return prompt
+
+    with listening(Ear()) as ear:
+        Throttles().say("hello").compute()
+
+    (closed,) = ear.of(GateClosed)
+    (_, last), (ended,) = ear.of(RequestFinished), ear.of(RunFinished)
+    assert (closed.backend, closed.model, closed.reason) == ("throttles", "", "rate_limit")
+    assert closed.seconds == pytest.approx(0.05)
+    assert last.waits["retry"] >= 0.05 and ended.waits["retry"] == last.waits["retry"]
+    report = feste.last_report()
+    assert report is not None
+    (closing,) = report.closings
+    assert (closing.reason, closing.start) == ("rate_limit", closed.at)
+    assert closing.end - closing.start == pytest.approx(0.05)
+
+
+def test_every_event_is_json_with_its_schema() -> None:
+    """Of each kind, whatever happened."""
+    llm = FakeBackend(model="observers-json", fail={"bad": InvalidRequest("refused")})
+    with listening(Ear()) as ear:
+        feste.compute(Refuses().say("hello"), llm.chat("bad"), increment(1), on_error="return")
+
+    for event in [*ear.heard, GateClosed("run-1", 0.5, "fake", "m", "breaker", 3.0)]:
+        data = json.loads(json.dumps(event.to_json()))
+        fields = {each.name for each in dataclasses.fields(event)}
+        assert data == event.to_json()
+        assert set(data) == {"schema", "event", *fields}
+        assert (data["schema"], data["event"]) == (SCHEMA, event.name)
+    assert {event.name for event in EVENTS} == {
+        name.removeprefix("feste_") for name in dir(Ear) if name.startswith("feste_")
+    }
+
+
+def test_an_observer_of_one_event_costs_no_others() -> None:
+    """The scheduler makes only those events that somebody implements a hook for."""
+
+    class Ends:
+        @feste.hookimpl
+        def feste_run_finished(self, event: Any) -> None:
+            pass
+
+    with listening(Ends()):
+        assert Observers().heard() == {"run_finished"}
+    with listening(Ends(), Ear()):
+        assert Observers().heard() == {event.name for event in EVENTS}

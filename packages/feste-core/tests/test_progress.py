@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 
 import feste
+from feste.backend import Price, Profile
 from feste.context import settings
 from feste.report import progress
+from feste.report.headway import Headway
 from feste.report.progress import shown
+from feste.scheduler.run import GATHERED, QUEUED, SENT
 from feste.testing import FakeBackend, VirtualClock
 
 LONG = 60.0
@@ -208,15 +211,101 @@ def a_run(*nodes: Any) -> Any:
 
 
 def test_it_says_why_nothing_moves() -> None:
-    """While a gate is closed it tells for how long, else how many requests wait for their next try."""
+    """While a gate is closed it tells until when, else what calls wait for."""
     llm = FakeBackend()
-    run = a_run(llm.chat("a"), llm.chat("b"))
-    assert progress._progress(run).words == "0/2 calls, 0 requests"
-    run.retrying = 2
-    assert progress._progress(run).words == "0/2 calls, 0 requests, 2 waiting to retry"
+    run = a_run([llm.chat(f"{i}") for i in range(9)])
+    look = Headway(run).look
+    assert look().words == "0/9 calls, 0 in flight"
+    run.in_flight = 2
+    run.state[:] = bytes([SENT] * 2 + [QUEUED] * 4 + [GATHERED] * 3)
+    run.retrying = 1
+    waiting = "3 waiting for their batch, 1 waiting to retry"
+    assert look().words == f"0/9 calls, 2 in flight, 3 waiting for a slot, {waiting}"
     run.resumes_at = time.monotonic() + 99.9
-    assert re.fullmatch(r".*, waiting 99\.[789] s \(rate limit\)", progress._progress(run).words)
-    assert progress._progress(a_run(feste.task(abs)(-1))).words == "0/1 node, 0 requests"
+    until = time.strftime("%H:%M:", time.localtime(time.time() + 99.9))
+    words = look().words
+    assert words.endswith(waiting) and re.search(
+        r"flight, rate limit until \d\d:\d\d:\d\d, ", words
+    )
+    assert until[:2] in words
+    assert Headway(a_run(feste.task(abs)(-1))).look().words == "0/1 node"
+
+
+def test_dollars_so_far_are_known_or_said_to_be_unknown() -> None:
+    """A price that is not known is never zero; beside others it makes "at least"."""
+    priced = FakeBackend("a", profile=Profile(price=Price(input=0.0, output=1e6 / 4)))
+    nodes = [priced.chat(str(i)) for i in range(3)]
+    runs = [
+        VirtualClock(priced.answer).run(nodes[0]),
+        VirtualClock(priced.answer).run(nodes[1], FakeBackend("b").chat("x")),
+        VirtualClock(priced.answer).run(FakeBackend("b").chat("y")),
+    ]
+    said = []
+    for run in runs:
+        assert Headway(run).look().parts[5] == ""
+        clock = run.executor.clock  # type: ignore[attr-defined]
+        clock.tell(0.0, ("submit", run))
+        clock.drive()
+        said.append(Headway(run).look().parts[5])
+
+    assert said == ["$1.00", ">= $1.00", "cost unknown"]
+
+
+def test_the_time_left_is_learnt_from_what_was_done() -> None:
+    """Nothing at first; then at the rate of the last half minute, also when that changes."""
+    run = a_run([FakeBackend().chat(f"{i}") for i in range(100)])
+    headway = Headway(run)
+    assert headway.look(0.0).parts[-1] == ""
+    run.calls_done = 10
+    assert headway.look(1.0).parts[-1] == ""  # too early to say
+    assert headway.look(5.0).parts[-1] == "~45 s left"
+    run.calls_done = 40
+    assert headway.look(20.0).parts[-1] == "~30 s left"
+    for second in range(21, 61):
+        run.calls_done += second % 10 == 0
+        left = headway.look(float(second)).parts[-1]
+    assert left == "~9:20 min left"  # 56 to go, 3 in the last 30 seconds
+    run.calls_done = 100
+    assert headway.look(61.0).parts[-1] == ""
+
+
+def test_a_plugin_without_prices_does_not_end_the_bar() -> None:
+    """What raises in a plugin is the report's to tell."""
+
+    class Broken(FakeBackend):
+        def profile(self, model: str) -> Profile:
+            if self.requests:
+                raise ValueError("no list of prices")
+            return Profile()
+
+    llm = Broken()
+    clock = VirtualClock(llm.answer)
+    run = clock.run(llm.chat("hello"))
+    clock.tell(0.0, ("submit", run))
+    clock.drive()
+    llm.requests.append(run.requests)  # type: ignore[arg-type]
+
+    assert Headway(run).look().words == "1/1 call, 0 in flight, 4 tokens out, cost unknown"
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_a_line_is_never_wider_than_the_terminal(tmp_path: Path, columns: str) -> None:
+    """Where there is little room, the words that are needed least go first; nothing is cut."""
+    one = Terminal(
+        tmp_path,
+        f"""
+from feste.backend import Limits
+os.environ["COLUMNS"] = "{columns}"
+Held.limits = Limits(concurrency=2)
+feste.compute([llm.ask(str(i)) for i in range(1000)], progress=True)
+""",
+    )
+    one.read("998 waiting for a slot")
+    seen = one.end()
+
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen))
+    assert max(map(len, lines)) <= int(columns)
+    assert "…" not in seen
 
 
 def test_a_bar_that_waits_says_so(tmp_path: Path) -> None:
@@ -239,7 +328,7 @@ class Limited(Backend):
 print("value", feste.compute(Limited().ask("hello"), progress=True)[0])
 """,
     )
-    one.read("s (rate limit)")
+    one.read("rate limit until ")
 
     assert "value hello" in one.end()
 

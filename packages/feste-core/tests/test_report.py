@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import re
 import threading
@@ -295,7 +296,7 @@ def test_html_is_for_notebooks_and_escapes_what_others_wrote() -> None:
     page = report_of(llm.chat("hello"))._repr_html_()
 
     assert "<script>" not in page and "&lt;script&gt;" in page
-    assert "<table>" in page and "<svg" in page
+    assert "<table" in page and "<svg" in page
 
 
 def test_the_timeline_is_a_picture_of_every_request() -> None:
@@ -478,3 +479,144 @@ def test_a_profile_that_raises_costs_no_result() -> None:
         report = report_of([Broken().chat("a")])
 
     assert (report.dollars, report.unpriced, report.states) == (None, 1, {"done": 1})
+
+
+# --- what went wrong, what it may cost, what came back -------------------------------------------------
+
+
+@functools.cache  # its retries take a moment
+def mixed_run() -> RunReport:
+    """A run with lists, refusals, failures, a lost request, a task that takes a while."""
+    llm = FakeBackend(
+        "report-mixed",
+        fail={"late": CallTimeout("late"), "bad": InvalidRequest("no")},
+        profile=Profile(price=Price(input=1e6, output=2e6)),
+    )
+
+    @feste.task
+    def slow() -> None:
+        threading.Event().wait(0.002)
+
+    return report_of(
+        [llm.complete(f"{i}") for i in range(20)],
+        llm.chat("late", FakeParams(max_tokens=7)),
+        llm.chat("bad"),
+        increment(llm.chat("bad too")),
+        Quiet(refusals=2).say("hello"),
+        slow(),
+        on_error="return",
+    )
+
+
+def test_json_gives_the_report_back() -> None:
+    """Through text: equal in every field, with the same words and the same picture."""
+    report = mixed_run()
+    again = RunReport.from_json(json.loads(json.dumps(report.to_json())))
+
+    assert again == report
+    assert again.to_json() == report.to_json()
+    assert str(again) == str(report) and again.timeline() == report.timeline()
+    assert [r.waits for r in again.requests] == [r.waits for r in report.requests]
+    assert report.task_spans and report.sizes == {10: 2, 1: 7}
+
+
+def test_json_of_a_later_version() -> None:
+    """New fields are left out; another schema is refused, with what to do."""
+    data = failing_run().to_json()
+    data["later"] = data["operations"][0]["later"] = data["requests"][0]["later"] = 1
+
+    assert RunReport.from_json(data).nodes == 9
+    with pytest.raises(ConfigError, match="schema 2, this Feste reads up to 1: update it"):
+        RunReport.from_json({**data, "schema": 2})
+    with pytest.raises(ConfigError, match="no report"):
+        RunReport.from_json({"nodes": 3})
+
+
+def test_failures_and_retries_are_counted_by_class() -> None:
+    """Failed nodes by their own error, further attempts by the error before; skipped ones are apart."""
+    report = mixed_run()
+
+    assert report.failures == {"InvalidRequest": 2, "CallTimeout": 1}
+    assert sum(report.failures.values()) == report.states["failed"]
+    assert report.retries == {"ServerError": 2, "CallTimeout": 1}
+    assert sum(report.retries.values()) == sum(r.attempt > 1 for r in report.requests)
+    text = " ".join(str(report).split())
+    assert "failures: 2 InvalidRequest, 1 CallTimeout" in text
+    assert "2 of 10 calls, 7 of 1; at most" in text
+    assert "3 sent again: 2 after ServerError, 1 after CallTimeout" in text
+
+
+def test_what_a_run_costs_at_most() -> None:
+    """Certain: what was counted. At most: with each request that may have been billed, in full."""
+    price = Profile(price=Price(input=1e6, output=2e6))
+    lost = FakeBackend(fail={"late": CallTimeout("gone")}, profile=price)
+    bounded = report_of(lost.chat("late", FakeParams(max_tokens=7)), on_error="return")
+    unbounded = report_of(lost.chat("late"), on_error="return")
+    known = report_of(lost.chat("fine"))
+    unknown = report_of(FakeBackend().chat("fine"))
+    (row,) = bounded.operations
+
+    assert bounded.dollars is None and bounded.perhaps_billed == 2
+    assert row.dollars_possible == bounded.dollars_possible
+    body = '{"model":"fake-1","messages":[{"role":"user","content":"late"}],"max_tokens":7}'
+    assert bounded.dollars_possible == pytest.approx(2 * (len(body) + 2 * 7), rel=0.3)
+    assert bounded.dollars_possible >= 2 * (len("late") + 2 * 7)
+    assert unbounded.dollars_possible is None
+    assert known.dollars_possible == known.dollars
+    assert unknown.dollars_possible is None
+    assert "may have been billed; with all of them the run costs $" in " ".join(
+        str(bounded).split()
+    )
+
+
+def test_what_a_store_saved(tmp_path: Path, restart: Any) -> None:
+    """The price of what was not bought again, by the tokens that it cost then."""
+    price = Profile(price=Price(input=1e6, output=2e6))
+    saved = []
+    for profile in (price, price, Profile()):
+        restart()
+        llm = FakeBackend("report-saved", profile=profile)
+        saved.append(report_of([llm.chat("a"), llm.chat("b")], store=str(tmp_path / "runs.db")))
+    first, second, third = saved
+
+    assert first.dollars_saved == 0.0 and first.dollars
+    assert (second.dollars, second.dollars_saved) == (0.0, first.dollars)
+    assert second.states == {"replayed": 2} and second.begun == 2 and not second.operations
+    assert third.dollars_saved is None
+    assert "2 answers not bought again" in str(second) and "out, $" in str(second)
+
+
+def test_waits_are_told_in_words() -> None:
+    """The mean of a call by cause, the largest first; what is too short to matter is not told."""
+    row = OperationRow("fake.chat", "m", calls=10, requests=10, begun=10, in_flight=20.0)
+    waits = {"dependency": 500.0, "slot": 30.0, "rate_limit": 60.0, "prefix": 9.5, "worker": 0.5}
+    report = RunReport("run-0", 9.0, 10, {"done": 10}, [row], begun=10, waits=waits)
+    quiet = RunReport("run-0", 9.0, 10, {"done": 10}, [row], begun=10, waits={"slot": 0.1})
+
+    told = "waits: 10.00 s a call: rate limit 6.00 s, slot 3.00 s, prompt cache 0.95 s; then 2.00 s in flight"
+    assert told in " ".join(str(report).split()) and told in report._repr_html_()
+    assert "waits" not in str(quiet)
+
+
+def test_the_report_of_the_accounts() -> None:
+    """The waits of operations are those of the run; the plugins' versions are known; a peak is seen."""
+    report = mixed_run()
+    rows: dict[str, float] = {}
+    for row in report.operations:
+        assert row.begun and row.requests
+        assert row.in_flight > 0 and row.python > 0
+        for cause, seconds in row.waits.items():
+            rows[cause] = rows.get(cause, 0.0) + seconds
+
+    assert rows == pytest.approx(report.waits)
+    assert report.waits["retry"] > 0
+    assert report.versions["feste-core"] == feste.__version__
+    assert 1 <= report.peak <= 10
+    assert sum(size * count for size, count in report.sizes.items()) == sum(
+        request.items for request in report.requests
+    )
+
+
+def test_a_summary_stays_on_one_screen() -> None:
+    """Whatever happened: what it cost, what it waited for, what went wrong, in 30 lines."""
+    assert len(str(mixed_run()).splitlines()) <= 30  # long paths wrap

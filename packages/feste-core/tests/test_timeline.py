@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from feste.report import Span, draw_timeline
 from feste.report.axis import CHART, GUTTER
 from feste.report.spans import MAX_LANES
+from feste.report.waiting import HEIGHT, WORDS, in_order
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [
@@ -51,14 +52,14 @@ def titles(root: ElementTree.Element) -> list[str]:
 # Times on a coarse raster: bars have a least width, so that an instant can be seen at all.
 times = st.integers(0, 40).map(float)
 spans = st.builds(
-    lambda lane, start, length, ok, wait, items: Span(
-        lane, "chat", start, start + length, ok=ok, wait=wait, items=items
+    lambda lane, start, length, ok, waits, items: Span(
+        lane, "chat", start, start + length, ok, items, list(waits.items())
     ),
     st.sampled_from(["openai.chat gpt-5-mini", "task clean", "prompt"]),
     times,
     st.integers(1, 20).map(float),
     st.booleans(),
-    times,
+    st.dictionaries(st.sampled_from([*WORDS, "a cause of tomorrow"]), times, max_size=3),
     st.integers(1, 96),
 )
 
@@ -69,7 +70,6 @@ def test_every_span_is_one_bar_and_bars_do_not_overlap(run: list[Span]) -> None:
     root = parsed(draw_timeline(run))
     bars = [box_of(bar) for bar in with_class(root, "bar")]
     assert len(bars) == len(run)
-    assert len(with_class(root, "wait")) == sum(span.wait > 0 for span in run)
     slack = 0.11  # coordinates are written with one decimal
     for one, other in combinations(bars, 2):
         apart = one[2] <= other[0] + slack or other[2] <= one[0] + slack
@@ -89,9 +89,18 @@ def test_bars_and_waits_stand_at_their_times(run: list[Span]) -> None:
 
     lefts = sorted(box_of(bar)[0] for bar in with_class(root, "bar"))
     assert lefts == pytest.approx(sorted(x(span.start) for span in run), abs=0.1)
-    ends = sorted(box_of(bar)[2] for bar in with_class(root, "wait"))
-    starts = sorted(max(x(span.start), GUTTER + 1.5) for span in run if span.wait)
-    assert ends == pytest.approx(starts, abs=0.2)
+    drawn = sorted((box_of(bar)[0], box_of(bar)[2]) for bar in with_class(root, "wait"))
+    waited = []
+    for span in run:
+        end = span.start
+        for _, wait in reversed(span.waits):
+            if wait and end > 0:
+                left = max(x(end - wait), GUTTER)
+                waited.append((left, max(x(end), left + 1.5)))
+            end -= wait
+    assert [a for pair in drawn for a in pair] == pytest.approx(
+        [a for pair in sorted(waited) for a in pair], abs=0.2
+    )
 
 
 def test_rows_are_as_few_as_the_most_that_ran_at_once() -> None:
@@ -114,10 +123,12 @@ def test_the_curve_counts_what_runs_at_once() -> None:
 
 
 def test_a_bar_tells_its_times_wait_calls_and_failure() -> None:
-    run = [Span("openai.embed small", "embed", 2, 3.25, ok=False, wait=0.5, items=96)]
+    run = [Span("openai.embed small", "embed", 2, 3.25, False, 96, [("slot", 0.5)])]
     root = parsed(draw_timeline(run, title="Embedding"))
-    assert "embed\n2 s to 3.25 s (1.25 s), waited 500 ms, 96 calls, failed" in titles(root)
-    assert {"embed × 96", "waiting", "failed", "Embedding"} <= set(texts(root))
+    assert "embed\n2 s to 3.25 s (1.25 s), waited 500 ms for a slot, 96 calls, failed" in titles(
+        root
+    )
+    assert {"embed × 96", "waiting", "waits for a slot", "failed", "Embedding"} <= set(texts(root))
     assert (
         root.get("aria-label")
         == "Embedding: 1 span in 1.25 s, at most 1 at once; 96 calls; 1 failed."
@@ -156,7 +167,10 @@ def test_tasks_prompts_and_calls_differ() -> None:
 
 
 def test_very_many_spans_become_shades() -> None:
-    run = [Span("chat", f"{n}", n, n + 30, ok=n != 50_000, wait=float(n)) for n in range(100_000)]
+    run = [
+        Span("chat", f"{n}", n, n + 30, n != 50_000, 1, [("slot", float(n))])
+        for n in range(100_000)
+    ]
     run += [Span("task clean", "x", 500, 550)]
     root = parsed(draw_timeline(run))
     assert not with_class(root, "bar")
@@ -189,7 +203,7 @@ def test_the_idlest_of_very_many_lanes_are_one() -> None:
 
 def test_a_lane_with_very_many_at_once_is_a_strip_and_the_others_keep_their_bars() -> None:
     """The picture stays on one screen, says what was folded, and shows what ran at once on top."""
-    wide = [Span("chat m", f"{n}", 0, 1 + n / 512, ok=n != 3, wait=0.1) for n in range(512)]
+    wide = [Span("chat m", f"{n}", 0, 1 + n / 512, n != 3, 1, [("retry", 0.1)]) for n in range(512)]
     narrow = [Span("embed m", f"{n}", 0, 1) for n in range(5)]
     svg = draw_timeline(wide + narrow)
     root = parsed(svg)
@@ -205,7 +219,7 @@ def test_a_lane_with_very_many_at_once_is_a_strip_and_the_others_keep_their_bars
         "Too many at once for single bars in 1 lane (up to 512): the darker, the more ran at once."
         in texts(root)
     )
-    assert "waiting" not in texts(root)
+    assert len(with_class(root, "waiting")) == 1 and not with_class(root, "wait")
 
 
 @pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B-Instruct", "gpt-5-mini-2025-08-07"])
@@ -237,7 +251,8 @@ def test_instants_are_visible() -> None:
         Span("a", "bad", 2, 1),
         Span("a", "bad", math.nan, 1),
         Span("a", "bad", 0, math.inf),
-        Span("a", "bad", 0, 1, wait=-1),
+        Span("a", "bad", 0, 1, waits=[("slot", -1)]),
+        Span("a", "bad", 0, 1, waits=[("slot", math.inf)]),
     ],
 )
 def test_impossible_times_are_refused(span: Span) -> None:
@@ -260,3 +275,64 @@ def test_the_file_is_self_contained_and_friendly() -> None:
     assert "prefers-color-scheme:dark" in svg
     assert not re.search(r"href|src=|url\(|@import|<script|foreignObject|\bid=", svg)
     assert svg.count("http") == 1  # the namespace
+
+
+def areas(root: ElementTree.Element) -> dict[str, float]:
+    """The area of each cause in the band of waits, in pixels times pixels."""
+    (band,) = with_class(root, "waiting")
+    found = {}
+    for path in band.iter(f"{SVG}path"):
+        x = y = area = 0.0
+        for command, number in re.findall(r"([HVM])([\d.]+)", path.get("d", "")):
+            if command == "V":
+                y = float(number)
+            else:
+                area += (float(number) - x) * (-y)
+                x = float(number)
+                if command == "M":
+                    y = float(path.get("d", "M0 0").split()[1].split("H")[0])
+                    area = 0.0
+        found[path.get("class", "").removeprefix("w-")] = area
+    return found
+
+
+def test_the_band_shows_how_many_waited_for_what() -> None:
+    """The area of a cause is the sum of its waits; causes that are too short to see are left out."""
+    run = [
+        Span("chat", f"{n}", 10, 20, waits=[("rate_limit", 4.0), ("slot", 6.0)]) for n in range(5)
+    ]
+    run += [Span("chat", "last", 20, 30, waits=[("slot", 20.0), ("store", 1e-6)])]
+    root = parsed(draw_timeline(run))
+    found = areas(root)
+    pixels = CHART / 30 * (HEIGHT - 4) / 6  # of one that waits for a second; six wait at most
+
+    assert set(found) == {"rate_limit", "slot"}
+    assert found["rate_limit"] == pytest.approx(5 * 4 * pixels, rel=0.02)
+    assert found["slot"] == pytest.approx((5 * 6 + 20) * pixels, rel=0.02)
+    low, high = (path.get("d", "") for path in with_class(root, "waiting")[0].iter(f"{SVG}path"))
+    (top,) = re.findall(r"^M\S+ [\d.]+H[\d.]+V([\d.]+)", low)
+    assert high.startswith(f"M{GUTTER:.1f} {top}H")  # one begins where the other ends
+    words = [text for text in texts(root) if text.startswith("waits")]
+    assert words == ["waits for the rate limit", "waits for a slot"]
+    assert "most: 6" in texts(root)
+
+
+def test_a_run_that_waits_for_nothing_has_no_band() -> None:
+    root = parsed(draw_timeline([Span("chat", "", 0, 1, waits=[("worker", 1e-5)])]))
+    assert not with_class(root, "waiting") and not with_class(root, "wait")
+
+
+def test_limits_are_drawn_where_the_gate_was_closed() -> None:
+    """Slots and limits take turns; what is known of the order is kept, and the sums always."""
+    waits = {"slot": 6.0, "rate_limit": 6.0, "store": 1.0}
+    order = in_order(waits, 14.0, [(0.0, 2.0), (5.0, 9.0), (12.0, 13.0)])
+    unknown = in_order({**waits, "retry": 2.0}, 14.0, [(5.0, 8.0)])
+
+    assert order == [
+        ("rate_limit", 1.0), ("slot", 3.0), ("rate_limit", 4.0), ("slot", 3.0),
+        ("rate_limit", 1.0), ("store", 1.0),
+    ]  # fmt: skip
+    assert unknown == [
+        ("retry", 2.0), ("rate_limit", 3.0), ("slot", 1.0), ("rate_limit", 3.0), ("slot", 5.0),
+        ("store", 1.0),
+    ]  # fmt: skip

@@ -1,21 +1,48 @@
 """The events that a run sends to observers: frozen records of plain data.
 
-Observers receive them in order through the hooks ``feste_run_started``, ``feste_node_finished``,
-``feste_request_finished`` and ``feste_run_finished``. Times are seconds since the run started.
+Observers receive them in order through hooks: :class:`RunStarted` through ``feste_run_started``, and so
+on. Times are seconds since the run started.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from feste.errors import Billed
 
-__all__ = ["SCHEMA", "Event", "NodeFinished", "RequestFinished", "RunFinished", "RunStarted"]
+__all__ = [
+    "CAUSES",
+    "EVENTS",
+    "SCHEMA",
+    "Event",
+    "GateClosed",
+    "NodeFinished",
+    "RequestFinished",
+    "RequestStarted",
+    "RunFinished",
+    "RunStarted",
+]
 
 #: Incremented when a field changes its meaning; new fields do not change it.
 SCHEMA = 1
+
+#: What a call may wait for: its inputs; a free worker for a piece of its Python; a store; the other
+#: calls of its request; another request that writes the beginning of its prompt into the provider's
+#: cache; the number of requests in flight; a provider's limit; its next attempt; an equal call, or the
+#: same one in another run, that is under way.
+CAUSES = (
+    "dependency",
+    "worker",
+    "store",
+    "batch",
+    "prefix",
+    "slot",
+    "rate_limit",
+    "retry",
+    "equal_call",
+)
 
 State = Literal[
     "done",
@@ -89,6 +116,28 @@ class NodeFinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestStarted(Event):
+    """One request was sent to a provider; a :class:`RequestFinished` with its number follows.
+
+    :param number: the number of the request, unique in the process.
+    :param backend: the backend's plugin name.
+    :param operation: the operation's name.
+    :param model: the requested model.
+    :param items: the number of calls in the request.
+    :param attempt: the number of the attempt, from 1.
+    """
+
+    name: ClassVar[str] = "request_started"
+
+    number: int
+    backend: str
+    operation: str
+    model: str
+    items: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFinished(Event):
     """One request to a provider ended; a retried call has several.
 
@@ -108,6 +157,9 @@ class RequestFinished(Event):
     :param request_id: the provider's ID of the request.
     :param billed: whether the provider charged for it: ``"yes"``, ``"no"``, or ``"unknown"`` where the
         request left and no answer came.
+    :param number: the number of the request, as in :class:`RequestStarted`.
+    :param waits: the seconds that it waited, by cause, since the earliest of its calls was prepared, or
+        since its last attempt ended; see :data:`CAUSES`.
     """
 
     name: ClassVar[str] = "request_finished"
@@ -127,6 +179,27 @@ class RequestFinished(Event):
     error: str = ""
     request_id: str | None = None
     billed: Billed = "yes"
+    number: int = 0
+    waits: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GateClosed(Event):
+    """No request goes to a provider for a while; told once, by the run whose request was refused.
+
+    :param backend: the backend's plugin name.
+    :param model: the model.
+    :param reason: ``"rate_limit"``: the provider asked everyone to wait; or ``"breaker"``: too many
+        requests failed.
+    :param seconds: for how long.
+    """
+
+    name: ClassVar[str] = "gate_closed"
+
+    backend: str
+    model: str
+    reason: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +211,11 @@ class RunFinished(Event):
     :param input_tokens: the total of tokens read, where providers reported them.
     :param output_tokens: the total of tokens generated.
     :param cancelled: whether the run was stopped early.
+    :param failures: the number of failed nodes by the name of the error's class.
+    :param retries: the number of further attempts by the name of the error's class.
+    :param waits: the seconds that calls waited, by cause, summed over calls; see :data:`CAUSES`.
+    :param peak: the most requests that were in flight at once.
+    :param damaged: the number of stored answers that were unreadable and so not used.
     """
 
     name: ClassVar[str] = "run_finished"
@@ -147,3 +225,19 @@ class RunFinished(Event):
     input_tokens: int
     output_tokens: int
     cancelled: bool = False
+    failures: dict[str, int] = field(default_factory=dict)
+    retries: dict[str, int] = field(default_factory=dict)
+    waits: dict[str, float] = field(default_factory=dict)
+    peak: int = 0
+    damaged: int = 0
+
+
+#: All kinds of events; the hook of each is ``feste_`` and its name.
+EVENTS: tuple[type[Event], ...] = (
+    RunStarted,
+    NodeFinished,
+    RequestStarted,
+    RequestFinished,
+    GateClosed,
+    RunFinished,
+)

@@ -29,7 +29,14 @@ import pluggy
 if TYPE_CHECKING:
     from feste.backend import Backend
     from feste.context import Setting
-    from feste.events import NodeFinished, RequestFinished, RunFinished, RunStarted
+    from feste.events import (
+        GateClosed,
+        NodeFinished,
+        RequestFinished,
+        RequestStarted,
+        RunFinished,
+        RunStarted,
+    )
     from feste.optimization import Optimization
 
 __all__ = ["hookimpl", "hookspec"]
@@ -101,10 +108,26 @@ def feste_node_finished(event: NodeFinished) -> None:
 
 
 @hookspec
+def feste_request_started(event: RequestStarted) -> None:
+    """Handle the start of one request to a provider; its end follows with the same number.
+
+    :param event: the request's operation, model and size.
+    """
+
+
+@hookspec
 def feste_request_finished(event: RequestFinished) -> None:
     """Handle the end of one request to a provider, successful or not; a retried call has several.
 
     :param event: the request's operation, size, usage, times and error.
+    """
+
+
+@hookspec
+def feste_gate_closed(event: GateClosed) -> None:
+    """Handle that no request goes to a provider for a while, told once for each such time.
+
+    :param event: the provider's model, why, and for how long.
     """
 
 

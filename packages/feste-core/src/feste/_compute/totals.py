@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 from feste.events import RequestFinished
-from feste.report import OperationRow, RunReport
+from feste.report import Closing, OperationRow, RunReport, Span
+from feste.scheduler.request_log import RequestLog
 
 __all__ = ["total"]
+
+_Timed = TypeVar("_Timed", Span, Closing)
 
 #: The most requests, spans and errors that a sum of reports has: the last ones.
 _MOST = 10_000
@@ -27,22 +31,29 @@ def total(before: RunReport | None, after: RunReport, offset: float) -> RunRepor
         name: getattr(before, name) + getattr(after, name)
         for name in (
             *("nodes", "reused", "reused_input_tokens", "reused_output_tokens"),
-            *("damaged", "resampled", "unpriced"),
+            *("damaged", "resampled", "unpriced", "perhaps_billed", "breaker_openings", "begun"),
         )
+    }
+    counted: dict[str, Any] = {
+        name: dict(Counter(getattr(before, name)) + Counter(getattr(after, name)))
+        for name in ("states", "tasks", "passed_on", "failures", "retries", "sizes", "waits")
     }
     return replace(
         after,
         **summed,
+        **counted,
         run=before.run,
         seconds=max(before.seconds, offset + after.seconds),
-        states=dict(Counter(before.states) + Counter(after.states)),
         operations=_rows([*before.operations, *after.operations]),
-        tasks=dict(Counter(before.tasks) + Counter(after.tasks)),
-        requests=[*before.requests, *(_moved(r, offset) for r in after.requests)][-_MOST:],
-        spans=[
-            *before.spans,
-            *(replace(s, start=s.start + offset, end=s.end + offset) for s in after.spans),
-        ][-_MOST:],
+        requests=RequestLog(
+            before.run,
+            [*before.requests, *(_moved(r, offset) for r in after.requests)][-_MOST:],
+        ),
+        task_spans=_together(before.task_spans, after.task_spans, offset),
+        closings=_together(before.closings, after.closings, offset),
+        peak=max(before.peak, after.peak),
+        dollars_possible=_if_both(before.dollars_possible, after.dollars_possible),
+        dollars_saved=_if_both(before.dollars_saved, after.dollars_saved),
         errors=[*before.errors, *after.errors][:20],
         unknown=[*before.unknown, *after.unknown][-_MOST:],
         cancelled=before.cancelled or after.cancelled,
@@ -55,6 +66,13 @@ def _moved(request: RequestFinished, offset: float) -> RequestFinished:
     return replace(request, at=at, ready=ready, sent=sent)
 
 
+def _together(before: list[_Timed], after: list[_Timed], offset: float) -> list[_Timed]:
+    moved = before[:]
+    for timed in after:
+        moved.append(replace(timed, start=timed.start + offset, end=timed.end + offset))
+    return moved[-_MOST:]
+
+
 def _rows(rows: list[OperationRow]) -> list[OperationRow]:
     found: dict[tuple[str, str], OperationRow] = {}
     for row in rows:
@@ -64,15 +82,20 @@ def _rows(rows: list[OperationRow]) -> list[OperationRow]:
 
 
 def _sum(one: OperationRow, other: OperationRow) -> OperationRow:
-    names = [
-        f.name for f in fields(OperationRow) if f.name not in ("operation", "model", "longest")
-    ]
+    own = ("operation", "model", "longest", "dollars_possible", "waits")
+    names = [f.name for f in fields(OperationRow) if f.name not in own]
     summed = {name: _plus(getattr(one, name), getattr(other, name)) for name in names}
     return replace(
         one,
         **summed,  # type: ignore[arg-type]
         longest=max(one.longest, other.longest),
+        dollars_possible=_if_both(one.dollars_possible, other.dollars_possible),
+        waits=dict(Counter(one.waits) + Counter(other.waits)),
     )
+
+
+def _if_both(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
 
 
 def _plus(one: float | None, other: float | None) -> float | None:

@@ -4,14 +4,16 @@ from feste.optimization.analysis.ranges import Range
 from feste.report.explanation import Actual, CallRow, Explanation, GraphRow, Hop, PassRow, RemarkRow
 from feste.report.graph_picture import Box, draw_svg
 from feste.report.mermaid import draw_mermaid
+from feste.report.operations import OperationRow
 from feste.report.remarks import UnknownRequest
-from feste.report.run_report import OperationRow, RunReport
+from feste.report.run_report import Closing, RunReport
 from feste.report.timeline import Span, draw_timeline
 
 __all__ = [
     "Actual",
     "Box",
     "CallRow",
+    "Closing",
     "Explanation",
     "GraphRow",
     "Hop",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from feste.report.svg import Rect, svg_text
 
+BINS = 208  # the resolution of strips and bands
 GUTTER, CHART = 212.0, 830.0  # the width in pixels of the lanes' names, and of the time axis
 ROUND_TIMES = (30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0, 43200.0)
 
@@ -26,6 +29,21 @@ class Axis:
         """Return the rectangle of a period, wide enough to be visible."""
         left = self.x(max(start, self.low))
         return Rect(left, y, max(1.5, self.x(end) - left), height)
+
+    def levels(self, periods: Iterable[tuple[float, float]]) -> list[float]:
+        """Return how many periods there are in each of :data:`BINS` equal parts of the axis.
+
+        :param periods: starts and ends, on the axis.
+        """
+        wide = (self.high - self.low) / BINS
+        part, slope = [0.0] * BINS, [0.0] * BINS  # differences: a long period costs no more
+        for start, end in periods:
+            first, last = (min(BINS - 1, int((t - self.low) / wide)) for t in (start, end))
+            part[first] -= (start - self.low) / wide - first
+            part[last] += (end - self.low) / wide - last
+            slope[first] += 1.0
+            slope[last] -= 1.0
+        return [max(0.0, some + whole) for some, whole in zip(part, accumulate(slope))]
 
     def grid(self, bottom: float) -> str:
         """Draw vertical lines at round times, with the times above them."""

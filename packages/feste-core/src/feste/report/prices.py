@@ -3,72 +3,77 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
 
-from feste.backend import Backend, Price
+from feste.backend import Price
 from feste.errors import PluginWarning
-from feste.events import RequestFinished
 from feste.optimization.analysis.profiles import Profiles
+from feste.scheduler.totals import Totals
 
-__all__ = ["prices_of", "sum_of"]
+__all__ = ["Prices", "certain", "possible"]
 
 
-def prices_of(
-    requests: Sequence[RequestFinished], clients: Sequence[Backend]
-) -> list[float | None]:
-    """Return the price of each request in dollars; None where price or tokens are unknown.
+class Prices:
+    """The prices of models, each asked for once.
 
-    A request that the provider did not charge for costs nothing.
-
-    :param requests: the requests.
-    :param clients: the backend of each.
+    :param quiet: say nothing of a plugin that raises.
     """
-    profiles = Profiles()
-    broken: set[int] = set()
 
-    def known_price(client: Backend, model: str) -> Price | None:
-        if id(client) in broken:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._profiles = Profiles()
+        self._broken: set[int] = set()
+        self._quiet = quiet
+
+    def of(self, totals: Totals) -> Price | None:
+        """Return the price of a model, or None if it is not known.
+
+        :param totals: the totals of an operation and model.
+        """
+        client = totals.client
+        if id(client) in self._broken:
             return None
         try:
-            return profiles.price(client, model or str(getattr(client, "model", None) or ""))
+            model = totals.model or str(getattr(client, "model", None) or "")
+            return self._profiles.price(client, model)
         except Exception as error:  # a plugin's; a report is no reason to lose the results
-            broken.add(id(client))
-            warnings.warn(
-                f"{type(client).__name__}.profile() raised {type(error).__name__}: {error}; its requests "
-                "have no price",
-                PluginWarning,
-                stacklevel=2,
-            )
+            self._broken.add(id(client))
+            if not self._quiet:
+                warnings.warn(
+                    f"{type(client).__name__}.profile() raised {type(error).__name__}: {error}; its "
+                    "requests have no price",
+                    PluginWarning,
+                    stacklevel=2,
+                )
             return None
 
-    dollars: list[float | None] = []
-    for request, client in zip(requests, clients, strict=False):
-        price = known_price(client, request.model)
-        if price is not None and request.error and request.billed == "no":
-            dollars.append(0.0)
-        elif price is None or request.input_tokens is None:
-            dollars.append(None)
-        else:
-            read = request.input_tokens
-            cached = min(read, request.cached_tokens or 0)
-            written = min(read - cached, request.written_tokens or 0)
-            dollars.append(price.dollars(read, request.output_tokens or 0, cached, written))
-    return dollars
 
+def certain(totals: Totals, price: Price | None) -> tuple[float | None, int]:
+    """Return what the requests of known price cost, and how many have none.
 
-def sum_of(prices: Iterable[float | None]) -> tuple[float | None, int]:
-    """Return the sum of the known prices, and how many are unknown.
+    A failed request that the provider did not charge for costs nothing.
 
-    :param prices: the prices.
-    :returns: the sum, None if some are unknown and none is known; and the number of unknown ones.
-
-    >>> sum_of([0.5, None, 0.25]), sum_of([None]), sum_of([])
-    ((0.75, 1), (None, 1), (0.0, 0))
+    :param totals: the totals of an operation and model.
+    :param price: its price.
+    :returns: dollars, None if there is no request of known price; and the number of others.
     """
-    known, unknown = [], 0
-    for price in prices:
-        if price is None:
-            unknown += 1
-        else:
-            known.append(price)
-    return (None if unknown and not known else float(sum(known))), unknown
+    if price is None:
+        return None, totals.requests
+    known = totals.counted + totals.free
+    if not known:
+        return None, totals.requests
+    read, cached, written = totals.input_tokens, totals.cached_tokens, totals.written_tokens
+    return price.dollars(read, totals.output_tokens, cached, written), totals.requests - known
+
+
+def possible(totals: Totals, price: Price | None) -> float | None:
+    """Return what the requests cost at most: as if each that may have been billed was, in full.
+
+    :param totals: the totals of an operation and model.
+    :param price: its price.
+    :returns: dollars; None if a price, the tokens of an answer, or the bound of a lost one is unknown.
+    """
+    dollars, unpriced = certain(totals, price)
+    if not unpriced:
+        return dollars
+    if price is None or unpriced > totals.perhaps_billed or totals.unbounded:
+        return None
+    return (dollars or 0.0) + price.dollars(totals.most_input, totals.most_output)

@@ -11,12 +11,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from feste.wording import counted
+from feste.report.headway import Headway
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
@@ -26,6 +25,8 @@ __all__ = ["in_terminal", "shown"]
 #: Seconds that a run must take before it shows a bar that was not asked for.
 _PATIENCE = 0.5
 _EVERY = 0.1
+#: The columns of the bar, and of the time that has passed, with the spaces between.
+_BAR, _CLOCK = 12, 11
 
 
 @contextmanager
@@ -86,17 +87,19 @@ def _show_bar(run: Run, ended: threading.Event) -> None:
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(_BAR),
         TextColumn("{task.fields[words]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        at = _progress(run)
-        row = bar.add_task(run.name, total=at.total, completed=at.done, words=at.words)
+        headway = Headway(run)
+        at = headway.look()
+        row = bar.add_task(run.name, total=at.total, completed=at.done, words=at.parts[0])
         while True:
             over = ended.wait(_EVERY)
-            at = _progress(run)
-            bar.update(row, total=at.total, completed=at.done, words=at.words)
+            at = headway.look()
+            words = at.fit(console.width - len(run.name) - _BAR - _CLOCK)
+            bar.update(row, total=at.total, completed=at.done, words=words)
             if over:
                 return
 
@@ -105,9 +108,10 @@ def _show_line(run: Run, ended: threading.Event) -> None:
     """Show a line of HTML, or of text where the notebook shows no HTML; it needs no widgets."""
     show = import_module("IPython.display").display
     begun = time.monotonic()
+    headway = Headway(run)
 
     def line() -> dict[str, str]:
-        at = _progress(run)
+        at = headway.look()
         words = f"{run.name}: {at.words}, {time.monotonic() - begun:.1f} s"
         bar = f'<progress value="{at.done}" max="{max(1, at.total)}"></progress>'
         return {"text/plain": words, "text/html": f"<div>{bar} {escape(words)}</div>"}
@@ -118,36 +122,3 @@ def _show_line(run: Run, ended: threading.Event) -> None:
         handle.update(line(), raw=True)
         if over:
             return
-
-
-@dataclass(frozen=True, slots=True)
-class _Progress:
-    """A run's progress: the counts, and the words next to the bar."""
-
-    done: int
-    total: int
-    words: str
-
-
-def _progress(run: Run) -> _Progress:
-    if run.calls:
-        done, total, what = run.calls_done, run.calls, "call"
-    else:
-        done, total, what = len(run.state) - run.open, len(run.state), "node"
-    tokens = run.output_tokens
-    words = [f"{done:,}/{counted(total, what)}", counted(len(run.requests), "request")]
-    if tokens:
-        words.append(f"{counted(tokens, 'token')} out")
-    if run.failed:
-        words.append(f"{len(run.failed):,} failed")
-    if pause := _pause(run):
-        words.append(pause)
-    return _Progress(done, total, ", ".join(words))
-
-
-def _pause(run: Run) -> str:
-    """Return why requests are waiting, or an empty string if none are."""
-    left = run.resumes_at - time.monotonic()
-    if left > 0:
-        return f"waiting {left:.1f} s (rate limit)"
-    return f"{run.retrying:,} waiting to retry" if run.retrying else ""

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from feste.report.figures import money
 from feste.wording import counted, printable
 
 if TYPE_CHECKING:
@@ -87,14 +88,17 @@ def remarks(report: RunReport) -> list[str]:
     if report.reused:
         read, made = report.reused_input_tokens, report.reused_output_tokens
         tokens = f": {read:,} tokens in, {made:,} out" if read or made else ""
-        told.append(f"{counted(report.reused, 'answer')} not bought again{tokens}")
+        saved = f", {money(report.dollars_saved)}" if report.dollars_saved else ""
+        told.append(f"{counted(report.reused, 'answer')} not bought again{tokens}{saved}")
     for why, calls in report.passed_on.items():
         told.append(f"{counted(calls, 'call')} passed on to the next backend by {printable(why)}")
     if report.damaged:
         told.append(f"{counted(report.damaged, 'stored answer')} damaged, and so not used")
     if report.perhaps_billed:
         ended = counted(report.perhaps_billed, "request")
-        told.append(f"{ended} ended without an answer and may have been billed")
+        most = report.dollars_possible
+        bound = "" if most is None else f"; with all of them the run costs {money(most)} at most"
+        told.append(f"{ended} ended without an answer and may have been billed{bound}")
     if report.resampled:
         told.append(
             f"{counted(report.resampled, 'call')} bought though equal ones had been answered: nodes "

@@ -1,68 +1,50 @@
-"""The report of a run: its calls, requests, tokens and errors, as text, HTML, JSON or timeline."""
+"""The report of a run: its calls, requests, tokens, waits and errors, as text, HTML, JSON or timeline."""
 
 from __future__ import annotations
 
-import html
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feste.errors import ConfigError
 from feste.events import SCHEMA, RequestFinished
-from feste.optimization.analysis.ranges import Range
-from feste.report.figures import dollars, money
+from feste.plugins import registry
 from feste.report.files import ending, page, write
-from feste.report.prices import prices_of, sum_of
-from feste.report.remarks import UnknownRequest, passed_on, remarks, unknown_requests
-from feste.report.table import aligned, telling
+from feste.report.operations import OperationRow, rows_of, saved_by
+from feste.report.prices import Prices
+from feste.report.remarks import UnknownRequest, passed_on, unknown_requests
+from feste.report.run_text import headline, html_of, table_of, text_of
 from feste.report.timeline import Span, draw_timeline
+from feste.report.waiting import in_order
+from feste.scheduler.request_log import RequestLog
 from feste.scheduler.run import KEPT
-from feste.wording import counted, wrapped
+from feste.wording import counted
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["OperationRow", "RunReport"]
-
-#: Columns that are omitted if all their cells are in _NOTHING.
-_OPTIONAL = {"model", "failed", "tokens in", "cached", "tokens out", "dollars"}
-_NOTHING = {"", "0", "unknown"}
+__all__ = ["Closing", "RunReport"]
 
 
-@dataclass(slots=True)
-class OperationRow:
-    """The totals of one operation and model.
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """A time for which no request went to a model's provider.
 
-    :param operation: ``plugin.operation``.
+    :param backend: the backend's plugin name.
     :param model: the model.
-    :param calls: the number of calls answered.
-    :param requests: the number of requests sent, including failed ones.
-    :param failed: the number of requests that ended in an error.
-    :param input_tokens: tokens read, where the provider reported them; None if it never did.
-    :param output_tokens: tokens generated, likewise.
-    :param cached_tokens: how many of the tokens read came from the provider's prompt cache.
-    :param written_tokens: how many were written to it.
-    :param dollars: the price of the requests whose price is known; None if there is none.
-    :param unpriced: the number of requests of unknown price.
-    :param seconds: the time in flight, summed over requests.
-    :param longest: the duration of the longest request in seconds.
+    :param reason: as in :class:`feste.events.GateClosed`.
+    :param start: the start in seconds since the run started, which may be before it.
+    :param end: the end, likewise.
     """
 
-    operation: str
+    backend: str
     model: str
-    calls: int = 0
-    requests: int = 0
-    failed: int = 0
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    written_tokens: int | None = None
-    dollars: float | None = None
-    unpriced: int = 0
-    seconds: float = 0.0
-    longest: float = 0.0
+    reason: str
+    start: float
+    end: float
 
 
 @dataclass(slots=True)
@@ -89,20 +71,32 @@ class RunReport:
     :param dollars: the price of the requests whose price is known; None if there is none.
     :param unpriced: the number of requests of unknown price, which ``dollars`` does not count.
     :param asked: the keys of the nodes whose values were not known before the run.
+    :param perhaps_billed: requests that left and were not answered: the provider may have charged for
+        them.
+    :param dollars_possible: the price if each of these was billed, in full; None if that has no known
+        bound.
+    :param dollars_saved: what the reused answers would have cost; None if a price is unknown.
+    :param failures: the number of failed nodes by the name of the error's class.
+    :param retries: the number of further attempts by the name of the error's class.
+    :param sizes: the number of requests by how many calls were in them.
+    :param peak: the most requests that were in flight at once.
+    :param breaker_openings: how often a circuit breaker stopped requests, because too many failed.
+    :param begun: the number of calls that were begun, answered or not.
+    :param waits: the seconds that calls waited, by cause, summed over calls; see
+        :data:`feste.events.CAUSES`.
+    :param versions: the versions of Feste and of its plugins, by distribution.
+    :param closings: the times for which no request went to a model's provider.
+    :param task_spans: when tasks ran that took longer than a millisecond.
 
     >>> import feste
     >>> from feste.testing import FakeBackend
     >>> llm = FakeBackend("m-1")
     >>> _ = feste.compute([llm.complete(f"word {i}") for i in range(40)])
     >>> report = feste.last_report()
-    >>> report.nodes, report.states, len(report.requests)
-    (40, {'done': 40}, 3)
-    >>> print(report)  # doctest: +ELLIPSIS
-    run-...: 40 nodes, 40 calls answered by 3 requests in ... s
-      40 done
-    <BLANKLINE>
-      operation      model  calls  requests  tokens in  tokens out  mean s  max s
-      fake.complete  m-1       40         3        ...         160    ...   ...
+    >>> report.nodes, report.states, len(report.requests), report.sizes
+    (40, {'done': 40}, 3, {16: 1, 12: 2})
+    >>> RunReport.from_json(report.to_json()) == report
+    True
     """
 
     run: str
@@ -111,10 +105,9 @@ class RunReport:
     states: dict[str, int]
     operations: list[OperationRow] = field(default_factory=list)
     tasks: dict[str, float] = field(default_factory=dict)
-    requests: list[RequestFinished] = field(default_factory=list)
+    requests: Sequence[RequestFinished] = field(default_factory=RequestLog)
     errors: list[str] = field(default_factory=list)
     cancelled: bool = False
-    spans: list[Span] = field(default_factory=list)
     unknown: list[UnknownRequest] = field(default_factory=list)
     reused: int = 0
     reused_input_tokens: int = 0
@@ -124,7 +117,20 @@ class RunReport:
     passed_on: dict[str, int] = field(default_factory=dict)
     dollars: float | None = None
     unpriced: int = 0
-    asked: frozenset[str] = field(default=frozenset(), repr=False)
+    asked: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    perhaps_billed: int = 0
+    dollars_possible: float | None = None
+    dollars_saved: float | None = 0.0
+    failures: dict[str, int] = field(default_factory=dict)
+    retries: dict[str, int] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+    peak: int = 0
+    breaker_openings: int = 0
+    begun: int = 0
+    waits: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    closings: list[Closing] = field(default_factory=list)
+    task_spans: list[Span] = field(default_factory=list)
 
     @classmethod
     def of(cls, run: Run) -> RunReport:
@@ -133,25 +139,20 @@ class RunReport:
         :param run: the run.
         """
         ended = time.monotonic() if run.ended is None else run.ended
-        requests = list(run.requests)
-        prices = prices_of(requests, run.askers)
-        dollars, unpriced = sum_of(prices)
-        spans = [_request_span(r) for r in requests]
-        spans += [
-            Span(lane, label, begun, end, ok, wait)
-            for lane, label, begun, end, wait, ok in run.spans
-        ]
+        totals, prices = list(run.rows.values()), Prices()
+        operations = rows_of(totals, prices)
+        known = [row.dollars for row in operations if row.dollars is not None]
+        most = [row.dollars_possible for row in operations]
         return cls(
             run=run.name,
             seconds=ended - run.started,
             nodes=len(run.state),
             states=run.count_states(),
-            operations=_rows(requests, prices),
+            operations=operations,
             tasks=dict(sorted(run.seconds.items(), key=lambda item: -item[1])),
-            requests=requests,
+            requests=run.requests if run.ended is not None else run.requests.copy(),
             errors=[f"{type(run.errors[i]).__name__}: {run.errors[i]}" for i in run.failed[:20]],
             cancelled=run.cancelled,
-            spans=spans,
             unknown=unknown_requests(run),
             reused=run.reused,
             reused_input_tokens=round(run.reused_input_tokens),
@@ -159,20 +160,69 @@ class RunReport:
             damaged=run.damaged,
             resampled=run.resampled,
             passed_on=passed_on(run),
-            dollars=dollars,
-            unpriced=unpriced,
+            dollars=sum(known) if known or not operations else None,
+            unpriced=sum(row.unpriced for row in operations),
             asked=frozenset(k for k, i in run.program.index.items() if run.state[i] != KEPT),
+            perhaps_billed=sum(row.perhaps_billed for row in totals),
+            dollars_possible=None if None in most else sum(m for m in most if m is not None),
+            dollars_saved=saved_by(totals, prices),
+            failures=run.count_failures(),
+            retries=dict(run.retries.most_common()),
+            sizes=dict(sorted(run.sizes.items(), reverse=True)),
+            peak=run.peak,
+            breaker_openings=run.openings,
+            begun=sum(row.begun for row in totals),
+            waits=run.sum_waits(),
+            versions={info.distribution: info.version for info in registry().plugins},
+            closings=[Closing(*closing) for closing in run.closings],
+            task_spans=[
+                Span(lane, label, begun, end, ok, waits=[("worker", wait)] if wait else [])
+                for lane, label, begun, end, wait, ok in run.spans
+            ],
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON, with the schema version."""
-        data = {
-            name: getattr(self, name) for name in self.__slots__ if name not in ("spans", "asked")
-        }
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
+        del data["asked"]
         data["operations"] = [asdict(row) for row in self.operations]
         data["requests"] = [r.to_json() for r in self.requests]
         data["unknown"] = [asdict(unknown) for unknown in self.unknown]
-        return {"schema": SCHEMA, **data, "perhaps_billed": self.perhaps_billed}
+        data["closings"] = [asdict(closing) for closing in self.closings]
+        data["task_spans"] = [asdict(span) for span in self.task_spans]
+        data["sizes"] = {str(size): count for size, count in self.sizes.items()}
+        return {"schema": SCHEMA, **data}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunReport:
+        """Return the report that :meth:`to_json` gave; fields that are not known here are left out.
+
+        :param data: the JSON.
+        :raises ConfigError: if it is of a later schema, or no report.
+        """
+        if not isinstance(data.get("schema"), int):
+            raise ConfigError("this is no report of a run: it has no schema number")
+        if data["schema"] > SCHEMA:
+            raise ConfigError(
+                f"the report is of schema {data['schema']}, this Feste reads up to {SCHEMA}: update it"
+            )
+        own = _known(cls, data)
+        kinds = {
+            "operations": OperationRow,
+            "unknown": UnknownRequest,
+            "closings": Closing,
+            "task_spans": Span,
+        }
+        for name, kind in kinds.items():
+            own[name] = [kind(**_known(kind, each)) for each in own.get(name, ())]
+        own["task_spans"] = [
+            replace(span, waits=[(cause, wait) for cause, wait in span.waits])
+            for span in own["task_spans"]
+        ]
+        requests = (RequestFinished(**_known(RequestFinished, r)) for r in own.get("requests", ()))
+        own["requests"] = RequestLog(own["run"], requests)
+        own["sizes"] = {int(size): count for size, count in own.get("sizes", {}).items()}
+        return cls(**own)
 
     def save(self, path: str | Path) -> None:
         """Write the report as ``.json``, ``.txt`` or ``.html``, or its timeline as ``.svg``.
@@ -184,12 +234,24 @@ class RunReport:
             case ".json":
                 text = json.dumps(self.to_json(), indent=1)
             case ".html":
-                text = page(self._headline(), self._repr_html_())
+                text = page(headline(self), self._repr_html_())
             case ".svg":
                 text = self.timeline()
             case _:
                 text = str(self)
         write(path, text)
+
+    @property
+    def spans(self) -> list[Span]:
+        """When each request and each longer task ran, and what it waited for before."""
+        closed: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for closing in self.closings:
+            times = closed.setdefault((closing.backend, closing.model), [])
+            times.append((closing.start, closing.end))
+        return [
+            *(_request_span(r, closed.get((r.backend, r.model), ())) for r in self.requests),
+            *self.task_spans,
+        ]
 
     def timeline(self, path: str | Path | None = None) -> str:
         """Draw when each request and each task ran, as SVG, which a notebook displays.
@@ -197,140 +259,54 @@ class RunReport:
         :param path: the file to write, ``.svg`` or ``.html``, or None.
         :raises ConfigError: for another file extension.
         """
-        svg = draw_timeline(self.spans, title=self._headline())
+        svg = draw_timeline(self.spans, title=headline(self))
         if path is not None:
             html_page = ending(path, ".svg", ".html") == ".html"
-            write(path, page(self._headline(), svg) if html_page else svg)
+            write(path, page(headline(self), svg) if html_page else svg)
         return svg
 
-    def _answered(self) -> int:
+    @property
+    def answered(self) -> int:
+        """The number of calls that requests of this run have answered."""
         return sum(row.calls for row in self.operations)
 
-    def _sent(self) -> int:
-        return sum(row.requests for row in self.operations)
-
-    def _headline(self) -> str:
-        calls, sent = counted(self._answered(), "call"), counted(self._sent(), "request")
-        stopped = ", stopped" if self.cancelled else ""
-        return (
-            f"{self.run}: {counted(self.nodes, 'node')}, {calls} answered by {sent} "
-            f"in {self.seconds:,.2f} s{stopped}{self._price()}"
-        )
-
-    def _price(self) -> str:
-        if self.dollars is None:
-            return ""
-        if self.unpriced:
-            unknown = counted(self.unpriced, "request")
-            return f", at least {money(self.dollars)} ({unknown} of unknown price)"
-        return f", {money(self.dollars)}"
-
     @property
-    def perhaps_billed(self) -> int:
-        """Requests that left and were not answered: the provider may have charged for them."""
-        return sum(request.billed == "unknown" for request in self.requests)
-
-    def _states(self) -> str:
-        return ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in self.states.items())
+    def sent(self) -> int:
+        """The number of requests that this run has sent."""
+        return sum(row.requests for row in self.operations)
 
     def table(self) -> list[list[str]]:
         """Return the rows of the table of operations, the heading first.
 
-        The columns of models, failures, tokens and prices are omitted if they are empty in all rows.
+        The columns of models, failures, tokens, prices and waits are omitted if they are empty in all
+        rows.
         """
-        heading = (
-            "operation,model,calls,requests,failed,tokens in,cached,tokens out,dollars,mean s,max s"
-        )
-        names = heading.split(",")
-        rows = [_cells(row) for row in self.operations]
-        return telling([names, *rows], _OPTIONAL, _NOTHING)
+        return table_of(self.operations)
 
     def __str__(self) -> str:
-        lines = [*wrapped(self._headline()), *wrapped(self._states(), 2)]
-        if self.operations:
-            rows = self.table()
-            lines += ["", *aligned(rows, 1 + ("model" in rows[0]))]
-        lines += [line for remark in remarks(self) for line in wrapped(remark, 2)]
-        if self.errors:
-            lines += ["", "errors:", *(line for e in self.errors[:5] for line in wrapped(e, 2))]
-        return "\n".join(lines)
+        return text_of(self)
 
     def __repr__(self) -> str:
-        answered = self._answered()
+        answered = self.answered
         what = counted(answered, "call") if answered else counted(self.nodes, "node")
         return f"<RunReport {self.run}: {what} in {self.seconds:,.2f} s>"
 
     def _repr_html_(self) -> str:
-        parts = [f"<p>{html.escape(line)}</p>" for line in (self._headline(), self._states())]
-        if self.operations:
-            heading, *rows = self.table()
-            body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
-            head = f"<thead><tr>{_html_cells('th', heading)}</tr></thead>"
-            parts.append(f"<table>{head}<tbody>{body}</tbody></table>")
-        parts += [f"<p>{html.escape(remark)}</p>" for remark in remarks(self)]
-        parts += [f"<pre>{html.escape(error)}</pre>" for error in self.errors[:5]]
-        return "".join([*parts, self.timeline()])
+        return html_of(self) + self.timeline()
 
 
-def _cells(row: OperationRow) -> list[str]:
-    mean = row.seconds / row.requests if row.requests else 0.0
-    return [
-        row.operation,
-        row.model,
-        f"{row.calls:,}",
-        f"{row.requests:,}",
-        f"{row.failed:,}",
-        _count(row.input_tokens),
-        _count(row.cached_tokens),
-        _count(row.output_tokens),
-        dollars(Range.of(row.dollars), row.unpriced),
-        f"{mean:,.2f}",
-        f"{row.longest:,.2f}",
-    ]
+def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in data.items() if name in names}
 
 
-def _count(number: int | None) -> str:
-    return "unknown" if number is None else f"{number:,}"
-
-
-def _html_cells(tag: str, row: Sequence[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-
-
-def _request_span(request: RequestFinished) -> Span:
+def _request_span(request: RequestFinished, closed: Sequence[tuple[float, float]]) -> Span:
     return Span(
         f"{request.operation} {request.model}".rstrip(),
         request.operation,
         request.sent,
         request.at,
         not request.error,
-        request.sent - request.ready,
         request.items,
+        in_order(request.waits, request.sent, closed),
     )
-
-
-def _rows(
-    requests: Sequence[RequestFinished], prices: Sequence[float | None]
-) -> list[OperationRow]:
-    rows: dict[tuple[str, str], OperationRow] = {}
-    for request, price in zip(requests, prices, strict=True):
-        name = (f"{request.backend}.{request.operation}", request.model)
-        row = rows.setdefault(name, OperationRow(*name))
-        row.requests += 1
-        row.failed += bool(request.error)
-        row.calls += 0 if request.error else request.items
-        row.input_tokens = _plus(row.input_tokens, request.input_tokens)
-        row.output_tokens = _plus(row.output_tokens, request.output_tokens)
-        row.cached_tokens = _plus(row.cached_tokens, request.cached_tokens)
-        row.written_tokens = _plus(row.written_tokens, request.written_tokens)
-        if price is None:
-            row.unpriced += 1
-        else:
-            row.dollars = price + (row.dollars or 0.0)
-        row.seconds += request.at - request.sent
-        row.longest = max(row.longest, request.at - request.sent)
-    return list(rows.values())
-
-
-def _plus(known: int | None, more: int | None) -> int | None:
-    return known if more is None else more + (known or 0)

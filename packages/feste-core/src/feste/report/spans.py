@@ -19,8 +19,8 @@ class Span:
     :param start: the start in seconds since the run started.
     :param end: the end, likewise.
     :param ok: whether it succeeded.
-    :param wait: the seconds between being ready and starting.
     :param items: the number of calls that it carried.
+    :param waits: causes and seconds of what it waited for before its start, in this order.
     """
 
     lane: str
@@ -28,8 +28,13 @@ class Span:
     start: float
     end: float
     ok: bool = True
-    wait: float = 0.0
     items: int = 1
+    waits: Sequence[tuple[str, float]] = ()
+
+    @property
+    def wait(self) -> float:
+        """The seconds between being ready and starting."""
+        return sum(wait for _, wait in self.waits)
 
 
 def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
@@ -40,8 +45,9 @@ def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
     :raises ValueError: if a span has a time that is not finite, or ends before it starts.
     """
     for span in spans:
-        times = (span.start, span.end, span.wait)
-        if not all(map(math.isfinite, times)) or span.end < span.start or span.wait < 0:
+        waits = [wait for _, wait in span.waits]
+        finite = all(map(math.isfinite, (span.start, span.end, *waits)))
+        if not finite or span.end < span.start or min(waits, default=0.0) < 0:
             raise ValueError(f"the span {span.label!r} of {span.lane!r} has impossible times")
     low = min([0.0, *(span.start for span in spans)])
     high = max((span.end for span in spans), default=0.0)

@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import accumulate, groupby
 
-from feste.report.axis import CHART, GUTTER, Axis, clock
+from feste.report import waiting
+from feste.report.axis import BINS, CHART, GUTTER, Axis, clock
 from feste.report.spans import Span, extent_of, lanes_of, packed
 from feste.report.svg import (
     BOLD,
@@ -34,11 +35,10 @@ __all__ = ["Span", "draw_timeline"]
 
 CURVE = 58.0
 MAX_ROWS = 40  # the maximum rows of bars in all lanes together
-BINS, SHADES = 208, 8  # the resolution of a density strip
+SHADES = 8  # of a density strip
 SHAPES = [
     ".label{font-size:12px}",
     ".grid path{stroke-width:1px;stroke-dasharray:2 4;fill:none}",
-    ".waits{opacity:.45}",
     ".curve path{stroke-width:1.4px;stroke-linejoin:round;fill-opacity:.16}",
     f".inbar{{font-size:{SMALL - 0.5}px}}",
     *(f".s{shade}{{fill-opacity:{shade / SHADES:.3f}}}" for shade in range(1, SHADES + 1)),
@@ -62,12 +62,15 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
     dense = len(spans) > max_spans
     rows_of = [[members] if dense else packed(members) for _, members in lanes]
     folded = set(range(len(lanes))) if dense else _folded([len(rows) for rows in rows_of])
-    single = [span for i, (_, members) in enumerate(lanes) if i not in folded for span in members]
     pitch = (
         19.0 if sum(len(rows) for i, rows in enumerate(rows_of) if i not in folded) <= 20 else 12.0
     )
     peak, curve = _curve(spans, axis, 22.0)
     y, body = 22.0 + CURVE + 10, [curve] if spans else []
+    causes = waiting.causes_of(spans, axis)
+    if causes:
+        body.append(waiting.band(spans, causes, axis, y))
+        y += waiting.HEIGHT + 10
     for i, (name, members) in enumerate(lanes):
         rows = 0 if i in folded else len(rows_of[i])
         words = _name_lines(name)
@@ -94,7 +97,7 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
         f"{title or 'Timeline'}: {notes[0]}",
         body=body,
         size=(GUTTER + CHART, y) if spans else (0, 0),
-        legend=_legend(spans, single),
+        legend=_legend(spans) + waiting.legend(causes),
         notes=notes,
         style=style_of("timeline", SHAPES, _colours),
     )
@@ -127,25 +130,27 @@ def _name_lines(name: str) -> list[str]:
 
 
 def _bars(rows: Sequence[Sequence[Span]], axis: Axis, first: Rect) -> str:
-    """Draw a bar for each span, and a thin pale bar before it for its wait."""
+    """Draw a bar for each span, and thin bars before it for its waits."""
     pitch = first.height
-    thick, thin = pitch * 0.72, pitch * 0.16
+    thick, thin = pitch * 0.68, pitch * 0.2
     waits, bars = [], []
     for number, row in enumerate(rows):
         y = first.y + number * pitch
         for span in row:
-            if span.wait:
-                wait = axis.bar(span.start - span.wait, span.start, y + pitch - thin - 1, thin)
-                waits.append(svg_rect("wait fill", wait, 1))
+            if span.waits:
+                waits += waiting.thin_bars(span, axis, y + pitch - thin - 1, thin)
             bars.append(_bar(span, axis.bar(span.start, span.end, y, thick)))
-    # One opacity for all waits of a lane, so that overlapping waits do not add up to a solid bar.
-    return f'<g class="waits">{"".join(waits)}</g>{"".join(bars)}'
+    return "".join(waits + bars)
 
 
 def _bar(span: Span, at: Rect) -> str:
     facts = [f"{clock(span.start)} to {clock(span.end)} ({clock(span.end - span.start)})"]
-    if span.wait:
-        facts.append(f"waited {clock(span.wait)}")
+    waits: dict[str, float] = {}
+    for cause, wait in span.waits:
+        waits[cause] = wait + waits.get(cause, 0.0)
+    for cause, wait in waits.items():
+        words = waiting.WORDS.get(cause, waiting.WORDS["other"])
+        facts.append(words.replace("waits", f"waited {clock(wait)}"))
     if span.items != 1:
         facts.append(counted(span.items, "call"))
     if not span.ok:
@@ -168,21 +173,10 @@ def _words(span: Span, room: float) -> str:
 def _strip(spans: Sequence[Span], axis: Axis, y: float, height: float) -> str:
     """Draw how much ran at each time as shades, with failures as ticks at the lower edge."""
     wide = (axis.high - axis.low) / BINS
-    busy, failed = [0.0] * BINS, set[int]()
-    slope = [0.0] * BINS  # differences, so that a long span costs no more than a short one
-    for span in spans:
-        first, last = (
-            min(BINS - 1, int((time - axis.low) / wide)) for time in (span.start, span.end)
-        )
-        busy[first] -= (span.start - axis.low) / wide - first
-        busy[last] += (span.end - axis.low) / wide - last
-        slope[first] += 1.0
-        slope[last] -= 1.0
-        if not span.ok:
-            failed.add(last)
-    levels = [part + whole for part, whole in zip(busy, accumulate(slope))]
+    failed = {min(BINS - 1, int((s.end - axis.low) / wide)) for s in spans if not s.ok}
+    levels = axis.levels((span.start, span.end) for span in spans)
     most = max(levels) or 1.0
-    shades = [math.ceil(SHADES * math.sqrt(max(0.0, at) / most) - 1e-9) for at in levels]
+    shades = [math.ceil(SHADES * math.sqrt(at / most) - 1e-9) for at in levels]
     cell = CHART / BINS
     parts, x = [], GUTTER
     for shade, run in groupby(shades):
@@ -254,8 +248,8 @@ def _totals(spans: Sequence[Span], peak: int) -> str:
     return "; ".join(facts) + "."
 
 
-def _legend(spans: Sequence[Span], single: Sequence[Span]) -> list[tuple[str, str]]:
-    """Return (swatch, words) for everything that is drawn; only single bars show waits."""
+def _legend(spans: Sequence[Span]) -> list[tuple[str, str]]:
+    """Return (swatch, words) for the kinds of bars."""
     at = Rect(0, -10, 26, 13)
     kinds = {_kind(span.lane) for span in spans}
     entries = [
@@ -263,9 +257,6 @@ def _legend(spans: Sequence[Span], single: Sequence[Span]) -> list[tuple[str, st
         for kind, name in KINDS.items()
         if kind in kinds
     ]
-    if any(span.wait for span in single):
-        thin = svg_rect("fill", Rect(0, -5, 26, 3), 1)
-        entries.append((f'<g class="lane {min(kinds)}"><g class="waits">{thin}</g></g>', "waiting"))
     if not all(span.ok for span in spans):
         entries.append((svg_rect("bad", at, 3), "failed"))
     return entries
@@ -280,4 +271,5 @@ def _colours(palette: Palette) -> list[str]:
         f".curve path{{fill:{palette['prompt'][1]};stroke:{palette['prompt'][1]}}}",
         *(f".{kind} .fill{{fill:{palette[kind][1]}}}" for kind in KINDS),
         f".bad{{fill:{palette['bad'][1]}}}",
+        *(f".w-{cause}{{fill:{colour}}}" for cause, colour in waiting.COLOURS.items()),
     ]

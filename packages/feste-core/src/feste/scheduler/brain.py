@@ -22,7 +22,7 @@ the outcomes as new events. Both are tuples that start with a name:
               ("send", executor, handle, call, request, on_chunk)
               ("cancel", executor, handle)   ("abandon", executor, chunk)
               ("fetch", executor, handle, refs)   ("release", executor, ref)
-              ("grow", run, i, emission)   ("notify", event)   ("finish", run)
+              ("grow", run, i, emission)   ("notify", run, event)   ("finish", run)
               ("hand", run, tokens, ok, value)    a result for the run's outlet
               ("ask", ticket, question)    ask a store; `question` takes what receives the outcome
 
@@ -41,6 +41,7 @@ from typing import Any
 from feste import draw
 from feste.errors import FesteError, Interrupted, NotStarted
 from feste.events import RunFinished, RunStarted
+from feste.scheduler.accounts import Accounts
 from feste.scheduler.admission.breaker import Outages
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
@@ -72,6 +73,7 @@ from feste.scheduler.run import (
     Run,
 )
 from feste.scheduler.stalls import Stalls
+from feste.scheduler.waits import Waits
 
 __all__ = ["Brain"]
 
@@ -98,6 +100,8 @@ class Brain:
         self.now = 0.0
         self._count = itertools.count(1)
         self._actions: list[Action] = []
+        self.waits = Waits(self)
+        self.accounts = Accounts(self)
         self.lifecycle = Lifecycle(self)
         self.dispatcher = Dispatcher(self)
         self.growth = Growth(self)
@@ -219,9 +223,9 @@ class Brain:
         self.runs.append(run)
         for call, latency in run.profiled.items():
             self.latencies.expect(call, latency)
-        if run.observed:
+        if RunStarted.name in run.heard:
             begun = RunStarted(run.name, 0.0, len(run.program.nodes), run.calls, run.wall)
-            self.act("notify", begun)
+            self.act("notify", run, begun)
         for i, pending in enumerate(run.pending):
             if not pending and run.state[i] == WAITING:
                 self.lifecycle.ready(run, i)
@@ -339,15 +343,6 @@ class Brain:
         self.runs.remove(run)
         for scope in run.scopes:
             draw.forget(scope)
-        if run.observed:
-            ended = RunFinished(
-                run.name,
-                self.now - run.started,
-                run.count_states(),
-                len(run.requests),
-                run.input_tokens,
-                run.output_tokens,
-                run.cancelled,
-            )
-            self.act("notify", ended)
+        if RunFinished.name in run.heard:
+            self.act("notify", run, self.accounts.closing(run))
         self.act("finish", run)

@@ -24,7 +24,6 @@ from feste.errors import (
     Unreachable,
     Unusable,
 )
-from feste.events import RequestFinished
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.admission.retry import REFUSED_ALL, RetryPolicy, is_unreadable
 from feste.scheduler.executor import QUICK, Executor, PyTask
@@ -42,6 +41,7 @@ from feste.scheduler.run import (
     Run,
     Scope,
 )
+from feste.scheduler.waits import PREFIX, RETRY, STORE
 from feste.scheduler.work import cause_of
 from feste.wording import counted
 
@@ -99,6 +99,7 @@ class Calls:
         :param i: the node's position.
         :param request: its request.
         """
+        self.brain.waits.spend(run, i, STORE)
         if self.brain.flights.joins(run, i, request):
             return
         gathering = run.gatherings.get(i)
@@ -168,7 +169,9 @@ class Calls:
         for i in members:
             run.state[i] = QUEUED
         run.resumes_at = max(run.resumes_at, gate.closed_until)
-        self.enter(Parcel(run, call, members, requests, request, gate, self.brain.now, split))
+        parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
+        self.brain.waits.gathered(parcel)
+        self.enter(parcel)
 
     def gate_of(self, call: Call[Any], request: Request) -> Gate[Parcel]:
         """Return the gate of a request.
@@ -188,12 +191,14 @@ class Calls:
 
         :param parcel: the request.
         """
+        self.brain.waits.waited(parcel, PREFIX)
         refusal = self.brain.outages.refusal(parcel)
         if refusal is not None:
             self.brain.outages.shut(parcel, refusal)
         elif self.brain.outages.is_passed_by(parcel):
             self.brain.outages.give_up(parcel)
         elif not self.brain.prefixes.holds(parcel):
+            self.brain.waits.entered(parcel)
             parcel.gate.push(parcel, parcel.rank, parcel.run.name, parcel.request)
 
     def admit(self) -> None:
@@ -201,6 +206,7 @@ class Calls:
         for scope, gate in list(self.gates.items()):
             while (parcel := self._next(scope, gate)) is not None:
                 self.brain.outages.left(parcel)
+                self.brain.waits.admitted(parcel)
                 parcel.attempt += 1
                 if parcel.attempt == 1:
                     parcel.since = self.brain.now
@@ -210,6 +216,7 @@ class Calls:
                     self.launch(parcel)
             if len(gate) or scope in self.short or self.brain.groups.wait_for(gate):
                 self.watch(gate, self.brain.outages.resumes_at(scope))
+            self.brain.waits.held(gate)
 
     def watch(self, gate: Gate[Parcel], resumes_at: float = 0.0) -> None:
         """Look at a gate again when it will admit a request by itself.
@@ -283,11 +290,11 @@ class Calls:
             f"{counted(parcel.attempt, 'attempt')}{told}",
             billed="unknown" if parcel.handle or parcel.ambiguous else paid,  # type: ignore[arg-type]
         )
-        if parcel.handle:
+        if handle := parcel.handle:
             self.brain.outages.landed(parcel, error)
-            self._record(parcel, False, error)
+            self.brain.accounts.record(parcel, False, error)
             self.brain.journaling.ended(parcel, error)
-            self.brain.act("cancel", run.executor, parcel.handle)
+            self.brain.act("cancel", run.executor, handle)
         parcel.gate.remove(parcel)
         if self.retrying.pop(id(parcel), None) is not None:
             run.retrying -= 1
@@ -308,10 +315,11 @@ class Calls:
 
         :param parcel: the request, counted as in flight by its gate.
         """
-        handle = parcel.handle = self.brain.number()
+        handle = self.brain.number()
         run = parcel.run
         parcel.sent = self.brain.now
         self.parcels[handle] = parcel
+        self.brain.accounts.launched(parcel, handle)
         for i in parcel.members:
             if run.state[i] < OPEN:
                 run.state[i] = SENT
@@ -328,7 +336,6 @@ class Calls:
         if parcel is None:
             return  # sent by an earlier brain that broke
         run, gate = parcel.run, parcel.gate
-        parcel.handle = 0
         self.brain.spending.settle(parcel, value)
         now = self.brain.now
         if ok:
@@ -340,6 +347,7 @@ class Calls:
             for each in self.brain.runs:
                 if each is run or gate.queues(each.name):
                     each.resumes_at = max(each.resumes_at, gate.closed_until)
+            self.brain.accounts.throttled(parcel)
         elif isinstance(value, Unreachable):
             gate.unsent(parcel)
         else:
@@ -355,7 +363,7 @@ class Calls:
                     self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
             return  # give_up has recorded it
         self.brain.outages.landed(parcel, None if ok else value)
-        self._record(parcel, ok, value)
+        self.brain.accounts.record(parcel, ok, value)
         if ok:
             self._stop_clock(parcel)
             self._answered(parcel, value)
@@ -370,40 +378,12 @@ class Calls:
 
         :param parcel: the request; its run is ending.
         """
+        if not parcel.handle:
+            return  # it was given up before, and has not ended yet
         error = Interrupted("the run was stopped")
         self.brain.prefixes.failed(parcel, counts=False)
-        self._record(parcel, False, error)
+        self.brain.accounts.record(parcel, False, error)
         self.brain.journaling.ended(parcel, error)
-
-    def _record(self, parcel: Parcel, ok: bool, value: Any) -> None:
-        run, request = parcel.run, parcel.request
-        usage = value.usage if ok else None
-        record = RequestFinished(
-            run=run.name,
-            at=self.brain.now - run.started,
-            backend=request.plugin,
-            operation=parcel.call.name,
-            model=request.model,
-            items=request.items,
-            attempt=parcel.attempt,
-            ready=parcel.ready - run.started,
-            sent=parcel.sent - run.started,
-            input_tokens=usage.input if usage else None,
-            output_tokens=usage.output if usage else None,
-            cached_tokens=usage.cached if usage else None,
-            written_tokens=usage.written if usage else None,
-            status=None if ok else value.status,
-            error="" if ok else type(value).__name__,
-            request_id=value.request_id,
-            billed="yes" if ok else value.billed,
-        )
-        run.ambiguous += record.billed == "unknown"
-        run.askers.append(parcel.call.client)  # first: a report may be made at any moment
-        run.requests.append(record)
-        run.input_tokens += record.input_tokens or 0
-        run.output_tokens += record.output_tokens or 0
-        if run.observed:
-            self.brain.act("notify", record)
 
     def _answered(self, parcel: Parcel, response: Response) -> None:
         run, members = parcel.run, parcel.members
@@ -438,6 +418,7 @@ class Calls:
         self.brain.lifecycle.keep_paid(run, i, response)
         if run.state[i] >= OPEN:  # given up while its answer was written
             return
+        self.brain.waits.spend(run, i, STORE)
         node = run.program.nodes[i]
         values = [run.values[d] for d in run.program.deps[i]]
         args = (call, response, node.args, values)
@@ -452,6 +433,7 @@ class Calls:
             without an answer, which is left alone.
         """
         run = parcel.run
+        self.brain.waits.waited(parcel, STORE)
         for position, outcome in enumerate(outcomes):
             i = parcel.members[position]
             if run.state[i] >= OPEN or isinstance(outcome, CountMismatch):
@@ -517,7 +499,6 @@ class Calls:
             self.fail_members(parcel, error)
             return
         wait = self.brain.outages.wait(parcel, error, wait)
-        run.retries[type(error).__name__] += 1
         parcel.throttled += isinstance(error, RateLimited)
         parcel.error = error
         if not isinstance(error, RateLimited):  # which closes the gate for all anyway
@@ -537,6 +518,8 @@ class Calls:
             self.brain.prefixes.failed(parcel, counts=False)
         else:
             parcel.ready = self.brain.now
+            self.brain.waits.waited(parcel, RETRY)
+            self.brain.waits.entered(parcel)
             rank = max(parcel.run.program.rank[i] for i in alive)
             parcel.gate.push(parcel, rank, parcel.run.name, parcel.request)
 

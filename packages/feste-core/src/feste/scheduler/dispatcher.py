@@ -211,6 +211,7 @@ class Dispatcher:
         self.brain.durations.note(name, seconds)
         run = task.run
         run.seconds[name] += seconds
+        self.brain.waits.ran(task, ok, value, seconds)
         if _is_wanted(task):
             self.brain.stages[task.stage](run, task, ok, value, seconds)
 

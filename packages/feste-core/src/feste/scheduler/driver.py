@@ -19,6 +19,7 @@ from feste import store
 from feste.backend import OnChunk
 from feste.errors import FesteError
 from feste.events import Event
+from feste.scheduler import logs
 from feste.scheduler.brain import Brain
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import Executor, Reporter
@@ -80,7 +81,8 @@ class Driver:
         if self._closed and not threading.current_thread().daemon:  # daemons end with Python anyway
             raise FesteError("no run can begin any more: Python is ending")
         run.wall = time.time()
-        run.observed = self._observers.any
+        told = self._observers.heard()
+        run.observed, run.heard = bool(told), told | logs.wanted()
         self._events.put(("submit", run))
 
     def add(self, run: Run, program: Program, tokens: Sequence[Sequence[Any]]) -> None:
@@ -183,8 +185,8 @@ class Driver:
         assert run.outlet is not None
         run.outlet.take((tokens, ok, value))
 
-    def _notify(self, event: Event) -> None:
-        self._observers.tell(event)
+    def _notify(self, run: Run, event: Event) -> None:
+        self._observers.tell(event, plugins=run.observed)
 
     def _finish(self, run: Run) -> None:
         self._observers.then(run.finish)

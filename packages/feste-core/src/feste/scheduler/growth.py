@@ -196,6 +196,7 @@ class Growth:
             at = main.index.get(node.key)
             if j in needed and (at is None or self._is_gone(run, at)):
                 at = run.append(node, part.rank[j] + rank, part.keepers[j])
+                run.since[at] = self.brain.now
                 fresh.append(j)
                 if j in group_of:
                     self.brain.groups.join(run, at, group_of[j])

@@ -136,6 +136,10 @@ class Journaling:
         run.sources[i] = REPLAYED if found.source == "replayed" else CACHED
         run.reused_input_tokens += found.tokens[0]
         run.reused_output_tokens += found.tokens[1]
+        totals = self.brain.waits.totals(run, i, request)
+        totals.reused += 1
+        totals.reused_input += found.tokens[0]
+        totals.reused_output += found.tokens[1]
         if run.sources[i] == CACHED and run.store is not None:
             answer = Answer(request, response, "cache")
             question = partial(run.store.record, [answer], prompts=run.answers.prompts)

@@ -290,6 +290,7 @@ class Lifecycle:
     def end(self, run: Run, i: int, state: int) -> None:
         """Put a node into its final state."""
         before = run.state[i]
+        self.brain.waits.ended(run, i, before)
         run.state[i] = state
         run.open -= 1
         node = run.program.nodes[i]
@@ -312,7 +313,7 @@ class Lifecycle:
                 for j in held:
                     if not run.uses[j]:
                         self.release(run, j)
-        if run.observed:
+        if NodeFinished.name in run.heard:
             self._tell(run, i, node, state)
         if not run.open:
             self.brain.end_if_done(run)
@@ -342,8 +343,8 @@ class Lifecycle:
 
     def _tell(self, run: Run, i: int, node: Node, state: int) -> None:
         now = self.brain.now - run.started
-        ready = run.ready_at[i] - run.started if run.ready_at[i] else now
-        self.brain.act("notify", partial(_finished, run, i, node, state, now, ready))
+        ready = run.ready_at[i] - run.started if run.ready_at[i] >= 0 else now
+        self.brain.act("notify", run, partial(_finished, run, i, node, state, now, ready))
 
     def _tell_joined(self, run: Run, i: int, node: Node, state: int) -> None:
         shared = self._shared_name(run, node)

@@ -12,8 +12,9 @@ from typing import Any
 
 from feste import blocking
 from feste.errors import FesteWarning
-from feste.events import Event
+from feste.events import EVENTS, Event
 from feste.plugins import registry
+from feste.scheduler import logs
 
 __all__ = ["Lane", "Observers"]
 
@@ -75,21 +76,28 @@ class Observers:
         self._lane = Lane("feste-observers", "hook")
         self._ignored: set[Any] = set()
 
-    @property
-    def any(self) -> bool:
-        """Whether any plugin observes runs."""
+    def heard(self) -> frozenset[str]:
+        """Return the names of the events that plugins implement hooks for."""
         hook = registry().manager.hook
-        names = ("run_started", "node_finished", "request_finished", "run_finished")
-        return any(getattr(hook, f"feste_{name}").get_hookimpls() for name in names)
+        names = (event.name for event in EVENTS)
+        return frozenset(n for n in names if getattr(hook, f"feste_{n}").get_hookimpls())
 
-    def tell(self, event: Event | Callable[[], Event]) -> None:
-        """Send an event to all observers.
+    def tell(self, event: Event | Callable[[], Event], *, plugins: bool = True) -> None:
+        """Send an event to all observers, and to the log.
 
         :param event: the event, or a function that makes it on the observers' thread.
+        :param plugins: whether any plugin observed runs as this one began.
         """
-        self._lane.put(lambda: self._tell(event() if callable(event) else event))
+        self._lane.put(lambda: self._tell(event() if callable(event) else event, plugins))
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: Event, plugins: bool) -> None:
+        try:
+            logs.log(event)
+        finally:  # a handler that raises is told on stderr as an error of this thread
+            if plugins:
+                self._tell_plugins(event)
+
+    def _tell_plugins(self, event: Event) -> None:
         for impl in getattr(registry().manager.hook, f"feste_{event.name}").get_hookimpls():
             if impl.plugin in self._ignored:
                 continue

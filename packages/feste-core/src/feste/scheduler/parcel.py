@@ -7,6 +7,7 @@ from typing import Any
 from feste.backend import Call, Request
 from feste.budget import Budget
 from feste.errors import CallError
+from feste.events import CAUSES
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.run import OPEN, Run
 
@@ -59,7 +60,9 @@ class Parcel:
         "gate",
         "handle",
         "members",
+        "noted",
         "number",
+        "queued",
         "ready",
         "request",
         "requests",
@@ -71,6 +74,7 @@ class Parcel:
         "throttled",
         "timer",
         "unreadable",
+        "waits",
     )
 
     def __init__(
@@ -97,8 +101,6 @@ class Parcel:
         self.attempt = 0
         #: The number of its last attempt in the store; 0 without a store.
         self.number = 0
-        #: The number of the request under way; 0 while none is.
-        self.handle = 0
         #: What is set aside for it of each budget, and the timer of its deadline.
         self.reserved: list[tuple[Budget, float]] = []
         self.timer: Any = None
@@ -108,6 +110,13 @@ class Parcel:
         self.ambiguous = 0
         self.unreadable = 0
         self.split = split
+        #: What its next attempt has waited for, by position in CAUSES; since when it waits for
+        #: something else; and its gate's sums as it began to queue.
+        self.waits = [0.0] * len(CAUSES)
+        self.noted = now
+        self.queued = (0.0, 0.0)
+        #: The brain's number of the attempt that is under way, or 0.
+        self.handle = 0
 
     def alone(self, position: int, now: float) -> Parcel:
         """Return a request for one of its calls, to send again what this one did not answer.

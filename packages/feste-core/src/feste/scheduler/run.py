@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import threading
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -16,13 +17,14 @@ from feste.blocking import in_loop
 from feste.context import Settings, caps, everywhere
 from feste.draw import Determinism
 from feste.errors import CallError, FesteError, Interrupted
-from feste.events import RequestFinished
+from feste.events import CAUSES
 from feste.node import Node
 from feste.optimization.analysis.profiles import Profiles
 from feste.optimization.optimizer import is_enabled
 from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.batching.feeders import Feeders
 from feste.scheduler.program import Program
+from feste.scheduler.request_log import RequestLog
 from feste.scheduler.states import (
     CACHED,
     DONE,
@@ -47,6 +49,7 @@ from feste.scheduler.states import (
     VALUED,
     WAITING,
 )
+from feste.scheduler.totals import Totals
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
@@ -131,7 +134,9 @@ class Run:
         self.profiles = Profiles()
         #: Whether its caller waits on the thread of an event loop, which stands still meanwhile.
         self.blocks_loop = in_loop()
+        #: The names of the events that somebody wants, and whether any plugin does.
         self.observed = False
+        self.heard: frozenset[str] = frozenset()
         #: Takes results one by one, as they end; None if all are read when the run has ended.
         self.outlet: Outlet | None = None
         #: Receives the text of its only output as it arrives, if that is a call; or None.
@@ -147,7 +152,11 @@ class Run:
         self.failed: list[int] = []
         self.ready: dict[str, list[tuple[int, int, Any]]] = {}
         self.gatherings: dict[int, Gathering] = {}
-        self.ready_at: list[float] = [0.0] * count
+        #: When nodes became ready, on the brain's clock; below 0 those that did not.
+        self.ready_at = array("d", [-1.0]) * count
+        #: When a call's account was last written, before that when its node was made; and the account.
+        self.since = array("d", bytes(8 * count))
+        self.totals: list[Totals | None] = [None] * count
         self.open = count
         #: Nodes whose task has returned nodes.
         self.emitters: set[int] = set()
@@ -172,20 +181,25 @@ class Run:
         self.closed: dict[Scope, CallError] = {}
         #: Whether it is over but for nodes that other runs wait for.
         self.interrupted = False
-        self.requests: list[RequestFinished] = []
-        #: The backend of each of them.
-        self.askers: list[Backend] = []
+        self.requests = RequestLog(self.name)
+        #: The accounts of operations and models, by client.
+        self.rows: dict[tuple[int, str, str], Totals] = {}
+        #: The number of requests by the number of calls in them, of further attempts by the cause.
+        self.sizes: Counter[int] = Counter()
+        self.retries: Counter[str] = Counter()
+        #: Backend, model, reason, start and end of the times for which a gate was closed.
+        self.closings: list[tuple[str, str, str, float, float]] = []
+        self.in_flight = self.peak = 0
+        #: How often its failures opened a breaker.
+        self.openings = 0
+        #: What calls have waited for until they were packed: others, a slot, a limit; and the sums of
+        #: their gate as they began to wait.
+        self.batched: dict[int, tuple[float, ...]] = {}
+        self.arrived: dict[int, tuple[Any, tuple[float, float]]] = {}
         #: The number of requests that wait for their next attempt, and until when (on the brain's
         #: clock) a gate that this run queues at is closed.
         self.retrying = 0
         self.resumes_at = 0.0
-        #: How many requests were sent again, by the name of the error; those of unreadable answers
-        #: bought one more.
-        self.retries: Counter[str] = Counter()
-        #: How many attempts may have been billed without an answer.
-        self.ambiguous = 0
-        #: How often its failures opened a breaker, since a backend was down.
-        self.openings = 0
         #: What it spent under caps, and what is still reserved, by unit: ``dollars``, ``tokens``.
         self.spent: defaultdict[str, float] = defaultdict(float)
         self.reserved: defaultdict[str, float] = defaultdict(float)
@@ -277,7 +291,9 @@ class Run:
         self.pending.append(0)
         self.uses.append(0)
         self.values.append(None)
-        self.ready_at.append(0.0)
+        self.ready_at.append(-1.0)
+        self.since.append(0.0)
+        self.totals.append(None)
         self.gone.append(0)
         self.open += 1
         self.calls += node.op.kind == "call"
@@ -358,6 +374,15 @@ class Run:
         if self.open:  # the run was stopped but did not end in time
             counts[NOT_STARTED] += sum(counts[state] for state in range(OPEN))
         return {name: counts[state] for state, name in STATES.items() if counts[state]}
+
+    def count_failures(self) -> dict[str, int]:
+        """Return how many nodes failed by themselves, by the name of the error's class."""
+        return dict(Counter(type(self.errors[i]).__name__ for i in self.failed).most_common())
+
+    def sum_waits(self) -> dict[str, float]:
+        """Return the seconds that calls have waited, summed over calls, by cause."""
+        sums = [sum(seconds) for seconds in zip(*(row.times for row in list(self.rows.values())))]
+        return {cause: waited for cause, waited in zip(CAUSES, sums) if waited}
 
 
 def _latencies(nodes: Iterable[Node]) -> dict[Call[Any], Latency]:

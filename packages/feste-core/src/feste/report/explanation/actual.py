@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,8 @@ from feste.optimization.analysis.ranges import Range, total
 from feste.report.axis import clock
 from feste.report.explanation.rows import CallRow
 from feste.report.figures import dollars, money, time
-from feste.report.run_report import OperationRow, RunReport
+from feste.report.operations import OperationRow
+from feste.report.run_report import RunReport
 from feste.wording import counted
 
 __all__ = ["Actual", "as_before"]
@@ -65,15 +65,14 @@ class Actual:
         :param rows: the figures of the plan.
         :param seconds: how long it was to take.
         """
-        sizes = Counter(request.items for request in report.requests)
         return cls(
             run=report.run,
             seconds=report.seconds,
             calls=sum(row.calls for row in report.operations),
             requests=len(report.requests),
             failed=sum(row.failed for row in report.operations),
-            retried=sum(request.attempt > 1 for request in report.requests),
-            sizes=dict(sorted(sizes.items(), reverse=True)),
+            retried=sum(report.retries.values()),
+            sizes=dict(report.sizes),
             states=dict(report.states),
             reused=report.reused,
             dollars=report.dollars,
@@ -128,7 +127,8 @@ def _off(report: RunReport, rows: Sequence[CallRow]) -> list[str]:
         if ran is None:
             continue  # answers from a store, or a run that was stopped
         requests = sum(plan.requests for plan in plans)
-        if ran.requests != requests:
+        least = sum(plan.at_least if plan.grouped else plan.requests for plan in plans)
+        if not least <= ran.requests <= requests:
             found.append(f"{what}: {counted(ran.requests, 'request')}, {requests:,} planned")
         read = total(plan.input_tokens for plan in plans)
         made = total(plan.output_tokens for plan in plans)

@@ -10,7 +10,7 @@ from feste.report.axis import clock
 from feste.report.explanation.actual import Actual
 from feste.report.explanation.rows import CallRow
 from feste.report.figures import bounded, dollars, money, time, tokens
-from feste.report.run_report import OperationRow
+from feste.report.operations import OperationRow
 from feste.report.table import telling
 from feste.wording import counted, printable
 
@@ -34,7 +34,8 @@ def headline(explained: Explanation) -> list[str]:
     :param explained: the explanation.
     """
     before, after = explained.nodes
-    requests = f"{counted(explained.requests, 'request')} (at least {explained.at_least:,})"
+    most = "at most " if explained.grouped else ""
+    requests = f"{most}{counted(explained.requests, 'request')} (at least {explained.at_least:,})"
     parts = [
         f"{counted(before, 'node')} -> {after:,}",
         f"{counted(explained.calls, 'call')} -> {requests}",
@@ -132,11 +133,12 @@ def _actual_cells(operation: str, model: str, row: OperationRow) -> list[str]:
 
 def _cells(row: CallRow) -> list[str]:
     bound = "" if row.at_least == row.requests else f" (>= {row.at_least:,})"
+    most = "<= " if row.grouped and bound else ""
     return [
         row.operation,
         printable(row.model),
         f"{row.calls:,}",
-        f"{row.requests:,}{bound}",
+        f"{most}{row.requests:,}{bound}",
         tokens(row.input_tokens),
         f"{row.cached_tokens:,}",
         bounded(row.output_tokens),

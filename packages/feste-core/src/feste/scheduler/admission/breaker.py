@@ -199,8 +199,8 @@ class Outages:
         if probe:  # it asked for all that wait, so it uses up no attempt of its own
             parcel.throttled += 1
         rng = self.brain.calls.rng
-        if breaker.failed(parcel.sent, now, rng, probe=probe):
-            parcel.run.openings += 1
+        if breaker.failed(parcel.sent, now, rng, probe=probe) or probe:
+            self.brain.accounts.closed(parcel, "breaker", breaker.next, again=probe)
         if breaker.opened is not None:
             parcel.run.resumes_at = max(parcel.run.resumes_at, breaker.next)
 

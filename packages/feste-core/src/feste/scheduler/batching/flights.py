@@ -14,6 +14,7 @@ from feste.draw import Determinism
 from feste.errors import CallError, FesteError, Rejected
 from feste.scheduler.run import Run
 from feste.scheduler.states import JOINED, NOT_STARTED, OPEN
+from feste.scheduler.waits import EQUAL_CALL
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -91,7 +92,10 @@ class Flights:
         name = self._led.pop((run, i), None)
         if name is None:
             return []
-        return [one for one in self._waiting.pop(name) if one[0].state[one[1]] == JOINED]
+        landed = [one for one in self._waiting.pop(name) if one[0].state[one[1]] == JOINED]
+        for other, j, _ in landed:
+            self.brain.waits.spend(other, j, EQUAL_CALL)
+        return landed
 
     def awaited(self, run: Run) -> set[int]:
         """Return the positions of a run's unfinished calls whose answers other runs wait for.

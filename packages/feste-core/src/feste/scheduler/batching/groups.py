@@ -71,6 +71,7 @@ class Groups:
             queue.gate = self.brain.calls.gate_of(queue.call, calls[0][1])
         for i, request in calls:
             queue.add(i, request, run.program.rank[i])
+            self.brain.waits.arrived(run, i, queue.gate)
         if run.settings["objective"] == "cost":
             self.changed(run)  # others may have waited for this one's calls
         self._changed[queue] = None

@@ -83,6 +83,8 @@ class Lists:
         :param calls: their positions and requests.
         :param split: the refused list that they are a part of, or None.
         """
+        for i, _ in calls:
+            self.brain.waits.batched(run, i)
         if len(calls) == 1:
             self._send_singly(run, calls, split)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -43,6 +44,9 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._tasks: dict[Any, asyncio.Task[Any]] = {}
+        #: Coroutines to start, and whether the loop was woken for them.
+        self._coming: deque[tuple[Any, Callable[[], Coroutine[Any, Any, None]]]] = deque()
+        self._woken = False
         self._lock = threading.Lock()
 
     @property
@@ -79,12 +83,21 @@ class LoopThread:
         :param name: identifies the coroutine for :meth:`cancel`.
         :param make: makes the coroutine, on the loop.
         """
-        self.loop.call_soon_threadsafe(self._start, name, make)
+        self._coming.append((name, make))
+        if not self._woken:  # waking the loop costs a system call: once for all that come together
+            self._woken = True
+            self.loop.call_soon_threadsafe(self._start)
 
-    def _start(self, name: Any, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        task = self.loop.create_task(make())
-        self._tasks[name] = task
-        task.add_done_callback(lambda _: self._tasks.pop(name, None))
+    def _start(self) -> None:
+        self._woken = False  # first: what comes from here on wakes the loop again
+        while self._coming:
+            name, make = self._coming.popleft()
+            task = self.loop.create_task(make())
+            self._tasks[name] = task
+            task.add_done_callback(functools.partial(self._forget, name))
+
+    def _forget(self, name: Any, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(name, None)
 
     def cancel(self, name: Any) -> None:
         """Cancel a coroutine if it still runs; may be called from any thread.
@@ -107,6 +120,8 @@ class LoopThread:
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
+            self._coming.clear()
+            self._woken = False
         if loop is None or thread is None:
             return
         with suppress(TimeoutError):  # a coroutine that ignores its cancellation is abandoned

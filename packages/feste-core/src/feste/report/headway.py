@@ -1,0 +1,143 @@
+"""How far a run has got, in a few words: what is done, what it waits for, what it costs, how long yet."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from feste.report.axis import clock
+from feste.report.figures import money
+from feste.report.prices import Prices, certain
+from feste.scheduler.run import GATHERED, QUEUED
+from feste.wording import counted
+
+if TYPE_CHECKING:
+    from feste.scheduler.run import Run
+
+__all__ = ["Headway", "Look"]
+
+#: The rate is that of the last so many seconds, of which so many looks are kept.
+_WINDOW, _LOOKS = 30.0, 60
+#: The time that is left is told when a run has done something for so many seconds.
+_SOON = 2.0
+#: Positions of the parts that are left out where there is little room: tokens, in flight, other waits,
+#: dollars, gates.
+_NEEDED_LEAST = (4, 1, 3, 5, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a run shows at one moment.
+
+    :param done: how many calls, or nodes, are done.
+    :param total: how many there are so far.
+    :param parts: the words next to a bar: what is done, in flight, held by a gate, waits for something
+        else, generated, paid, failed, left; those that there is nothing to say of are empty.
+    """
+
+    done: int
+    total: int
+    parts: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """All words."""
+        return ", ".join(filter(None, self.parts))
+
+    def fit(self, room: int) -> str:
+        """Return the words that fit, without those that are needed least.
+
+        :param room: the characters.
+
+        >>> look = Look(1, 9, ("1/9 calls", "2 in flight", "", "", "40 tokens out", "$0.10", "", "~3 s left"))
+        >>> look.fit(45), look.fit(25)
+        ('1/9 calls, 2 in flight, $0.10, ~3 s left', '1/9 calls, ~3 s left')
+        """
+        parts = list(self.parts)
+        for part in _NEEDED_LEAST:
+            if len(", ".join(filter(None, parts))) <= room:
+                break
+            parts[part] = ""
+        return ", ".join(filter(None, parts))
+
+
+class Headway:
+    """Looks at a run now and then, and learns how fast it goes.
+
+    :param run: the run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._prices = Prices(quiet=True)  # the report tells of a plugin that has none
+        self._seen: deque[tuple[float, int]] = deque(maxlen=_LOOKS)
+
+    def look(self, now: float | None = None) -> Look:
+        """Return what the run shows now.
+
+        :param now: the monotonic time in seconds; None is the present.
+        """
+        run, now = self._run, time.monotonic() if now is None else now
+        if run.calls:
+            done, total, what = run.calls_done, run.calls, "call"
+        else:
+            done, total, what = len(run.state) - run.open, len(run.state), "node"
+        self._remember(now, done)
+        parts = (
+            f"{done:,}/{counted(total, what)}",
+            f"{run.in_flight:,} in flight" if run.calls else "",
+            self._held(now),
+            self._waiting(),
+            f"{counted(run.output_tokens, 'token')} out" if run.output_tokens else "",
+            self._cost(),
+            f"{len(run.failed):,} failed" if run.failed else "",
+            self._left(now, done, total),
+        )
+        return Look(done, total, parts)
+
+    def _held(self, now: float) -> str:
+        """Return what holds calls at a gate, or an empty string."""
+        run = self._run
+        if run.resumes_at > now:
+            at = time.strftime("%H:%M:%S", time.localtime(time.time() + run.resumes_at - now))
+            return f"rate limit until {at}"
+        queued = run.state.count(QUEUED) - run.retrying
+        return f"{queued:,} waiting for a slot" if queued > 0 else ""
+
+    def _waiting(self) -> str:
+        """Return how many calls wait for something else than a gate, or an empty string."""
+        gathered, retrying = self._run.state.count(GATHERED), self._run.retrying
+        told = (
+            f"{gathered:,} waiting for their batch" if gathered else "",
+            f"{retrying:,} waiting to retry" if retrying else "",
+        )
+        return ", ".join(filter(None, told))
+
+    def _cost(self) -> str:
+        """Return the dollars so far; what is not known is never taken for zero."""
+        rows = [row for row in list(self._run.rows.values()) if row.requests]
+        if not rows:
+            return ""
+        found = [certain(row, self._prices.of(row)) for row in rows]
+        known = [dollars for dollars, _ in found if dollars is not None]
+        if not known:
+            return "cost unknown"
+        return f"{'>= ' if any(n for _, n in found) else ''}{money(sum(known))}"
+
+    def _remember(self, now: float, done: int) -> None:
+        """Keep what was done when, at equal distances in time over the window."""
+        seen = self._seen
+        while len(seen) > 1 and now - seen[0][0] > _WINDOW:
+            seen.popleft()
+        if not seen or now - seen[-1][0] >= _WINDOW / _LOOKS:
+            seen.append((now, done))
+
+    def _left(self, now: float, done: int, total: int) -> str:
+        """Return how long the rest takes at the present rate; an empty string if that is not known."""
+        begun, before = self._seen[0]
+        if done <= before or done >= total or now - begun < _SOON:
+            return ""
+        seconds = (total - done) * (now - begun) / (done - before)
+        return f"~{clock(float(round(seconds)) or 1.0)} left"
