@@ -100,6 +100,7 @@ class Lifecycle:
         self.brain.lists.drop(run, i)
         if run.feeders is not None:
             run.feeders.hold(i)
+            run.feeders.emitted(i)  # what it returns goes to the other run
             self.brain.groups.changed(run)
 
     def _surrounding(self, run: Run, node: Node) -> Node | None:
