@@ -42,7 +42,8 @@ from feste import draw
 from feste.errors import FesteError, Interrupted, NotStarted
 from feste.events import RunFinished, RunStarted
 from feste.scheduler.accounts import Accounts
-from feste.scheduler.admission.breaker import Outages
+from feste.scheduler.admission.deadlines import Deadlines
+from feste.scheduler.admission.outages import Outages
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.admission.spending import Spending
@@ -116,6 +117,7 @@ class Brain:
         self.journaling = Journaling(self)
         self.outages = Outages(self)
         self.spending = Spending(self)
+        self.deadlines = Deadlines(self)
         self.fallbacks = Fallbacks(self)
         self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
         self._handlers: dict[str, Callable[..., None]] = {

@@ -43,7 +43,6 @@ from feste.scheduler.run import (
 )
 from feste.scheduler.waits import PREFIX, RETRY, STORE
 from feste.scheduler.work import cause_of
-from feste.wording import counted
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -135,6 +134,15 @@ class Calls:
             mine = [parcel for parcel in gate.waiting() if unwanted(parcel)]
             found += filter(gate.remove, mine)
         return found
+
+    def pull(self, parcel: Parcel) -> None:
+        """Let a request wait no more: at its gate, or for its next attempt.
+
+        :param parcel: the request.
+        """
+        parcel.gate.remove(parcel)
+        if self.retrying.pop(id(parcel), None) is not None:
+            parcel.run.retrying -= 1
 
     def _unsent(self, unwanted: Callable[[Parcel], bool]) -> list[Parcel]:
         """Return unwanted requests that are between attempts, or have left their gate.
@@ -238,7 +246,10 @@ class Calls:
                 return None
             if parcel.is_over:
                 self.unsent(parcel)
-            elif not self._is_late(parcel) and self._is_paid(scope, parcel):
+            elif self.brain.deadlines.is_over(parcel):
+                self.unsent(parcel)
+                self.brain.deadlines.missed(parcel)
+            elif self._is_paid(scope, parcel):
                 return parcel
             elif scope in self.short:
                 return None
@@ -262,43 +273,6 @@ class Calls:
                 self.fail_members(parcel, parcel.error)
             self.brain.halt(parcel.run)
         return verdict == "go"
-
-    def _is_late(self, parcel: Parcel) -> bool:
-        """Set the alarm of a request with a deadline; return whether that has passed."""
-        run = parcel.run
-        if run.deadline is None or parcel.timer is not None:
-            return False
-        begun = min(run.begun.setdefault(i, self.brain.now) for i in parcel.members)
-        left = begun + run.deadline - self.brain.now
-        if left > 0:
-            parcel.timer = self.brain.later(left, lambda now: self._overdue(parcel))
-            return False
-        self.unsent(parcel)
-        self._overdue(parcel)
-        return True
-
-    def _overdue(self, parcel: Parcel) -> None:
-        """Fail the calls of a request whose deadline has passed, wherever it is."""
-        run, parcel.timer = parcel.run, None
-        if parcel.is_over:
-            return
-        last = parcel.error
-        told = f"; the last one: {type(last).__name__}: {last.message}" if last is not None else ""
-        paid = "yes" if parcel.unreadable else "no"
-        error = CallTimeout(
-            f"deadline={run.deadline:g} seconds passed without an answer, after "
-            f"{counted(parcel.attempt, 'attempt')}{told}",
-            billed="unknown" if parcel.handle or parcel.ambiguous else paid,  # type: ignore[arg-type]
-        )
-        if handle := parcel.handle:
-            self.brain.outages.landed(parcel, error)
-            self.brain.accounts.record(parcel, False, error)
-            self.brain.journaling.ended(parcel, error)
-            self.brain.act("cancel", run.executor, handle)
-        parcel.gate.remove(parcel)
-        if self.retrying.pop(id(parcel), None) is not None:
-            run.retrying -= 1
-        self.fail_members(parcel, error, final=True)
 
     def unsent(self, parcel: Parcel) -> None:
         """Give back the place and the money of a request that left its gate and was not sent.
@@ -365,7 +339,7 @@ class Calls:
         self.brain.outages.landed(parcel, None if ok else value)
         self.brain.accounts.record(parcel, ok, value)
         if ok:
-            self._stop_clock(parcel)
+            self.brain.deadlines.met(parcel)
             self._answered(parcel, value)
         else:
             raw = value.raw if isinstance(value, Unusable) else None
@@ -523,11 +497,6 @@ class Calls:
             rank = max(parcel.run.program.rank[i] for i in alive)
             parcel.gate.push(parcel, rank, parcel.run.name, parcel.request)
 
-    def _stop_clock(self, parcel: Parcel) -> None:
-        if parcel.timer is not None:
-            self.brain.drop_timer(parcel.timer)
-            parcel.timer = None
-
     def fail(self, run: Run, i: int, error: FesteError) -> None:
         """Fail a call because one half of its operation raised.
 
@@ -545,7 +514,7 @@ class Calls:
         :param final: whether no other backend may be asked.
         """
         error = cause_of(raised)
-        self._stop_clock(parcel)
+        self.brain.deadlines.met(parcel)
         self.brain.prefixes.failed(parcel)
         self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
@@ -568,7 +537,7 @@ class Calls:
         :param told: why it is not sent.
         :param cause: the refusal of other calls that it is not sent for.
         """
-        self._stop_clock(parcel)
+        self.brain.deadlines.met(parcel)
         self.brain.prefixes.failed(parcel, counts=False)
         self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
