@@ -26,7 +26,7 @@ from feste.draw import Draw
 from feste.errors import (
     FesteError,
     InvalidRequest,
-    MalformedResponse,
+    OutputMismatch,
     RateLimited,
     ServerError,
 )
@@ -78,7 +78,7 @@ class Server:
 
             def _parse(self, response: Response, arguments: Any) -> Any:
                 if not server.calm and server.rng.random() < server.unreadable:
-                    raise MalformedResponse("cannot be read")
+                    raise OutputMismatch("cannot be read")
                 return FakeBackend._parse_text(self, response, arguments)
 
             chat = Operation(

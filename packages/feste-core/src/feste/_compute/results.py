@@ -77,6 +77,8 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
         told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
     else:
         told = f"{bad:,} of {wanted:,} results failed; the others are in .partial"
+    if run.why:
+        told = f"{told}; the run was stopped: {run.why}"
     raise RunFailed(
         told, partial=results, report=report, errors=errors, places=_failed_places(run, repack)
     ) from errors[0]
@@ -84,8 +86,10 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
 
 def errors_of(run: Run) -> list[FesteError]:
     """Return what went wrong in a run, the reason of all first."""
-    errors = [run.errors[i] for i in run.failed]
-    return errors if run.unwritten is None else [run.unwritten, *errors]
+    errors = [fault for fault in (run.unwritten, run.fault) if fault is not None]
+    errors += [run.errors[i] for i in run.failed]
+    # calls may be left that were never tried, since their backend refused those of another run
+    return errors or ([] if run.left is None else [run.left])
 
 
 def warn_of(run: Run) -> None:

@@ -43,8 +43,11 @@ from feste.errors import FesteError, Interrupted, NotStarted
 from feste.events import RunFinished, RunStarted
 from feste.node import Node
 from feste.scheduler.accounts import Accounts
+from feste.scheduler.admission.deadlines import Deadlines
+from feste.scheduler.admission.outages import Outages
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
+from feste.scheduler.admission.spending import Spending
 from feste.scheduler.batching.flights import Flights
 from feste.scheduler.batching.groups import Groups
 from feste.scheduler.batching.lists import Lists
@@ -94,6 +97,8 @@ class Brain:
         self.runs: list[Run] = []
         self.fetches: dict[int, tuple[Run, list[int]]] = {}
         self.timers: list[tuple[float, int, Callable[[float], None]]] = []
+        #: The numbers of timers that are wanted no more.
+        self._dropped: set[int] = set()
         self.now = 0.0
         self._count = itertools.count(1)
         self._actions: list[Action] = []
@@ -111,6 +116,9 @@ class Brain:
         self.lists = Lists(self)
         self.prefixes = Prefixes(self)
         self.journaling = Journaling(self)
+        self.outages = Outages(self)
+        self.spending = Spending(self)
+        self.deadlines = Deadlines(self)
         self.fallbacks = Fallbacks(self)
         self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
         self._handlers: dict[str, Callable[..., None]] = {
@@ -148,7 +156,7 @@ class Brain:
         self.now = now
         for event in events:
             self._handlers[event[0]](*event[1:])
-        while self.timers and self.timers[0][0] <= now:
+        while (wake_at := self.wake_at) is not None and wake_at <= now:
             heapq.heappop(self.timers)[2](now)
         self.journaling.flush()
         self.groups.decide()
@@ -162,6 +170,8 @@ class Brain:
     @property
     def wake_at(self) -> float | None:
         """The time at which :meth:`on` must be called again at the latest, on the brain's clock."""
+        while self.timers and self.timers[0][1] in self._dropped:
+            self._dropped.discard(heapq.heappop(self.timers)[1])
         return self.timers[0][0] if self.timers else None
 
     def act(self, *action: Any) -> None:
@@ -175,13 +185,23 @@ class Brain:
         """Return a number that was not returned before."""
         return next(self._count)
 
-    def later(self, seconds: float, what: Callable[[float], None]) -> None:
-        """Schedule a function.
+    def later(self, seconds: float, what: Callable[[float], None]) -> int:
+        """Schedule a function; return the number of its timer, for :meth:`drop_timer`.
 
         :param seconds: the delay in seconds.
         :param what: is called with the current time.
         """
-        heapq.heappush(self.timers, (self.now + seconds, next(self._count), what))
+        number = next(self._count)
+        heapq.heappush(self.timers, (self.now + seconds, number, what))
+        return number
+
+    def drop_timer(self, number: int) -> None:
+        """Call a scheduled function no more.
+
+        :param number: the number of its timer, which has not gone off yet.
+        """
+        self._dropped.add(number)
+        self.wake_at  # noqa: B018 - forgets it at once if it is the next one
 
     def measured(self, node: Node) -> float | None:
         """Return how long a node takes, as measured before; may be called from any thread.
@@ -297,7 +317,8 @@ class Brain:
         for i in [*run.outputs, *(outlet.due if outlet is not None else ())]:
             if run.state[i] == NOT_STARTED and i not in run.errors:
                 node = run.program.nodes[i]
-                error = NotStarted("not begun: the run was stopped", origin=node.where)
+                why = run.why or "the run was stopped"
+                error = NotStarted(f"not begun: {why}", origin=node.where)
                 error.node = node.key
                 run.errors[i] = error
         if outlet is not None:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response, rate_limits
 from feste.errors import (
     Ambiguous,
     CallError,
+    CallTimeout,
+    ConfigError,
     CountMismatch,
     FesteError,
     Interrupted,
     InvalidRequest,
     MalformedResponse,
+    NotStarted,
     RateLimited,
     Unreachable,
+    Unusable,
 )
 from feste.scheduler.admission.gate import Gate
-from feste.scheduler.admission.retry import RetryPolicy
+from feste.scheduler.admission.retry import REFUSED_ALL, RetryPolicy, is_unreadable
 from feste.scheduler.executor import QUICK, Executor, PyTask
 from feste.scheduler.halves import parse_response
 from feste.scheduler.journaling import replayed_in_vain
@@ -34,6 +39,7 @@ from feste.scheduler.run import (
     QUEUED,
     SENT,
     Run,
+    Scope,
 )
 from feste.scheduler.waits import PREFIX, RETRY, STORE
 from feste.scheduler.work import cause_of
@@ -42,6 +48,12 @@ if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
 __all__ = ["Calls"]
+
+#: What is added to a timeout where the caller's event loop stands still.
+_BLOCKED = (
+    ". compute() blocks the event loop that it was called on: if the server runs on that loop, it "
+    "cannot answer; use `await feste.acompute(...)`"
+)
 
 #: Seconds by which a gate may be looked at too late, rather than set another alarm.
 _SOON = 0.001
@@ -59,7 +71,9 @@ class Calls:
         self.brain = brain
         self.policy = policy
         self.rng = rng
-        self.gates: dict[tuple[Hashable, ...], Gate[Parcel]] = {}
+        self.gates: dict[Scope, Gate[Parcel]] = {}
+        #: The request of each gate that has a place, and waits until a budget has room for it.
+        self.short: dict[Scope, Parcel] = {}
         #: Requests in flight by handle, and requests that wait for their next attempt by id.
         self.parcels: dict[int, Parcel] = {}
         self.retrying: dict[int, Parcel] = {}
@@ -102,16 +116,45 @@ class Calls:
         :param run: the run.
         """
         self.brain.prefixes.drop(run)
-        waiting = [p for p in self.retrying.values() if p.run is run]
-        waiting += [p for p in self.brain.journaling.intending.values() if p.run is run]
+        waiting = self._unsent(lambda parcel: parcel.run is run)
         for gate in self.gates.values():
             waiting += gate.drop(run.name)
         for parcel in waiting:
             self.brain.prefixes.failed(parcel, counts=False)
-            if self.retrying.pop(id(parcel), None) is not None:
-                run.retrying -= 1
             if parcel.error is not None:
                 self.fail_members(parcel, parcel.error)
+
+    def take_back(self, unwanted: Callable[[Parcel], bool]) -> list[Parcel]:
+        """Return the requests that are not sent yet and unwanted; they wait for nothing any more.
+
+        :param unwanted: decides whether a request is unwanted.
+        """
+        found = self._unsent(unwanted)
+        for gate in self.gates.values():
+            mine = [parcel for parcel in gate.waiting() if unwanted(parcel)]
+            found += filter(gate.remove, mine)
+        return found
+
+    def pull(self, parcel: Parcel) -> None:
+        """Let a request wait no more: at its gate, or for its next attempt.
+
+        :param parcel: the request.
+        """
+        parcel.gate.remove(parcel)
+        if self.retrying.pop(id(parcel), None) is not None:
+            parcel.run.retrying -= 1
+
+    def _unsent(self, unwanted: Callable[[Parcel], bool]) -> list[Parcel]:
+        """Return unwanted requests that are between attempts, or have left their gate.
+
+        Those that wait for a store or a budget are found to be over when they may go.
+        """
+        retrying = list(filter(unwanted, self.retrying.values()))
+        for parcel in retrying:
+            del self.retrying[id(parcel)]
+            parcel.run.retrying -= 1
+        on_the_way = chain(self.brain.journaling.intending.values(), self.short.values())
+        return [*retrying, *filter(unwanted, on_the_way)]
 
     def queue(
         self,
@@ -157,16 +200,20 @@ class Calls:
         :param parcel: the request.
         """
         self.brain.waits.waited(parcel, PREFIX)
-        if not self.brain.prefixes.holds(parcel):
+        refusal = self.brain.outages.refusal(parcel)
+        if refusal is not None:
+            self.brain.outages.shut(parcel, refusal)
+        elif self.brain.outages.is_passed_by(parcel):
+            self.brain.outages.give_up(parcel)
+        elif not self.brain.prefixes.holds(parcel):
             self.brain.waits.entered(parcel)
-            run, rank = parcel.run, parcel.run.program.rank
-            highest = max(rank[i] for i in parcel.members)
-            parcel.gate.push(parcel, highest, run.name, parcel.request)
+            parcel.gate.push(parcel, parcel.rank, parcel.run.name, parcel.request)
 
     def admit(self) -> None:
         """Send the requests that the gates admit."""
-        for gate in self.gates.values():
-            while (parcel := gate.pop(self.brain.now)) is not None:
+        for scope, gate in list(self.gates.items()):
+            while (parcel := self._next(scope, gate)) is not None:
+                self.brain.outages.left(parcel)
                 self.brain.waits.admitted(parcel)
                 parcel.attempt += 1
                 if parcel.attempt == 1:
@@ -175,19 +222,67 @@ class Calls:
                     self.brain.journaling.intend(parcel)
                 else:
                     self.launch(parcel)
-            if len(gate) or self.brain.groups.wait_for(gate):
-                self.watch(gate)
+            if len(gate) or scope in self.short or self.brain.groups.wait_for(gate):
+                self.watch(gate, self.brain.outages.resumes_at(scope))
             self.brain.waits.held(gate)
 
-    def watch(self, gate: Gate[Parcel]) -> None:
+    def watch(self, gate: Gate[Parcel], resumes_at: float = 0.0) -> None:
         """Look at a gate again when it will admit a request by itself.
 
         :param gate: the gate; one that admits one now, or waits for a slot, is ignored.
+        :param resumes_at: when its backend may be asked again whether it is up.
         """
-        now, wakes = self.brain.now, gate.wakes(self.brain.now)
+        now = self.brain.now
+        wakes = max(gate.wakes(now), resumes_at)
         if now < wakes < math.inf and not now < gate.alarm <= wakes + _SOON:
             gate.alarm = wakes
             self.brain.later(wakes - now, lambda now: None)
+
+    def _next(self, scope: Scope, gate: Gate[Parcel]) -> Parcel | None:
+        """Return the next request that may be sent: its backend is up, and it is paid for."""
+        while self.brain.outages.admits(scope):
+            parcel = self.short.pop(scope, None) or gate.pop(self.brain.now)
+            if parcel is None:
+                return None
+            if parcel.is_over:
+                self.unsent(parcel)
+            elif self.brain.deadlines.is_over(parcel):
+                self.unsent(parcel)
+                self.brain.deadlines.missed(parcel)
+            elif self._is_paid(scope, parcel):
+                return parcel
+            elif scope in self.short:
+                return None
+        return None
+
+    def _is_paid(self, scope: Scope, parcel: Parcel) -> bool:
+        """Whether the budgets of a run have room for a request; if not, it waits or ends."""
+        if not parcel.run.caps:
+            return True
+        try:
+            verdict = self.brain.spending.reserve(parcel)
+        except ConfigError as error:
+            self.unsent(parcel)
+            self.fail_members(parcel, error)
+            return False
+        if verdict == "wait":
+            self.short[scope] = parcel
+        elif verdict == "stop":
+            self.unsent(parcel)
+            if parcel.error is not None:
+                self.fail_members(parcel, parcel.error)
+            self.brain.halt(parcel.run)
+        return verdict == "go"
+
+    def unsent(self, parcel: Parcel) -> None:
+        """Give back the place and the money of a request that left its gate and was not sent.
+
+        :param parcel: the request.
+        """
+        parcel.gate.unsent(parcel)
+        self.brain.outages.unsent(parcel)
+        self.brain.spending.settle(parcel, None)
+        self.brain.later(0.0, lambda now: None)  # others may have waited for the place
 
     def launch(self, parcel: Parcel) -> None:
         """Send a request.
@@ -215,6 +310,7 @@ class Calls:
         if parcel is None:
             return  # sent by an earlier brain that broke
         run, gate = parcel.run, parcel.gate
+        self.brain.spending.settle(parcel, value)
         now = self.brain.now
         if ok:
             spellings = parcel.call.client.rate_limit_headers
@@ -232,19 +328,24 @@ class Calls:
             gate.lost(parcel, now, value.rate_limits)
         if ok:
             self.brain.prefixes.answered(parcel)
-        if run.ended is not None or all(run.state[i] >= OPEN for i in parcel.members):
+        if run.ended is not None or parcel.is_over:
+            self.brain.outages.unsent(parcel)
             self.brain.prefixes.failed(parcel, counts=False)
             if ok:  # given up, and answered all the same
                 self.brain.journaling.keep_late(parcel, value)
                 if len(parcel.members) == 1:
                     self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
             return  # give_up has recorded it
+        self.brain.outages.landed(parcel, None if ok else value)
         self.brain.accounts.record(parcel, ok, value)
         if ok:
+            self.brain.deadlines.met(parcel)
             self._answered(parcel, value)
         else:
-            self.brain.journaling.ended(parcel, value)
+            raw = value.raw if isinstance(value, Unusable) else None
+            self.brain.journaling.ended(parcel, value, None if raw is None else Response(raw))
             self._refused(parcel, value)
+            self.brain.outages.watch((parcel.request.endpoint, parcel.request.account))
 
     def give_up(self, parcel: Parcel) -> None:
         """Record a request whose response will be ignored, so that the report counts it.
@@ -267,6 +368,7 @@ class Calls:
             return
         self.brain.lists.settled(parcel, taken=True)
         i = members[0]
+        run.fresh[i] = parcel, 0
         self.brain.journaling.keep(
             parcel,
             [(parcel.requests[0], response)],
@@ -287,7 +389,6 @@ class Calls:
         self._parse(run, i, call, response)
 
     def _parse(self, run: Run, i: int, call: Call[Any], response: Response) -> None:
-        self.brain.flights.answered(run, i, response)
         self.brain.lifecycle.keep_paid(run, i, response)
         if run.state[i] >= OPEN:  # given up while its answer was written
             return
@@ -307,34 +408,54 @@ class Calls:
         """
         run = parcel.run
         self.brain.waits.waited(parcel, STORE)
-        for i, request, outcome in zip(parcel.members, parcel.requests, outcomes, strict=True):
+        for position, outcome in enumerate(outcomes):
+            i = parcel.members[position]
             if run.state[i] >= OPEN or isinstance(outcome, CountMismatch):
                 continue
             if isinstance(outcome, Response):
+                run.fresh[i] = parcel, position
                 self._parse(run, i, parcel.call, outcome)
             else:
-                alone = Parcel(
-                    run, parcel.call, [i], [request], request, parcel.gate, self.brain.now
-                )
-                alone.attempt, alone.since = parcel.attempt, parcel.since
-                alone.throttled = parcel.throttled
-                self._refused(alone, outcome)
+                self._refused(parcel.alone(position, self.brain.now), outcome)
 
     def on_parsed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+        bought = run.fresh.pop(task.index, None)
+        told = None if ok else cause_of(value)
+        if bought is not None and told is not None and is_unreadable(told):
+            assert isinstance(told, CallError)
+            parcel, position = bought
+            self._refused(parcel.alone(position, self.brain.now), told)
+            return  # it is the provider's fault, and no user's
+        self.brain.flights.answered(run, task.index, task.args[1])
         if ok:
             self.brain.journaling.remember(run, task.index, task.args[1], value)
+            return
+        error = cause_of(value, MalformedResponse)
+        self.brain.lifecycle.fail(run, task.index, replayed_in_vain(run, task.index, error))
+
+    def unreadable(self, parcel: Parcel, error: CallError) -> None:
+        """Buy the answer to a list once more if it cannot be read, or fail the calls of the list.
+
+        :param parcel: the request.
+        :param error: what is wrong with the answer.
+        """
+        if is_unreadable(error):
+            self._refused(parcel, error)
         else:
-            error = cause_of(value, MalformedResponse)
-            self.brain.lifecycle.fail(run, task.index, replayed_in_vain(run, task.index, error))
+            self.fail_members(parcel, error)
 
     def _refused(self, parcel: Parcel, error: CallError) -> None:
         """Handle a failed request: send it again, split it, or fail its calls."""
         run = parcel.run
+        if isinstance(error, REFUSED_ALL) and self.brain.outages.refused(parcel, error):
+            self.fail_members(parcel, error)
+            return
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
             self.brain.prefixes.failed(parcel, counts=False)
             self.brain.lists.refused(parcel)
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
+        parcel.unreadable += is_unreadable(error)
         wait = None
         # pieces of a broken answer cannot be taken back, so no other answer may follow them
         begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
@@ -344,12 +465,14 @@ class Calls:
                 attempt=parcel.attempt,
                 throttled=parcel.throttled,
                 ambiguous=parcel.ambiguous,
+                unreadable=parcel.unreadable,
                 elapsed=self.brain.now - parcel.since,
                 rng=self.rng,
             )
         if wait is None:
             self.fail_members(parcel, error)
             return
+        wait = self.brain.outages.wait(parcel, error, wait)
         parcel.throttled += isinstance(error, RateLimited)
         parcel.error = error
         if not isinstance(error, RateLimited):  # which closes the gate for all anyway
@@ -383,13 +506,15 @@ class Calls:
         """
         self.brain.lifecycle.fail(run, i, cause_of(error))
 
-    def fail_members(self, parcel: Parcel, raised: FesteError) -> None:
+    def fail_members(self, parcel: Parcel, raised: FesteError, *, final: bool = False) -> None:
         """Fail all unfinished calls of a request.
 
         :param parcel: the request.
         :param raised: the error.
+        :param final: whether no other backend may be asked.
         """
         error = cause_of(raised)
+        self.brain.deadlines.met(parcel)
         self.brain.prefixes.failed(parcel)
         self.brain.lists.settled(parcel, taken=False)
         for i in parcel.members:
@@ -401,4 +526,22 @@ class Calls:
                     mine.attempts = parcel.attempt
                     mine.backend = parcel.request.plugin
                     mine.model = parcel.request.model
-                self.brain.lifecycle.fail(parcel.run, i, mine)
+                if isinstance(mine, CallTimeout) and parcel.run.blocks_loop:
+                    mine.args = (f"{mine.message}{_BLOCKED}",)
+                self.brain.lifecycle.fail(parcel.run, i, mine, final=final)
+
+    def leave_members(self, parcel: Parcel, told: NotStarted, cause: CallError) -> None:
+        """End all unfinished calls of a request that was never sent, or ask their next backend.
+
+        :param parcel: the request.
+        :param told: why it is not sent.
+        :param cause: the refusal of other calls that it is not sent for.
+        """
+        self.brain.deadlines.met(parcel)
+        self.brain.prefixes.failed(parcel, counts=False)
+        self.brain.lists.settled(parcel, taken=False)
+        for i in parcel.members:
+            if parcel.run.state[i] >= OPEN:
+                continue
+            if not self.brain.fallbacks.pass_on(parcel.run, i, cause.copy()):
+                self.brain.lifecycle.leave(parcel.run, i, told.copy())

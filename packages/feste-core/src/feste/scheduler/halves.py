@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from feste.backend import Call, Request, Response
+from feste.backend import Call, Price, Request, Response
 from feste.draw import Draw
+from feste.optimization.analysis.profiles import Profiles
 from feste.packing import fill
 from feste.sharing import Prefix
 
-__all__ = ["parse_response", "prepare_request"]
+__all__ = ["parse_response", "prepare_request", "priced_as"]
 
 
 def prepare_request(
@@ -21,6 +22,7 @@ def prepare_request(
     values: list[Any],
     keyed: bool = False,
     prefixes: Sequence[Prefix] = (),
+    profiles: Profiles | None = None,
 ) -> Request:
     """Prepare the request of a call and attach its draw.
 
@@ -30,15 +32,30 @@ def prepare_request(
     :param values: the values for the slots.
     :param keyed: whether to compute its key here, since a store or an equal call needs it.
     :param prefixes: what it begins with, the shortest first.
+    :param profiles: where to look up the price of its model, since a budget needs it; or None.
     """
     request = replace(call.prepare([fill(a, values) for a in args]), draws=(draw,))
     if prefixes:
         keys = [p.digest for p in prefixes if p.keyed]
         ends = tuple(p.whole for p in prefixes if p.whole)
         request = replace(request, mark=(keys[0] if keys else None, ends))
+    if profiles is not None:
+        priced_as(call, request, profiles)
+        request.size  # noqa: B018 - cached
     if keyed:
         request.key  # noqa: B018 - cached
     return request
+
+
+def priced_as(call: Call[Any], request: Request, profiles: Profiles) -> Price | None:
+    """Return the price of a request's model, or None if it is not known.
+
+    :param call: the operation.
+    :param request: its request.
+    :param profiles: keeps what backends say: each is asked once.
+    """
+    model = request.model or str(getattr(call.client, "model", None) or "")
+    return profiles.price(call.client, model)
 
 
 def parse_response(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Response
 from feste.draw import Determinism
-from feste.errors import CacheMiss, FesteError, GraphError, UpstreamFailed
+from feste.errors import CacheMiss, FesteError, GraphError, NotStarted, UpstreamFailed
 from feste.events import NodeFinished
 from feste.fused import PREVIOUS, Fused, tasks_of
 from feste.node import PENDING, Node
@@ -30,6 +30,7 @@ from feste.scheduler.run import (
     WAITING,
     Run,
 )
+from feste.wording import counted
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -231,8 +232,25 @@ class Lifecycle:
         self._record(run, i, error)
         self.end(run, i, FAILED)
         self.poison(run, i, error)
-        if run.on_error == "stop" and not run.stopping:
+        run.calls_failed += run.program.nodes[i].op.kind == "call"
+        if run.stopping:
+            return
+        if run.on_error == "stop":
             self.brain.halt(run)
+        elif _has_failed_too_often(run):
+            run.why = (
+                f"{counted(run.calls_failed, 'call')} failed (max_failures={run.max_failures})"
+            )
+            self.brain.halt(run)
+
+    def leave(self, run: Run, i: int, told: NotStarted) -> None:
+        """End a node that will not be started, though its run goes on, and poison what needs it."""
+        node = run.program.nodes[i]
+        told.origin, told.node = node.where, node.key
+        run.left = run.left or told
+        run.errors[i] = told
+        self.end(run, i, NOT_STARTED)
+        self.poison(run, i, told)
 
     def lose(self, run: Run, i: int, error: FesteError) -> None:
         """Fail a node that was done but whose value could not be fetched."""
@@ -368,6 +386,13 @@ class Lifecycle:
             return False
         others = self.joined.setdefault(self._shared_name(run, node), [(run, i)])
         return others[0] == (run, i)
+
+
+def _has_failed_too_often(run: Run) -> bool:
+    most = run.max_failures
+    if isinstance(most, float):
+        most *= run.calls
+    return most is not None and 0 < run.calls_failed >= most
 
 
 def _may_buy(run: Run, error: FesteError) -> bool:

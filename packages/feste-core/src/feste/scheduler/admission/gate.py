@@ -194,6 +194,10 @@ class Gate(Generic[P]):
         """
         return self._queue.drop(lane)
 
+    def waiting(self) -> list[P]:
+        """Return all items of the queue, in no order."""
+        return self._queue.items()
+
     def queues(self, lane: str) -> bool:
         """Return whether a run has items in the queue.
 

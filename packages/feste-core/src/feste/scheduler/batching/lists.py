@@ -174,6 +174,8 @@ class Lists:
             self._learn(parcel, Taken(draws=1) if several else Taken(items=1, size=0))
             self.settled(parcel, taken=False)
             self._send_singly(run, self._waiting(parcel))
+        elif isinstance(error, CallError):
+            self.brain.calls.unreadable(parcel, error)
         else:
             self.brain.calls.fail_members(parcel, error)
 
