@@ -143,7 +143,11 @@ class Program:
 
 def _weights(nodes: Sequence[Node], seconds: Callable[[Node], float | None]) -> list[int]:
     """Return what each node adds to a path: 1, or milliseconds where any were measured."""
-    measured = [seconds(node) for node in nodes]
+    by_op: dict[int, float | None] = {}
+    for node in nodes:
+        if id(node.op) not in by_op:
+            by_op[id(node.op)] = seconds(node)
+    measured = [by_op[id(node.op)] for node in nodes]
     if not any(measured):
         return [1] * len(nodes)
     guesses = (SOME_WORK if node.call is None else SOME_REQUEST for node in nodes)
