@@ -348,6 +348,19 @@ def test_what_is_under_way_comes_before_an_error_of_the_source(where: str) -> No
     assert got == [0, 2, 4, 6, 8, 10, 12]
 
 
+@pytest.mark.parametrize("stop", [StopIteration, StopAsyncIteration])
+def test_a_function_that_ends_some_other_loop_does_not_end_the_map(stop: type[Exception]) -> None:
+    """As in a generator, it is an error; otherwise the rest of the items would be lost in silence."""
+
+    def ask(i: int) -> Any:
+        if i == 2:
+            raise stop
+        return double(i)
+
+    with pytest.raises(RuntimeError, match="raised Stop"):
+        list(feste.map(ask, range(5)))
+
+
 def test_a_slow_source_does_not_hold_results_up() -> None:
     """What is ready is handed out although the window is not full and the source does not end."""
     step = threading.Event()

@@ -34,6 +34,7 @@ _PATIENCE = 0.2
 #: The fewest items that a run takes in before the next one begins, which frees what it held.
 _LEAST = 256
 _FAILED = object()
+_END = object()
 
 
 @overload
@@ -155,12 +156,13 @@ class _Map(Items[Any]):
         until = time.monotonic() + _PATIENCE
         while self._taken - self._left < self._window:
             try:
-                item = Item(self._taken, self._fn(next(self._source)))  # type: ignore[arg-type]
-            except StopIteration:
-                self._source = None
-                break
+                given = next(self._source, _END)  # type: ignore[arg-type]
+                if given is _END:
+                    self._source = None
+                    break
+                item = Item(self._taken, self._fn(given))
             except Exception as error:
-                self._source, self._raised = None, error
+                self._source, self._raised = None, _raisable(error)
                 break
             self._taken += 1
             if not item.missing:
@@ -228,3 +230,12 @@ class _Map(Items[Any]):
         except RunFailed as failed:
             raise self._raised from failed
         raise self._raised
+
+
+def _raisable(error: Exception) -> Exception:
+    """Return an error that ends no loop in silence, as generators do."""
+    if not isinstance(error, (StopIteration, StopAsyncIteration)):
+        return error
+    told = RuntimeError(f"the function of feste.map raised {type(error).__name__}")
+    told.__cause__ = error
+    return told
