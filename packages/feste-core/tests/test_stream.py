@@ -145,6 +145,39 @@ def test_an_answer_that_breaks_after_its_first_piece_is_not_sent_again() -> None
     assert "".join(feste.stream(node)) == "a0 a1 a2 "
 
 
+def test_no_other_backend_goes_on_after_the_first_piece() -> None:
+    """It would tell another story, and tell it from the beginning; before the first piece it may."""
+    for after, told, asked in ((1, "a0 ", 0), (0, "b0 b1 b2 ", 1)):
+        first, second = Teller(breaks=9, after=after), Teller()
+        got: list[str] = []
+        pieces = feste.stream(first.or_else(second).tell("a" if after else "b"))
+        try:
+            got.extend(pieces)
+        except RunFailed as failed:
+            assert isinstance(failed.__cause__, ConnectionLost)
+
+        assert ("".join(got), second.sent) == (told, asked)
+
+
+def test_whoever_waits_for_a_stream_that_breaks_asks_anew() -> None:
+    """It has shown no pieces, so it may."""
+    llm = Teller(breaks=1, after=1)
+    llm.holds = True
+    node = llm.tell("a")
+    pieces = feste.stream(node)
+    next(pieces)
+    values: list[Any] = []
+    other = threading.Thread(target=lambda: values.append(node.compute()))
+    other.start()
+    until_joined()
+    llm.holds = False
+    with pytest.raises(RunFailed, match="after 3 characters"):
+        next(pieces)
+    other.join(LONG)
+
+    assert (values, llm.sent) == (["a0 a1 a2 "], 2)
+
+
 @pytest.mark.parametrize("setting", ["raise", "return", "stop"])
 def test_a_failed_call_raises(setting: str) -> None:
     """A stream has no place for an error, so it is raised whatever ``on_error`` says."""

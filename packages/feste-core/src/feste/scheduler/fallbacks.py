@@ -63,7 +63,7 @@ class Fallbacks:
         call = run.program.nodes[i].call
         if call is None:
             return False
-        may = bool(call.rest) and isinstance(error, call.rest[0][1])
+        may = bool(call.rest) and isinstance(error, call.rest[0][1]) and not run.has_shown([i])
         if not may or run.stopping or run.ended is not None:
             for earlier in run.passed_on.get(i, ()):
                 error.add_note(f"asked before: {_told(earlier)}")

@@ -363,7 +363,7 @@ class Lifecycle:
                 continue
             if state in VALUED:
                 self.done(other, j, run.values[i], SHARED)
-            elif state == FAILED and not run.stopping and not _may_buy(other, run.errors[i]):
+            elif state == FAILED and not _may_ask_again(run, i, other):
                 self.fail(other, j, run.errors[i], final=True)
             else:
                 other.state[j] = WAITING
@@ -395,10 +395,15 @@ def _has_failed_too_often(run: Run) -> bool:
     return most is not None and 0 < run.calls_failed >= most
 
 
-def _may_buy(run: Run, error: FesteError) -> bool:
-    """Whether a call failed for a reason that does not hold in a run: that nothing may be sent."""
-    only_replays = run.answers is not None and run.answers.replay_only
-    return isinstance(error, CacheMiss) and not only_replays
+def _may_ask_again(run: Run, i: int, other: Run) -> bool:
+    """Whether a node failed for a reason that does not hold in another run, which waited for it.
+
+    Either the first run stops, or has shown pieces of an answer, or may send nothing.
+    """
+    if run.stopping or run.has_shown([i]):
+        return True
+    only_replays = other.answers is not None and other.answers.replay_only
+    return isinstance(run.errors[i], CacheMiss) and not only_replays
 
 
 def _finished(run: Run, i: int, node: Node, state: int, now: float, ready: float) -> NodeFinished:

@@ -325,6 +325,13 @@ class Run:
             if task.draw is not None and task.determinism is not Determinism.PURE:
                 self.answers.reserve(task.draw.inner)
 
+    def has_shown(self, members: list[int]) -> bool:
+        """Return whether the reader of a stream has the first pieces of an answer.
+
+        :param members: the positions of the calls that are answered.
+        """
+        return self.pieces is not None and self.pieces.begun and members == self.outputs
+
     def clients(self) -> list[Backend]:
         """Return the backends whose operations it calls; may be called from any thread."""
         calls = [n.call for n in self.program.nodes]
