@@ -26,6 +26,7 @@ from feste.errors import (
     NotStarted,
     OutputMismatch,
     QuotaExhausted,
+    RateLimited,
     ServerError,
     Unreachable,
     UpstreamFailed,
@@ -395,6 +396,44 @@ def test_after_a_deadline_the_place_is_free_again() -> None:
     assert all(gate.in_flight == 0 for gate in clock.brain.calls.gates.values())
 
 
+def test_the_parts_of_a_refused_list_end_by_its_deadline() -> None:
+    """The part under way is cancelled and counted, and what waits at a closed gate does not go on."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        if request.items > 2:
+            raise InvalidRequest("too many")
+        return llm.answer(request)
+
+    clock = VirtualClock(answer, request_seconds=lambda request: 3.0)
+    run = started(clock, [llm.complete(f"{i}") for i in range(4)], deadline=5.0)
+    clock.drive()
+
+    assert run.ended == 5.0
+    assert {type(error) for error in run.errors.values()} == {CallTimeout}
+    assert [(r.items, r.error) for r in run.requests] == [(4, "InvalidRequest"), (2, "CallTimeout")]
+    assert len(clock.sent) == 2
+
+
+def test_an_unreadable_answer_does_not_outlast_its_deadline() -> None:
+    """While its call waits to be bought once more, a rate limit closes the gate for a minute."""
+    llm = FakeBackend()
+    answers = iter([Response({"garbled": True}), RateLimited("slow", retry_after=60.0)])
+
+    def answer(request: Request) -> Response:
+        given = next(answers)
+        if isinstance(given, CallError):
+            raise given
+        return given
+
+    clock = VirtualClock(answer, request_seconds=lambda r: 2.0 if len(clock.sent) == 1 else 0.5)
+    calls = [llm.chat("garbled"), feste.task(lambda: llm.chat("later"))()]
+    run = started(clock, calls, deadline=5.0)
+    clock.drive()
+
+    assert run.ended == 5.0
+
+
 # --- max_failures -----------------------------------------------------------------------------------
 
 
@@ -553,3 +592,25 @@ def test_a_call_with_a_fallback_does_not_wait_for_a_backend_that_is_down() -> No
         assert run.count_states() == {"done": 200}
         assert sum(request.plugin == "fake" for _, request in clock.sent) < 20
         assert run.ended is not None and run.ended < 60
+
+
+@pytest.mark.parametrize("has_fallback", [True, False])
+def test_what_is_noted_in_a_store_is_given_up_once(has_fallback: bool, tmp_path: Any) -> None:
+    """The backend goes down while it is written that requests will be sent: these are not sent."""
+    first, second = FakeBackend("first"), FakeBackend("second")
+
+    def answer(request: Request) -> Response:
+        if request.body["model"] == "first":
+            raise ServerError("down")
+        return second.answer(request)
+
+    clock = VirtualClock(answer, request_seconds=lambda r: len(clock.sent) / 50, store_seconds=0.3)
+    llm = first.or_else(second) if has_fallback else first
+    calls = [llm.chat(join(i)) for i in range(40)]
+    run = started(clock, calls, store=tmp_path / "a.db", outage_patience=0.1)
+    clock.drive()
+
+    asked = [text_of(request) for _, request in clock.sent if request.body["model"] == "second"]
+    assert sorted(asked) == sorted(map(str, range(40) if has_fallback else ()))
+    assert len(run.requests) == len(clock.sent) < 60
+    assert not clock.brain.runs

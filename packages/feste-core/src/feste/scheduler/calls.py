@@ -153,8 +153,14 @@ class Calls:
         for parcel in retrying:
             del self.retrying[id(parcel)]
             parcel.run.retrying -= 1
-        on_the_way = chain(self.brain.journaling.intending.values(), self.short.values())
-        return [*retrying, *filter(unwanted, on_the_way)]
+        on_the_way = [
+            parcel
+            for parcel in chain(self.brain.journaling.intending.values(), self.short.values())
+            if not parcel.taken_back and unwanted(parcel)
+        ]
+        for parcel in on_the_way:
+            parcel.taken_back = True
+        return [*retrying, *on_the_way]
 
     def queue(
         self,
@@ -179,6 +185,7 @@ class Calls:
         run.resumes_at = max(run.resumes_at, gate.closed_until)
         parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
         self.brain.waits.gathered(parcel)
+        self.brain.deadlines.watch(parcel)
         self.enter(parcel)
 
     def gate_of(self, call: Call[Any], request: Request) -> Gate[Parcel]:
@@ -246,6 +253,7 @@ class Calls:
                 return None
             if parcel.is_over:
                 self.unsent(parcel)
+                self.brain.prefixes.failed(parcel, counts=False)
             elif self.brain.deadlines.is_over(parcel):
                 self.unsent(parcel)
                 self.brain.deadlines.missed(parcel)
@@ -451,6 +459,7 @@ class Calls:
             self.fail_members(parcel, error)
             return
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
+            self.brain.deadlines.met(parcel)  # each part has its own alarm
             self.brain.prefixes.failed(parcel, counts=False)
             self.brain.lists.refused(parcel)
             return
@@ -458,8 +467,7 @@ class Calls:
         parcel.unreadable += is_unreadable(error)
         wait = None
         # pieces of a broken answer cannot be taken back, so no other answer may follow them
-        begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
-        if not run.stopping and not begun:
+        if not run.stopping and not run.has_shown(parcel.members):
             wait = self.policy.delay(
                 error,
                 attempt=parcel.attempt,
@@ -479,6 +487,7 @@ class Calls:
             self.brain.prefixes.failed(parcel)
         for i in parcel.members:
             run.state[i] = QUEUED
+        self.brain.deadlines.watch(parcel)
         self.retrying[id(parcel)] = parcel
         run.retrying += 1
         self.brain.later(wait, lambda now: self._again(parcel))

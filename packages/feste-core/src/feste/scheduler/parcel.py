@@ -71,6 +71,7 @@ class Parcel:
         "sent",
         "since",
         "split",
+        "taken_back",
         "throttled",
         "timer",
         "unreadable",
@@ -104,6 +105,8 @@ class Parcel:
         #: What is set aside for it of each budget, and the timer of its deadline.
         self.reserved: list[tuple[Budget, float]] = []
         self.timer: Any = None
+        #: Whether it must not be sent any more, though its calls may go on elsewhere.
+        self.taken_back = False
         #: Why the last attempt failed, or None.
         self.error: CallError | None = None
         self.throttled = 0
@@ -133,8 +136,8 @@ class Parcel:
 
     @property
     def is_over(self) -> bool:
-        """Whether all of its calls have ended."""
-        return all(self.run.state[i] >= OPEN for i in self.members)
+        """Whether it is wanted no more: all of its calls have ended, or it was taken back."""
+        return self.taken_back or all(self.run.state[i] >= OPEN for i in self.members)
 
     @property
     def rank(self) -> int:

@@ -5,6 +5,7 @@ The brain keeps this time itself, so no server that drips bytes and no backend t
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from feste.errors import CallTimeout
@@ -32,14 +33,26 @@ class Deadlines:
         :param parcel: the request, which may leave its gate.
         """
         run = parcel.run
-        if run.deadline is None or parcel.timer is not None:
+        if run.deadline is None:
             return False
-        now = self.brain.now
-        begun = min(run.begun.setdefault(i, now) for i in parcel.members)
-        left = begun + run.deadline - now
-        if left > 0:
-            parcel.timer = self.brain.later(left, lambda now: self.missed(parcel))
-        return left <= 0
+        for i in parcel.members:
+            run.begun.setdefault(i, self.brain.now)
+        return self.watch(parcel) <= 0
+
+    def watch(self, parcel: Parcel) -> float:
+        """Set the alarm of a request if one of its calls has been sent before; return what time is left.
+
+        :param parcel: the request.
+        :returns: seconds; infinity if nothing was sent so far, or there is no deadline.
+        """
+        run = parcel.run
+        begun = [run.begun[i] for i in parcel.members if i in run.begun]
+        if run.deadline is None or not begun:
+            return math.inf
+        left = min(begun) + run.deadline - self.brain.now
+        if parcel.timer is None:
+            parcel.timer = self.brain.later(max(0.0, left), lambda now: self.missed(parcel))
+        return left
 
     def met(self, parcel: Parcel) -> None:
         """Take back the alarm of a request that has ended.
