@@ -12,15 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import feste
-from feste.backend import Backend, operation
+from feste.backend import Backend, Operation, operation
 from feste.errors import FesteError, RunInterrupted
 from feste.scheduler.driver import driver
+from feste.testing import FakeBackend
 
 LONG = 60.0
 
@@ -492,3 +494,112 @@ def test_it_is_no_error_of_feste() -> None:
     assert isinstance(stop, KeyboardInterrupt)
     assert not isinstance(stop, (Exception, FesteError))
     assert (stop.partial, stop.report) == ((1, 2), "a report")
+
+
+@feste.task
+def chain(llm: FakeBackend, links: int) -> str:
+    said = llm.chat("Begin")
+    for _ in range(links - 1):
+        said = llm.chat(said)
+    return str(said.compute())
+
+
+@feste.task
+def loop(llm: FakeBackend, turns: int) -> list[Any]:
+    return [llm.chat(f"{i}").compute() for i in range(turns)]
+
+
+@feste.task
+def eagerly(llm: FakeBackend, turns: int) -> list[Any]:
+    with feste.context.set(eager=True):
+        return [llm.chat(f"{i}") for i in range(turns)]
+
+
+class Gated(FakeBackend):
+    """Answers when a test lets it, and says when it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.opened = threading.Event(), threading.Event()
+
+    async def _send(self, request: Any, on_chunk: Any = None) -> Any:
+        self.asked.set()
+        while not self.opened.is_set():
+            await asyncio.sleep(0.001)
+        return await super()._send(request, on_chunk)
+
+    chat = Operation(prepare=FakeBackend._prepare_chat, send=_send, parse=FakeBackend._parse_text)
+
+
+def settled() -> None:
+    """Wait until nothing is under way."""
+    deadline = time.monotonic() + LONG
+    while driver().brain.runs or driver().brain.dispatcher.chunks:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.001)
+
+
+def read(pairs: Any, values: list[Any]) -> None:
+    """Read results until they end, or their run is stopped."""
+    with suppress(FesteError):
+        values.extend(value for _, value in pairs)
+
+
+@pytest.mark.parametrize("task", [chain, loop, eagerly])
+@pytest.mark.parametrize("grace", [0.0, LONG])
+def test_tasks_of_a_stopped_run_ask_no_model_any_more(task: Any, grace: float) -> None:
+    """What a task computes by itself is stopped with its run, at once or after what is in flight."""
+    llm = Gated()
+    pairs = feste.as_completed([task(llm, 5)])
+    reader = threading.Thread(target=read, args=(pairs, []))
+    reader.start()
+    assert llm.asked.wait(LONG)
+    (run,) = [run for run in driver().brain.runs if run.around is None]
+    driver().stop(run, grace)
+    while not run.stopping:
+        threading.Event().wait(0.001)
+    llm.opened.set()
+    settled()
+    pairs.close()
+    reader.join(LONG)
+
+    assert len(llm.requests) <= 1
+
+
+def test_what_a_task_asked_before_may_still_end_it() -> None:
+    """In the time of grace an answer lands, and with it the task's own value."""
+    llm = Gated()
+    values: list[Any] = []
+    pairs = feste.as_completed([chain(llm, 1)])
+    reader = threading.Thread(target=read, args=(pairs, values))
+    reader.start()
+    assert llm.asked.wait(LONG)
+    (run,) = [run for run in driver().brain.runs if run.around is None]
+    driver().stop(run, LONG)
+    while not run.stopping:
+        threading.Event().wait(0.001)
+    llm.opened.set()
+    reader.join(LONG)
+
+    assert len(values) == 1
+
+
+def test_a_task_that_another_run_waits_for_goes_on_asking() -> None:
+    """Its run is stopped, and its calls are made all the same."""
+    llm = Gated()
+    node = chain(llm, 3)
+    pairs = feste.as_completed([node])
+    reader = threading.Thread(target=read, args=(pairs, []))
+    reader.start()
+    assert llm.asked.wait(LONG)
+    values: list[Any] = []
+    other = threading.Thread(target=lambda: values.append(node.compute()))
+    other.start()
+    while not any(len(who) > 1 for who in list(driver().brain.lifecycle.joined.values())):
+        threading.Event().wait(0.001)
+    pairs.close()
+    llm.opened.set()
+    other.join(LONG)
+    reader.join(LONG)
+
+    assert len(values) == 1 and len(llm.requests) == 3

@@ -60,6 +60,7 @@ from feste.scheduler.handing import Handing
 from feste.scheduler.journaling import Journaling
 from feste.scheduler.latencies import Durations, Latencies
 from feste.scheduler.lifecycle import Lifecycle
+from feste.scheduler.nesting import Nesting
 from feste.scheduler.run import (
     GATHERED,
     INTERRUPTED,
@@ -109,6 +110,7 @@ class Brain:
         self.growth = Growth(self)
         self.handing = Handing(self)
         self.stalls = Stalls(self)
+        self.nesting = Nesting(self)
         self.latencies = Latencies()
         self.durations = Durations()
         self.groups = Groups(self)
@@ -125,7 +127,7 @@ class Brain:
             "submit": self._on_submit,
             "added": self.handing.on_added,
             "sealed": self.handing.on_sealed,
-            "stop": self._on_stop,
+            "stop": self.stop,
             "grown": self.growth.on_grown,
             "done": self.dispatcher.on_done,
             "done_together": self._on_done_together,
@@ -239,12 +241,20 @@ class Brain:
         if RunStarted.name in run.heard:
             begun = RunStarted(run.name, 0.0, len(run.program.nodes), run.calls, run.wall)
             self.act("notify", run, begun)
+        if self.nesting.is_orphan(run):
+            self.nesting.end(run, 0.0)
+            return
         for i, pending in enumerate(run.pending):
             if not pending and run.state[i] == WAITING:
                 self.lifecycle.ready(run, i)
         self.end_if_done(run)
 
-    def _on_stop(self, run: Run, grace: float) -> None:
+    def stop(self, run: Run, grace: float) -> None:
+        """Stop a run, and those inside its tasks.
+
+        :param run: the run.
+        :param grace: seconds that requests in flight may still take.
+        """
         if run.ended is not None:
             return
         if run not in self.runs:  # Ctrl-C came before the run was submitted
@@ -255,6 +265,7 @@ class Brain:
         if grace <= 0:
             self.interrupt(run)
         else:
+            self.nesting.stop(run, grace)
             self.later(grace, lambda now: self.interrupt(run))
 
     def halt(self, run: Run) -> None:
@@ -306,6 +317,7 @@ class Brain:
                     billed="unknown" if sent else "yes" if state == PARSING else "no",
                 )
                 self.lifecycle.end(run, i, INTERRUPTED)
+        self.nesting.stop(run, 0.0)
         self.end_if_done(run)
 
     def end_if_done(self, run: Run) -> None:
@@ -314,6 +326,7 @@ class Brain:
             return
         run.ended = self.now
         self.lists.forget(run)
+        self.nesting.ended(run)
         for i in [*run.outputs, *(outlet.due if outlet is not None else ())]:
             if run.state[i] == NOT_STARTED and i not in run.errors:
                 node = run.program.nodes[i]
