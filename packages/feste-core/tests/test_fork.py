@@ -112,6 +112,22 @@ def test_results_one_by_one_around_a_fork() -> None:
     assert list(begun) == list(range(2, 101))
 
 
+def test_results_that_had_not_begun_begin_in_the_child() -> None:
+    llm = FakeBackend()
+    assert increment(1).compute() == 2
+    forms: list[Any] = [
+        feste.stream(llm.chat("a")),
+        feste.map(increment, range(9), window=2),
+        feste.as_completed([increment(1), increment(increment(1))]),
+    ]
+
+    def child() -> bool:
+        return all(len(list(results)) > 1 for results in forms)
+
+    assert in_a_child(child) == 0
+    assert child()
+
+
 def test_a_child_can_be_forked_before_the_first_run() -> None:
     """Nothing is shared by a child that was forked before Feste began to work."""
     code = """if True:

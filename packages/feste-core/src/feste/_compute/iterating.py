@@ -179,11 +179,13 @@ class Results(Generic[T]):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        if self._process != os.getpid() and self._runs:
-            raise FesteError(
-                "these results belong to the process that was forked: its runs do not go on here. "
-                "Begin a new iteration"
-            )
+        if self._process != os.getpid():
+            if self._runs:
+                raise FesteError(
+                    "these results belong to the process that was forked: its runs do not go on here. "
+                    "Begin a new iteration"
+                )
+            self._process = os.getpid()
         if not self._turn.acquire(blocking=False):
             raise FesteError("another thread or task is waiting for the next of these results")
         try:
