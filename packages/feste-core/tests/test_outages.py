@@ -614,3 +614,22 @@ def test_what_is_noted_in_a_store_is_given_up_once(has_fallback: bool, tmp_path:
     assert sorted(asked) == sorted(map(str, range(40) if has_fallback else ()))
     assert len(run.requests) == len(clock.sent) < 60
     assert not clock.brain.runs
+
+
+def test_the_alarm_of_a_breaker_is_not_rounded() -> None:
+    """A probe that may be sent at a time is sent then: no sum of seconds falls short of it."""
+    llm = FakeBackend()
+    for seed in range(60):
+        answers = iter([AuthFailed("no", status=401), ServerError("down"), None])
+
+        def answer(request: Request, answers: Iterator[CallError | None] = answers) -> Response:
+            error = next(answers)
+            if error is not None:
+                raise error
+            return llm.answer(request)
+
+        clock = VirtualClock(answer, request_seconds=lambda request: 0.1, seed=seed)
+        assert started(clock, llm.chat(f"{seed}")).open == 1
+        clock.drive()
+
+        assert len(clock.sent) == 3

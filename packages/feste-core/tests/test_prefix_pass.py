@@ -18,6 +18,7 @@ from feste.optimization import Optimizer
 from feste.testing import FakeBackend, FakeParams, VirtualClock, fresh_draws
 
 LONG = "once upon a time " * 1000  # ~4,250 tokens
+ONE = FakeParams(max_tokens=1)
 CACHE = PromptCache(write=1.25, read=0.1, lag=2.0, breakpoints=True, keys=True)
 
 
@@ -283,6 +284,24 @@ def test_stopped_leaders_are_no_failures() -> None:
 
     assert len([at for at, _ in clock.sent if at == 5.0]) <= 1
     assert last.count_states() == {"done": 8}
+
+
+def test_a_leader_that_may_not_be_paid_leads_nobody() -> None:
+    """A budget ends its run when it has left its gate already; the next run lets its own one lead."""
+    llm = caching()
+    system = {"role": "system", "content": LONG}
+    first, second = (
+        [llm.chat([system, {"role": "user", "content": f"{n} {i}"}], ONE) for i in range(3)]
+        for n in "ab"
+    )
+    clock = VirtualClock(llm.answer)
+    runs = [clock.run(first, budget="10 tokens"), clock.run(second)]
+    for run in runs:
+        clock.tell(0.0, ("submit", run))
+    clock.drive()
+
+    assert [run.count_states() for run in runs] == [{"not_started": 3}, {"done": 3}]
+    assert not clock.brain.prefixes._leading
 
 
 def test_equal_draws_beyond_one_request_wait_too() -> None:

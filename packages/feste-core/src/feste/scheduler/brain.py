@@ -193,8 +193,17 @@ class Brain:
         :param seconds: the delay in seconds.
         :param what: is called with the current time.
         """
+        return self.at(self.now + seconds, what)
+
+    def at(self, time: float, what: Callable[[float], None]) -> int:
+        """Schedule a function for exactly a time, which a delay may miss by rounding.
+
+        :param time: the time on the brain's clock.
+        :param what: is called with the current time.
+        :returns: the number of its timer.
+        """
         number = next(self._count)
-        heapq.heappush(self.timers, (self.now + seconds, number, what))
+        heapq.heappush(self.timers, (time, number, what))
         return number
 
     def drop_timer(self, number: int) -> None:

@@ -243,7 +243,7 @@ class Calls:
         wakes = max(gate.wakes(now), resumes_at)
         if now < wakes < math.inf and not now < gate.alarm <= wakes + _SOON:
             gate.alarm = wakes
-            self.brain.later(wakes - now, lambda now: None)
+            self.brain.at(wakes, lambda now: None)
 
     def _next(self, scope: Scope, gate: Gate[Parcel]) -> Parcel | None:
         """Return the next request that may be sent: its backend is up, and it is paid for."""
@@ -253,7 +253,6 @@ class Calls:
                 return None
             if parcel.is_over:
                 self.unsent(parcel)
-                self.brain.prefixes.failed(parcel, counts=False)
             elif self.brain.deadlines.is_over(parcel):
                 self.unsent(parcel)
                 self.brain.deadlines.missed(parcel)
@@ -283,12 +282,13 @@ class Calls:
         return verdict == "go"
 
     def unsent(self, parcel: Parcel) -> None:
-        """Give back the place and the money of a request that left its gate and was not sent.
+        """Give back the place, the money and the lead of a request that left its gate and was not sent.
 
         :param parcel: the request.
         """
         parcel.gate.unsent(parcel)
         self.brain.outages.unsent(parcel)
+        self.brain.prefixes.failed(parcel, counts=False)
         self.brain.spending.settle(parcel, None)
         self.brain.later(0.0, lambda now: None)  # others may have waited for the place
 
