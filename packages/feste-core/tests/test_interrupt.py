@@ -364,6 +364,30 @@ say("no run left")
     assert (one.process.returncode, one.errors) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "blocks",
+    ["feste.compute(nodes)", "list(feste.map(llm.ask, '012345'))", "list(feste.stream(nodes[0]))"],
+)
+def test_in_a_loop_that_stands_still_it_is_seen_too(program: Any, blocks: str) -> None:
+    """``asyncio.run`` could cancel its task only when the run is over; the waiting thread looks itself."""
+    one = program(
+        f"""
+feste._compute.steps.GRACE = 0.1
+async def main():
+    {blocks}
+try:
+    asyncio.run(main())
+except RunInterrupted as stop:
+    say("partial")
+"""
+    )
+    one.until("sent")
+    one.interrupt()
+
+    assert one.end()[-1] == "partial"
+    assert (one.process.returncode, one.errors) == (0, "")
+
+
 def test_at_a_terminal_with_a_progress_bar_and_workers(tmp_path: Path) -> None:
     """Ctrl-C typed at a terminal reaches all processes: the bar goes, the cursor is back, all end."""
     import pty

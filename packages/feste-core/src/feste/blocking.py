@@ -13,11 +13,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from feste.errors import BlockingCallError, NestedRunError
 
-__all__ = ["Role", "Waits", "become", "belong", "check", "in_loop", "inside", "waiting"]
+__all__ = [
+    "Cancellations",
+    "Role",
+    "Waits",
+    "become",
+    "belong",
+    "check",
+    "in_loop",
+    "inside",
+    "waiting",
+]
 
 Role = Literal["", "brain", "loop", "backend", "hook", "pass", "pool", "worker"]
 
@@ -119,6 +129,34 @@ def in_loop() -> bool:
     """Return whether an event loop runs on the calling thread, so that waiting here blocks it."""
     asyncio = sys.modules.get("asyncio")  # where it was never imported, no loop runs
     return asyncio is not None and asyncio._get_running_loop() is not None
+
+
+class Cancellations:
+    """Notices Ctrl-C on a thread that blocks an event loop.
+
+    ``asyncio.run`` makes the first Ctrl-C a cancellation of its task, which only a running loop can
+    deliver.
+    """
+
+    def __init__(self) -> None:
+        self._task: Any = None
+        self._seen = 0
+
+    def check(self) -> None:
+        """Look for a cancellation since the last time.
+
+        :raises KeyboardInterrupt: if there was one.
+        """
+        if not in_loop():
+            return
+        task = sys.modules["asyncio"].current_task()
+        if task is None:
+            return
+        count = task.cancelling()
+        if task is self._task and count > self._seen:
+            self._seen = count
+            raise KeyboardInterrupt
+        self._task, self._seen = task, count
 
 
 def _forget() -> None:

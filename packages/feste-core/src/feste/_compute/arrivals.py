@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from feste._compute.steps import LOOK
+from feste.blocking import Cancellations
 
 __all__ = ["Mailbox"]
 
@@ -19,6 +20,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self._wake: Callable[[], None] | None = None
+        self._cancellations = Cancellations()
 
     def put(self, mail: Any) -> None:
         """Add something; may be called from any thread.
@@ -36,9 +38,11 @@ class Mailbox:
 
     def get(self) -> Any:
         """Wait for something, and return it."""
+        self._cancellations.check()
         while True:  # a signal that arrives just before a thread blocks does not wake it, so poll
             with suppress(Empty):
                 return self._queue.get(timeout=LOOK)
+            self._cancellations.check()
 
     async def aget(self) -> Any:
         """Do what :meth:`get` does, without blocking the running event loop."""

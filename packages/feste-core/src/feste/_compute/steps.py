@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from feste._compute.results import Repack, make_report, put_back
+from feste.blocking import Cancellations
 from feste.context import Settings
 from feste.errors import (
     ConfigError,
@@ -98,8 +99,10 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         driver().submit(run)
         with shown(run, settings["progress"]):
             # a signal that arrives just before a thread blocks does not wake it, so poll
+            cancellations = Cancellations()
+            cancellations.check()
             while not run.finished.wait(LOOK):
-                pass
+                cancellations.check()
         return
     except KeyboardInterrupt:
         pass
