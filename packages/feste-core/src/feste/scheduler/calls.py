@@ -271,7 +271,7 @@ class Calls:
             self.unsent(parcel)
             if parcel.error is not None:
                 self.fail_members(parcel, parcel.error)
-            self.brain.halt(parcel.run)
+            self.brain.stop(parcel.run)
         return verdict == "go"
 
     def unsent(self, parcel: Parcel) -> None:

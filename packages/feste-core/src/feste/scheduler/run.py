@@ -25,6 +25,7 @@ from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.batching.feeders import Feeders
 from feste.scheduler.program import Program
 from feste.scheduler.request_log import RequestLog
+from feste.scheduler.series import Series
 from feste.scheduler.states import (
     CACHED,
     DONE,
@@ -172,8 +173,9 @@ class Run:
         self.ended: float | None = None
         self.stopping = False
         self.cancelled = False
-        #: Why it was stopped: in a few words, and as an error if it is not told by a node's own.
-        self.why = ""
+        #: The runs that stop with it; set before it is submitted.
+        self.series = Series()
+        #: Why it was stopped, as an error if that is not told by a node's own.
         self.fault: FesteError | None = None
         #: The first error of a call that was left, since its backend refuses all calls; or None.
         self.left: FesteError | None = None
@@ -214,7 +216,6 @@ class Run:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls = sum(n.op.kind == "call" for n in program.nodes)
         self.calls_done = 0
-        self.calls_failed = 0
         if answers is not None:
             for node in program.nodes:
                 self._reserve(node)
