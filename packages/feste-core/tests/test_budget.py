@@ -327,6 +327,24 @@ def test_the_environment_sets_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert declared.parse("budget", "") is None
 
 
+def test_a_call_that_waited_to_be_sent_again_says_why_it_was_not() -> None:
+    """An error that is usually overcome is not taken for the provider's last word."""
+    llm = priced()
+    failing = iter([ServerError("down")])
+
+    def answer(request: Request) -> Response:
+        for error in failing:
+            raise error
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    run = started(clock, *calls(llm, 40), budget=1.0, on_error="return")
+    clock.drive()
+
+    (i,) = run.failed
+    assert run.errors[i].message == "down; not tried again: the budget of $1.00 is reached"
+
+
 def test_a_run_stopped_by_its_cap_loses_no_error_of_a_call() -> None:
     """A call that waits for its retry as the cap is reached ends with its own error."""
     llm = priced(limits=Limits(concurrency=1))

@@ -122,7 +122,7 @@ class Calls:
         for parcel in waiting:
             self.brain.prefixes.failed(parcel, counts=False)
             if parcel.error is not None:
-                self.fail_members(parcel, parcel.error)
+                self._fail_early(parcel, parcel.error)
 
     def take_back(self, unwanted: Callable[[Parcel], bool]) -> list[Parcel]:
         """Return the requests that are not sent yet and unwanted; they wait for nothing any more.
@@ -270,7 +270,7 @@ class Calls:
         elif verdict == "stop":
             self.unsent(parcel)
             if parcel.error is not None:
-                self.fail_members(parcel, parcel.error)
+                self._fail_early(parcel, parcel.error)
             self.brain.stop(parcel.run)
         return verdict == "go"
 
@@ -456,21 +456,22 @@ class Calls:
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
         parcel.unreadable += is_unreadable(error)
-        wait = None
+        wait = self.policy.delay(
+            error,
+            attempt=parcel.attempt,
+            throttled=parcel.throttled,
+            ambiguous=parcel.ambiguous,
+            unreadable=parcel.unreadable,
+            elapsed=self.brain.now - parcel.since,
+            rng=self.rng,
+        )
         # pieces of a broken answer cannot be taken back, so no other answer may follow them
         begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
-        if not run.stopping and not begun:
-            wait = self.policy.delay(
-                error,
-                attempt=parcel.attempt,
-                throttled=parcel.throttled,
-                ambiguous=parcel.ambiguous,
-                unreadable=parcel.unreadable,
-                elapsed=self.brain.now - parcel.since,
-                rng=self.rng,
-            )
-        if wait is None:
+        if wait is None or begun:
             self.fail_members(parcel, error)
+            return
+        if run.stopping:
+            self._fail_early(parcel, error)
             return
         wait = self.brain.outages.wait(parcel, error, wait)
         parcel.throttled += isinstance(error, RateLimited)
@@ -505,6 +506,13 @@ class Calls:
         :param error: the error, as described by the executor.
         """
         self.brain.lifecycle.fail(run, i, cause_of(error))
+
+    def _fail_early(self, parcel: Parcel, error: CallError) -> None:
+        """Fail the calls of a request that would be sent again, had its run not been stopped."""
+        told = error.copy()
+        why = parcel.run.series.why or "the run was stopped"
+        told.args = (f"{told.message.rstrip('.')}; not tried again: {why}",)
+        self.fail_members(parcel, told)
 
     def fail_members(self, parcel: Parcel, raised: FesteError, *, final: bool = False) -> None:
         """Fail all unfinished calls of a request.

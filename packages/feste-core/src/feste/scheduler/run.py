@@ -198,10 +198,12 @@ class Run:
         #: their gate as they began to wait.
         self.batched: dict[int, tuple[float, ...]] = {}
         self.arrived: dict[int, tuple[Any, tuple[float, float]]] = {}
-        #: The number of requests that wait for their next attempt, and until when (on the brain's
-        #: clock) a gate that this run queues at is closed.
+        #: The number of requests that wait for their next attempt; until when (on the brain's clock)
+        #: the provider of a gate that this run queues at has asked to wait, and until when it is
+        #: left alone, since it is down; and what such a gate lacks, by position in CAUSES.
         self.retrying = 0
-        self.resumes_at = 0.0
+        self.resumes_at = self.down_until = 0.0
+        self.lacks: int | None = None
         #: What it spent under caps, and what is still reserved, by unit: ``dollars``, ``tokens``.
         self.spent: defaultdict[str, float] = defaultdict(float)
         self.reserved: defaultdict[str, float] = defaultdict(float)
