@@ -198,8 +198,7 @@ class Outages:
     def refused(self, parcel: Parcel, error: CallError) -> bool:
         """Record a refusal that concerns all calls; return whether to give this one up.
 
-        The first one is doubted: its call is sent once more, unless another backend can be asked. The
-        second one, of any call, is believed.
+        The first one is doubted: its call is sent once more. The second one, of any call, is believed.
 
         :param parcel: the refused request.
         :param error: the refusal.
@@ -215,7 +214,7 @@ class Outages:
             return True
         breaker.doubt = error
         breaker.open(self.brain.now)
-        return _has_fallback(parcel, type(error))
+        return False
 
     def _close(self, scope: Scope, error: CallError) -> None:
         """Let the runs that are there send nothing more to an account or model."""
@@ -271,9 +270,9 @@ def _concerns_account(error: CallError) -> bool:
     return isinstance(error, AuthFailed) and error.status != 403
 
 
-def _has_fallback(parcel: Parcel, error: type[CallError] = BackendUnavailable) -> bool:
+def _has_fallback(parcel: Parcel) -> bool:
     rest = parcel.call.rest
-    return bool(rest) and issubclass(error, rest[0][1])
+    return bool(rest) and issubclass(BackendUnavailable, rest[0][1])
 
 
 def _unavailable(parcel: Parcel) -> BackendUnavailable:
