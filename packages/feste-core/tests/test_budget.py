@@ -195,7 +195,7 @@ def test_retries_and_lost_answers_count(seed: int) -> None:
         "dollars"
     ] == pytest.approx(budget.reserved)
     assert run.spent["dollars"] == pytest.approx(budget.spent)
-    assert all(gate.in_flight == 0 for gate in clock.brain.calls.gates.values())
+    assert all(gate.in_flight == 0 for gate in clock.brain.gates.by_scope.values())
 
 
 def test_a_call_waits_for_what_is_under_way() -> None:
@@ -325,6 +325,24 @@ def test_the_environment_sets_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(declared.parse("budget", "2.5")).startswith("$2.50")
     assert declared.parse("budget", "20,000 tokens").unit == "tokens"
     assert declared.parse("budget", "") is None
+
+
+def test_a_call_that_waited_to_be_sent_again_says_why_it_was_not() -> None:
+    """An error that is usually overcome is not taken for the provider's last word."""
+    llm = priced()
+    failing = iter([ServerError("down")])
+
+    def answer(request: Request) -> Response:
+        for error in failing:
+            raise error
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    run = started(clock, *calls(llm, 40), budget=1.0, on_error="return")
+    clock.drive()
+
+    (i,) = run.failed
+    assert run.errors[i].message == "down; not tried again: the budget of $1.00 is reached"
 
 
 def test_a_run_stopped_by_its_cap_loses_no_error_of_a_call() -> None:

@@ -430,6 +430,44 @@ def test_on_error_stop_takes_no_more_items() -> None:
     assert len(taken) <= 32
 
 
+def test_a_failure_stops_a_map_also_where_later_items_are_in_another_run() -> None:
+    """A long map is a chain of runs; what a late call of an early one decides holds for all."""
+    asked: list[int] = []
+
+    class Late(Backend):
+        @operation
+        async def ask(self, i: int) -> int:
+            asked.append(i)
+            while i == 5 and len(asked) < 600:
+                await asyncio.sleep(0)
+            if i == 5:
+                raise InvalidRequest("no")
+            return i
+
+    llm = Late()
+    with pytest.raises(RunFailed) as caught:
+        for _ in feste.map(llm.ask, range(5000), window=200, on_error="stop", ordered=False):
+            pass
+
+    assert isinstance(caught.value.errors[0], InvalidRequest)
+    assert 600 <= len(asked) < 2000
+
+
+def test_failures_of_a_map_are_counted_together() -> None:
+    """The limit is that of the whole map, whatever its window, and the error tells of it."""
+    llm = FakeBackend(fail={"bad": InvalidRequest("no")})
+
+    def ask(i: int) -> Any:
+        return llm.chat(f"{'good' if i % 50 else 'bad'} {i}")
+
+    with pytest.raises(RunFailed, match=r"stopped: 30 calls failed \(max_failures=30\)"):
+        for _ in feste.map(ask, range(3000), window=100, max_failures=30):
+            pass
+
+    assert len(llm.requests) < 1700
+    assert len(list(feste.map(ask, range(3000), max_failures=0.1, on_error="return"))) == 3000
+
+
 def test_tasks_may_return_nodes_and_items_may_be_empty() -> None:
     llm = FakeBackend()
 

@@ -393,7 +393,7 @@ def test_after_a_deadline_the_place_is_free_again() -> None:
     clock.drive()
 
     assert {type(error) for error in run.errors.values()} == {CallTimeout}
-    assert all(gate.in_flight == 0 for gate in clock.brain.calls.gates.values())
+    assert all(gate.in_flight == 0 for gate in clock.brain.gates.by_scope.values())
 
 
 def test_the_parts_of_a_refused_list_end_by_its_deadline() -> None:
@@ -455,8 +455,8 @@ def test_a_run_stops_after_too_many_failures(most: float, least: int) -> None:
     states = run.count_states()
     assert states["failed"] == least and states["skipped"] == least
     assert len(clock.sent) < 40
-    assert run.why == f"{least} call{'s' * (least > 1)} failed (max_failures={most})"
-    assert str(run.errors[run.outputs[99]]).startswith(f"not begun: {run.why}")
+    assert run.series.why == f"{least} call{'s' * (least > 1)} failed (max_failures={most})"
+    assert str(run.errors[run.outputs[99]]).startswith(f"not begun: {run.series.why}")
 
 
 def test_run_failed_tells_why_it_stopped() -> None:

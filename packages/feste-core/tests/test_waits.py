@@ -386,7 +386,7 @@ def test_a_breaker_that_opens_closes_the_gate_for_a_while() -> None:
     run.heard = frozenset([GateClosed.name])
     clock.tell(0.0, ("submit", run))
     clock.drive(until=0.5)
-    (parcel,) = clock.brain.calls.parcels.values()
+    (parcel,) = clock.brain.attempts.parcels.values()
     clock.brain.accounts.closed(parcel, "breaker", 7.0)
     clock.brain.accounts.closed(parcel, "breaker", 7.0)
     clock.drive()
@@ -394,7 +394,7 @@ def test_a_breaker_that_opens_closes_the_gate_for_a_while() -> None:
 
     assert [(event.reason, event.seconds) for event in clock.events] == [("breaker", 7.0)]
     assert report.breaker_openings == len(report.closings) == 1
-    assert "the circuit breaker opened 1 time" in str(report)
+    assert "the backend was down 1 time" in str(report)
 
 
 # --- what is kept -----------------------------------------------------------------------------------

@@ -77,8 +77,8 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
         told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
     else:
         told = f"{bad:,} of {wanted:,} results failed; the others are in .partial"
-    if run.why:
-        told = f"{told}; the run was stopped: {run.why}"
+    if run.series.why:
+        told = f"{told}; the run was stopped: {run.series.why}"
     raise RunFailed(
         told, partial=results, report=report, errors=errors, places=_failed_places(run, repack)
     ) from errors[0]

@@ -44,10 +44,12 @@ from feste.events import RunFinished, RunStarted
 from feste.node import Node
 from feste.scheduler.accounts import Accounts
 from feste.scheduler.admission.deadlines import Deadlines
+from feste.scheduler.admission.gates import Gates
 from feste.scheduler.admission.outages import Outages
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.admission.spending import Spending
+from feste.scheduler.attempts import Attempts
 from feste.scheduler.batching.flights import Flights
 from feste.scheduler.batching.groups import Groups
 from feste.scheduler.batching.lists import Lists
@@ -122,18 +124,20 @@ class Brain:
         self.spending = Spending(self)
         self.deadlines = Deadlines(self)
         self.fallbacks = Fallbacks(self)
-        self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
+        self.gates = Gates(self)
+        self.attempts = Attempts(self, policy or RetryPolicy(), random.Random(seed))
+        self.calls = Calls(self)
         self._handlers: dict[str, Callable[..., None]] = {
             "submit": self._on_submit,
             "added": self.handing.on_added,
             "sealed": self.handing.on_sealed,
-            "stop": self.stop,
+            "stop": self.cancel,
             "grown": self.growth.on_grown,
             "done": self.dispatcher.on_done,
             "done_together": self._on_done_together,
             "returned": self.dispatcher.on_returned,
             "free": self.dispatcher.on_free,
-            "sent": self.calls.on_sent,
+            "sent": self.attempts.on_sent,
             "fetched": self._on_fetched,
             "capacity": self.dispatcher.on_capacity,
             "told": self.journaling.on_told,
@@ -162,7 +166,7 @@ class Brain:
             heapq.heappop(self.timers)[2](now)
         self.journaling.flush()
         self.groups.decide()
-        self.calls.admit()
+        self.gates.admit()
         self.fallbacks.flush()
         self.dispatcher.hand_out()
         self.stalls.watch()
@@ -229,7 +233,7 @@ class Brain:
 
         All its runs end, and later reports about them are ignored.
         """
-        new = Brain(self.calls.policy)
+        new = Brain(self.attempts.policy)
         new._count = self._count  # so that no request number is used twice
         for run in self.runs:
             run.ended = self.now
@@ -253,12 +257,15 @@ class Brain:
         if self.nesting.is_orphan(run):
             self.nesting.end(run, 0.0)
             return
+        if run.series.stopped:
+            self.halt(run)
+            return
         for i, pending in enumerate(run.pending):
             if not pending and run.state[i] == WAITING:
                 self.lifecycle.ready(run, i)
         self.end_if_done(run)
 
-    def stop(self, run: Run, grace: float) -> None:
+    def cancel(self, run: Run, grace: float) -> None:
         """Stop a run, and those inside its tasks.
 
         :param run: the run.
@@ -277,13 +284,24 @@ class Brain:
             self.nesting.stop(run, grace)
             self.later(grace, lambda now: self.interrupt(run))
 
+    def stop(self, run: Run, why: str = "") -> None:
+        """Start nothing new, neither in a run nor in others of its series.
+
+        :param run: the run.
+        :param why: in a few words, if no error tells it.
+        """
+        series = run.series
+        series.stopped, series.why = True, why or series.why
+        for each in [r for r in self.runs if r.series is series and not r.stopping]:
+            self.halt(each)
+
     def halt(self, run: Run) -> None:
         """Start nothing new; work that is under way continues."""
         run.stopping = True
         if run.outlet is not None:
             run.outlet.is_open = False
         queued = {QUEUED, GATHERED, WAITING, READY, JOINED}
-        self.calls.withdraw(run)
+        self.gates.withdraw(run)
         for i, state in enumerate(run.state):
             if state in queued:
                 self.lifecycle.end(run, i, NOT_STARTED)
@@ -305,12 +323,12 @@ class Brain:
         if not parsing and PARSING in run.state:
             spared.update(i for i, state in enumerate(run.state) if state == PARSING)
             self.later(_PARSING, lambda now: self.interrupt(run, parsing=True))
-        for parcel in self.calls.parcels.values():
+        for parcel in self.attempts.parcels.values():
             if parcel.run is run and not spared.isdisjoint(parcel.members):
                 spared.update(parcel.members)
-        for handle, parcel in self.calls.parcels.items():
+        for handle, parcel in self.attempts.parcels.items():
             if parcel.run is run and spared.isdisjoint(parcel.members):
-                self.calls.give_up(parcel)
+                self.attempts.give_up(parcel)
                 self.act("cancel", run.executor, handle)
         for chunk in self.dispatcher.chunks.values():
             members = {i for task in chunk for i in task.members}
@@ -339,7 +357,7 @@ class Brain:
         for i in [*run.outputs, *(outlet.due if outlet is not None else ())]:
             if run.state[i] == NOT_STARTED and i not in run.errors:
                 node = run.program.nodes[i]
-                why = run.why or "the run was stopped"
+                why = run.series.why or "the run was stopped"
                 error = NotStarted(f"not begun: {why}", origin=node.where)
                 error.node = node.key
                 run.errors[i] = error
@@ -376,6 +394,7 @@ class Brain:
 
     def _finish(self, run: Run) -> None:
         self.runs.remove(run)
+        run.series.calls += run.calls
         for scope in run.scopes:
             draw.forget(scope)
         if RunFinished.name in run.heard:

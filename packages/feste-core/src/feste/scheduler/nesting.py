@@ -45,7 +45,7 @@ class Nesting:
         :param grace: seconds that requests in flight may still take.
         """
         self._stopped.add(run)
-        self.brain.stop(run, grace)
+        self.brain.cancel(run, grace)
 
     def ended(self, run: Run) -> None:
         """Give a run inside a task an error for its caller, if it was stopped before it was complete.

@@ -233,3 +233,6 @@ class Waits:
         held = self.gate(gate)
         held.until(self.brain.now)
         held.cause = cause_at(gate, self.brain.now)
+        for run in self.brain.runs:
+            if gate.queues(run.name):
+                run.lacks = held.cause

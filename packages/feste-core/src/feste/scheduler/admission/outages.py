@@ -113,11 +113,11 @@ class Outages:
         breaker = self._breakers.setdefault(scope[:2], Breaker())
         if probe:  # it asked for all that wait, so it uses up no attempt of its own
             parcel.throttled += 1
-        rng = self.brain.calls.rng
+        rng = self.brain.attempts.rng
         if breaker.failed(parcel.sent, now, rng, probe=probe) or probe:
             self.brain.accounts.closed(parcel, "breaker", breaker.next, again=probe)
         if breaker.opened is not None:
-            parcel.run.resumes_at = max(parcel.run.resumes_at, breaker.next)
+            parcel.run.down_until = max(parcel.run.down_until, breaker.next)
 
     def wait(self, parcel: Parcel, error: CallError, wait: float) -> float:
         """Return the seconds that a retry waits, paid for by the budget of its backend.
@@ -159,7 +159,7 @@ class Outages:
                 ends.append(end)
             return end <= now + _ROUNDING
 
-        while gone := self.brain.calls.take_back(is_late):  # giving some up may set others free
+        while gone := self.brain.gates.take_back(is_late):  # giving some up may set others free
             for parcel in gone:
                 self.give_up(parcel)
             ends.clear()
@@ -182,7 +182,7 @@ class Outages:
 
         :param parcel: the request, which is not under way.
         """
-        self.brain.calls.fail_members(parcel, _unavailable(parcel))
+        self.brain.attempts.fail_members(parcel, _unavailable(parcel))
 
     def _look(self, scope: Scope, breaker: Breaker) -> None:
         breaker.watch = None
@@ -221,7 +221,7 @@ class Outages:
         self._unwatch(self._breakers.pop(scope))
         for run in self.brain.runs:
             run.closed[scope] = error
-        for parcel in self.brain.calls.take_back(lambda p: _within(p.request, scope)):
+        for parcel in self.brain.gates.take_back(lambda p: _within(p.request, scope)):
             self.shut(parcel, error)
 
     def refusal(self, parcel: Parcel) -> CallError | None:
@@ -242,14 +242,14 @@ class Outages:
         :param error: the refusal of other calls that is the cause.
         """
         if parcel.error is not None:  # it was sent before
-            self.brain.calls.fail_members(parcel, error.copy())
+            self.brain.attempts.fail_members(parcel, error.copy())
             return
         what = "account" if _concerns_account(error) else "model"
         told = NotStarted(
             f"not sent: the backend {parcel.request.plugin} refuses all calls of this {what} "
             f"({type(error).__name__}: {error.message})"
         )
-        self.brain.calls.leave_members(parcel, told, error)
+        self.brain.attempts.leave_members(parcel, told, error)
 
 
 def _scope(request: Request) -> Scope:
@@ -278,7 +278,9 @@ def _has_fallback(parcel: Parcel) -> bool:
 def _unavailable(parcel: Parcel) -> BackendUnavailable:
     run: Run = parcel.run
     last = parcel.error
-    told = f"; its own last attempt: {type(last).__name__}: {last.message}" if last else ""
+    told = (
+        f"; its own last attempt: {type(last).__name__}: {last.message}".rstrip(".") if last else ""
+    )
     if run.patience is None or _has_fallback(parcel):
         waited = "is down"
     else:

@@ -87,7 +87,7 @@ class Spending:
             reserved=budget.reserved,
             unit=budget.unit,
         )
-        run.why = f"the budget of {budget.shown(budget.cap)} is reached"
+        run.series.why = f"the budget of {budget.shown(budget.cap)} is reached"
 
 
 def _bound(parcel: Parcel, budget: Budget) -> float:
