@@ -17,7 +17,7 @@ import pytest
 
 import feste
 from feste import draw
-from feste.backend import Backend, operation
+from feste.backend import Backend, Limits, operation
 from feste.context import Settings
 from feste.errors import (
     BlockingCallError,
@@ -650,3 +650,17 @@ def test_draws_of_the_main_program_go_on(restart: Callable[[], None]) -> None:
 
     assert again == [before, *mapped, after]
     assert draw.scope() == draw.MAIN
+
+
+def test_what_was_left_is_reported() -> None:
+    """After an early end the report tells what was asked and what was given up."""
+    llm = FakeBackend(latency=0.02, limits=Limits(concurrency=1))
+    results = feste.as_completed([llm.chat(f"{i}") for i in range(20)])
+    next(results)
+    results.close()
+    report = feste.last_report()
+
+    assert report is not None and report.cancelled
+    assert 1 <= len(report.requests) < 20
+    assert report.states["done"] >= 1
+    assert sum(report.states.values()) == 20

@@ -197,7 +197,7 @@ class Run:
         #: What calls have waited for until they were packed: others, a slot, a limit; and the sums of
         #: their gate as they began to wait.
         self.batched: dict[int, tuple[float, ...]] = {}
-        self.arrived: dict[int, tuple[Any, tuple[float, float]]] = {}
+        self.arrived: dict[int, tuple[Any, tuple[float, ...]]] = {}
         #: The number of requests that wait for their next attempt; until when (on the brain's clock)
         #: the provider of a gate that this run queues at has asked to wait, and until when it is
         #: left alone, since it is down; and what such a gate lacks, by position in CAUSES.

@@ -110,6 +110,9 @@ class Gates:
                     self.brain.attempts.launch(parcel)
             if len(gate) or scope in self.short or self.brain.groups.wait_for(gate):
                 self.watch(gate, self.brain.outages.resumes_at(scope))
+            gate.parked = "budget" if scope in self.short else ""
+            if not self.brain.outages.admits(scope):
+                gate.parked = "outage"
             self.brain.waits.held(gate)
 
     def watch(self, gate: Gate[Parcel], resumes_at: float = 0.0) -> None:
