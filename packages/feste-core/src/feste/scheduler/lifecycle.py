@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Response
 from feste.draw import Determinism
-from feste.errors import CacheMiss, FesteError, GraphError, NotStarted, UpstreamFailed
+from feste.errors import (
+    BackendUnavailable,
+    CacheMiss,
+    CallTimeout,
+    ConfigError,
+    FesteError,
+    GraphError,
+    NotStarted,
+    UpstreamFailed,
+)
 from feste.events import NodeFinished
 from feste.fused import PREVIOUS, Fused, tasks_of
 from feste.node import PENDING, Node
@@ -137,7 +146,7 @@ class Lifecycle:
 
         :param run: the run.
         :param i: the node's position.
-        :param paid: a :class:`~feste.backend.Response` or an emission.
+        :param paid: a :class:`~feste.backend.Response` or an emission; None to forget it.
         """
         if i in run.turns and isinstance(paid, Response):
             paid = Elsewhere(run.turns[i], paid)
@@ -353,9 +362,6 @@ class Lifecycle:
         if not others or others[0] != (run, i):
             if others and (run, i) in others:
                 others.remove((run, i))
-                first = others[0][0]
-                if len(others) == 1 and first.interrupted:  # nobody waits for it any more
-                    self.brain.later(0.0, lambda now: self.brain.interrupt(first))
             return
         del self.joined[shared]
         for other, j in others[1:]:
@@ -363,7 +369,7 @@ class Lifecycle:
                 continue
             if state in VALUED:
                 self.done(other, j, run.values[i], SHARED)
-            elif state == FAILED and not run.stopping and not _may_buy(other, run.errors[i]):
+            elif state == FAILED and not run.stopping and not _may_try(other, run, run.errors[i]):
                 self.fail(other, j, run.errors[i], final=True)
             else:
                 other.state[j] = WAITING
@@ -395,10 +401,15 @@ def _has_failed_too_often(run: Run) -> bool:
     return most is not None and 0 < run.calls_failed >= most
 
 
-def _may_buy(run: Run, error: FesteError) -> bool:
-    """Whether a call failed for a reason that does not hold in a run: that nothing may be sent."""
-    only_replays = run.answers is not None and run.answers.replay_only
-    return isinstance(error, CacheMiss) and not only_replays
+def _may_try(run: Run, other: Run, error: FesteError) -> bool:
+    """Whether a call failed for a reason that lies in the settings of another run, and not in a run's."""
+    if isinstance(error, CacheMiss):
+        return run.answers is None or not run.answers.replay_only
+    if isinstance(error, CallTimeout):
+        return run.deadline != other.deadline
+    if isinstance(error, BackendUnavailable):
+        return run.patience != other.patience
+    return isinstance(error, ConfigError) and run.caps != other.caps
 
 
 def _finished(run: Run, i: int, node: Node, state: int, now: float, ready: float) -> NodeFinished:
