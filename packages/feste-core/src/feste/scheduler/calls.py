@@ -154,7 +154,10 @@ class Calls:
             del self.retrying[id(parcel)]
             parcel.run.retrying -= 1
         on_the_way = chain(self.brain.journaling.intending.values(), self.short.values())
-        return [*retrying, *filter(unwanted, on_the_way)]
+        found = [parcel for parcel in on_the_way if not parcel.gone and unwanted(parcel)]
+        for parcel in found:
+            parcel.gone = True
+        return [*retrying, *found]
 
     def queue(
         self,
@@ -203,7 +206,7 @@ class Calls:
         refusal = self.brain.outages.refusal(parcel)
         if refusal is not None:
             self.brain.outages.shut(parcel, refusal)
-        elif self.brain.outages.is_passed_by(parcel):
+        elif self.brain.outages.is_passed_by(parcel.call, parcel.request):
             self.brain.outages.give_up(parcel)
         elif not self.brain.prefixes.holds(parcel):
             self.brain.waits.entered(parcel)
@@ -235,12 +238,12 @@ class Calls:
         now = self.brain.now
         wakes = max(gate.wakes(now), resumes_at)
         if now < wakes < math.inf and not now < gate.alarm <= wakes + _SOON:
-            gate.alarm = wakes
+            gate.alarm = now + (wakes - now)  # as the timer rounds it, which may be just too early
             self.brain.later(wakes - now, lambda now: None)
 
     def _next(self, scope: Scope, gate: Gate[Parcel]) -> Parcel | None:
         """Return the next request that may be sent: its backend is up, and it is paid for."""
-        while self.brain.outages.admits(scope):
+        while self.brain.now >= gate.closed_until and self.brain.outages.admits(scope):
             parcel = self.short.pop(scope, None) or gate.pop(self.brain.now)
             if parcel is None:
                 return None
@@ -280,6 +283,7 @@ class Calls:
         :param parcel: the request.
         """
         parcel.gate.unsent(parcel)
+        self.brain.deadlines.met(parcel)
         self.brain.outages.unsent(parcel)
         self.brain.spending.settle(parcel, None)
         self.brain.later(0.0, lambda now: None)  # others may have waited for the place
@@ -355,6 +359,7 @@ class Calls:
         if not parcel.handle:
             return  # it was given up before, and has not ended yet
         error = Interrupted("the run was stopped")
+        self.brain.deadlines.met(parcel)
         self.brain.prefixes.failed(parcel, counts=False)
         self.brain.accounts.record(parcel, False, error)
         self.brain.journaling.ended(parcel, error)
@@ -424,6 +429,7 @@ class Calls:
         if bought is not None and told is not None and is_unreadable(told):
             assert isinstance(told, CallError)
             parcel, position = bought
+            self.brain.lifecycle.keep_paid(run, task.index, None)  # a later run may buy another
             self._refused(parcel.alone(position, self.brain.now), told)
             return  # it is the provider's fault, and no user's
         self.brain.flights.answered(run, task.index, task.args[1])
@@ -451,6 +457,7 @@ class Calls:
             self.fail_members(parcel, error)
             return
         if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
+            self.brain.deadlines.met(parcel)  # each part has an alarm of its own
             self.brain.prefixes.failed(parcel, counts=False)
             self.brain.lists.refused(parcel)
             return
@@ -459,7 +466,7 @@ class Calls:
         wait = None
         # pieces of a broken answer cannot be taken back, so no other answer may follow them
         begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
-        if not run.stopping and not begun:
+        if not (run.stopping or begun or self.brain.outages.refusal(parcel)):
             wait = self.policy.delay(
                 error,
                 attempt=parcel.attempt,

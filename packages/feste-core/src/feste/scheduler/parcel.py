@@ -58,6 +58,7 @@ class Parcel:
         "call",
         "error",
         "gate",
+        "gone",
         "handle",
         "members",
         "noted",
@@ -109,6 +110,8 @@ class Parcel:
         self.throttled = 0
         self.ambiguous = 0
         self.unreadable = 0
+        #: Whether it was taken back on its way from the gate: it will not be sent.
+        self.gone = False
         self.split = split
         #: What its next attempt has waited for, by position in CAUSES; since when it waits for
         #: something else; and its gate's sums as it began to queue.
@@ -133,8 +136,8 @@ class Parcel:
 
     @property
     def is_over(self) -> bool:
-        """Whether all of its calls have ended."""
-        return all(self.run.state[i] >= OPEN for i in self.members)
+        """Whether all of its calls have ended, or it was taken back."""
+        return self.gone or all(self.run.state[i] >= OPEN for i in self.members)
 
     @property
     def rank(self) -> int:

@@ -73,3 +73,4 @@ class Deadlines:
             self.brain.act("cancel", run.executor, handle)
         self.brain.calls.pull(parcel)
         self.brain.calls.fail_members(parcel, error, final=True)
+        self.brain.outages.watch((parcel.request.endpoint, parcel.request.account))
