@@ -61,9 +61,9 @@ def raises(*errors: CallError, then: FakeBackend | None = None) -> Callable[[Req
 def idle(clock: VirtualClock) -> bool:
     """Whether the brain has nothing left of its runs."""
     brain = clock.brain
-    left = [brain.runs, brain.timers, brain.calls.parcels, brain.calls.short, brain.calls.retrying]
+    left = [brain.runs, brain.timers, brain.attempts.parcels, brain.attempts.retrying, brain.gates.short]
     left += [brain.flights._led, brain.flights._waiting, brain.journaling.intending]
-    gates = brain.calls.gates.values()
+    gates = brain.gates.by_scope.values()
     return not any(left) and not any(gate.in_flight or gate.coming or len(gate) for gate in gates)
 
 
@@ -333,11 +333,11 @@ def test_a_gate_is_looked_at_again_whatever_the_rounding() -> None:
     for n in range(200):
         brain, gate = Brain(), Gate[Any]()
         brain.now, gate.closed_until = 0.3 + n / 7, 31.002
-        brain.calls.watch(gate)
+        brain.gates.watch(gate)
         while (wake := brain.wake_at) is not None:
             early += brain.now < wake < gate.closed_until
             brain.on([], wake)
-            brain.calls.watch(gate)
+            brain.gates.watch(gate)
         assert brain.now >= gate.closed_until
     assert early
 

@@ -195,7 +195,7 @@ def test_retries_and_lost_answers_count(seed: int) -> None:
         "dollars"
     ] == pytest.approx(budget.reserved)
     assert run.spent["dollars"] == pytest.approx(budget.spent)
-    assert all(gate.in_flight == 0 for gate in clock.brain.calls.gates.values())
+    assert all(gate.in_flight == 0 for gate in clock.brain.gates.by_scope.values())
 
 
 def test_a_call_waits_for_what_is_under_way() -> None:

@@ -182,7 +182,7 @@ def check_ended(run: Run, brain: Brain) -> None:
     """Nothing is left over, so no later decision is wrong; and it did not have to be ended."""
     assert run.failure is None
     assert not run.open
-    for gate in brain.calls.gates.values():
+    for gate in brain.gates.by_scope.values():
         assert (gate.coming, gate.in_flight, len(gate)) == (0, 0, 0)
     if run.feeders is not None:
         assert not run.feeders.held

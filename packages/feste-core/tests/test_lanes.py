@@ -78,7 +78,7 @@ class NoIdleLane(Brain):
 
     def on(self, events: Any, now: float) -> Any:
         actions = super().on(events, now)
-        for gate in self.calls.gates.values():
+        for gate in self.gates.by_scope.values():
             assert gate.in_flight <= self.lanes
             assert gate.in_flight == self.lanes or not len(gate)
         return actions

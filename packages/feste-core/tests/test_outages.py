@@ -392,7 +392,7 @@ def test_after_a_deadline_the_place_is_free_again() -> None:
     clock.drive()
 
     assert {type(error) for error in run.errors.values()} == {CallTimeout}
-    assert all(gate.in_flight == 0 for gate in clock.brain.calls.gates.values())
+    assert all(gate.in_flight == 0 for gate in clock.brain.gates.by_scope.values())
 
 
 # --- max_failures -----------------------------------------------------------------------------------

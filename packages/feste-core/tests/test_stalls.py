@@ -95,7 +95,7 @@ def test_what_the_brain_forgets_is_found() -> None:
     llm = FakeBackend()
     clock = VirtualClock(llm.answer)
     run = clock.run([llm.chat("a"), llm.chat("b")])
-    clock.brain.calls.queue = lambda *args, **given: None  # type: ignore[method-assign]
+    clock.brain.gates.queue = lambda *args, **given: None  # type: ignore[method-assign]
     clock.tell(0.0, ("submit", run))
 
     with pytest.raises(StalledError):

@@ -386,7 +386,7 @@ def test_a_breaker_that_opens_closes_the_gate_for_a_while() -> None:
     run.heard = frozenset([GateClosed.name])
     clock.tell(0.0, ("submit", run))
     clock.drive(until=0.5)
-    (parcel,) = clock.brain.calls.parcels.values()
+    (parcel,) = clock.brain.attempts.parcels.values()
     clock.brain.accounts.closed(parcel, "breaker", 7.0)
     clock.brain.accounts.closed(parcel, "breaker", 7.0)
     clock.drive()

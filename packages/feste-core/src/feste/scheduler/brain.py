@@ -44,10 +44,12 @@ from feste.events import RunFinished, RunStarted
 from feste.node import Node
 from feste.scheduler.accounts import Accounts
 from feste.scheduler.admission.deadlines import Deadlines
+from feste.scheduler.admission.gates import Gates
 from feste.scheduler.admission.outages import Outages
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.admission.spending import Spending
+from feste.scheduler.attempts import Attempts
 from feste.scheduler.batching.flights import Flights
 from feste.scheduler.batching.groups import Groups
 from feste.scheduler.batching.lists import Lists
@@ -120,7 +122,9 @@ class Brain:
         self.spending = Spending(self)
         self.deadlines = Deadlines(self)
         self.fallbacks = Fallbacks(self)
-        self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
+        self.gates = Gates(self)
+        self.attempts = Attempts(self, policy or RetryPolicy(), random.Random(seed))
+        self.calls = Calls(self)
         self._handlers: dict[str, Callable[..., None]] = {
             "submit": self._on_submit,
             "added": self.handing.on_added,
@@ -131,7 +135,7 @@ class Brain:
             "done_together": self._on_done_together,
             "returned": self.dispatcher.on_returned,
             "free": self.dispatcher.on_free,
-            "sent": self.calls.on_sent,
+            "sent": self.attempts.on_sent,
             "fetched": self._on_fetched,
             "capacity": self.dispatcher.on_capacity,
             "told": self.journaling.on_told,
@@ -160,7 +164,7 @@ class Brain:
             heapq.heappop(self.timers)[2](now)
         self.journaling.flush()
         self.groups.decide()
-        self.calls.admit()
+        self.gates.admit()
         self.fallbacks.flush()
         self.dispatcher.hand_out()
         self.stalls.watch()
@@ -218,7 +222,7 @@ class Brain:
 
         All its runs end, and later reports about them are ignored.
         """
-        new = Brain(self.calls.policy)
+        new = Brain(self.attempts.policy)
         new._count = self._count  # so that no request number is used twice
         for run in self.runs:
             run.ended = self.now
@@ -263,7 +267,7 @@ class Brain:
         if run.outlet is not None:
             run.outlet.is_open = False
         queued = {QUEUED, GATHERED, WAITING, READY, JOINED}
-        self.calls.withdraw(run)
+        self.gates.withdraw(run)
         for i, state in enumerate(run.state):
             if state in queued:
                 self.lifecycle.end(run, i, NOT_STARTED)
@@ -288,12 +292,12 @@ class Brain:
         if not parsing and PARSING in run.state:
             spared.update(i for i, state in enumerate(run.state) if state == PARSING)
             self.later(_PARSING, lambda now: self.interrupt(run, parsing=True))
-        for parcel in self.calls.parcels.values():
+        for parcel in self.attempts.parcels.values():
             if parcel.run is run and not spared.isdisjoint(parcel.members):
                 spared.update(parcel.members)
-        for handle, parcel in self.calls.parcels.items():
+        for handle, parcel in self.attempts.parcels.items():
             if parcel.run is run and spared.isdisjoint(parcel.members):
-                self.calls.give_up(parcel)
+                self.attempts.give_up(parcel)
                 self.act("cancel", run.executor, handle)
         for chunk in self.dispatcher.chunks.values():
             members = {i for task in chunk for i in task.members}

@@ -199,17 +199,17 @@ class Journaling:
         parcel = self.intending.pop(ticket)
         run = parcel.run
         if not ok:
-            self.brain.calls.unsent(parcel)
-            self.brain.calls.fail_members(parcel, value)
+            self.brain.gates.unsent(parcel)
+            self.brain.attempts.fail_members(parcel, value)
             self._stop(run, value)
             return
         parcel.number = value
         if parcel.is_over:  # the run was stopped meanwhile
-            self.brain.calls.unsent(parcel)
+            self.brain.gates.unsent(parcel)
             self.brain.prefixes.failed(parcel, counts=False)
             self._finish(parcel, "withdrawn")
         else:
-            self.brain.calls.launch(parcel)
+            self.brain.attempts.launch(parcel)
 
     # --- after it was sent ------------------------------------------------------------------------
 

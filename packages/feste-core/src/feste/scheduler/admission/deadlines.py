@@ -71,6 +71,6 @@ class Deadlines:
             self.brain.accounts.record(parcel, False, error)
             self.brain.journaling.ended(parcel, error)
             self.brain.act("cancel", run.executor, handle)
-        self.brain.calls.pull(parcel)
-        self.brain.calls.fail_members(parcel, error, final=True)
+        self.brain.gates.pull(parcel)
+        self.brain.attempts.fail_members(parcel, error, final=True)
         self.brain.outages.watch((parcel.request.endpoint, parcel.request.account))

@@ -114,7 +114,7 @@ class Outages:
         if probe:  # it asked for all that wait, so it uses up no attempt of its own
             parcel.throttled += 1
             self._breakers.pop(scope, None)  # nor is the model alone refused
-        rng = self.brain.calls.rng
+        rng = self.brain.attempts.rng
         if breaker.failed(parcel.sent, now, rng, probe=probe) or probe:
             self.brain.accounts.closed(parcel, "breaker", breaker.next, again=probe)
         if breaker.opened is not None:
@@ -160,7 +160,7 @@ class Outages:
                 ends.append(end)
             return end <= now + _ROUNDING
 
-        while gone := self.brain.calls.take_back(is_late):  # giving some up may set others free
+        while gone := self.brain.gates.take_back(is_late):  # giving some up may set others free
             for parcel in gone:
                 self.give_up(parcel)
             ends.clear()
@@ -184,7 +184,7 @@ class Outages:
 
         :param parcel: the request, which is not under way.
         """
-        self.brain.calls.fail_members(parcel, _unavailable(parcel))
+        self.brain.attempts.fail_members(parcel, _unavailable(parcel))
 
     def _look(self, scope: Scope, breaker: Breaker) -> None:
         breaker.watch = None
@@ -223,7 +223,7 @@ class Outages:
         self._unwatch(self._breakers.pop(scope))
         for run in self.brain.runs:
             run.closed[scope] = error
-        for parcel in self.brain.calls.take_back(lambda p: _within(p.request, scope)):
+        for parcel in self.brain.gates.take_back(lambda p: _within(p.request, scope)):
             self.shut(parcel, error)
 
     def refusal(self, parcel: Parcel) -> CallError | None:
@@ -244,14 +244,14 @@ class Outages:
         :param error: the refusal of other calls that is the cause.
         """
         if parcel.error is not None:  # it was sent before
-            self.brain.calls.fail_members(parcel, error.copy())
+            self.brain.attempts.fail_members(parcel, error.copy())
             return
         what = "account" if _concerns_account(error) else "model"
         told = NotStarted(
             f"not sent: the backend {parcel.request.plugin} refuses all calls of this {what} "
             f"({type(error).__name__}: {error.message})"
         )
-        self.brain.calls.leave_members(parcel, told, error)
+        self.brain.attempts.leave_members(parcel, told, error)
 
 
 def _scope(request: Request) -> Scope:
