@@ -61,7 +61,13 @@ def raises(*errors: CallError, then: FakeBackend | None = None) -> Callable[[Req
 def idle(clock: VirtualClock) -> bool:
     """Whether the brain has nothing left of its runs."""
     brain = clock.brain
-    left = [brain.runs, brain.timers, brain.attempts.parcels, brain.attempts.retrying, brain.gates.short]
+    left = [
+        brain.runs,
+        brain.timers,
+        brain.attempts.parcels,
+        brain.attempts.retrying,
+        brain.gates.short,
+    ]
     left += [brain.flights._led, brain.flights._waiting, brain.journaling.intending]
     gates = brain.gates.by_scope.values()
     return not any(left) and not any(gate.in_flight or gate.coming or len(gate) for gate in gates)
