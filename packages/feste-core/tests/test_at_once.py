@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import feste
-from feste.backend import Limits, Request, Response
+from feste.backend import Limits, Profile, PromptCache, Request, Response
 from feste.errors import (
     AuthFailed,
     BackendUnavailable,
@@ -319,6 +319,24 @@ def test_what_waits_for_money_waits_for_the_provider_too() -> None:
 
     assert run.count_states() == {"done": 4}
     assert [at for at, _ in clock.sent][:2] == [0.0, 31.0]
+
+
+def test_a_cap_that_stops_the_first_of_those_that_begin_alike_stops_no_other_run() -> None:
+    """The request that was to write their prefix is not sent, so another one is."""
+    cache = PromptCache(minimum=20, lag=2.0, breakpoints=True)
+    llm = FakeBackend(profile=Profile(prompt_cache=cache), limits=Limits(concurrency=1))
+    rules = {"role": "system", "content": "common beginning " * 500}
+    chats = [[rules, {"role": "user", "content": f"text {i}"}] for i in range(3)]
+    clock = VirtualClock(llm.answer)
+    started(clock, llm.chat("something else"))  # the others wait until it has ended
+    told: dict[str, Any] = {"objective": "cost"}
+    capped = started(clock, [llm.chat(chat, BOUND) for chat in chats], budget="9 tokens", **told)
+    other = started(clock, [llm.chat(chat, BOUND) for chat in chats], **told)
+    clock.drive()
+
+    assert capped.prefixes and capped.count_states() == {"not_started": 3}
+    assert other.count_states() == {"done": 3}
+    assert not clock.brain.prefixes._leading
 
 
 @pytest.mark.parametrize("wait", [None, 1.0])

@@ -113,7 +113,7 @@ def nodes_of(rng: random.Random, llms: list[Any], shared: list[Any]) -> list[Any
     for i in range(rng.choice([1, 5, 40])):
         llm, kind, text = rng.choice(llms), rng.random(), f"text {rng.randrange(texts)}"
         params = FakeParams(temperature=rng.choice([0.0, None]), max_tokens=rng.choice([20, 200]))
-        said: Any = rng.choice(["", "common beginning " * 50]) + text
+        said: Any = rng.choice(["", "common beginning " * 200]) + text
         said = same(i, said) if rng.random() < 0.5 else said
         if kind < 0.1 and shared:
             made.append(rng.choice(shared))
@@ -130,7 +130,7 @@ def nodes_of(rng: random.Random, llms: list[Any], shared: list[Any]) -> list[Any
 def test_random_runs_end_and_leave_nothing(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     limits = [None, Limits(concurrency=2), Limits(requests_per_minute=600, concurrency=16)]
-    cache = PromptCache(minimum=20, lag=2.0, breakpoints=True)
+    cache = PromptCache(minimum=20, step=8, lag=2.0)
     profile = Profile(price=Price(input=1.0, output=20.0), prompt_cache=rng.choice([None, cache]))
     big = FakeBackend("big", limits=rng.choice(limits), profile=profile)
     small = Second("small", limits=rng.choice(limits), profile=profile)

@@ -206,7 +206,6 @@ class Journaling:
         parcel.number = value
         if parcel.is_over:  # the run was stopped meanwhile
             self.brain.gates.unsent(parcel)
-            self.brain.prefixes.failed(parcel, counts=False)
             self._finish(parcel, "withdrawn")
         else:
             self.brain.attempts.launch(parcel)

@@ -167,6 +167,7 @@ class Gates:
         parcel.gate.unsent(parcel)
         self.brain.deadlines.met(parcel)
         self.brain.outages.unsent(parcel)
+        self.brain.prefixes.failed(parcel, counts=False)
         self.brain.spending.settle(parcel, None)
         self.brain.later(0.0, lambda now: None)  # others may have waited for the place
 
