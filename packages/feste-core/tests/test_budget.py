@@ -222,17 +222,21 @@ def test_tokens_can_be_capped() -> None:
     assert "1,000 tokens is reached" in str(run.fault)
 
 
-@pytest.mark.parametrize(
-    ("llm", "params", "fix"),
-    [
-        (FakeBackend(), SHORT, r"profile=Profile\(price=Price.*feste-core\[prices\]"),
-        (priced(), FakeParams(), "give it max_tokens="),
-    ],
-)
-def test_a_call_of_unknown_cost_is_refused(llm: FakeBackend, params: FakeParams, fix: str) -> None:
+def test_a_call_of_unknown_price_is_refused_before_the_run() -> None:
     """Under a cap in dollars nothing is sent that nobody can price; the error names what to do."""
-    with pytest.raises(RunFailed, match=fix) as caught:
-        feste.compute(llm.chat("Hi", params), budget=100.0)
+    known, llm = priced(), FakeBackend()
+    with pytest.raises(ConfigError, match=r"profile=Profile\(price=Price.*feste-core\[prices\]"):
+        feste.compute(known.chat("Hi", SHORT), llm.chat("Hi", SHORT), budget=100.0)
+
+    assert not known.requests and not llm.requests
+    feste.compute(llm.chat("Hi", SHORT), budget="100 tokens")
+
+
+def test_a_call_without_a_bound_is_refused() -> None:
+    """It may generate any number of tokens."""
+    llm = priced()
+    with pytest.raises(RunFailed, match="give it max_tokens=") as caught:
+        feste.compute(llm.chat("Hi"), budget=100.0)
 
     assert isinstance(caught.value.__cause__, ConfigError) and not llm.requests
 
@@ -325,6 +329,24 @@ def test_the_environment_sets_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(declared.parse("budget", "2.5")).startswith("$2.50")
     assert declared.parse("budget", "20,000 tokens").unit == "tokens"
     assert declared.parse("budget", "") is None
+
+
+def test_a_call_that_waited_to_be_sent_again_says_why_it_was_not() -> None:
+    """An error that is usually overcome is not taken for the provider's last word."""
+    llm = priced()
+    failing = iter([ServerError("down")])
+
+    def answer(request: Request) -> Response:
+        for error in failing:
+            raise error
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    run = started(clock, *calls(llm, 40), budget=1.0, on_error="return")
+    clock.drive()
+
+    (i,) = run.failed
+    assert run.errors[i].message == "down; not tried again: the budget of $1.00 is reached"
 
 
 def test_a_run_stopped_by_its_cap_loses_no_error_of_a_call() -> None:

@@ -416,8 +416,8 @@ def test_a_run_stops_after_too_many_failures(most: float, least: int) -> None:
     states = run.count_states()
     assert states["failed"] == least and states["skipped"] == least
     assert len(clock.sent) < 40
-    assert run.why == f"{least} call{'s' * (least > 1)} failed (max_failures={most})"
-    assert str(run.errors[run.outputs[99]]).startswith(f"not begun: {run.why}")
+    assert run.series.why == f"{least} call{'s' * (least > 1)} failed (max_failures={most})"
+    assert str(run.errors[run.outputs[99]]).startswith(f"not begun: {run.series.why}")
 
 
 def test_run_failed_tells_why_it_stopped() -> None:

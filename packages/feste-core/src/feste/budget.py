@@ -118,9 +118,14 @@ def shown_amount(amount: float, unit: Unit) -> str:
     :param amount: the amount.
     :param unit: its unit.
 
-    >>> shown_amount(1.5, "dollars"), shown_amount(0.000123, "dollars"), shown_amount(1200, "tokens")
-    ('$1.50', '$0.000123', '1,200 tokens')
+    >>> shown_amount(1.5, "dollars"), shown_amount(0.5, "dollars"), shown_amount(0.000072, "dollars")
+    ('$1.50', '$0.50', '$0.000072')
+    >>> shown_amount(1200, "tokens")
+    '1,200 tokens'
     """
     if unit == "tokens":
         return f"{amount:,.0f} tokens"
-    return f"${amount:,.2f}" if amount == 0 or amount >= 1 else f"${amount:.3g}"
+    if amount >= 1 or amount < _ROUNDING:  # sums of fractions leave less than that
+        return f"${amount:,.2f}"
+    whole, _, cents = f"{amount:.{2 - math.floor(math.log10(amount))}f}".partition(".")
+    return f"${whole}.{cents.rstrip('0'):0<2}"

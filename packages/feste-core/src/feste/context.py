@@ -164,9 +164,9 @@ def _failures(value: Any) -> int | float | None:
             value = None if not text else int(text) if text.isdecimal() else float(text)
     if value is None or (type(value) is int and value >= 1):
         return value
-    if type(value) is float and 0 < value <= 1:
+    if type(value) is float and 0 < value < 1:
         return value
-    raise ValueError("expected a whole number from 1, a share such as 0.05, or None")
+    raise ValueError("expected a whole number from 1, a share such as 0.05 below 1, or None")
 
 
 def _seconds(value: Any) -> float | None:

@@ -150,21 +150,22 @@ class Attempts:
             return
         parcel.ambiguous += isinstance(error, Ambiguous)
         parcel.unreadable += is_unreadable(error)
-        wait = None
+        wait = self.policy.delay(
+            error,
+            attempt=parcel.attempt,
+            throttled=parcel.throttled,
+            ambiguous=parcel.ambiguous,
+            unreadable=parcel.unreadable,
+            elapsed=self.brain.now - parcel.since,
+            rng=self.rng,
+        )
         # pieces of a broken answer cannot be taken back, so no other answer may follow them
         begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
-        if not (run.stopping or begun or self.brain.outages.refusal(parcel)):
-            wait = self.policy.delay(
-                error,
-                attempt=parcel.attempt,
-                throttled=parcel.throttled,
-                ambiguous=parcel.ambiguous,
-                unreadable=parcel.unreadable,
-                elapsed=self.brain.now - parcel.since,
-                rng=self.rng,
-            )
-        if wait is None:
+        if wait is None or begun or self.brain.outages.refusal(parcel):
             self.fail_members(parcel, error)
+            return
+        if run.stopping:
+            self.fail_early(parcel, error)
             return
         wait = self.brain.outages.wait(parcel, error, wait)
         parcel.throttled += isinstance(error, RateLimited)
@@ -201,6 +202,17 @@ class Attempts:
             self.brain.waits.entered(parcel)
             rank = max(parcel.run.program.rank[i] for i in alive)
             parcel.gate.push(parcel, rank, parcel.run.name, parcel.request)
+
+    def fail_early(self, parcel: Parcel, error: CallError) -> None:
+        """Fail the calls of a request that would be sent again, had its run not been stopped.
+
+        :param parcel: the request.
+        :param error: why its last attempt failed.
+        """
+        told = error.copy()
+        why = parcel.run.series.why or "the run was stopped"
+        told.args = (f"{told.message.rstrip('.')}; not tried again: {why}",)
+        self.fail_members(parcel, told)
 
     def fail_members(self, parcel: Parcel, raised: FesteError, *, final: bool = False) -> None:
         """Fail all unfinished calls of a request.

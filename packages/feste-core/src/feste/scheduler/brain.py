@@ -243,6 +243,9 @@ class Brain:
         if RunStarted.name in run.heard:
             begun = RunStarted(run.name, 0.0, len(run.program.nodes), run.calls, run.wall)
             self.act("notify", run, begun)
+        if run.series.stopped:
+            self.halt(run)
+            return
         for i, pending in enumerate(run.pending):
             if not pending and run.state[i] == WAITING:
                 self.lifecycle.ready(run, i)
@@ -260,6 +263,17 @@ class Brain:
             self.interrupt(run)
         else:
             self.later(grace, lambda now: self.interrupt(run))
+
+    def stop(self, run: Run, why: str = "") -> None:
+        """Start nothing new, neither in a run nor in others of its series.
+
+        :param run: the run.
+        :param why: in a few words, if no error tells it.
+        """
+        series = run.series
+        series.stopped, series.why = True, why or series.why
+        for each in [r for r in self.runs if r.series is series and not r.stopping]:
+            self.halt(each)
 
     def halt(self, run: Run) -> None:
         """Start nothing new; work that is under way continues."""
@@ -324,7 +338,7 @@ class Brain:
         for i in [*run.outputs, *(outlet.due if outlet is not None else ())]:
             if run.state[i] == NOT_STARTED and i not in run.errors:
                 node = run.program.nodes[i]
-                why = run.why or "the run was stopped"
+                why = run.series.why or "the run was stopped"
                 error = NotStarted(f"not begun: {why}", origin=node.where)
                 error.node = node.key
                 run.errors[i] = error
@@ -361,6 +375,7 @@ class Brain:
 
     def _finish(self, run: Run) -> None:
         self.runs.remove(run)
+        run.series.calls += run.calls
         for scope in run.scopes:
             draw.forget(scope)
         if RunFinished.name in run.heard:

@@ -8,11 +8,12 @@ from typing import Any
 
 from feste.backend import Call, Price, Request, Response
 from feste.draw import Draw
+from feste.errors import ConfigError
 from feste.optimization.analysis.profiles import Profiles
 from feste.packing import fill
 from feste.sharing import Prefix
 
-__all__ = ["parse_response", "prepare_request", "priced_as"]
+__all__ = ["parse_response", "prepare_request", "priced_as", "unknown_price"]
 
 
 def prepare_request(
@@ -56,6 +57,20 @@ def priced_as(call: Call[Any], request: Request, profiles: Profiles) -> Price | 
     """
     model = request.model or str(getattr(call.client, "model", None) or "")
     return profiles.price(call.client, model)
+
+
+def unknown_price(call: Call[Any], model: str) -> ConfigError:
+    """Return the error for a call whose price must be known, and is not.
+
+    :param call: the operation.
+    :param model: the model.
+    """
+    name = type(call.client).__name__
+    return ConfigError(
+        f"a budget in dollars needs the price of {model or call.client.plugin}, which is not known: give "
+        f"{name}(..., profile=Profile(price=Price(input=..., output=...))), install "
+        'feste-core[prices], or cap tokens instead: budget="200000 tokens"'
+    )
 
 
 def parse_response(

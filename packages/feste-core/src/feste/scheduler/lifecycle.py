@@ -241,16 +241,20 @@ class Lifecycle:
         self._record(run, i, error)
         self.end(run, i, FAILED)
         self.poison(run, i, error)
-        run.calls_failed += run.program.nodes[i].op.kind == "call"
+        run.series.calls_failed += run.program.nodes[i].op.kind == "call"
         if run.stopping:
             return
         if run.on_error == "stop":
-            self.brain.halt(run)
-        elif _has_failed_too_often(run):
-            run.why = (
-                f"{counted(run.calls_failed, 'call')} failed (max_failures={run.max_failures})"
-            )
-            self.brain.halt(run)
+            self.brain.stop(run)
+        elif self._has_failed_too_often(run):
+            failed = counted(run.series.calls_failed, "call")
+            self.brain.stop(run, f"{failed} failed (max_failures={run.max_failures})")
+
+    def _has_failed_too_often(self, run: Run) -> bool:
+        most, series = run.max_failures, run.series
+        if isinstance(most, float):
+            most *= series.calls + sum(r.calls for r in self.brain.runs if r.series is series)
+        return most is not None and 0 < series.calls_failed >= most
 
     def leave(self, run: Run, i: int, told: NotStarted) -> None:
         """End a node that will not be started, though its run goes on, and poison what needs it."""
@@ -392,13 +396,6 @@ class Lifecycle:
             return False
         others = self.joined.setdefault(self._shared_name(run, node), [(run, i)])
         return others[0] == (run, i)
-
-
-def _has_failed_too_often(run: Run) -> bool:
-    most = run.max_failures
-    if isinstance(most, float):
-        most *= run.calls
-    return most is not None and 0 < run.calls_failed >= most
 
 
 def _may_try(run: Run, other: Run, error: FesteError) -> bool:

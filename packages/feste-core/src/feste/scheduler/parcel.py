@@ -117,7 +117,7 @@ class Parcel:
         #: something else; and its gate's sums as it began to queue.
         self.waits = [0.0] * len(CAUSES)
         self.noted = now
-        self.queued = (0.0, 0.0)
+        self.queued: tuple[float, ...] = ()
         #: The brain's number of the attempt that is under way, or 0.
         self.handle = 0
 

@@ -25,6 +25,7 @@ from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.batching.feeders import Feeders
 from feste.scheduler.program import Program
 from feste.scheduler.request_log import RequestLog
+from feste.scheduler.series import Series
 from feste.scheduler.states import (
     CACHED,
     DONE,
@@ -172,8 +173,9 @@ class Run:
         self.ended: float | None = None
         self.stopping = False
         self.cancelled = False
-        #: Why it was stopped: in a few words, and as an error if it is not told by a node's own.
-        self.why = ""
+        #: The runs that stop with it; set before it is submitted.
+        self.series = Series()
+        #: Why it was stopped, as an error if that is not told by a node's own.
         self.fault: FesteError | None = None
         #: The first error of a call that was left, since its backend refuses all calls; or None.
         self.left: FesteError | None = None
@@ -195,11 +197,13 @@ class Run:
         #: What calls have waited for until they were packed: others, a slot, a limit; and the sums of
         #: their gate as they began to wait.
         self.batched: dict[int, tuple[float, ...]] = {}
-        self.arrived: dict[int, tuple[Any, tuple[float, float]]] = {}
-        #: The number of requests that wait for their next attempt, and until when (on the brain's
-        #: clock) a gate that this run queues at is closed.
+        self.arrived: dict[int, tuple[Any, tuple[float, ...]]] = {}
+        #: The number of requests that wait for their next attempt; until when (on the brain's clock)
+        #: the provider of a gate that this run queues at has asked to wait, and until when it is
+        #: left alone, since it is down; and what such a gate lacks, by position in CAUSES.
         self.retrying = 0
-        self.resumes_at = 0.0
+        self.resumes_at = self.down_until = 0.0
+        self.lacks: int | None = None
         #: What it spent under caps, and what is still reserved, by unit: ``dollars``, ``tokens``.
         self.spent: defaultdict[str, float] = defaultdict(float)
         self.reserved: defaultdict[str, float] = defaultdict(float)
@@ -214,7 +218,6 @@ class Run:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls = sum(n.op.kind == "call" for n in program.nodes)
         self.calls_done = 0
-        self.calls_failed = 0
         if answers is not None:
             for node in program.nodes:
                 self._reserve(node)

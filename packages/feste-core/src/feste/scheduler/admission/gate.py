@@ -83,6 +83,8 @@ class Gate(Generic[P]):
         self.sent = 0
         #: When the brain will check this gate again by itself.
         self.alarm = 0.0
+        #: What holds back its requests besides it: the provider is down, or a cap on money.
+        self.parked: Literal["", "outage", "budget"] = ""
         self._queue: FairQueue[P] = FairQueue()
         self._flights: dict[int, _Flight] = {}
         #: Limits by the second: the user's and those in headers, of requests and of tokens.

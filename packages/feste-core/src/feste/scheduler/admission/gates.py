@@ -109,6 +109,9 @@ class Gates:
                     self.brain.attempts.launch(parcel)
             if len(gate) or scope in self.short or self.brain.groups.wait_for(gate):
                 self.watch(gate, self.brain.outages.resumes_at(scope))
+            gate.parked = "budget" if scope in self.short else ""
+            if not self.brain.outages.admits(scope):
+                gate.parked = "outage"
             self.brain.waits.held(gate)
 
     def watch(self, gate: Gate[Parcel], resumes_at: float = 0.0) -> None:
@@ -155,8 +158,8 @@ class Gates:
         elif verdict == "stop":
             self.unsent(parcel)
             if parcel.error is not None:
-                self.brain.attempts.fail_members(parcel, parcel.error)
-            self.brain.halt(parcel.run)
+                self.brain.attempts.fail_early(parcel, parcel.error)
+            self.brain.stop(parcel.run)
         return verdict == "go"
 
     def unsent(self, parcel: Parcel) -> None:
@@ -183,7 +186,7 @@ class Gates:
         for parcel in waiting:
             self.brain.prefixes.failed(parcel, counts=False)
             if parcel.error is not None:
-                self.brain.attempts.fail_members(parcel, parcel.error)
+                self.brain.attempts.fail_early(parcel, parcel.error)
 
     def take_back(self, unwanted: Callable[[Parcel], bool]) -> list[Parcel]:
         """Return the requests that are not sent yet and unwanted; they wait for nothing any more.

@@ -118,7 +118,7 @@ class Outages:
         if breaker.failed(parcel.sent, now, rng, probe=probe) or probe:
             self.brain.accounts.closed(parcel, "breaker", breaker.next, again=probe)
         if breaker.opened is not None:
-            parcel.run.resumes_at = max(parcel.run.resumes_at, breaker.next)
+            parcel.run.down_until = max(parcel.run.down_until, breaker.next)
 
     def wait(self, parcel: Parcel, error: CallError, wait: float) -> float:
         """Return the seconds that a retry waits, paid for by the budget of its backend.
@@ -279,7 +279,9 @@ def _has_fallback(call: Call[Any]) -> bool:
 def _unavailable(parcel: Parcel) -> BackendUnavailable:
     run: Run = parcel.run
     last = parcel.error
-    told = f"; its own last attempt: {type(last).__name__}: {last.message}" if last else ""
+    told = (
+        f"; its own last attempt: {type(last).__name__}: {last.message}".rstrip(".") if last else ""
+    )
     if run.patience is None or _has_fallback(parcel.call):
         waited = "is down"
     else:

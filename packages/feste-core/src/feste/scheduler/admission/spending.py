@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from feste.backend import Price, Response
 from feste.budget import Budget, shown_amount
 from feste.errors import BudgetExceeded, CallError, ConfigError
-from feste.scheduler.halves import priced_as
+from feste.scheduler.halves import priced_as, unknown_price
 from feste.scheduler.parcel import Parcel
 from feste.scheduler.run import Run
 
@@ -87,7 +87,7 @@ class Spending:
             reserved=budget.reserved,
             unit=budget.unit,
         )
-        run.why = f"the budget of {budget.shown(budget.cap)} is reached"
+        run.series.why = f"the budget of {budget.shown(budget.cap)} is reached"
 
 
 def _bound(parcel: Parcel, budget: Budget) -> float:
@@ -111,12 +111,7 @@ def _price(parcel: Parcel) -> Price:
     request = parcel.requests[0]  # alone, as its price was looked up when it was prepared
     price = priced_as(parcel.call, request, parcel.run.profiles)
     if price is None:
-        name = type(parcel.call.client).__name__
-        raise ConfigError(
-            f"a budget in dollars needs the price of {request.model or request.plugin}, which is not "
-            f"known: give {name}(..., profile=Profile(price=Price(input=..., output=...))), install "
-            'feste-core[prices], or cap tokens instead: budget="200000 tokens"'
-        )
+        raise unknown_price(parcel.call, request.model)
     return price
 
 
