@@ -128,6 +128,7 @@ class Attempts:
         if not parcel.handle:
             return  # it was given up before, and has not ended yet
         error = Interrupted("the run was stopped")
+        self.brain.deadlines.met(parcel)
         self.brain.prefixes.failed(parcel, counts=False)
         self.brain.accounts.record(parcel, False, error)
         self.brain.journaling.ended(parcel, error)
@@ -159,7 +160,8 @@ class Attempts:
             rng=self.rng,
         )
         # pieces of a broken answer cannot be taken back, so no other answer may follow them
-        if wait is None or run.has_shown(parcel.members):
+        shut = self.brain.outages.refusal(parcel) is not None
+        if wait is None or shut or run.has_shown(parcel.members):
             self.fail_members(parcel, error)
             return
         if run.stopping:

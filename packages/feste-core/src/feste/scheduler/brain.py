@@ -306,6 +306,9 @@ class Brain:
             if state in queued:
                 self.lifecycle.end(run, i, NOT_STARTED)
         run.gatherings.clear()
+        for other in self.runs:
+            if other.interrupted:  # and went on for what nobody may wait for any more
+                self.later(0.0, lambda now, other=other: self.interrupt(other))  # type: ignore[misc]
         self.end_if_done(run)
 
     def interrupt(self, run: Run, *, parsing: bool = False) -> None:

@@ -145,6 +145,7 @@ class Calls:
         if bought is not None and told is not None and is_unreadable(told):
             assert isinstance(told, CallError)
             parcel, position = bought
+            self.brain.lifecycle.keep_paid(run, task.index, None)  # a later run may buy another
             self.brain.attempts.refused(parcel.alone(position, self.brain.now), told)
             return  # it is the provider's fault, and no user's
         self.brain.flights.answered(run, task.index, task.args[1])

@@ -113,7 +113,7 @@ class Fallbacks:
                 and not rules.is_visible(node)
                 and rules.may_share(node)
             ):
-                lists.setdefault((id(run), id(call.client), call.operation), []).append(i)
+                lists.setdefault((id(run), id(call.client), call.token), []).append(i)
             self.brain.dispatcher.push(run, QUICK, run.program.rank[i], i)
         runs = {id(run): run for run, _ in passed}
         for (name, *_), members in lists.items():

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Response
 from feste.draw import Determinism
-from feste.errors import CacheMiss, FesteError, GraphError, NotStarted, UpstreamFailed
+from feste.errors import (
+    BackendUnavailable,
+    CacheMiss,
+    CallTimeout,
+    ConfigError,
+    FesteError,
+    GraphError,
+    NotStarted,
+    UpstreamFailed,
+)
 from feste.events import NodeFinished
 from feste.fused import PREVIOUS, Fused, tasks_of
 from feste.node import PENDING, Node
@@ -137,7 +146,7 @@ class Lifecycle:
 
         :param run: the run.
         :param i: the node's position.
-        :param paid: a :class:`~feste.backend.Response` or an emission.
+        :param paid: a :class:`~feste.backend.Response` or an emission; None to forget it.
         """
         if i in run.turns and isinstance(paid, Response):
             paid = Elsewhere(run.turns[i], paid)
@@ -357,9 +366,6 @@ class Lifecycle:
         if not others or others[0] != (run, i):
             if others and (run, i) in others:
                 others.remove((run, i))
-                first = others[0][0]
-                if len(others) == 1 and first.interrupted:  # nobody waits for it any more
-                    self.brain.later(0.0, lambda now: self.brain.interrupt(first))
             return
         del self.joined[shared]
         for other, j in others[1:]:
@@ -395,12 +401,18 @@ class Lifecycle:
 def _may_ask_again(run: Run, i: int, other: Run) -> bool:
     """Whether a node failed for a reason that does not hold in another run, which waited for it.
 
-    Either the first run stops, or has shown pieces of an answer, or may send nothing.
+    Either the first run stops, or has shown pieces of an answer, or its settings are others.
     """
     if run.stopping or run.has_shown([i]):
         return True
-    only_replays = other.answers is not None and other.answers.replay_only
-    return isinstance(run.errors[i], CacheMiss) and not only_replays
+    error = run.errors[i]
+    if isinstance(error, CacheMiss):
+        return other.answers is None or not other.answers.replay_only
+    if isinstance(error, CallTimeout):
+        return run.deadline != other.deadline
+    if isinstance(error, BackendUnavailable):
+        return run.patience != other.patience
+    return isinstance(error, ConfigError) and run.caps != other.caps
 
 
 def _finished(run: Run, i: int, node: Node, state: int, now: float, ready: float) -> NodeFinished:

@@ -75,6 +75,7 @@ class Breaker:
         if opens or probe:  # what was sent before it opened says nothing new
             self.next = now + rng.uniform(self.wait, min(2 * self.wait, _LAST))
             self.wait = min(2 * self.wait, _LAST / 2)
+            self.doubt = None  # it does not refuse: it is down
         return opens
 
     def worked(self, sent: float, now: float) -> None:

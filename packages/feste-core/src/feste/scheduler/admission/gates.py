@@ -89,7 +89,7 @@ class Gates:
         refusal = self.brain.outages.refusal(parcel)
         if refusal is not None:
             self.brain.outages.shut(parcel, refusal)
-        elif self.brain.outages.is_passed_by(parcel):
+        elif self.brain.outages.is_passed_by(parcel.call, parcel.request):
             self.brain.outages.give_up(parcel)
         elif not self.brain.prefixes.holds(parcel):
             self.brain.waits.entered(parcel)
@@ -129,7 +129,7 @@ class Gates:
 
     def _next(self, scope: Scope, gate: Gate[Parcel]) -> Parcel | None:
         """Return the next request that may be sent: its backend is up, and it is paid for."""
-        while self.brain.outages.admits(scope):
+        while self.brain.now >= gate.closed_until and self.brain.outages.admits(scope):
             parcel = self.short.pop(scope, None) or gate.pop(self.brain.now)
             if parcel is None:
                 return None
@@ -169,6 +169,7 @@ class Gates:
         :param parcel: the request.
         """
         parcel.gate.unsent(parcel)
+        self.brain.deadlines.met(parcel)
         self.brain.outages.unsent(parcel)
         self.brain.prefixes.failed(parcel, counts=False)
         self.brain.spending.settle(parcel, None)

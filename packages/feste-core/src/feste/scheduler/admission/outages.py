@@ -9,9 +9,9 @@ confirms it, and the runs that are there send nothing more to that account, or m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from feste.backend import Request
+from feste.backend import Call, Request
 from feste.errors import (
     Ambiguous,
     AuthFailed,
@@ -113,6 +113,7 @@ class Outages:
         breaker = self._breakers.setdefault(scope[:2], Breaker())
         if probe:  # it asked for all that wait, so it uses up no attempt of its own
             parcel.throttled += 1
+            self._breakers.pop(scope, None)  # nor is the model alone refused
         rng = self.brain.attempts.rng
         if breaker.failed(parcel.sent, now, rng, probe=probe) or probe:
             self.brain.accounts.closed(parcel, "breaker", breaker.next, again=probe)
@@ -150,7 +151,7 @@ class Outages:
         def is_late(parcel: Parcel) -> bool:
             if not _within(parcel.request, scope[:2]):
                 return False
-            if _has_fallback(parcel):
+            if _has_fallback(parcel.call):
                 return True
             if parcel.run.patience is None:
                 return False
@@ -169,13 +170,14 @@ class Outages:
                 min(ends) - now, lambda now: self._look(scope, breaker)
             )
 
-    def is_passed_by(self, parcel: Parcel) -> bool:
+    def is_passed_by(self, call: Call[Any], request: Request) -> bool:
         """Return whether a request does not wait for a backend that is down: another one is asked.
 
-        :param parcel: the request, on its way to its gate.
+        :param call: its operation.
+        :param request: the request, on its way to its gate.
         """
-        waits = not self.admits(_scope(parcel.request)) and _has_fallback(parcel)
-        return waits and all(b.doubt is None for b in self._of(_scope(parcel.request)))
+        waits = not self.admits(_scope(request)) and _has_fallback(call)
+        return waits and all(b.doubt is None for b in self._of(_scope(request)))
 
     def give_up(self, parcel: Parcel) -> None:
         """Fail the calls of a request whose backend is down.
@@ -270,9 +272,8 @@ def _concerns_account(error: CallError) -> bool:
     return isinstance(error, AuthFailed) and error.status != 403
 
 
-def _has_fallback(parcel: Parcel) -> bool:
-    rest = parcel.call.rest
-    return bool(rest) and issubclass(BackendUnavailable, rest[0][1])
+def _has_fallback(call: Call[Any]) -> bool:
+    return bool(call.rest) and issubclass(BackendUnavailable, call.rest[0][1])
 
 
 def _unavailable(parcel: Parcel) -> BackendUnavailable:
@@ -281,7 +282,7 @@ def _unavailable(parcel: Parcel) -> BackendUnavailable:
     told = (
         f"; its own last attempt: {type(last).__name__}: {last.message}".rstrip(".") if last else ""
     )
-    if run.patience is None or _has_fallback(parcel):
+    if run.patience is None or _has_fallback(parcel.call):
         waited = "is down"
     else:
         waited = f"was down for longer than outage_patience={run.patience:g} seconds"

@@ -29,6 +29,8 @@ _SECOND = 1.0
 _STEP = 1.0
 #: Without refusals for this many seconds its growth doubles.
 _QUIET = 10.0
+#: However much is refused, the server is asked so many times a second, to see when it accepts again.
+_SLOWEST = 1 / 60
 #: What is left of a pace that turned out to be too fast.
 _CUT = 0.9
 
@@ -78,7 +80,7 @@ class Pace:
                 pace *= _CUT
             if least == 0.0 and most == math.inf and self.rate == math.inf:
                 pace = self._first(sent, number)
-            self.rate = min(self.rate, max(least, min(pace, most)))
+            self.rate = min(self.rate, max(least, min(pace, most), _SLOWEST))
             self._growth = min(_GROWTH, max(_LEAST, _UNSURE * (1 - least / self.rate)))
         if not self._refusals or sent - self._refusals[-1][0] >= _APART:
             self._refusals.append((sent, number))

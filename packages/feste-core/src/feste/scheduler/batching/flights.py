@@ -81,6 +81,8 @@ class Flights:
             return
         error = error or run.errors.get(i)
         for other, j, request in self._land(run, i):
+            if other.state[j] != JOINED:  # what became of one before stopped its run
+                continue
             if other.stopping:
                 self.brain.lifecycle.end(other, j, NOT_STARTED)
             elif error is not None and _holds_for(error, run, other):

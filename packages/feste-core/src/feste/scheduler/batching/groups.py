@@ -16,7 +16,7 @@ nothing ("latency"), or without limit ("cost").
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,7 @@ class Groups:
 
     def decide(self) -> None:
         """Send what need not wait any longer."""
-        for gate in [g for g in self._shut if g.room(self.brain.now)]:
+        for gate in [g for g, queues in self._shut.items() if self._opens(g, queues)]:
             for queue in self._shut.pop(gate):
                 queue.waited, queue.accrued_at = 0.0, self.brain.now
                 self._changed[queue] = None
@@ -130,8 +130,18 @@ class Groups:
             if queue.present and not queue.run.stopping:
                 self._decide(queue)
 
+    def _opens(self, gate: Gate[Any], queues: Iterable[Queue]) -> bool:
+        return gate.room(self.brain.now) > 0 or any(map(self._is_passed_by, queues))
+
+    def _is_passed_by(self, queue: Queue) -> bool:
+        """Whether the backend of a group is down, and its calls ask another one."""
+        return bool(queue.present) and self.brain.outages.is_passed_by(queue.call, queue.heap[0][2])
+
     def _decide(self, queue: Queue) -> None:
         assert queue.gate is not None, "known since the first call arrived"
+        if self._is_passed_by(queue):
+            self._send(queue, len(queue.present))
+            return
         room = queue.gate.room(self.brain.now)
         if room < 1:
             self._shut.setdefault(queue.gate, {})[queue] = None
