@@ -53,7 +53,7 @@ class Durations:
 class _Fit:
     """The line ``seconds = base + item * items`` through measurements, by least squares."""
 
-    __slots__ = ("latency", "n", "x", "xx", "xy", "y")
+    __slots__ = ("n", "x", "xx", "xy", "y")
 
     def __init__(self, known: Latency | None) -> None:
         self.n = self.x = self.y = self.xx = self.xy = 0.0
@@ -67,13 +67,15 @@ class _Fit:
         self.y = self.y * _DECAY + seconds
         self.xx = self.xx * _DECAY + items * items
         self.xy = self.xy * _DECAY + items * seconds
+
+    def latency(self) -> Latency:
         spread = self.n * self.xx - self.x * self.x
         item = 0.0
         if spread > 1e-6 * self.n * self.xx:
             # neither falls with the items, nor takes them longer than alone
             item = (self.n * self.xy - self.x * self.y) / spread
             item = min(max(0.0, item), self.y / self.x)
-        self.latency = Latency(base=max(0.0, (self.y - item * self.x) / self.n), item=item)
+        return Latency(base=max(0.0, (self.y - item * self.x) / self.n), item=item)
 
 
 class Latencies:
@@ -81,8 +83,9 @@ class Latencies:
 
     def __init__(self) -> None:
         self._fits: dict[tuple[str, str, str], _Fit] = {}
-        #: What is known of each operation: beforehand, or from its last request.
-        self._known: weakref.WeakKeyDictionary[Call[Any], Latency] = weakref.WeakKeyDictionary()
+        #: What is known of each operation: beforehand, or from its requests.
+        self._known: weakref.WeakKeyDictionary[Call[Any], Latency | _Fit]
+        self._known = weakref.WeakKeyDictionary()
 
     def expect(self, call: Call[Any], latency: Latency) -> None:
         """Note what a profile says, until requests have been measured.
@@ -103,13 +106,18 @@ class Latencies:
         name = (request.endpoint, request.model, call.name)
         fit = self._fits.get(name)
         if fit is None:
-            fit = self._fits[name] = _Fit(self._known.get(call))
+            fit = self._fits[name] = _Fit(self._of(call))
         fit.add(items, seconds)
-        self._known[call] = fit.latency
+        if self._known.get(call) is not fit:
+            self._known[call] = fit
 
     def of(self, call: Call[Any]) -> Latency:
         """Return how long an operation's requests take: as measured, as its profile says, or a guess.
 
         :param call: the operation.
         """
-        return self._known.get(call, _GUESS)
+        return self._of(call) or _GUESS
+
+    def _of(self, call: Call[Any]) -> Latency | None:
+        known = self._known.get(call)
+        return known.latency() if isinstance(known, _Fit) else known
