@@ -45,7 +45,9 @@ def ask(times: int = 1) -> tuple[list[object], list[web.BaseRequest]]:
 
     async def everything() -> list[object]:
         async with RawTestServer(server.answer) as running:
-            llm = OpenAI("m", base_url=str(running.make_url("/v1").with_host("localhost")), api_key="sk-none")
+            llm = OpenAI(
+                "m", base_url=str(running.make_url("/v1").with_host("localhost")), api_key="sk-none"
+            )
             return await asked(llm, times)
 
     server = Server()

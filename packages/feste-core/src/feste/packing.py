@@ -250,7 +250,8 @@ def _fields_of(kind: Any) -> tuple[str, ...]:
 
 
 def _pack_dataclass(value: Any, deps: Deps, depth: int) -> Any:
-    names = tuple(name for name in _fields_of(type(value)) if hasattr(value, name))
+    kind: Any = type(value)
+    names = tuple(name for name in _fields_of(kind) if hasattr(value, name))
     given = [getattr(value, name) for name in names]
     parts, lazy = _parts(given, deps, depth)
     if not lazy:
@@ -364,7 +365,7 @@ def holds_nodes(value: Any) -> bool:
 
 
 def _holds(value: Any, depth: int) -> bool:
-    kind = type(value)
+    kind: Any = type(value)
     packer = _packers.get(kind, _UNKNOWN)
     if packer is _UNKNOWN:
         packer = _packers[kind] = _packer_for(kind)

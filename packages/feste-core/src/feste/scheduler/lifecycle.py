@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -300,7 +301,7 @@ class Lifecycle:
         if not run.open:
             self.brain.end_if_done(run)
 
-    def let_go(self, run: Run, deps: list[int]) -> None:
+    def let_go(self, run: Run, deps: Sequence[int]) -> None:
         """Release those values that a node which no longer needs them was the last to need.
 
         :param run: the run.
