@@ -128,8 +128,10 @@ class Lifecycle:
         :param run: the run.
         :param i: the node's position.
         """
-        kept = (keeper.paid for keeper in run.program.keepers[i])
-        return next((paid for paid in kept if paid is not None), None)
+        for keeper in run.program.keepers[i]:
+            if keeper.paid is not None:
+                return keeper.paid
+        return None
 
     def keep_paid(self, run: Run, i: int, paid: Any) -> None:
         """Let a node keep what was paid for before its value is made of it.
