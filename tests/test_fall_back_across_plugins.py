@@ -36,13 +36,13 @@ def test_another_provider_answers(
 ) -> None:
     """Each is asked in its own form; the report tells who answered."""
     first, second = backends
-    server.add(Fault(status=status))
+    server.add(Fault(status=status, times=2))  # the second time it is sure
     first.or_else(second).chat("Hi", ChatParams(max_tokens=9)).compute()
     report = feste.last_report()
     assert report is not None
     rows = {(row.operation, row.model): (row.calls, row.failed) for row in report.operations}
-    assert rows == {("openai.chat", "gpt-sim"): (0, 1), ("cohere.chat", "command-sim"): (1, 0)}
-    assert [request.body["max_tokens"] for request in server.requests()] == [9, 9]
+    assert rows == {("openai.chat", "gpt-sim"): (0, 2), ("cohere.chat", "command-sim"): (1, 0)}
+    assert [request.body["max_tokens"] for request in server.requests()] == [9, 9, 9]
 
 
 def test_it_works_in_both_directions_and_with_tuples(
@@ -53,11 +53,11 @@ def test_it_works_in_both_directions_and_with_tuples(
     with pytest.raises(errors.ConfigError, match=r"openai.ChatParams\(...\), cohere.ChatParams"):
         first.or_else(second).chat("Hi", ChatParams(max_completion_tokens=9))
     assert server.requests() == []
-    server.add(Fault(status=401))
+    server.add(Fault(status=401, times=2))
     each = (CohereChatParams(k=3), ChatParams(max_completion_tokens=9))
     second.or_else(first).chat("Hi", each).compute()
     bodies = [request.body for request in server.requests()]
-    assert bodies[0]["k"] == 3 and bodies[1]["max_completion_tokens"] == 9
+    assert bodies[0]["k"] == 3 and bodies[2]["max_completion_tokens"] == 9
 
 
 def test_a_wrong_request_is_not_sent_elsewhere(

@@ -127,10 +127,10 @@ def test_random_graphs_end_and_lose_nothing(part: int) -> None:
         for i, result in zip(run.outputs, run.results(), strict=True):
             assert (i in run.errors) == isinstance(result, FesteError), seed
         assert 0 == clock.in_flight
-        assert not clock.brain.calls.parcels
+        assert not clock.brain.attempts.parcels
         assert not clock.brain.lifecycle.joined
         assert not any(clock.brain.dispatcher.busy.values())
-        for gate in clock.brain.calls.gates.values():
+        for gate in clock.brain.gates.by_scope.values():
             assert 0 == gate.in_flight
             assert 0 == len(gate)
 

@@ -433,14 +433,14 @@ def test_a_defect_of_the_scheduler_ends_its_runs_and_no_other(
 
     answers = greedy()
     brain = driver().brain
-    honest = brain.calls.admit
+    honest = brain.gates.admit
 
     def broken() -> None:
         if len(brain.runs) == 2 and driver().brain is brain:
             raise ZeroDivisionError("a defect")
         honest()
 
-    monkeypatch.setattr(brain.calls, "admit", broken)
+    monkeypatch.setattr(brain.gates, "admit", broken)
     caught: list[BaseException] = []
 
     def first() -> None:

@@ -284,6 +284,28 @@ def test_a_limit_of_concurrency_makes_it_longer() -> None:
     assert estimates_of([llm.chat(str(i)) for i in range(10)]).seconds == Range.of(5.0)
 
 
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        (Limits(requests_per_minute=30), 18.0),  # one every two seconds, the first at once
+        (Limits(requests_per_minute=6000), 1.0),
+        (Limits(concurrency=2, requests_per_minute=6000), 5.0),
+        (Limits(tokens_per_minute=120), 40.0),  # 8 tokens a call, 6 of them generated at most
+    ],
+)
+def test_limits_by_the_minute_make_it_longer(limits: Limits, seconds: float) -> None:
+    llm = known(limits=limits, latency=Latency(base=1.0))
+    nodes = [llm.chat(f"{i}", FakeParams(max_tokens=6)) for i in range(10)]
+
+    assert estimates_of(nodes).seconds.worst == pytest.approx(seconds)
+
+
+def test_a_limit_of_unknown_tokens_makes_the_time_unknown() -> None:
+    llm = known(limits=Limits(tokens_per_minute=120), latency=Latency(base=1.0))
+
+    assert estimates_of([llm.chat("no bound")]).seconds.worst is None
+
+
 def sharing(count: int, **about: Any) -> list[Any]:
     """Calls of a second each that begin alike."""
     llm = known(latency=Latency(base=1.0), **about)

@@ -15,11 +15,11 @@ import feste
 from feste import context, errors
 from feste.backend import FALL_BACK_ON, Backend, Operation, Params, Request, Response, operation
 from feste.draw import Determinism
-from feste.errors import ConfigError, ContentFiltered, QuotaExhausted, RunFailed
+from feste.errors import ConfigError, ContentFiltered, ContextTooLong, RunFailed
 from feste.prompt import Prompt
 from feste.testing import FakeBackend, FakeParams, VirtualClock
 
-EMPTY = QuotaExhausted("no money left")
+EMPTY = ContextTooLong("does not fit")
 
 
 class Other(Backend):
@@ -58,8 +58,8 @@ def test_only_what_fails_is_asked_for_elsewhere() -> None:
     report = feste.last_report()
     assert report is not None
     assert report.states == {"done": 4}
-    assert report.passed_on == {"fake.chat big: QuotaExhausted": 1}
-    assert "1 call passed on to the next backend by fake.chat big: QuotaExhausted" in str(report)
+    assert report.passed_on == {"fake.chat big: ContextTooLong": 1}
+    assert "1 call passed on to the next backend by fake.chat big: ContextTooLong" in str(report)
     answered = {row.model: (row.calls, row.failed) for row in report.operations}
     assert answered == {"big": (1, 1), "small": (1, 0), "last": (1, 0)}
     assert llm.chat("good").compute() and feste.compute(replies)[0] == [bad, good]
@@ -78,10 +78,10 @@ def test_chains_are_asked_in_order_and_the_last_error_is_the_calls() -> None:
         with pytest.raises(RunFailed) as failed:
             llm.chat("bad").compute()
         (error,) = failed.value.errors
-        assert isinstance(error, QuotaExhausted)
+        assert isinstance(error, ContextTooLong)
         assert (error.backend, error.model) == ("fake", "c")
         assert error.__notes__ == [
-            "asked before: fake a: QuotaExhausted: no money left",
+            "asked before: fake a: ContextTooLong: does not fit",
             "asked before: fake b: ContentFiltered: filtered",
         ]
         assert [len(backend.requests) for backend in asked] == [count] * 3
@@ -94,7 +94,7 @@ def test_errors_of_the_program_stay_where_they_are(error: errors.CallError) -> N
     with pytest.raises(RunFailed):
         broken(error=error).or_else(second).chat("bad").compute()
     assert second.requests == []
-    chosen = broken(error=error).or_else(second, on=(type(error), QuotaExhausted))
+    chosen = broken(error=error).or_else(second, on=(type(error), ContextTooLong))
     assert model_of(chosen.chat("bad").compute()) == "small"
     only = broken(error=EMPTY).or_else(second, on=ContentFiltered)
     with pytest.raises(RunFailed):
@@ -105,7 +105,7 @@ def test_each_link_of_a_chain_has_its_own_errors() -> None:
     """A chain inside a chain keeps what was said of it."""
     last = FakeBackend("last")
     inner = broken("b", ContentFiltered("no")).or_else(last, on=ContentFiltered)
-    assert model_of(broken("a").or_else(inner, on=QuotaExhausted).chat("bad").compute()) == "last"
+    assert model_of(broken("a").or_else(inner, on=ContextTooLong).chat("bad").compute()) == "last"
     inner = broken("b").or_else(last, on=ContentFiltered)
     with pytest.raises(RunFailed):
         broken("a").or_else(inner).chat("bad").compute()
@@ -137,7 +137,7 @@ def test_lazy_and_eager_agree(how: str, restart: Any) -> None:
 
 def test_lists_are_formed_at_either_backend() -> None:
     """A list that fails is a list elsewhere, and single calls that fail together are one."""
-    first, second = broken(), FakeBackend("small")
+    first, second = broken(error=ContentFiltered("no")), FakeBackend("small")
     llm = first.or_else(second)
     vectors, many = feste.compute(
         [llm.embed(f"bad {i}") for i in range(50)], [llm.complete(f"bad {i}") for i in range(20)]
@@ -327,7 +327,7 @@ def test_greedy_calls_with_and_without_a_fallback_stay_two() -> None:
     assert feste.explain(calls).requests == 3
     one, two, three, four = feste.compute(calls, on_error="return")[0]
     assert one == two and [model_of(one), model_of(three)] == ["small", "other"]
-    assert isinstance(four, QuotaExhausted)
+    assert isinstance(four, ContextTooLong)
 
 
 def test_stopped_runs_ask_nobody_else() -> None:
@@ -337,7 +337,7 @@ def test_stopped_runs_ask_nobody_else() -> None:
     chain = broken("a", latency=0.05).or_else(second)
     with pytest.raises(RunFailed) as failed:
         feste.compute([stopper.chat("bad"), chain.chat("bad")], on_error="stop")
-    assert [type(error) for error in failed.value.partial[0]] == [QuotaExhausted] * 2
+    assert [type(error) for error in failed.value.partial[0]] == [ContextTooLong] * 2
     assert second.requests == []
 
 
@@ -370,7 +370,7 @@ def test_equal_calls_under_way_share_each_backend_they_ask() -> None:
     ]
     values = feste.compute(nodes, on_error="return")[0]
     assert [model_of(value) for value in values[:3]] == ["small", "small", "other"]
-    assert isinstance(values[3], QuotaExhausted)
+    assert isinstance(values[3], ContextTooLong)
     assert [len(backend.requests) for backend in (first, second, other)] == [3, 1, 1]
 
 
@@ -387,7 +387,7 @@ def test_joined_runs_fail_once_all_were_asked() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [type(error) for error in failed] == [QuotaExhausted] * 3
+    assert [type(error) for error in failed] == [ContextTooLong] * 3
     assert (len(first.requests), len(second.requests)) == (1, 1)
 
 
@@ -475,10 +475,10 @@ def test_a_rerun_goes_on_where_all_had_failed(tmp_path: Path, restart: Any) -> N
 def test_a_cache_alone_serves_tests(tmp_path: Path, restart: Any) -> None:
     """replay-only finds the answer of whichever backend gave it."""
     cache = str(tmp_path / "cache.db")
-    said = broken("a").or_else(FakeBackend("b"), on=QuotaExhausted).chat("bad").compute(cache=cache)
+    said = broken("a").or_else(FakeBackend("b"), on=ContextTooLong).chat("bad").compute(cache=cache)
     restart()
     models = [FakeBackend("a"), FakeBackend("b")]
-    node = models[0].or_else(models[1], on=QuotaExhausted).chat("bad")
+    node = models[0].or_else(models[1], on=ContextTooLong).chat("bad")
     assert node.compute(cache=cache, cache_mode="replay-only") == said
     with pytest.raises(RunFailed) as failed:
         other = models[0].or_else(models[1]).chat("unknown")

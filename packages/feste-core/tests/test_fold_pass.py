@@ -265,11 +265,11 @@ def test_impure_prompts_are_left_for_the_run() -> None:
 
 
 def test_greedy_calls_on_impure_prompts_are_two() -> None:
-    """Two prompts that may differ make two calls, however equal they look."""
+    """Two prompts that may differ make two calls of the plan, however equal they look."""
     made = Counting()
     made.impure.add("note")
     for environment, sent in ((made, 2), (Counting(), 1)):
         llm = FakeBackend()
         ask = Prompt("{{ note(1) }}", environment=environment)
-        feste.compute([llm.chat(ask(), FakeParams(temperature=0)) for _ in range(2)])
-        assert len(llm.requests) == sent
+        nodes = [llm.chat(ask(), FakeParams(temperature=0)) for _ in range(2)]
+        assert feste.explain(nodes).calls == sent

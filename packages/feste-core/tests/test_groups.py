@@ -179,9 +179,10 @@ def check(run: Run) -> None:
 
 
 def check_ended(run: Run, brain: Brain) -> None:
-    """Nothing is left over, so no later decision is wrong."""
+    """Nothing is left over, so no later decision is wrong; and it did not have to be ended."""
+    assert run.failure is None
     assert not run.open
-    for gate in brain.calls.gates.values():
+    for gate in brain.gates.by_scope.values():
         assert (gate.coming, gate.in_flight, len(gate)) == (0, 0, 0)
     if run.feeders is not None:
         assert not run.feeders.held
@@ -451,6 +452,34 @@ def test_a_learnt_limit_fills_a_request_too() -> None:
         (pytest.approx(0.3), 4),
         (pytest.approx(0.7), 4),
     ]
+
+
+def test_runs_do_not_wait_for_each_other_in_a_circle() -> None:
+    """Each run's calls could be joined by one behind a task that the other run is doing."""
+    llm = FakeBackend()
+
+    @feste.task(emits=True)
+    def branch(x: str) -> Any:
+        return llm.embed(f"emitted {x}")[0]
+
+    after = feste.task(pure=True)(lambda x: f"after {x}")
+    first = feste.task(pure=True)(lambda x: x)
+    both = [branch(first("a")), branch(first("b"))]
+    nodes = [[both[0], llm.embed(after(both[1]))], [both[1], llm.embed(after(both[0]))]]
+
+    def seconds(task: Any) -> float:
+        """Each run is early with the task that the other one needs."""
+        late = task.args[:1] == (("b",) if task.run is runs[0] else ("a",))
+        return 0.5 if late and task.stage == "run" else 0.1
+
+    clock = VirtualClock(llm.answer, task_seconds=seconds, places=100)
+    runs = [clock.run(some, objective="cost", keep="none") for some in nodes]
+    for run in runs:
+        clock.tell(0.0, ("submit", run))
+    clock.drive()
+
+    for run in runs:
+        check_ended(run, clock.brain)
 
 
 def test_other_parameters_share_no_request() -> None:

@@ -78,7 +78,7 @@ class NoIdleLane(Brain):
 
     def on(self, events: Any, now: float) -> Any:
         actions = super().on(events, now)
-        for gate in self.calls.gates.values():
+        for gate in self.gates.by_scope.values():
             assert gate.in_flight <= self.lanes
             assert gate.in_flight == self.lanes or not len(gate)
         return actions
@@ -112,3 +112,22 @@ def test_a_slow_sibling_holds_up_nobody() -> None:
 
     assert second[-2] <= 0.2 + 0.3
     assert second[-1] == pytest.approx(2.0)
+
+
+def test_what_was_measured_ranks_the_next_run() -> None:
+    """Slow calls go first once they are known to be slow: both lanes end at the same time."""
+    llm = FakeBackend(limits=Limits(concurrency=2))
+    clock = VirtualClock(
+        llm.answer, request_seconds=lambda r: 9.0 if r.operation == "complete" else 1.0
+    )
+
+    def program() -> list[Any]:
+        return [*(llm.chat(f"short {i}") for i in range(9)), llm.complete("long")]
+
+    spent = []
+    for _ in range(2):
+        begun = clock.now
+        clock.compute(program())
+        spent.append(clock.now - begun)
+
+    assert spent == [pytest.approx(13.0), pytest.approx(9.0)]

@@ -17,7 +17,7 @@ import pytest
 
 import feste
 from feste import draw
-from feste.backend import Backend, operation
+from feste.backend import Backend, Limits, operation
 from feste.context import Settings
 from feste.errors import (
     BlockingCallError,
@@ -417,6 +417,44 @@ def test_on_error_stop_takes_no_more_items() -> None:
     assert len(taken) <= 32
 
 
+def test_a_failure_stops_a_map_also_where_later_items_are_in_another_run() -> None:
+    """A long map is a chain of runs; what a late call of an early one decides holds for all."""
+    asked: list[int] = []
+
+    class Late(Backend):
+        @operation
+        async def ask(self, i: int) -> int:
+            asked.append(i)
+            while i == 5 and len(asked) < 600:
+                await asyncio.sleep(0)
+            if i == 5:
+                raise InvalidRequest("no")
+            return i
+
+    llm = Late()
+    with pytest.raises(RunFailed) as caught:
+        for _ in feste.map(llm.ask, range(5000), window=200, on_error="stop", ordered=False):
+            pass
+
+    assert isinstance(caught.value.errors[0], InvalidRequest)
+    assert 600 <= len(asked) < 2000
+
+
+def test_failures_of_a_map_are_counted_together() -> None:
+    """The limit is that of the whole map, whatever its window, and the error tells of it."""
+    llm = FakeBackend(fail={"bad": InvalidRequest("no")})
+
+    def ask(i: int) -> Any:
+        return llm.chat(f"{'good' if i % 50 else 'bad'} {i}")
+
+    with pytest.raises(RunFailed, match=r"stopped: 30 calls failed \(max_failures=30\)"):
+        for _ in feste.map(ask, range(3000), window=100, max_failures=30):
+            pass
+
+    assert len(llm.requests) < 1700
+    assert len(list(feste.map(ask, range(3000), max_failures=0.1, on_error="return"))) == 3000
+
+
 def test_tasks_may_return_nodes_and_items_may_be_empty() -> None:
     llm = FakeBackend()
 
@@ -599,3 +637,17 @@ def test_draws_of_the_main_program_go_on(restart: Callable[[], None]) -> None:
 
     assert again == [before, *mapped, after]
     assert draw.scope() == draw.MAIN
+
+
+def test_what_was_left_is_reported() -> None:
+    """After an early end the report tells what was asked and what was given up."""
+    llm = FakeBackend(latency=0.02, limits=Limits(concurrency=1))
+    results = feste.as_completed([llm.chat(f"{i}") for i in range(20)])
+    next(results)
+    results.close()
+    report = feste.last_report()
+
+    assert report is not None and report.cancelled
+    assert 1 <= len(report.requests) < 20
+    assert report.states["done"] >= 1
+    assert sum(report.states.values()) == 20

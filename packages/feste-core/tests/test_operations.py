@@ -43,6 +43,7 @@ from feste.errors import (
     InvalidRequest,
     LazyValueError,
     MalformedResponse,
+    OutputMismatch,
     ParameterError,
     PlainDataError,
     Rejected,
@@ -448,7 +449,7 @@ def test_an_answer_that_is_no_plain_data_is_malformed(answer: Any) -> None:
     client = answering(answer)
     error = only_error(client.one("a"))
 
-    assert type(error) is MalformedResponse
+    assert type(error) is OutputMismatch
     assert f"one of {client.plugin}: the reply" in str(error)
     assert (error.billed, error.backend, client.calls) == ("yes", client.plugin, 1)
 
@@ -549,7 +550,7 @@ def test_a_list_must_be_a_list(answer: Any) -> None:
     client = answering(answer)
     values = feste.compute([client.some(p) for p in "abc"], on_error="return")[0]
 
-    assert [type(v) for v in values] == [MalformedResponse] * 3
+    assert [type(v) for v in values] == [OutputMismatch] * 3
     assert all("it must return a list, not" in str(v) for v in values)
 
 
@@ -558,7 +559,7 @@ def test_one_bad_item_in_a_list_is_malformed() -> None:
     client = answering(lambda prompts: [*prompts[:-1], object()])
     values = feste.compute([client.some(p) for p in "abc"], on_error="return")[0]
 
-    assert {type(v) for v in values} == {MalformedResponse}
+    assert {type(v) for v in values} == {OutputMismatch}
     assert "the reply[2] is" in str(values[0])
 
 

@@ -583,9 +583,11 @@ def test_every_hook_is_documented_with_its_contract() -> None:
 
     assert sorted(hooks) == [
         "feste_backends",
+        "feste_gate_closed",
         "feste_node_finished",
         "feste_optimizations",
         "feste_request_finished",
+        "feste_request_started",
         "feste_run_finished",
         "feste_run_started",
         "feste_schedulers",

@@ -12,7 +12,7 @@ import pytest
 import feste
 from feste.backend import Profile, PromptCache, Request, Response
 from feste.context import settings
-from feste.errors import AuthFailed, CallError, InvalidRequest, RateLimited, ServerError
+from feste.errors import CallError, InvalidRequest, RateLimited, ServerError
 from feste.graph import FesteGraph, Prefix
 from feste.optimization import Optimizer
 from feste.testing import FakeBackend, FakeParams, VirtualClock, fresh_draws
@@ -251,7 +251,7 @@ def test_marks_are_sent_but_are_no_part_of_the_request() -> None:
     assert all("prompt_cache" not in r.body for r in plain.requests)
 
 
-@pytest.mark.parametrize("error", [AuthFailed("wrong key"), ServerError("down")])
+@pytest.mark.parametrize("error", [InvalidRequest("wrong"), ServerError("down")])
 def test_when_all_fail_they_fail_side_by_side(error: CallError) -> None:
     """After three failures in a row the fault is not in one request: nobody waits any more."""
     llm = caching()

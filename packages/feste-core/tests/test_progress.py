@@ -22,6 +22,7 @@ from feste.context import settings
 from feste.report import progress
 from feste.report.headway import Headway
 from feste.report.progress import shown
+from feste.scheduler.admission.held import RATE_LIMIT
 from feste.scheduler.run import GATHERED, QUEUED, SENT
 from feste.testing import FakeBackend, VirtualClock
 
@@ -221,6 +222,8 @@ def test_it_says_why_nothing_moves() -> None:
     run.retrying = 1
     waiting = "3 waiting for their batch, 1 waiting to retry"
     assert look().words == f"0/9 calls, 2 in flight, 3 waiting for a slot, {waiting}"
+    run.lacks = RATE_LIMIT
+    assert "3 waiting for the rate limit" in look().words
     run.resumes_at = time.monotonic() + 99.9
     until = time.strftime("%H:%M:", time.localtime(time.time() + 99.9))
     words = look().words
@@ -228,6 +231,8 @@ def test_it_says_why_nothing_moves() -> None:
         r"flight, rate limit until \d\d:\d\d:\d\d, ", words
     )
     assert until[:2] in words
+    run.down_until = time.monotonic() + 99.9
+    assert re.search(r"flight, backend down, next try at \d\d:\d\d:\d\d, 3", look().words)
     assert Headway(a_run(feste.task(abs)(-1))).look().words == "0/1 node"
 
 

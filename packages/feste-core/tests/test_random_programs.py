@@ -26,7 +26,7 @@ from feste.draw import Draw
 from feste.errors import (
     FesteError,
     InvalidRequest,
-    MalformedResponse,
+    OutputMismatch,
     RateLimited,
     ServerError,
 )
@@ -78,7 +78,7 @@ class Server:
 
             def _parse(self, response: Response, arguments: Any) -> Any:
                 if not server.calm and server.rng.random() < server.unreadable:
-                    raise MalformedResponse("cannot be read")
+                    raise OutputMismatch("cannot be read")
                 return FakeBackend._parse_text(self, response, arguments)
 
             chat = Operation(
@@ -144,8 +144,8 @@ def check_ended(clock: VirtualClock, runs: list[Run]) -> None:
         assert all(state >= OPEN for state in run.state)
     assert not brain.runs and not brain.lifecycle.joined
     assert not any(brain.dispatcher.busy.values()) and not brain.dispatcher.chunks
-    assert not brain.calls.parcels and not brain.calls.retrying
-    assert all(not gate.in_flight and not len(gate) for gate in brain.calls.gates.values())
+    assert not brain.attempts.parcels and not brain.attempts.retrying
+    assert all(not gate.in_flight and not len(gate) for gate in brain.gates.by_scope.values())
 
 
 @pytest.mark.parametrize("stops", ["never", "with long grace", "at any time"])

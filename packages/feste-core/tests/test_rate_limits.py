@@ -97,7 +97,7 @@ def test_the_gate_reads_a_backends_own_spelling() -> None:
     clock = VirtualClock(lambda r: replace(llm.answer(r), headers={"x-limit-a-minute": "120"}))
     clock.compute([llm.chat(str(i)) for i in range(2)])
 
-    assert [gate.requests.rate for gate in clock.brain.calls.gates.values()] == [2.0]
+    assert [gate.requests.rate for gate in clock.brain.gates.by_scope.values()] == [2.0]
 
 
 def test_headers_of_another_type_do_no_harm() -> None:

@@ -20,6 +20,7 @@ from feste.backend import Backend, Limits, Price, Profile, Response, Usage, oper
 from feste.errors import (
     CallTimeout,
     ConfigError,
+    ContextTooLong,
     InvalidRequest,
     PluginWarning,
     RateLimited,
@@ -520,6 +521,32 @@ def test_json_gives_the_report_back() -> None:
     assert report.task_spans and report.sizes == {10: 2, 1: 7}
 
 
+def test_equal_errors_are_told_once() -> None:
+    """The counts are told anyway; a screen of equal lines would hide what else went wrong."""
+    llm = FakeBackend(fail={"bad": InvalidRequest("no"), "long": ContextTooLong("too long")})
+    nodes = [llm.chat(f"{'long' if i == 7 else 'bad'} {i}") for i in range(30)]
+    feste.compute(nodes, on_error="return")
+    report = feste.last_report()
+
+    assert report is not None and len(report.errors) == 2
+    assert str(report).count("InvalidRequest: no") == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_sum_with_reports_that_bought_nothing_has_no_price_of_its_own(first: bool) -> None:
+    """Where all that was bought has no price, the whole has none, and not one of at least $0."""
+    llm = FakeBackend()
+    kept = [llm.chat(f"{i}") for i in range(300)]
+    feste.compute(kept)
+    rest = [llm.chat(f"new {i}") for i in range(300)]
+    items = [*kept, *rest] if first else [*rest, *kept]
+    list(feste.map(lambda node: node, items, window=50))
+    report = feste.last_report()
+
+    assert report is not None and report.unpriced == len(report.requests) > 0
+    assert report.dollars is None and "$" not in str(report)
+
+
 def test_json_of_a_later_version() -> None:
     """New fields are left out; another schema is refused, with what to do."""
     data = failing_run().to_json()
@@ -618,5 +645,5 @@ def test_the_report_of_the_accounts() -> None:
 
 
 def test_a_summary_stays_on_one_screen() -> None:
-    """Whatever happened: what it cost, what it waited for, what went wrong, in 24 lines."""
-    assert len(str(mixed_run()).splitlines()) <= 24
+    """Whatever happened: what it cost, what it waited for, what went wrong, in 30 lines."""
+    assert len(str(mixed_run()).splitlines()) <= 30  # long paths wrap

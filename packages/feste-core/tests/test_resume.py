@@ -661,7 +661,7 @@ def test_nothing_is_sent_after_a_stop_that_comes_while_answers_are_looked_up(pat
         clock.tell(seconds, ("stop", run, 10.0))
         clock.drive()
         assert run.count_states() == {"not_started": 3} and not clock.sent
-        assert all(not gate.in_flight for gate in clock.brain.calls.gates.values())
+        assert all(not gate.in_flight for gate in clock.brain.gates.by_scope.values())
     assert rows(path, "SELECT DISTINCT outcome FROM requests") == [("withdrawn",)]
     run = clock.run(llm.chat("x"), store=path)
     clock.tell(0.0, ("submit", run))

@@ -95,10 +95,11 @@ def test_what_the_brain_forgets_is_found() -> None:
     llm = FakeBackend()
     clock = VirtualClock(llm.answer)
     run = clock.run([llm.chat("a"), llm.chat("b")])
-    clock.brain.calls.queue = lambda *args, **given: None  # type: ignore[method-assign]
+    clock.brain.gates.queue = lambda *args, **given: None  # type: ignore[method-assign]
     clock.tell(0.0, ("submit", run))
 
-    clock.drive()
+    with pytest.raises(StalledError):
+        clock.drive()
 
     assert isinstance(run.failure, StalledError)
     assert all(isinstance(value, FesteError) for value in run.results())

@@ -163,9 +163,9 @@ def test_what_is_no_text_is_refused() -> None:
         feste.stream(llm.chat("a", FakeParams(n=2)))
     with pytest.raises(ParameterError, match="as_completed"):
         feste.stream([llm.chat("a")])  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match="not a int"):
+    with pytest.raises(ParameterError, match=r"not an? int"):
         feste.stream(3)  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match=r"embed-.* gave a array: use compute"):
+    with pytest.raises(ParameterError, match=r"embed-.* gave a value of type array: use compute"):
         list(feste.stream(vector))
     vector.compute()
     assert len(llm.requests) == 1

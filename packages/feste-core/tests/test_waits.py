@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import feste
-from feste.backend import Limits, Profile, PromptCache, Request, Response
+from feste.backend import Limits, Price, Profile, PromptCache, Request, Response
 from feste.errors import CallTimeout, InvalidRequest, RateLimited, ServerError
 from feste.events import CAUSES, GateClosed, RequestFinished
 from feste.report import RunReport
@@ -203,6 +203,36 @@ def test_rate_limit_and_retry() -> None:
     assert {r.attempt: r.waits.get("retry") for r in others} == {1: None, 2: 10.0}
 
 
+def test_outage() -> None:
+    """While the provider is down calls wait for it, and not for a slot."""
+    llm = FakeBackend(limits=Limits(concurrency=4))
+    clock = Watched(llm.answer)
+
+    def answer(request: Request) -> Response:
+        if clock.now < 60.0:
+            raise ServerError("down")
+        return llm.answer(request)
+
+    clock.answer = answer
+    run = clock.ran([llm.chat(f"{i}") for i in range(40)])
+    told = waits(run)
+
+    assert run.openings
+    assert told["outage"] > 36 * 50.0
+    assert told["slot"] < told["outage"] / 4
+
+
+def test_budget() -> None:
+    """What does not fit under the cap waits for what is in flight, whose bounds are higher than its cost."""
+    price = Price(input=1.0, output=1.0)
+    llm = FakeBackend(limits=Limits(concurrency=8), profile=Profile(price=price))
+    nodes = [llm.chat(f"question {i}", FakeParams(max_tokens=1000)) for i in range(8)]
+    run = Watched(llm.answer).ran(nodes, budget=0.0025)
+
+    assert waits(run)["budget"] == pytest.approx(2.0 + 4.0 + 6.0)  # two fit at a time
+    assert not run.failed
+
+
 def test_quotas_are_limits_too() -> None:
     """A call waits for the quota of requests as for a closed gate, also in a group."""
     limits = Limits(requests_per_minute=6)
@@ -386,7 +416,7 @@ def test_a_breaker_that_opens_closes_the_gate_for_a_while() -> None:
     run.heard = frozenset([GateClosed.name])
     clock.tell(0.0, ("submit", run))
     clock.drive(until=0.5)
-    (parcel,) = clock.brain.calls.parcels.values()
+    (parcel,) = clock.brain.attempts.parcels.values()
     clock.brain.accounts.closed(parcel, "breaker", 7.0)
     clock.brain.accounts.closed(parcel, "breaker", 7.0)
     clock.drive()
@@ -394,7 +424,7 @@ def test_a_breaker_that_opens_closes_the_gate_for_a_while() -> None:
 
     assert [(event.reason, event.seconds) for event in clock.events] == [("breaker", 7.0)]
     assert report.breaker_openings == len(report.closings) == 1
-    assert "the circuit breaker opened 1 time" in str(report)
+    assert "the backend was down 1 time" in str(report)
 
 
 # --- what is kept -----------------------------------------------------------------------------------

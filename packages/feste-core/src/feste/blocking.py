@@ -9,6 +9,7 @@ optimization; and a worker process has no gate.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Literal, Protocol
 
 from feste.errors import BlockingCallError, NestedRunError
 
-__all__ = ["Role", "Waits", "become", "belong", "check", "inside", "waiting"]
+__all__ = ["Role", "Waits", "become", "belong", "check", "in_loop", "inside", "waiting"]
 
 Role = Literal["", "brain", "loop", "backend", "hook", "pass", "pool", "worker"]
 
@@ -112,6 +113,12 @@ def check(*, awaited: bool = False) -> None:
             f"a blocking call in {_NAMES[role]} would stop Feste itself: use `await "
             "feste.acompute(...)` or `async for` in async code, or return the node"
         )
+
+
+def in_loop() -> bool:
+    """Return whether an event loop runs on the calling thread, so that waiting here blocks it."""
+    asyncio = sys.modules.get("asyncio")  # where it was never imported, no loop runs
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _forget() -> None:

@@ -16,6 +16,7 @@ context.set(...)`` block; the newest ``context.set(...)`` of the process; the en
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,9 +27,10 @@ from importlib import import_module
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
+from feste.budget import Budget
 from feste.errors import ConfigError, UnknownName, suggest
 
-__all__ = ["SETTINGS", "Layer", "Setting", "Settings", "get", "set", "settings"]
+__all__ = ["SETTINGS", "Layer", "Setting", "Settings", "caps", "get", "set", "settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,31 @@ def _count(value: Any) -> int | None:
     return value
 
 
+def _failures(value: Any) -> int | float | None:
+    """Check a number of failures from 1, a share of all calls, or None for no limit."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            text = value.strip()
+            value = None if not text else int(text) if text.isdecimal() else float(text)
+    if value is None or (type(value) is int and value >= 1):
+        return value
+    if type(value) is float and 0 < value < 1:
+        return value
+    raise ValueError("expected a whole number from 1, a share such as 0.05 below 1, or None")
+
+
+def _seconds(value: Any) -> float | None:
+    """Check a number of seconds above 0, or None for no limit."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value) if value.strip() else None
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError("expected a number of seconds above 0, or None for no limit")
+    return float(value)
+
+
 def _scheduler(value: Any) -> Any:
     if value is None or value == "":
         raise ValueError("expected a name, a URL, a get function or a client object")
@@ -187,6 +214,18 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             "raise",
             Literal["raise", "return", "stop"],
             "finish the rest and raise; put the error in its place; or stop and raise",
+        ),
+        "max_failures": Setting(
+            None, _failures, "stop when so many calls have failed: a number, or a share as a float"
+        ),
+        "deadline": Setting(
+            None, _seconds, "seconds that a call may take, from its first attempt to its answer"
+        ),
+        "outage_patience": Setting(
+            600.0, _seconds, "seconds to wait for a backend that is down before its calls fail"
+        ),
+        "budget": Setting(
+            None, Budget.of, 'the most to spend: dollars as a number, or "200000 tokens"', True
         ),
         "keep": Setting(
             "paid", Literal["paid", "all", "none"], "which nodes keep their value while they live"
@@ -331,6 +370,17 @@ def everywhere(chosen: Settings) -> Layer:
     :param chosen: the run's settings.
     """
     return Layer({k: v for k, v in chosen.items() if _declared(k).everywhere})
+
+
+def caps(chosen: Settings) -> tuple[Budget, ...]:
+    """Return the budgets that a run counts against: its own, and that of each block around it.
+
+    :param chosen: the run's settings.
+    """
+    with _lock:
+        layers = [*_overlays.get(), *_held]
+    found = [chosen["budget"], *(layer.values.get("budget") for layer in layers)]
+    return tuple({id(one): one for one in found if one is not None}.values())
 
 
 def enter(layer: Layer) -> None:

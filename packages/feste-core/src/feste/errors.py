@@ -26,14 +26,17 @@
     ├── CallError              one LLM call failed
     │   ├── Rejected           the provider refused it: InvalidRequest, ContextTooLong, ContentFiltered,
     │   │                      AuthFailed, QuotaExhausted, ModelNotFound
-    │   ├── Transient          it may work later: RateLimited, ServerError, Unreachable
+    │   ├── Transient          it may work later: RateLimited, ServerError, Unreachable,
+    │   │                      BackendUnavailable
     │   ├── CacheMiss          cache_mode="replay-only", and the cache has no answer
     │   ├── Ambiguous          it may have been billed: CallTimeout, ConnectionLost, WorkerLost,
     │   │                      Interrupted
-    │   └── Unusable           a paid answer that cannot be used: MalformedResponse, CountMismatch
+    │   └── Unusable           a paid answer that cannot be used: MalformedResponse, OutputMismatch,
+    │                          CountMismatch
     ├── NodeError              a user's function raised
     ├── UpstreamFailed         a node was not run because one that it needs failed
     ├── NotStarted             a node was not started because the run was stopped
+    ├── BudgetExceeded         the cap on money or tokens is reached, so the run was stopped
     ├── StalledError           a run could not go on, though nothing was under way
     └── RunFailed              some nodes failed: .partial, .report (`__cause__` is the first error)
 
@@ -54,7 +57,9 @@ from typing import Any, ClassVar, Literal, Self
 __all__ = [
     "Ambiguous",
     "AuthFailed",
+    "BackendUnavailable",
     "BlockingCallError",
+    "BudgetExceeded",
     "CacheMiss",
     "CallError",
     "CallTimeout",
@@ -83,6 +88,7 @@ __all__ = [
     "NodeError",
     "NotRepeated",
     "NotStarted",
+    "OutputMismatch",
     "ParameterError",
     "PlainDataError",
     "PluginError",
@@ -354,6 +360,10 @@ class Unreachable(Transient):
     """No connection could be made, so nothing was sent."""
 
 
+class BackendUnavailable(Transient):
+    """The backend was down for longer than the run waits for it; its calls end, the others go on."""
+
+
 class Ambiguous(CallError):
     """The request was sent but no answer came: it may have been billed."""
 
@@ -377,13 +387,21 @@ class Interrupted(Ambiguous):
 
 
 class Unusable(CallError):
-    """An answer came and was paid for, but it cannot be used."""
+    """An answer came and was paid for, but it cannot be used.
+
+    A backend whose ``send`` raises it puts the body that came into ``raw``, for the store.
+    """
 
     billed: Billed = "yes"
+    raw: str | None = None
 
 
 class MalformedResponse(Unusable):
     """The answer does not have the form that the endpoint promises."""
+
+
+class OutputMismatch(MalformedResponse):
+    """An answer came, but it is no instance of ``output=``, or no plain data; it is not bought again."""
 
 
 class CountMismatch(Unusable):
@@ -434,9 +452,36 @@ class UpstreamFailed(FesteError):
 
 
 class NotStarted(FesteError):
-    """A node was not started because its run was stopped, by Ctrl-C or ``on_error="stop"``."""
+    """A node was not started: its run was stopped, or its backend refuses all calls of the account."""
 
     node: str = ""
+
+
+class BudgetExceeded(FesteError):
+    """The cap of the setting ``budget`` is reached, so nothing more was sent.
+
+    :param message: what was reached, and how to go on.
+    :param cap: the cap, in units.
+    :param spent: what answers have cost, in units.
+    :param reserved: the most that requests may have cost whose outcome is unknown, in units.
+    :param unit: ``"dollars"`` or ``"tokens"``.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        origin: str = "",
+        cap: float = 0.0,
+        spent: float = 0.0,
+        reserved: float = 0.0,
+        unit: str = "dollars",
+    ) -> None:
+        super().__init__(message, origin=origin)
+        self.cap = cap
+        self.spent = spent
+        self.reserved = reserved
+        self.unit = unit
 
 
 class StalledError(FesteError):

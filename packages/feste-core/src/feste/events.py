@@ -30,8 +30,8 @@ SCHEMA = 1
 
 #: What a call may wait for: its inputs; a free worker for a piece of its Python; a store; the other
 #: calls of its request; another request that writes the beginning of its prompt into the provider's
-#: cache; the number of requests in flight; a provider's limit; its next attempt; an equal call, or the
-#: same one in another run, that is under way.
+#: cache; the number of requests in flight; a provider's limit; a provider that is down; room under a
+#: cap on money; its next attempt; an equal call, or the same one in another run, that is under way.
 CAUSES = (
     "dependency",
     "worker",
@@ -40,6 +40,8 @@ CAUSES = (
     "prefix",
     "slot",
     "rate_limit",
+    "outage",
+    "budget",
     "retry",
     "equal_call",
 )

@@ -95,4 +95,8 @@ def alone(node: Node) -> Any:
         root = run.errors[run.failed[0]]  # may belong to a node that a task emitted
         cause = root.__cause__ if isinstance(root, NodeError) else None
         raise cause or root
+    if run.fault is not None:
+        raise run.fault
+    if run.outputs[0] in run.errors:
+        raise run.errors[run.outputs[0]]
     return result

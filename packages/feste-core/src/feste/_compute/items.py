@@ -20,6 +20,7 @@ from feste.scheduler.executor import Executor
 from feste.scheduler.growth import join_groups
 from feste.scheduler.handing import Outlet
 from feste.scheduler.run import Run
+from feste.scheduler.series import Series
 from feste.scheduler.work import describe
 from feste.wording import counted
 
@@ -66,6 +67,8 @@ class Items(Results[T]):
         self._hands: Any = None
         #: The run that takes in more, or None.
         self._growing: Run | None = None
+        #: What its runs count together.
+        self._series = Series()
         #: Items of which some node has not ended, and items that failed.
         self._waiting = 0
         self._count_failed = 0
@@ -115,6 +118,7 @@ class Items(Results[T]):
             driver().add(self._growing, program, tokens)
             return
         run = make_run(program, settings, self._hands)
+        run.series = self._series
         run.outlet = Outlet(put, program, tokens, is_open=grows, since=self._since, kept=self._kept)
         if grows:
             self._growing = run
@@ -163,4 +167,6 @@ class Items(Results[T]):
             return
         failed = counted(self._count_failed, "result")
         told = f"{failed} failed; the others were handed out"
+        if self._series.why:
+            told = f"{told}; the run was stopped: {self._series.why}"
         raise RunFailed(told, report=self._report, errors=self._errors) from self._errors[0]

@@ -6,13 +6,13 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar
 
 from feste import blocking
 from feste._compute.arrivals import Mailbox
-from feste._compute.results import keep_report, warn_of
+from feste._compute.results import keep_report, report_later, warn_of
 from feste._compute.steps import interruption, stop_gently
 from feste._compute.totals import total
 from feste.context import Settings
@@ -24,6 +24,9 @@ from feste.scheduler.run import Run
 __all__ = ["Results"]
 
 T = TypeVar("T")
+
+#: Seconds that stopped runs get to end before they are reported.
+_PATIENCE = 1.0
 
 
 class Results(Generic[T]):
@@ -164,7 +167,7 @@ class Results(Generic[T]):
     def _count(self, run: Run) -> None:
         if self._report is None:
             self._started = run.started
-        self._report = total(self._report, RunReport.of(run), run.started - self._started)
+        self._report = _report_of([run], self._report, self._started)
         keep_report(self._report)
 
     def _begin(self, run: Run) -> None:
@@ -214,15 +217,22 @@ class Results(Generic[T]):
         for run in self._runs:
             self._count(run)
         partial = tuple(self._ready)
-        self.close()
+        self._cancel()
         assert self._report is not None
         raise interruption(partial, self._report, self._settings) from None
 
     def close(self) -> None:
         """Stop: nothing new begins, and what is under way is cancelled unless others wait for it."""
+        runs = self._cancel()
+        if runs:
+            before, started = self._report, self._started if self._report else runs[0].started
+            report_later(lambda: _report_of(runs, before, started))
+
+    def _cancel(self) -> list[Run]:
+        """Stop, and return the runs that had not ended."""
         if self._process != os.getpid():  # the runs are those of the process that was forked
             self._closed = True
-            return
+            return []
         with self._lock:
             self._closed = True
             runs, self._runs = self._runs, []
@@ -230,6 +240,7 @@ class Results(Generic[T]):
         self._mail.put(None)  # for a reader on another thread, which waits
         for run in runs:
             driver().stop(run, 0.0)
+        return runs
 
     async def aclose(self) -> None:
         """Do what :meth:`close` does, which does not block; for ``contextlib.aclosing``."""
@@ -237,4 +248,14 @@ class Results(Generic[T]):
 
     def __del__(self) -> None:
         if getattr(self, "_runs", None):
-            self.close()
+            self._cancel()
+
+
+def _report_of(runs: Sequence[Run], before: RunReport | None, started: float) -> RunReport:
+    """Add the reports of runs to the one of before; those that were stopped end in a moment."""
+    report = before
+    for run in runs:
+        run.finished.wait(_PATIENCE)
+        report = total(report, RunReport.of(run), run.started - started)
+    assert report is not None, "there is a run"
+    return report

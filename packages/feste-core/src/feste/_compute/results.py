@@ -31,7 +31,10 @@ __all__ = [
 Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
-_last_report: ContextVar[RunReport | None] = ContextVar("feste_last_report", default=None)
+#: The last report of a context; or what makes it, where runs have just been stopped.
+_last_report: ContextVar[RunReport | Callable[[], RunReport] | None] = ContextVar(
+    "feste_last_report", default=None
+)
 
 
 def last_report() -> RunReport | None:
@@ -42,7 +45,10 @@ def last_report() -> RunReport | None:
     >>> last_report().states
     {'done': 1}
     """
-    return _last_report.get()
+    report = _last_report.get()
+    if report is None or isinstance(report, RunReport):
+        return report
+    return keep_report(report())
 
 
 def forget_report() -> None:
@@ -58,6 +64,11 @@ def keep_report(report: RunReport) -> RunReport:
     """Let a report be the last one of this context."""
     _last_report.set(report)
     return report
+
+
+def report_later(make: Callable[[], RunReport]) -> None:
+    """Let a report be the last one of this context that is made when it is asked for."""
+    _last_report.set(make)
 
 
 def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
@@ -77,6 +88,8 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
         told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
     else:
         told = f"{bad:,} of {wanted:,} results failed; the others are in .partial"
+    if run.series.why:
+        told = f"{told}; the run was stopped: {run.series.why}"
     raise RunFailed(
         told, partial=results, report=report, errors=errors, places=_failed_places(run, repack)
     ) from errors[0]
@@ -84,8 +97,10 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
 
 def errors_of(run: Run) -> list[FesteError]:
     """Return what went wrong in a run, the reason of all first."""
-    errors = [run.errors[i] for i in run.failed]
-    return errors if run.unwritten is None else [run.unwritten, *errors]
+    errors = [fault for fault in (run.unwritten, run.fault) if fault is not None]
+    errors += [run.errors[i] for i in run.failed]
+    # calls may be left that were never tried, since their backend refused those of another run
+    return errors or ([] if run.left is None else [run.left])
 
 
 def warn_of(run: Run) -> None:

@@ -83,7 +83,8 @@ def _compute_collections(graph: FesteGraph) -> FesteGraph:
 
 def program_of(plan: Plan) -> Program:
     with no_collection():
-        return Program(plan.graph, plan.before.nodes, plan.rewrites)
+        measured = driver().brain.measured
+        return Program(plan.graph, plan.before.nodes, plan.rewrites, measured)
 
 
 def make_run(program: Program, settings: Settings, hands: Executor, prefix: str = "run") -> Run:

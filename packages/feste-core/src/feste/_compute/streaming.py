@@ -111,8 +111,8 @@ class _Stream(Results[str]):
         """Hand out what is left of the whole text."""
         if not isinstance(value, str):
             raise ParameterError(
-                f"feste.stream takes a call that gives a text, but {self._node.key} gave a "
-                f"{type(value).__name__}: use compute(), which costs nothing more",
+                f"feste.stream takes a call that gives a text, but {self._node.key} gave "
+                f"a value of type {type(value).__name__}: use compute(), which costs nothing more",
                 origin=self._node.where,
             )
         told = "".join(self._told)

@@ -38,6 +38,7 @@ def total(before: RunReport | None, after: RunReport, offset: float) -> RunRepor
         name: dict(Counter(getattr(before, name)) + Counter(getattr(after, name)))
         for name in ("states", "tasks", "passed_on", "failures", "retries", "sizes", "waits")
     }
+    dollars = _plus(before.dollars, after.dollars)
     return replace(
         after,
         **summed,
@@ -54,10 +55,10 @@ def total(before: RunReport | None, after: RunReport, offset: float) -> RunRepor
         peak=max(before.peak, after.peak),
         dollars_possible=_if_both(before.dollars_possible, after.dollars_possible),
         dollars_saved=_if_both(before.dollars_saved, after.dollars_saved),
-        errors=[*before.errors, *after.errors][:20],
+        errors=list(dict.fromkeys([*before.errors, *after.errors]))[:20],
         unknown=[*before.unknown, *after.unknown][-_MOST:],
         cancelled=before.cancelled or after.cancelled,
-        dollars=_plus(before.dollars, after.dollars),
+        dollars=dollars if dollars or not summed["unpriced"] else None,
     )
 
 

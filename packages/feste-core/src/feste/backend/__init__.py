@@ -13,7 +13,7 @@ from feste.backend.operations import Call, OnChunk, Operation
 from feste.backend.params import Params
 from feste.backend.prices import price_of
 from feste.backend.profile import Latency, Price, Profile, PromptCache
-from feste.backend.rate_limits import RateLimit, rate_limits
+from feste.backend.rate_headers import RateLimit, rate_limits
 from feste.backend.reply import Message, Reply
 from feste.backend.request import Request, Response, Usage, canonical
 from feste.backend.secret import Secret, redact

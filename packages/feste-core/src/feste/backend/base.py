@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from feste.backend.fallback import FALL_BACK_ON, On, Rest, as_errors
 from feste.backend.limits import Limits
 from feste.backend.profile import Profile
-from feste.backend.rate_limits import Spellings
+from feste.backend.rate_headers import Spellings
 from feste.backend.secret import Secret
 from feste.errors import CallError, ConfigError
 

@@ -22,6 +22,7 @@ from feste.errors import (
     CountMismatch,
     FesteError,
     MalformedResponse,
+    OutputMismatch,
     ParameterError,
     Rejected,
 )
@@ -137,7 +138,7 @@ class _Simple(Operation[R]):
                 _outcomes(value, backend) if request.packed else plain(value, "the reply")
             )
         except FesteError as error:
-            raise MalformedResponse(f"{self.name} of {backend.plugin}: {error}") from None
+            raise OutputMismatch(f"{self.name} of {backend.plugin}: {error}") from None
 
     def _revived(self, name: str, value: Any) -> Any:
         kind = self._kinds.get(name)

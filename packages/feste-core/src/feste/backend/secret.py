@@ -149,6 +149,9 @@ def _refuse() -> NoReturn:
     )
 
 
+#: The characters of the shortest text that is taken for a key, and not for a word such as "none".
+_SHORTEST = 8
+
 _KEYS = re.compile(
     r"(?i)(bearer\s+)[\w.~+/=-]{8,}|\b(?:sk|pk|rk|key|co)-[\w-]{8,}"
     r"|((?:api[-_]?key|token|secret|password)[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;}]{6,}"
@@ -167,6 +170,6 @@ def redact(text: str, *secrets: Secret | None, limit: int = 500) -> str:
     """
     for secret in secrets:
         if secret is not None:
-            text = secret.blank(text)
+            text = secret.blank(text, _SHORTEST)
     text = _KEYS.sub(lambda m: (m.group(1) or m.group(2) or "") + "***", text)
     return text if len(text) <= limit else text[: limit - 3] + "..."

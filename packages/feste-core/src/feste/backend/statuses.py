@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from feste.backend.rate_limits import RateLimit, rate_limits, seconds_from
+from feste.backend.rate_headers import RateLimit, rate_limits, seconds_from
 from feste.backend.secret import Secret, redact
 from feste.errors import (
     AuthFailed,

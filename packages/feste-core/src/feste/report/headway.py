@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from feste.report.axis import clock
 from feste.report.figures import money
 from feste.report.prices import Prices, certain
+from feste.scheduler.admission.held import RATE_LIMIT
 from feste.scheduler.run import GATHERED, QUEUED
 from feste.wording import counted
 
@@ -100,11 +101,14 @@ class Headway:
     def _held(self, now: float) -> str:
         """Return what holds calls at a gate, or an empty string."""
         run = self._run
-        if run.resumes_at > now:
-            at = time.strftime("%H:%M:%S", time.localtime(time.time() + run.resumes_at - now))
-            return f"rate limit until {at}"
+        closed = (run.down_until, "backend down, next try at"), (run.resumes_at, "rate limit until")
+        for until, told in closed:
+            if until > now:
+                at = time.localtime(time.time() + until - now)
+                return f"{told} {time.strftime('%H:%M:%S', at)}"
         queued = run.state.count(QUEUED) - run.retrying
-        return f"{queued:,} waiting for a slot" if queued > 0 else ""
+        lacks = "the rate limit" if run.lacks == RATE_LIMIT else "a slot"
+        return f"{queued:,} waiting for {lacks}" if queued > 0 else ""
 
     def _waiting(self) -> str:
         """Return how many calls wait for something else than a gate, or an empty string."""

@@ -58,7 +58,7 @@ class RunReport:
     :param operations: a row for each operation and model.
     :param tasks: seconds of Python by name of the task, including halves of operations.
     :param requests: all requests, in the order they ended.
-    :param errors: the first errors, as text.
+    :param errors: the first errors that differ, as text.
     :param cancelled: whether the run was stopped.
     :param unknown: earlier requests for the run's calls whose answers are not known.
     :param reused: how many answers were not bought now, because a store or a cache had them.
@@ -151,7 +151,7 @@ class RunReport:
             operations=operations,
             tasks=dict(sorted(run.seconds.items(), key=lambda item: -item[1])),
             requests=run.requests if run.ended is not None else run.requests.copy(),
-            errors=[f"{type(run.errors[i]).__name__}: {run.errors[i]}" for i in run.failed[:20]],
+            errors=_texts(run),
             cancelled=run.cancelled,
             unknown=unknown_requests(run),
             reused=run.reused,
@@ -293,6 +293,12 @@ class RunReport:
 
     def _repr_html_(self) -> str:
         return html_of(self) + self.timeline()
+
+
+def _texts(run: Run) -> list[str]:
+    """Return the first errors of a run that differ, in the order of failing."""
+    looked_at = (run.errors[i] for i in run.failed[:1_000])
+    return list(dict.fromkeys(f"{type(error).__name__}: {error}" for error in looked_at))[:20]
 
 
 def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:

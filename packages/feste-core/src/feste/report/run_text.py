@@ -83,7 +83,7 @@ def _requests(report: RunReport) -> str:
         told.append(f"{again:,} sent again: {causes}")
     if report.breaker_openings:
         times = counted(report.breaker_openings, "time")
-        told.append(f"the circuit breaker opened {times}")
+        told.append(f"the backend was down {times}")
     return f"requests: {'; '.join(told)}" if told else ""
 
 

@@ -27,6 +27,8 @@ WORDS = {
     "batch": "waits for its batch",
     "prefix": "waits for the prompt cache",
     "rate_limit": "waits for the rate limit",
+    "outage": "waits: the provider is down",
+    "budget": "waits for room under the budget",
     "slot": "waits for a slot",
     "store": "waits for the store",
     "other": "waits",
@@ -38,6 +40,8 @@ COLOURS = {
     "batch": "#0072b2",
     "prefix": "#009e73",
     "rate_limit": "#e69f00",
+    "outage": "#a50026",
+    "budget": "#f0e442",
     "slot": "#56b4e9",
     "store": "#cc79a7",
     "other": "#b9bec8",
@@ -89,7 +93,8 @@ def in_order(
             at, slot, limit = at - gap - took, slot - gap, limit - took
     queued += [("slot", slot), ("rate_limit", limit)]
     before = [(cause, waits[cause]) for cause in waits if cause not in WORDS]
-    before += [(cause, waits.get(cause, 0.0)) for cause in ("retry", "worker", "batch", "prefix")]
+    first = ("retry", "worker", "batch", "prefix", "outage", "budget")
+    before += [(cause, waits.get(cause, 0.0)) for cause in first]
     return [(cause, wait) for cause, wait in [*before, *queued[::-1], ("store", last)] if wait > 0]
 
 

@@ -32,12 +32,13 @@ class Accounts:
         """
         self.closed(parcel, "rate_limit", parcel.gate.closed_until)
 
-    def closed(self, parcel: Parcel, reason: str, until: float) -> None:
+    def closed(self, parcel: Parcel, reason: str, until: float, *, again: bool = False) -> None:
         """Note that nothing is sent to a provider for a while, and tell it once.
 
         :param parcel: the request that caused it.
         :param reason: as in :class:`~feste.events.GateClosed`.
         :param until: the time of the end, on the brain's clock.
+        :param again: whether a breaker stays open that has opened before.
         """
         run, request, now = parcel.run, parcel.request, self.brain.now
         held = self.brain.waits.gate(parcel.gate)
@@ -45,7 +46,7 @@ class Accounts:
         if until <= start:
             return  # known already
         held.closed_until = until
-        run.openings += reason == "breaker"
+        run.openings += reason == "breaker" and not again
         for each in self.brain.runs:  # others may wait at that gate, too
             times = start - each.started, until - each.started
             each.closings.append((request.plugin, request.model, reason, *times))

@@ -41,9 +41,15 @@ from typing import Any
 from feste import draw
 from feste.errors import FesteError, Interrupted, NotStarted
 from feste.events import RunFinished, RunStarted
+from feste.node import Node
 from feste.scheduler.accounts import Accounts
+from feste.scheduler.admission.deadlines import Deadlines
+from feste.scheduler.admission.gates import Gates
+from feste.scheduler.admission.outages import Outages
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
+from feste.scheduler.admission.spending import Spending
+from feste.scheduler.attempts import Attempts
 from feste.scheduler.batching.flights import Flights
 from feste.scheduler.batching.groups import Groups
 from feste.scheduler.batching.lists import Lists
@@ -93,6 +99,8 @@ class Brain:
         self.runs: list[Run] = []
         self.fetches: dict[int, tuple[Run, list[int]]] = {}
         self.timers: list[tuple[float, int, Callable[[float], None]]] = []
+        #: The numbers of timers that are wanted no more.
+        self._dropped: set[int] = set()
         self.now = 0.0
         self._count = itertools.count(1)
         self._actions: list[Action] = []
@@ -110,8 +118,13 @@ class Brain:
         self.lists = Lists(self)
         self.prefixes = Prefixes(self)
         self.journaling = Journaling(self)
+        self.outages = Outages(self)
+        self.spending = Spending(self)
+        self.deadlines = Deadlines(self)
         self.fallbacks = Fallbacks(self)
-        self.calls = Calls(self, policy or RetryPolicy(), random.Random(seed))
+        self.gates = Gates(self)
+        self.attempts = Attempts(self, policy or RetryPolicy(), random.Random(seed))
+        self.calls = Calls(self)
         self._handlers: dict[str, Callable[..., None]] = {
             "submit": self._on_submit,
             "added": self.handing.on_added,
@@ -122,7 +135,7 @@ class Brain:
             "done_together": self._on_done_together,
             "returned": self.dispatcher.on_returned,
             "free": self.dispatcher.on_free,
-            "sent": self.calls.on_sent,
+            "sent": self.attempts.on_sent,
             "fetched": self._on_fetched,
             "capacity": self.dispatcher.on_capacity,
             "told": self.journaling.on_told,
@@ -147,11 +160,11 @@ class Brain:
         self.now = now
         for event in events:
             self._handlers[event[0]](*event[1:])
-        while self.timers and self.timers[0][0] <= now:
+        while (wake_at := self.wake_at) is not None and wake_at <= now:
             heapq.heappop(self.timers)[2](now)
         self.journaling.flush()
         self.groups.decide()
-        self.calls.admit()
+        self.gates.admit()
         self.fallbacks.flush()
         self.dispatcher.hand_out()
         self.stalls.watch()
@@ -161,6 +174,8 @@ class Brain:
     @property
     def wake_at(self) -> float | None:
         """The time at which :meth:`on` must be called again at the latest, on the brain's clock."""
+        while self.timers and self.timers[0][1] in self._dropped:
+            self._dropped.discard(heapq.heappop(self.timers)[1])
         return self.timers[0][0] if self.timers else None
 
     def act(self, *action: Any) -> None:
@@ -174,20 +189,40 @@ class Brain:
         """Return a number that was not returned before."""
         return next(self._count)
 
-    def later(self, seconds: float, what: Callable[[float], None]) -> None:
-        """Schedule a function.
+    def later(self, seconds: float, what: Callable[[float], None]) -> int:
+        """Schedule a function; return the number of its timer, for :meth:`drop_timer`.
 
         :param seconds: the delay in seconds.
         :param what: is called with the current time.
         """
-        heapq.heappush(self.timers, (self.now + seconds, next(self._count), what))
+        number = next(self._count)
+        heapq.heappush(self.timers, (self.now + seconds, number, what))
+        return number
+
+    def drop_timer(self, number: int) -> None:
+        """Call a scheduled function no more.
+
+        :param number: the number of its timer, which has not gone off yet.
+        """
+        self._dropped.add(number)
+        self.wake_at  # noqa: B018 - forgets it at once if it is the next one
+
+    def measured(self, node: Node) -> float | None:
+        """Return how long a node takes, as measured before; may be called from any thread.
+
+        :param node: the node.
+        :returns: seconds, or None if nothing is known.
+        """
+        if node.call is not None:
+            return self.latencies.measured(node.call)
+        return self.durations.of(node.op.name) or None
 
     def successor(self) -> Brain:
         """Return a new brain to replace this one after a bug made it fail.
 
         All its runs end, and later reports about them are ignored.
         """
-        new = Brain(self.calls.policy)
+        new = Brain(self.attempts.policy)
         new._count = self._count  # so that no request number is used twice
         for run in self.runs:
             run.ended = self.now
@@ -208,6 +243,9 @@ class Brain:
         if RunStarted.name in run.heard:
             begun = RunStarted(run.name, 0.0, len(run.program.nodes), run.calls, run.wall)
             self.act("notify", run, begun)
+        if run.series.stopped:
+            self.halt(run)
+            return
         for i, pending in enumerate(run.pending):
             if not pending and run.state[i] == WAITING:
                 self.lifecycle.ready(run, i)
@@ -226,13 +264,24 @@ class Brain:
         else:
             self.later(grace, lambda now: self.interrupt(run))
 
+    def stop(self, run: Run, why: str = "") -> None:
+        """Start nothing new, neither in a run nor in others of its series.
+
+        :param run: the run.
+        :param why: in a few words, if no error tells it.
+        """
+        series = run.series
+        series.stopped, series.why = True, why or series.why
+        for each in [r for r in self.runs if r.series is series and not r.stopping]:
+            self.halt(each)
+
     def halt(self, run: Run) -> None:
         """Start nothing new; work that is under way continues."""
         run.stopping = True
         if run.outlet is not None:
             run.outlet.is_open = False
         queued = {QUEUED, GATHERED, WAITING, READY, JOINED}
-        self.calls.withdraw(run)
+        self.gates.withdraw(run)
         for i, state in enumerate(run.state):
             if state in queued:
                 self.lifecycle.end(run, i, NOT_STARTED)
@@ -254,12 +303,12 @@ class Brain:
         if not parsing and PARSING in run.state:
             spared.update(i for i, state in enumerate(run.state) if state == PARSING)
             self.later(_PARSING, lambda now: self.interrupt(run, parsing=True))
-        for parcel in self.calls.parcels.values():
+        for parcel in self.attempts.parcels.values():
             if parcel.run is run and not spared.isdisjoint(parcel.members):
                 spared.update(parcel.members)
-        for handle, parcel in self.calls.parcels.items():
+        for handle, parcel in self.attempts.parcels.items():
             if parcel.run is run and spared.isdisjoint(parcel.members):
-                self.calls.give_up(parcel)
+                self.attempts.give_up(parcel)
                 self.act("cancel", run.executor, handle)
         for chunk in self.dispatcher.chunks.values():
             members = {i for task in chunk for i in task.members}
@@ -286,7 +335,8 @@ class Brain:
         for i in [*run.outputs, *(outlet.due if outlet is not None else ())]:
             if run.state[i] == NOT_STARTED and i not in run.errors:
                 node = run.program.nodes[i]
-                error = NotStarted("not begun: the run was stopped", origin=node.where)
+                why = run.series.why or "the run was stopped"
+                error = NotStarted(f"not begun: {why}", origin=node.where)
                 error.node = node.key
                 run.errors[i] = error
         if outlet is not None:
@@ -322,6 +372,7 @@ class Brain:
 
     def _finish(self, run: Run) -> None:
         self.runs.remove(run)
+        run.series.calls += run.calls
         for scope in run.scopes:
             draw.forget(scope)
         if RunFinished.name in run.heard:

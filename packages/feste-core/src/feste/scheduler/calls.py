@@ -1,41 +1,31 @@
-"""The steps of a call: prepare its request, queue it at the gate, send it, parse the response."""
+"""The steps of a call: its request is prepared, bought or found, and its response parsed."""
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Call, Request, Response, rate_limits
+from feste.backend import Call, Request, Response
 from feste.errors import (
-    Ambiguous,
     CallError,
     CountMismatch,
     FesteError,
-    Interrupted,
-    InvalidRequest,
     MalformedResponse,
-    RateLimited,
-    Unreachable,
 )
-from feste.scheduler.admission.gate import Gate
-from feste.scheduler.admission.retry import RetryPolicy
-from feste.scheduler.executor import QUICK, Executor, PyTask
+from feste.scheduler.admission.retry import is_unreadable
+from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.halves import parse_response
 from feste.scheduler.journaling import replayed_in_vain
-from feste.scheduler.parcel import Parcel, Split
+from feste.scheduler.parcel import Parcel
 from feste.scheduler.run import (
     FINISHING,
     GATHERED,
     NOT_STARTED,
     OPEN,
     PARSING,
-    QUEUED,
-    SENT,
     Run,
 )
-from feste.scheduler.waits import PREFIX, RETRY, STORE
+from feste.scheduler.waits import STORE
 from feste.scheduler.work import cause_of
 
 if TYPE_CHECKING:
@@ -43,26 +33,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Calls"]
 
-#: Seconds by which a gate may be looked at too late, rather than set another alarm.
-_SOON = 0.001
-
 
 class Calls:
-    """Move calls through the gates.
+    """Move calls from step to step.
 
     :param brain: the brain that this belongs to.
-    :param policy: decides whether and when a failed request is sent again.
-    :param rng: the source of the jitter.
     """
 
-    def __init__(self, brain: Brain, policy: RetryPolicy, rng: random.Random) -> None:
+    def __init__(self, brain: Brain) -> None:
         self.brain = brain
-        self.policy = policy
-        self.rng = rng
-        self.gates: dict[tuple[Hashable, ...], Gate[Parcel]] = {}
-        #: Requests in flight by handle, and requests that wait for their next attempt by id.
-        self.parcels: dict[int, Parcel] = {}
-        self.retrying: dict[int, Parcel] = {}
 
     def on_prepared(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         i = task.index
@@ -94,171 +73,14 @@ class Calls:
                 self.brain.lists.flush(run, gathering)
         elif not self.brain.groups.arrive(run, [(i, request)]):
             run.state[i] = before
-            self.queue(run, [i], [request], request)
+            self.brain.gates.queue(run, [i], [request], request)
 
-    def withdraw(self, run: Run) -> None:
-        """Remove a stopping run's requests from the gates; those sent before fail with their error.
-
-        :param run: the run.
-        """
-        self.brain.prefixes.drop(run)
-        waiting = [p for p in self.retrying.values() if p.run is run]
-        waiting += [p for p in self.brain.journaling.intending.values() if p.run is run]
-        for gate in self.gates.values():
-            waiting += gate.drop(run.name)
-        for parcel in waiting:
-            self.brain.prefixes.failed(parcel, counts=False)
-            if self.retrying.pop(id(parcel), None) is not None:
-                run.retrying -= 1
-            if parcel.error is not None:
-                self.fail_members(parcel, parcel.error)
-
-    def queue(
-        self,
-        run: Run,
-        members: list[int],
-        requests: list[Request],
-        request: Request,
-        split: Split | None = None,
-    ) -> None:
-        """Put a request into the queue of its gate.
-
-        :param run: the run.
-        :param members: the positions of the nodes that it answers.
-        :param requests: the single request of each member.
-        :param request: the request to send.
-        :param split: the refused list that it is a part of, or None.
-        """
-        call: Any = run.program.nodes[members[0]].op
-        gate = self.gate_of(call, request)
-        for i in members:
-            run.state[i] = QUEUED
-        run.resumes_at = max(run.resumes_at, gate.closed_until)
-        parcel = Parcel(run, call, members, requests, request, gate, self.brain.now, split)
-        self.brain.waits.gathered(parcel)
-        self.enter(parcel)
-
-    def gate_of(self, call: Call[Any], request: Request) -> Gate[Parcel]:
-        """Return the gate of a request.
-
-        :param call: its operation.
-        :param request: the request.
-        """
-        name = (request.endpoint, request.account, request.model)
-        gate = self.gates.get(name)
-        if gate is None:
-            gate = self.gates[name] = Gate()
-        gate.heed(call.client, call.client.limits, self.brain.now)
-        return gate
-
-    def enter(self, parcel: Parcel) -> None:
-        """Let a request queue at its gate, unless it has to wait until its prefix is cached.
+    def answered(self, parcel: Parcel, response: Response) -> None:
+        """Have the response to a request parsed, as soon as it is kept.
 
         :param parcel: the request.
+        :param response: its response.
         """
-        self.brain.waits.waited(parcel, PREFIX)
-        if not self.brain.prefixes.holds(parcel):
-            self.brain.waits.entered(parcel)
-            run, rank = parcel.run, parcel.run.program.rank
-            highest = max(rank[i] for i in parcel.members)
-            parcel.gate.push(parcel, highest, run.name, parcel.request)
-
-    def admit(self) -> None:
-        """Send the requests that the gates admit."""
-        for gate in self.gates.values():
-            while (parcel := gate.pop(self.brain.now)) is not None:
-                self.brain.waits.admitted(parcel)
-                parcel.attempt += 1
-                if parcel.attempt == 1:
-                    parcel.since = self.brain.now
-                if parcel.run.store is not None:
-                    self.brain.journaling.intend(parcel)
-                else:
-                    self.launch(parcel)
-            if len(gate) or self.brain.groups.wait_for(gate):
-                self.watch(gate)
-            self.brain.waits.held(gate)
-
-    def watch(self, gate: Gate[Parcel]) -> None:
-        """Look at a gate again when it will admit a request by itself.
-
-        :param gate: the gate; one that admits one now, or waits for a slot, is ignored.
-        """
-        now, wakes = self.brain.now, gate.wakes(self.brain.now)
-        if now < wakes < math.inf and not now < gate.alarm <= wakes + _SOON:
-            gate.alarm = wakes
-            self.brain.later(wakes - now, lambda now: None)
-
-    def launch(self, parcel: Parcel) -> None:
-        """Send a request.
-
-        :param parcel: the request, counted as in flight by its gate.
-        """
-        handle = self.brain.number()
-        run = parcel.run
-        parcel.sent = self.brain.now
-        self.parcels[handle] = parcel
-        self.brain.accounts.launched(parcel, handle)
-        for i in parcel.members:
-            if run.state[i] < OPEN:
-                run.state[i] = SENT
-        if run.feeders is not None:
-            ends = self.brain.now + self.brain.latencies.of(parcel.call).seconds(parcel.items)
-            run.expected.update(dict.fromkeys(parcel.members, ends))
-        pieces = run.pieces if parcel.members == run.outputs else None
-        self.brain.act("send", run.executor, handle, parcel.call, parcel.request, pieces)
-
-    def on_sent(
-        self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float
-    ) -> None:
-        parcel = self.parcels.pop(handle, None)
-        if parcel is None:
-            return  # sent by an earlier brain that broke
-        run, gate = parcel.run, parcel.gate
-        now = self.brain.now
-        if ok:
-            spellings = parcel.call.client.rate_limit_headers
-            gate.left(parcel, now, value.usage, rate_limits(value.headers, spellings))
-            self.brain.latencies.note(parcel.call, parcel.request, parcel.items, seconds)
-        elif isinstance(value, RateLimited):
-            gate.throttled(parcel, now, value.retry_after, value.rate_limits)
-            for each in self.brain.runs:
-                if each is run or gate.queues(each.name):
-                    each.resumes_at = max(each.resumes_at, gate.closed_until)
-            self.brain.accounts.throttled(parcel)
-        elif isinstance(value, Unreachable):
-            gate.unsent(parcel)
-        else:
-            gate.lost(parcel, now, value.rate_limits)
-        if ok:
-            self.brain.prefixes.answered(parcel)
-        if run.ended is not None or all(run.state[i] >= OPEN for i in parcel.members):
-            self.brain.prefixes.failed(parcel, counts=False)
-            if ok:  # given up, and answered all the same
-                self.brain.journaling.keep_late(parcel, value)
-                if len(parcel.members) == 1:
-                    self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
-            return  # give_up has recorded it
-        self.brain.accounts.record(parcel, ok, value)
-        if ok:
-            self._answered(parcel, value)
-        else:
-            self.brain.journaling.ended(parcel, value)
-            self._refused(parcel, value)
-
-    def give_up(self, parcel: Parcel) -> None:
-        """Record a request whose response will be ignored, so that the report counts it.
-
-        :param parcel: the request; its run is ending.
-        """
-        if not parcel.handle:
-            return  # it was given up before, and has not ended yet
-        error = Interrupted("the run was stopped")
-        self.brain.prefixes.failed(parcel, counts=False)
-        self.brain.accounts.record(parcel, False, error)
-        self.brain.journaling.ended(parcel, error)
-
-    def _answered(self, parcel: Parcel, response: Response) -> None:
         run, members = parcel.run, parcel.members
         for i in members:
             run.state[i] = PARSING
@@ -267,6 +89,7 @@ class Calls:
             return
         self.brain.lists.settled(parcel, taken=True)
         i = members[0]
+        run.fresh[i] = parcel, 0
         self.brain.journaling.keep(
             parcel,
             [(parcel.requests[0], response)],
@@ -287,7 +110,6 @@ class Calls:
         self._parse(run, i, call, response)
 
     def _parse(self, run: Run, i: int, call: Call[Any], response: Response) -> None:
-        self.brain.flights.answered(run, i, response)
         self.brain.lifecycle.keep_paid(run, i, response)
         if run.state[i] >= OPEN:  # given up while its answer was written
             return
@@ -307,72 +129,30 @@ class Calls:
         """
         run = parcel.run
         self.brain.waits.waited(parcel, STORE)
-        for i, request, outcome in zip(parcel.members, parcel.requests, outcomes, strict=True):
+        for position, outcome in enumerate(outcomes):
+            i = parcel.members[position]
             if run.state[i] >= OPEN or isinstance(outcome, CountMismatch):
                 continue
             if isinstance(outcome, Response):
+                run.fresh[i] = parcel, position
                 self._parse(run, i, parcel.call, outcome)
             else:
-                alone = Parcel(
-                    run, parcel.call, [i], [request], request, parcel.gate, self.brain.now
-                )
-                alone.attempt, alone.since = parcel.attempt, parcel.since
-                alone.throttled = parcel.throttled
-                self._refused(alone, outcome)
+                self.brain.attempts.refused(parcel.alone(position, self.brain.now), outcome)
 
     def on_parsed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+        bought = run.fresh.pop(task.index, None)
+        told = None if ok else cause_of(value)
+        if bought is not None and told is not None and is_unreadable(told):
+            assert isinstance(told, CallError)
+            parcel, position = bought
+            self.brain.attempts.refused(parcel.alone(position, self.brain.now), told)
+            return  # it is the provider's fault, and no user's
+        self.brain.flights.answered(run, task.index, task.args[1])
         if ok:
             self.brain.journaling.remember(run, task.index, task.args[1], value)
-        else:
-            error = cause_of(value, MalformedResponse)
-            self.brain.lifecycle.fail(run, task.index, replayed_in_vain(run, task.index, error))
-
-    def _refused(self, parcel: Parcel, error: CallError) -> None:
-        """Handle a failed request: send it again, split it, or fail its calls."""
-        run = parcel.run
-        if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
-            self.brain.prefixes.failed(parcel, counts=False)
-            self.brain.lists.refused(parcel)
             return
-        parcel.ambiguous += isinstance(error, Ambiguous)
-        wait = None
-        # pieces of a broken answer cannot be taken back, so no other answer may follow them
-        begun = run.pieces is not None and run.pieces.begun and parcel.members == run.outputs
-        if not run.stopping and not begun:
-            wait = self.policy.delay(
-                error,
-                attempt=parcel.attempt,
-                throttled=parcel.throttled,
-                ambiguous=parcel.ambiguous,
-                elapsed=self.brain.now - parcel.since,
-                rng=self.rng,
-            )
-        if wait is None:
-            self.fail_members(parcel, error)
-            return
-        parcel.throttled += isinstance(error, RateLimited)
-        parcel.error = error
-        if not isinstance(error, RateLimited):  # which closes the gate for all anyway
-            self.brain.prefixes.failed(parcel)
-        for i in parcel.members:
-            run.state[i] = QUEUED
-        self.retrying[id(parcel)] = parcel
-        run.retrying += 1
-        self.brain.later(wait, lambda now: self._again(parcel))
-
-    def _again(self, parcel: Parcel) -> None:
-        if self.retrying.pop(id(parcel), None) is None:
-            return  # withdrawn in the meantime
-        parcel.run.retrying -= 1
-        alive = [i for i in parcel.members if parcel.run.state[i] < OPEN]
-        if not alive:
-            self.brain.prefixes.failed(parcel, counts=False)
-        else:
-            parcel.ready = self.brain.now
-            self.brain.waits.waited(parcel, RETRY)
-            self.brain.waits.entered(parcel)
-            rank = max(parcel.run.program.rank[i] for i in alive)
-            parcel.gate.push(parcel, rank, parcel.run.name, parcel.request)
+        error = cause_of(value, MalformedResponse)
+        self.brain.lifecycle.fail(run, task.index, replayed_in_vain(run, task.index, error))
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:
         """Fail a call because one half of its operation raised.
@@ -382,23 +162,3 @@ class Calls:
         :param error: the error, as described by the executor.
         """
         self.brain.lifecycle.fail(run, i, cause_of(error))
-
-    def fail_members(self, parcel: Parcel, raised: FesteError) -> None:
-        """Fail all unfinished calls of a request.
-
-        :param parcel: the request.
-        :param raised: the error.
-        """
-        error = cause_of(raised)
-        self.brain.prefixes.failed(parcel)
-        self.brain.lists.settled(parcel, taken=False)
-        for i in parcel.members:
-            if parcel.run.state[i] < OPEN:
-                mine = error
-                if len(parcel.members) > 1:  # each call gets its own error object
-                    mine = error.copy()
-                if isinstance(mine, CallError):
-                    mine.attempts = parcel.attempt
-                    mine.backend = parcel.request.plugin
-                    mine.model = parcel.request.model
-                self.brain.lifecycle.fail(parcel.run, i, mine)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from feste.context import Settings
+from feste.context import Settings, caps
 from feste.errors import ConfigError, FesteError
 from feste.node import PENDING, Node
+from feste.optimization.analysis.profiles import Profiles
+from feste.scheduler.halves import unknown_price
 from feste.scheduler.hands.processes import check_picklable
 
 __all__ = ["check_nodes"]
@@ -20,6 +22,9 @@ def check_nodes(nodes: Iterable[Node], settings: Settings) -> None:
     :raises FesteError: for the first node that cannot run, with its origin.
     """
     checked = set()
+    priced = set[tuple[int, str]]()
+    profiles = Profiles()
+    in_dollars = any(budget.unit == "dollars" for budget in caps(settings))
     sends = settings["cache_mode"] != "replay-only"
     for node in nodes:
         if node.value is not PENDING:
@@ -36,6 +41,11 @@ def check_nodes(nodes: Iterable[Node], settings: Settings) -> None:
                     if id(one.client) not in checked:  # clients may be unhashable
                         checked.add(id(one.client))
                         one.client.preflight()
+                    model = one.model(node.args)  # empty if it is not known before the run
+                    if in_dollars and model and (id(one.client), model) not in priced:
+                        priced.add((id(one.client), model))
+                        if profiles.price(one.client, model) is None:
+                            raise unknown_price(one, model)
             elif getattr(node.op, "executor", "") == "process":
                 check_picklable(node)
             elif getattr(node.op, "once", False) and settings["store"] is None:

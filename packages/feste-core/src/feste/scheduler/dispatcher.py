@@ -128,7 +128,8 @@ class Dispatcher:
             run.state[i] = PREPARING
             prefixes = run.prefixes.get(i, ())
             keyed = run.answers is not None or node.determinism in SHAREABLE
-            args = (op, node.draw, node.args, values, keyed, prefixes)
+            profiles = run.profiles if run.caps else None
+            args = (op, node.draw, node.args, values, keyed, prefixes, profiles)
             return PyTask(run, i, "prepare", prepare_request, args, {}, [], f"{op.name}.prepare")
         run.state[i] = RUNNING
         return PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)

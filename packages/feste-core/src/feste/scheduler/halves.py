@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from feste.backend import Call, Request, Response
+from feste.backend import Call, Price, Request, Response
 from feste.draw import Draw
+from feste.errors import ConfigError
+from feste.optimization.analysis.profiles import Profiles
 from feste.packing import fill
 from feste.sharing import Prefix
 
-__all__ = ["parse_response", "prepare_request"]
+__all__ = ["parse_response", "prepare_request", "priced_as", "unknown_price"]
 
 
 def prepare_request(
@@ -21,6 +23,7 @@ def prepare_request(
     values: list[Any],
     keyed: bool = False,
     prefixes: Sequence[Prefix] = (),
+    profiles: Profiles | None = None,
 ) -> Request:
     """Prepare the request of a call and attach its draw.
 
@@ -30,6 +33,7 @@ def prepare_request(
     :param values: the values for the slots.
     :param keyed: whether to compute its key here, since a store or an equal call needs it.
     :param prefixes: what it begins with, the shortest first.
+    :param profiles: where to look up the price of its model, since a budget needs it; or None.
     """
     request = replace(call.prepare([fill(a, values) for a in args]), draws=(draw,))
     if prefixes:
@@ -37,9 +41,37 @@ def prepare_request(
         ends = tuple(p.whole for p in prefixes if p.whole)
         request = replace(request, mark=(keys[0] if keys else None, ends))
     request.tokens  # noqa: B018 - cached; the brain, which needs it, has no time to count
+    if profiles is not None:
+        priced_as(call, request, profiles)
+        request.size  # noqa: B018 - cached
     if keyed:
         request.key  # noqa: B018 - cached
     return request
+
+
+def priced_as(call: Call[Any], request: Request, profiles: Profiles) -> Price | None:
+    """Return the price of a request's model, or None if it is not known.
+
+    :param call: the operation.
+    :param request: its request.
+    :param profiles: keeps what backends say: each is asked once.
+    """
+    model = request.model or str(getattr(call.client, "model", None) or "")
+    return profiles.price(call.client, model)
+
+
+def unknown_price(call: Call[Any], model: str) -> ConfigError:
+    """Return the error for a call whose price must be known, and is not.
+
+    :param call: the operation.
+    :param model: the model.
+    """
+    name = type(call.client).__name__
+    return ConfigError(
+        f"a budget in dollars needs the price of {model or call.client.plugin}, which is not known: give "
+        f"{name}(..., profile=Profile(price=Price(input=..., output=...))), install "
+        'feste-core[prices], or cap tokens instead: budget="200000 tokens"'
+    )
 
 
 def parse_response(

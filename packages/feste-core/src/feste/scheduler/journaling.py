@@ -199,17 +199,17 @@ class Journaling:
         parcel = self.intending.pop(ticket)
         run = parcel.run
         if not ok:
-            parcel.gate.unsent(parcel)
-            self.brain.calls.fail_members(parcel, value)
+            self.brain.gates.unsent(parcel)
+            self.brain.attempts.fail_members(parcel, value)
             self._stop(run, value)
             return
         parcel.number = value
-        if all(run.state[i] >= OPEN for i in parcel.members):  # the run was stopped meanwhile
-            parcel.gate.unsent(parcel)
+        if parcel.is_over:  # the run was stopped meanwhile
+            self.brain.gates.unsent(parcel)
             self.brain.prefixes.failed(parcel, counts=False)
             self._finish(parcel, "withdrawn")
         else:
-            self.brain.calls.launch(parcel)
+            self.brain.attempts.launch(parcel)
 
     # --- after it was sent ------------------------------------------------------------------------
 
@@ -289,7 +289,13 @@ class Journaling:
         assert store is not None
         secrets = _secrets(parcel.call)
         kept = [Answer(request, own, secrets=secrets) for request, own in answers]
-        return partial(store.record, kept, number=parcel.number, response=response)
+        return partial(
+            store.record,
+            kept,
+            number=parcel.number,
+            response=response,
+            replace=parcel.unreadable > 0,  # in the place of the answer that could not be read
+        )
 
     def _on_kept(self, run: Run, then: Callable[[], None], ok: bool, value: Any) -> None:
         if ok:

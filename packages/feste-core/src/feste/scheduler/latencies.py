@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Hashable
 from typing import Any
 
 from feste.backend import Call, Latency, Request
@@ -15,6 +15,8 @@ _GUESS = Latency(base=0.5)
 _DECAY = 0.98
 #: How many measurements the mean of a duration looks back.
 _WINDOW = 50
+#: How many operations are remembered; the oldest are forgotten first.
+_MOST = 1024
 #: How many measurements a profile counts for, and at which numbers of items.
 _TRUST, _AT = 10, (1, 16)
 
@@ -84,8 +86,7 @@ class Latencies:
     def __init__(self) -> None:
         self._fits: dict[tuple[str, str, str], _Fit] = {}
         #: What is known of each operation: beforehand, or from its requests.
-        self._known: weakref.WeakKeyDictionary[Call[Any], Latency | _Fit]
-        self._known = weakref.WeakKeyDictionary()
+        self._known: dict[Hashable, Latency | _Fit] = {}
 
     def expect(self, call: Call[Any], latency: Latency) -> None:
         """Note what a profile says, until requests have been measured.
@@ -93,7 +94,13 @@ class Latencies:
         :param call: the operation.
         :param latency: how long its requests take.
         """
-        self._known.setdefault(call, latency)
+        if call.token not in self._known:
+            self._know(call, latency)
+
+    def _know(self, call: Call[Any], latency: Latency | _Fit) -> None:
+        self._known[call.token] = latency
+        if len(self._known) > _MOST:
+            del self._known[next(iter(self._known))]
 
     def note(self, call: Call[Any], request: Request, items: int, seconds: float) -> None:
         """Record an answered request.
@@ -107,9 +114,18 @@ class Latencies:
         fit = self._fits.get(name)
         if fit is None:
             fit = self._fits[name] = _Fit(self._of(call))
+            if len(self._fits) > _MOST:
+                del self._fits[next(iter(self._fits))]
         fit.add(items, seconds)
-        if self._known.get(call) is not fit:
-            self._known[call] = fit
+        self._know(call, fit)
+
+    def measured(self, call: Call[Any]) -> float | None:
+        """Return the seconds of a request with one call, or None if nothing is known.
+
+        :param call: the operation.
+        """
+        known = self._of(call)
+        return None if known is None else known.seconds()
 
     def of(self, call: Call[Any]) -> Latency:
         """Return how long an operation's requests take: as measured, as its profile says, or a guess.
@@ -119,5 +135,5 @@ class Latencies:
         return self._of(call) or _GUESS
 
     def _of(self, call: Call[Any]) -> Latency | None:
-        known = self._known.get(call)
+        known = self._known.get(call.token)
         return known.latency() if isinstance(known, _Fit) else known

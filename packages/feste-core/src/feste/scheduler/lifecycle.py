@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Response
 from feste.draw import Determinism
-from feste.errors import CacheMiss, FesteError, GraphError, UpstreamFailed
+from feste.errors import CacheMiss, FesteError, GraphError, NotStarted, UpstreamFailed
 from feste.events import NodeFinished
 from feste.fused import PREVIOUS, Fused, tasks_of
 from feste.node import PENDING, Node
@@ -31,6 +31,7 @@ from feste.scheduler.run import (
     WAITING,
     Run,
 )
+from feste.wording import counted
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -100,6 +101,7 @@ class Lifecycle:
         self.brain.lists.drop(run, i)
         if run.feeders is not None:
             run.feeders.hold(i)
+            run.feeders.emitted(i)  # what it returns goes to the other run
             self.brain.groups.changed(run)
 
     def _surrounding(self, run: Run, node: Node) -> Node | None:
@@ -233,8 +235,29 @@ class Lifecycle:
         self._record(run, i, error)
         self.end(run, i, FAILED)
         self.poison(run, i, error)
-        if run.on_error == "stop" and not run.stopping:
-            self.brain.halt(run)
+        run.series.calls_failed += run.program.nodes[i].op.kind == "call"
+        if run.stopping:
+            return
+        if run.on_error == "stop":
+            self.brain.stop(run)
+        elif self._has_failed_too_often(run):
+            failed = counted(run.series.calls_failed, "call")
+            self.brain.stop(run, f"{failed} failed (max_failures={run.max_failures})")
+
+    def _has_failed_too_often(self, run: Run) -> bool:
+        most, series = run.max_failures, run.series
+        if isinstance(most, float):
+            most *= series.calls + sum(r.calls for r in self.brain.runs if r.series is series)
+        return most is not None and 0 < series.calls_failed >= most
+
+    def leave(self, run: Run, i: int, told: NotStarted) -> None:
+        """End a node that will not be started, though its run goes on, and poison what needs it."""
+        node = run.program.nodes[i]
+        told.origin, told.node = node.where, node.key
+        run.left = run.left or told
+        run.errors[i] = told
+        self.end(run, i, NOT_STARTED)
+        self.poison(run, i, told)
 
     def lose(self, run: Run, i: int, error: FesteError) -> None:
         """Fail a node that was done but whose value could not be fetched."""

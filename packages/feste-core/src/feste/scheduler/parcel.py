@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from feste.backend import Call, Request
+from feste.budget import Budget
 from feste.errors import CallError
 from feste.events import CAUSES
 from feste.scheduler.admission.gate import Gate
-from feste.scheduler.run import Run
+from feste.scheduler.run import OPEN, Run
 
 __all__ = ["Parcel", "Split"]
 
@@ -65,11 +66,14 @@ class Parcel:
         "ready",
         "request",
         "requests",
+        "reserved",
         "run",
         "sent",
         "since",
         "split",
         "throttled",
+        "timer",
+        "unreadable",
         "waits",
     )
 
@@ -97,18 +101,45 @@ class Parcel:
         self.attempt = 0
         #: The number of its last attempt in the store; 0 without a store.
         self.number = 0
+        #: What is set aside for it of each budget, and the timer of its deadline.
+        self.reserved: list[tuple[Budget, float]] = []
+        self.timer: Any = None
         #: Why the last attempt failed, or None.
         self.error: CallError | None = None
         self.throttled = 0
         self.ambiguous = 0
+        self.unreadable = 0
         self.split = split
         #: What its next attempt has waited for, by position in CAUSES; since when it waits for
         #: something else; and its gate's sums as it began to queue.
         self.waits = [0.0] * len(CAUSES)
         self.noted = now
-        self.queued = (0.0, 0.0)
+        self.queued: tuple[float, ...] = ()
         #: The brain's number of the attempt that is under way, or 0.
         self.handle = 0
+
+    def alone(self, position: int, now: float) -> Parcel:
+        """Return a request for one of its calls, to send again what this one did not answer.
+
+        :param position: which of its members.
+        :param now: the time in seconds on the brain's clock.
+        """
+        request = self.requests[position]
+        member = self.members[position]
+        other = Parcel(self.run, self.call, [member], [request], request, self.gate, now)
+        for name in ("attempt", "since", "throttled", "ambiguous", "unreadable"):
+            setattr(other, name, getattr(self, name))
+        return other
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all of its calls have ended."""
+        return all(self.run.state[i] >= OPEN for i in self.members)
+
+    @property
+    def rank(self) -> int:
+        """Its priority at a gate: the highest goes first."""
+        return max(self.run.program.rank[i] for i in self.members)
 
     @property
     def items(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
 
 from feste.errors import GraphError
 from feste.fused import Fused
 from feste.graph import FesteGraph
 from feste.node import Node
+from feste.optimization.analysis.estimates import SOME_REQUEST, SOME_WORK
 from feste.optimization.passes.batch import sharing_key
 from feste.sharing import Prefix
 
@@ -23,6 +24,8 @@ class Program:
     :param graph: the optimized graph.
     :param before: the nodes as the user made them, by key; they receive the values.
     :param rewrites: how many rewrites the optimizer has made.
+    :param seconds: returns how long a node takes as measured, or None. It ranks the nodes of a graph
+        that has no ranks.
     :raises GraphError: if the graph lacks an input, or has a cycle and no ranks, for which the
         optimizer has looked for one; the message names the keys.
     """
@@ -43,7 +46,11 @@ class Program:
     )
 
     def __init__(
-        self, graph: FesteGraph, before: Mapping[str, Node] | None = None, rewrites: int = 0
+        self,
+        graph: FesteGraph,
+        before: Mapping[str, Node] | None = None,
+        rewrites: int = 0,
+        seconds: Callable[[Node], float | None] = lambda node: None,
     ) -> None:
         self.rewrites = rewrites
         self.nodes: list[Node] = list(graph.nodes.values())
@@ -86,7 +93,10 @@ class Program:
         for prefix in sorted(graph.prefixes, key=lambda p: p.tokens):
             for member in prefix.members:
                 self.prefixes.setdefault(index[member], []).append(prefix)
-        self.rank = [graph.ranks[key] for key in graph.nodes] if graph.ranks else self._ranks()
+        if graph.ranks:
+            self.rank = [graph.ranks[key] for key in graph.nodes]
+        else:
+            self.rank = self._ranks(_weights(self.nodes, seconds))
         self.keepers: list[tuple[Node, ...]] = self._keepers(graph, before or {})
 
     def append(self, node: Node, rank: int, keepers: tuple[Node, ...]) -> int:
@@ -118,19 +128,17 @@ class Program:
             else:
                 consumers.append(i)
 
-    def _ranks(self) -> list[int]:
+    def _ranks(self, weights: Sequence[int]) -> list[int]:
         """Return each node's longest path to an output: nodes on the critical path go first."""
         waiting = [len(c) for c in self.consumers]
-        rank = [0] * len(self.nodes)
+        rank = list(weights)
         stack = [i for i, count in enumerate(waiting) if not count]
         seen = 0
         while stack:
             i = stack.pop()
             seen += 1
-            above = rank[i] + 1
             for d in self.deps[i]:
-                if rank[d] < above:
-                    rank[d] = above
+                rank[d] = max(rank[d], rank[i] + weights[d])
                 waiting[d] -= 1
                 if not waiting[d]:
                     stack.append(d)
@@ -148,3 +156,17 @@ class Program:
         if not merged and before is graph.nodes:
             return [(node,) for node in self.nodes]
         return [(before.get(key, node), *merged.get(key, ())) for key, node in graph.nodes.items()]
+
+
+def _weights(nodes: Sequence[Node], seconds: Callable[[Node], float | None]) -> list[int]:
+    """Return what each node adds to a path: 1, or milliseconds where any were measured."""
+    by_op: dict[int, float | None] = {}
+    for node in nodes:
+        if id(node.op) not in by_op:
+            by_op[id(node.op)] = seconds(node)
+    measured = [by_op[id(node.op)] for node in nodes]
+    if not any(measured):
+        return [1] * len(nodes)
+    guesses = (SOME_WORK if node.call is None else SOME_REQUEST for node in nodes)
+    pairs = zip(measured, guesses, strict=True)
+    return [round(1000 * (guess if known is None else known)) + 1 for known, guess in pairs]

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from feste import fused
 from feste.backend import Backend, Call, Latency, Request
-from feste.context import Settings, everywhere
+from feste.blocking import in_loop
+from feste.context import Settings, caps, everywhere
 from feste.draw import Determinism
-from feste.errors import FesteError, Interrupted
+from feste.errors import CallError, FesteError, Interrupted
 from feste.events import CAUSES
 from feste.node import Node
+from feste.optimization.analysis.profiles import Profiles
 from feste.optimization.optimizer import is_enabled
 from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.batching.feeders import Feeders
 from feste.scheduler.program import Program
 from feste.scheduler.request_log import RequestLog
+from feste.scheduler.series import Series
 from feste.scheduler.states import (
     CACHED,
     DONE,
@@ -52,6 +55,7 @@ from feste.scheduler.totals import Totals
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
     from feste.scheduler.handing import Outlet, Pieces
+    from feste.scheduler.parcel import Parcel
     from feste.store.answers import Answers
     from feste.store.journal import Journal
     from feste.store.rows import Earlier
@@ -80,7 +84,11 @@ __all__ = [
     "VALUED",
     "WAITING",
     "Run",
+    "Scope",
 ]
+
+Scope = tuple[str, ...]
+"""What an outage or a refusal concerns: endpoint and account, and perhaps the model."""
 
 _names = itertools.count(1)
 
@@ -119,6 +127,14 @@ class Run:
         self.steps_around = fused.around.get()
         self.on_error: str = settings["on_error"]
         self.keep: str = settings["keep"]
+        self.deadline: float | None = settings["deadline"]
+        self.patience: float | None = settings["outage_patience"]
+        self.max_failures: int | float | None = settings["max_failures"]
+        #: What it may spend at most; and, for caps in dollars, the prices of its models.
+        self.caps = caps(settings)
+        self.profiles = Profiles()
+        #: Whether its caller waits on the thread of an event loop, which stands still meanwhile.
+        self.blocks_loop = in_loop()
         #: The names of the events that somebody wants, and whether any plugin does.
         self.observed = False
         self.heard: frozenset[str] = frozenset()
@@ -157,6 +173,14 @@ class Run:
         self.ended: float | None = None
         self.stopping = False
         self.cancelled = False
+        #: The runs that stop with it; set before it is submitted.
+        self.series = Series()
+        #: Why it was stopped, as an error if that is not told by a node's own.
+        self.fault: FesteError | None = None
+        #: The first error of a call that was left, since its backend refuses all calls; or None.
+        self.left: FesteError | None = None
+        #: The accounts and models that refused all its calls, each with the refusal.
+        self.closed: dict[Scope, CallError] = {}
         #: Whether it is over but for nodes that other runs wait for.
         self.interrupted = False
         self.requests = RequestLog(self.name)
@@ -173,11 +197,20 @@ class Run:
         #: What calls have waited for until they were packed: others, a slot, a limit; and the sums of
         #: their gate as they began to wait.
         self.batched: dict[int, tuple[float, ...]] = {}
-        self.arrived: dict[int, tuple[Any, tuple[float, float]]] = {}
-        #: The number of requests that wait for their next attempt, and until when (on the brain's
-        #: clock) a gate that this run queues at is closed.
+        self.arrived: dict[int, tuple[Any, tuple[float, ...]]] = {}
+        #: The number of requests that wait for their next attempt; until when (on the brain's clock)
+        #: the provider of a gate that this run queues at has asked to wait, and until when it is
+        #: left alone, since it is down; and what such a gate lacks, by position in CAUSES.
         self.retrying = 0
-        self.resumes_at = 0.0
+        self.resumes_at = self.down_until = 0.0
+        self.lacks: int | None = None
+        #: What it spent under caps, and what is still reserved, by unit: ``dollars``, ``tokens``.
+        self.spent: defaultdict[str, float] = defaultdict(float)
+        self.reserved: defaultdict[str, float] = defaultdict(float)
+        #: When the first attempt of each call was made, if there is a deadline.
+        self.begun: dict[int, float] = {}
+        #: Of calls whose bought answers are being parsed: their request, and their place in it.
+        self.fresh: dict[int, tuple[Parcel, int]] = {}
         #: Tokens of the requests so far, where providers reported them.
         self.input_tokens = 0
         self.output_tokens = 0

@@ -43,7 +43,7 @@ class Stalls:
     def _is_stalled(self) -> bool:
         brain = self.brain
         return not (
-            brain.calls.parcels
+            brain.attempts.parcels
             or brain.dispatcher.chunks
             or brain.journaling.is_waiting
             or brain.growth.coming

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from feste.backend import Call, Request
 from feste.events import CAUSES
 from feste.scheduler.admission.gate import Gate
-from feste.scheduler.admission.held import RATE_LIMIT, SLOT, Held, cause_at
+from feste.scheduler.admission.held import AT_GATE, SLOT, Held, cause_at
 from feste.scheduler.executor import PyTask
 from feste.scheduler.parcel import Parcel
 from feste.scheduler.run import GATHERED, JOINED, OPEN, PARSING, PREPARING, QUEUED, SENT, Run
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BATCH", "DEPENDENCY", "EQUAL_CALL", "PREFIX", "RETRY", "STORE", "WORKER", "Waits"]
 
-DEPENDENCY, WORKER, STORE, BATCH, PREFIX, _, _, RETRY, EQUAL_CALL = range(len(CAUSES))
+DEPENDENCY, WORKER, STORE, BATCH, PREFIX, _, _, _, _, RETRY, EQUAL_CALL = range(len(CAUSES))
 #: What a call waits for until its request is complete.
-_BATCHED = (BATCH, SLOT, RATE_LIMIT)
+_BATCHED = (BATCH, *AT_GATE)
 #: What a call was waiting for that ends in such a state without having got on.
 _LAST = {
     PREPARING: PYTHON,
@@ -39,8 +39,8 @@ _LAST = {
 }
 
 
-def _since(before: tuple[float, float], now: tuple[float, float]) -> tuple[float, float]:
-    return now[0] - before[0], now[1] - before[1]
+def _since(before: tuple[float, ...], now: tuple[float, ...]) -> list[float]:
+    return [b - a for a, b in zip(before, now, strict=True)]
 
 
 class Waits:
@@ -164,17 +164,17 @@ class Waits:
         arrived, waited = run.arrived.pop(i, None), self.brain.now - run.since[i]
         if not waited:
             return
-        slot = rate_limit = 0.0
+        at_gate = [0.0] * len(AT_GATE)
         if arrived is not None:
             held, before = arrived
-            slot, rate_limit = _since(before, held.until(self.brain.now))
+            at_gate = _since(before, held.until(self.brain.now))
         times = self.totals(run, i).times
-        pieces = (waited - slot - rate_limit, slot, rate_limit)
-        for cause, seconds in zip(_BATCHED, pieces):
+        pieces = (waited - sum(at_gate), *at_gate)
+        for cause, seconds in zip(_BATCHED, pieces, strict=True):
             times[cause] += seconds
         run.since[i] = self.brain.now
-        earlier = run.batched.get(i, (0.0, 0.0, 0.0))
-        run.batched[i] = tuple(a + b for a, b in zip(earlier, pieces))
+        earlier = run.batched.get(i, (0.0,) * len(_BATCHED))
+        run.batched[i] = tuple(a + b for a, b in zip(earlier, pieces, strict=True))
 
     def gathered(self, parcel: Parcel) -> None:
         """Account for what the calls of a new request waited for each other.
@@ -213,16 +213,17 @@ class Waits:
         :param parcel: the request.
         """
         run, now = parcel.run, self.brain.now
-        _, rate_limit = _since(parcel.queued, self.gate(parcel.gate).until(now))
-        slot = now - parcel.noted - rate_limit
-        parcel.waits[SLOT] += slot
-        parcel.waits[RATE_LIMIT] += rate_limit
+        _, *others = _since(parcel.queued, self.gate(parcel.gate).until(now))
+        slot = now - parcel.noted - sum(others)  # its turn has not come
+        pieces = [p for p in zip(AT_GATE, (slot, *others), strict=True) if p[1]]
+        for cause, seconds in pieces:
+            parcel.waits[cause] += seconds
         parcel.noted = now
         for i in parcel.members:
             if run.state[i] < OPEN:
                 times = self.totals(run, i).times
-                times[SLOT] += slot
-                times[RATE_LIMIT] += rate_limit
+                for cause, seconds in pieces:
+                    times[cause] += seconds
                 run.since[i] = now
 
     def held(self, gate: Gate[Parcel]) -> None:
@@ -233,3 +234,6 @@ class Waits:
         held = self.gate(gate)
         held.until(self.brain.now)
         held.cause = cause_at(gate, self.brain.now)
+        for run in self.brain.runs:
+            if gate.queues(run.name):
+                run.lacks = held.cause

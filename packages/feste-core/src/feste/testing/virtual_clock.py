@@ -220,7 +220,7 @@ class VirtualClock:
         graph, _, _ = FesteGraph.collect(*args)
         plan = Optimizer().run(graph, chosen)
         return Run(
-            Program(plan.graph, plan.before.nodes, plan.rewrites),
+            Program(plan.graph, plan.before.nodes, plan.rewrites, self.brain.measured),
             chosen,
             self.hands,
             answers_of(chosen),
@@ -241,7 +241,8 @@ class VirtualClock:
         """Advance the time until nothing more can happen.
 
         :param until: stop at this virtual time, as if the process were killed then; or None.
-        :raises FesteError: if a run has still not ended, so the brain has forgotten something.
+        :raises StalledError: if a run had to be ended, because the brain has forgotten something.
+        :raises FesteError: if a run has still not ended.
         """
         while self._coming or self.brain.wake_at is not None:
             wake = self.brain.wake_at
@@ -271,6 +272,8 @@ class VirtualClock:
                 self.tell(0.0, ("grown", run, i, part, emission))
             elif name == "finish":
                 rest[0].finish()
+                if rest[0].failure is not None:
+                    raise rest[0].failure
             elif name == "hand":
                 rest[0].outlet.take(tuple(rest[1:]))
             elif name == "ask":

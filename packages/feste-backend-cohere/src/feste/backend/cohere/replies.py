@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feste.backend import Reply, Response, Usage
-from feste.errors import CountMismatch, MalformedResponse
+from feste.errors import CountMismatch, MalformedResponse, OutputMismatch
 
 __all__ = ["chat_reply", "generations", "instance", "split", "usage", "vectors"]
 
@@ -80,10 +80,10 @@ def instance(reply: Reply, model: Any) -> Any:
 
     :param reply: the answer.
     :param model: the model.
-    :raises MalformedResponse: if the answer was cut off or does not fit the model.
+    :raises OutputMismatch: if the answer was cut off or does not fit the model.
     """
     if reply.truncated:
-        raise MalformedResponse(
+        raise OutputMismatch(
             f"the answer was cut off ({reply.finish_reason}) before it was a whole "
             f"{model.__name__}; allow more max_tokens or a shorter answer"
         )
@@ -92,7 +92,7 @@ def instance(reply: Reply, model: Any) -> Any:
     except ValueError as error:  # from pydantic; it holds the whole answer
         details: list[Any] = getattr(error, "errors", list)()
     wrong = [f"{'.'.join(map(str, d['loc'])) or 'all'}: {d['msg']}" for d in details[:3]]
-    raise MalformedResponse(f"the answer is no {model.__name__}: {'; '.join(wrong)}")
+    raise OutputMismatch(f"the answer is no {model.__name__}: {'; '.join(wrong)}")
 
 
 def generations(payload: Any, count: int, model: str) -> list[Reply]:

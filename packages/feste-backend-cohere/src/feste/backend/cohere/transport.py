@@ -37,6 +37,9 @@ __all__ = ["send"]
 #: Seconds to make a connection. Nothing has been sent by then, so retrying is always safe.
 _CONNECT = 15.0
 
+#: How many bytes of a body that is no answer are kept.
+_RAW = 65_536
+
 _lock = threading.Lock()
 _tls: ssl.SSLContext | None = None
 
@@ -180,7 +183,9 @@ def _answer(
         payload = None
     if not isinstance(payload, dict):
         start = redact(content[:80].decode(errors="replace"), secret)
-        return MalformedResponse(f"the reply is no JSON object: {start!r}", status=status)
+        error = MalformedResponse(f"the reply is no JSON object: {start!r}", status=status)
+        error.raw = redact(content[:_RAW].decode(errors="replace"), secret, limit=_RAW)
+        return error
     return _response(payload, headers, secret)
 
 

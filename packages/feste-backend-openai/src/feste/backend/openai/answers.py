@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Reply, Request, Response, Usage, redact
-from feste.errors import CountMismatch, MalformedResponse
+from feste.errors import CountMismatch, MalformedResponse, OutputMismatch
 
 if TYPE_CHECKING:
     from feste.backend.openai.client import OpenAI
@@ -275,9 +275,9 @@ def _first_fault(error: ValueError) -> str:
     return f"{field}: {first['msg']}" if field else str(first["msg"])
 
 
-def _unusable(llm: OpenAI, why: str, text: str) -> MalformedResponse:
+def _unusable(llm: OpenAI, why: str, text: str) -> OutputMismatch:
     said = redact(text[:2000], *llm.secrets, limit=200)
-    return MalformedResponse(f"{redact(why, *llm.secrets)}. It begins: {said!r}")
+    return OutputMismatch(f"{redact(why, *llm.secrets)}. It begins: {said!r}")
 
 
 def _malformed(llm: OpenAI, what: str, part: Any) -> MalformedResponse:

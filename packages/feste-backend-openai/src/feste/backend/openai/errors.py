@@ -30,6 +30,9 @@ from feste.errors import (
 
 __all__ = ["failure", "no_answer", "short", "told"]
 
+#: How many bytes of a body that is no answer are kept.
+_RAW = 65_536
+
 #: Nothing was sent, so sending again cannot be billed twice.
 _UNSENT = (
     aiohttp.ClientConnectorError,
@@ -192,7 +195,9 @@ def no_answer(
         # some gateways send 200 before they have called the server behind them
         return told(_status_in(error), json.dumps(payload), {}, secret)
     said = redact(content[:2000].decode(errors="replace").strip(), secret, limit=200)
-    return MalformedResponse(
+    error = MalformedResponse(
         f"{url} answered 200 with {redact(kind, secret, limit=60) or 'something'} that is no JSON "
         f"object; is base_url right? It begins: {said!r}"
     )
+    error.raw = redact(content[:_RAW].decode(errors="replace"), secret, limit=_RAW)
+    return error

@@ -171,8 +171,8 @@ class Estimates:
     def seconds(self) -> Range:
         """How long the run takes, if no request fails; unknown if the latency of a call is.
 
-        That is the longest path, or all requests of an account at the concurrency that its gate
-        allows, if that takes longer. Those that read a prefix wait for the one that writes it.
+        That is the longest path, or all requests of an account at the concurrency and the rates that its
+        gate allows, if that takes longer. Those that read a prefix wait for the one that writes it.
         """
         return Range(*map(self._duration, range(3)))
 
@@ -220,9 +220,14 @@ class Estimates:
             keys = [call.node.key for call in request.calls]
             leads = not self._waits.leaders.isdisjoint(keys)
             gate.add(seconds, leads, late[keys[0]])
-            if client.limits.concurrency is not None:
-                gate.limits.add(client.limits.concurrency)
-        return max([*ends, *(gate.seconds() for gate in gates.values())], default=0.0)
+            gate.limits.add(client.limits)
+            used = [n for call in request.calls for n in (call.input[part], call.output[part])]
+            known = [n for n in used if n is not None]
+            if gate.tokens is not None:
+                gate.tokens = gate.tokens + sum(known) if len(known) == len(used) else None
+        longest = [gate.seconds() for gate in gates.values()]
+        known = [seconds for seconds in longest if seconds is not None]
+        return max([*ends, *known], default=0.0) if len(known) == len(longest) else None
 
     @cached_property
     def critical_path(self) -> list[tuple[Node | None, float | None]]:

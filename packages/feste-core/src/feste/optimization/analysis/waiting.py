@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from feste.backend import Limits
 from feste.backend.limits import CEILING, START
 from feste.optimization.analysis.paths import Paths
 from feste.sharing import Prefix
@@ -71,13 +72,15 @@ class Gate:
     :param busy: the seconds of each request.
     :param leading: those of the requests for which others wait.
     :param late: the seconds that each of the others waits at least.
-    :param limits: how many at a time the clients allow; empty if none names a limit.
+    :param limits: what the clients allow.
+    :param tokens: the tokens of all requests, read and generated; None if they are not known.
     """
 
     busy: list[float] = field(default_factory=list)
     leading: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
-    limits: set[int] = field(default_factory=set)
+    limits: set[Limits] = field(default_factory=set)
+    tokens: float | None = 0.0
 
     def add(self, seconds: float, leads: bool, late: float) -> None:
         """Add a request.
@@ -92,19 +95,36 @@ class Gate:
         else:
             self.late.append(late)
 
-    def seconds(self) -> float:
-        """Return how long all take, with the time in which all others wait for those that lead."""
+    def seconds(self) -> float | None:
+        """Return how long all take, with the time in which all others wait for those that lead.
+
+        :returns: None if it depends on tokens that are not known.
+        """
         idle = 0.0
+        lanes = _lowest(limits.concurrency for limits in self.limits)
         if self.leading:
-            first = max(*self.leading, _through(self.leading, self.limits))
+            first = max(*self.leading, _through(self.leading, lanes))
             idle = max(0.0, min(self.late, default=0.0) - first)
-        return _through(self.busy, self.limits) + idle
+        seconds = [_through(self.busy, lanes) + idle]
+        requests = _lowest(limits.requests_per_minute for limits in self.limits)
+        if requests is not None:
+            seconds.append(60 * (len(self.busy) - 1) / requests)
+        tokens = _lowest(limits.tokens_per_minute for limits in self.limits)
+        if tokens is not None:
+            if self.tokens is None:
+                return None
+            seconds.append(60 * self.tokens / tokens)
+        return max(seconds)
 
 
-def _through(busy: Sequence[float], limits: Collection[int]) -> float:
+def _lowest(limits: Iterable[float | None]) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _through(busy: Sequence[float], lanes: float | None) -> float:
     """Return how long some requests take at one gate, which doubles its limit every round trip."""
-    if limits:
-        return sum(busy) / min(limits)
+    if lanes is not None:
+        return sum(busy) / lanes
     left, width, rounds = len(busy), START, 0.0
     while left > 0:
         rounds += min(1.0, left / width)

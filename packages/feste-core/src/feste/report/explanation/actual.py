@@ -127,7 +127,8 @@ def _off(report: RunReport, rows: Sequence[CallRow]) -> list[str]:
         if ran is None:
             continue  # answers from a store, or a run that was stopped
         requests = sum(plan.requests for plan in plans)
-        if ran.requests != requests:
+        least = sum(plan.at_least if plan.grouped else plan.requests for plan in plans)
+        if not least <= ran.requests <= requests:
             found.append(f"{what}: {counted(ran.requests, 'request')}, {requests:,} planned")
         read = total(plan.input_tokens for plan in plans)
         made = total(plan.output_tokens for plan in plans)

@@ -95,8 +95,13 @@ class Explanation:
 
     @property
     def requests(self) -> int:
-        """The number of requests that the plan needs if none fails."""
+        """The number of requests that the plan needs if none fails; at most, if calls are grouped."""
         return sum(row.requests for row in self.rows)
+
+    @property
+    def grouped(self) -> int:
+        """The number of calls whose requests are formed while the graph runs."""
+        return sum(row.grouped for row in self.rows)
 
     @property
     def at_least(self) -> int:
@@ -205,6 +210,7 @@ class Explanation:
             "calls": self.calls,
             "requests": self.requests,
             "at_least": self.at_least,
+            "grouped": self.grouped,
             "input_tokens": self.input_tokens._asdict(),
             "output_tokens": self.output_tokens._asdict(),
             "dollars": self.dollars._asdict(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,10 @@ class CallRow:
     :param where: ``file:line`` of the first call.
     :param lines: the number of source lines that make such calls.
     :param calls: the number of calls.
-    :param requests: the number of requests that the plan needs if none fails.
+    :param requests: the number of requests that the plan needs if none fails; at most so many, if any
+        calls are grouped.
     :param at_least: a lower bound of requests for any order and grouping.
+    :param grouped: the number of calls whose requests are formed while the graph runs.
     :param unknown: the number of calls whose prompt is not known before the run.
     :param failing: the number of calls that cannot be prepared, and will fail. Figures of tokens and
         dollars are those of the others, and unknown if there are none.
@@ -47,6 +49,7 @@ class CallRow:
     calls: int = 0
     requests: int = 0
     at_least: int = 0
+    grouped: int = 0
     unknown: int = 0
     failing: int = 0
     error: str = ""
@@ -87,7 +90,8 @@ def call_rows(estimates: Estimates) -> list[CallRow]:
     for request in estimates.requests:
         made[_name(request.calls[0])].seconds.append(request.seconds)
     places = Places()
-    return [_row(estimates, some, places) for some in made.values()]
+    grouped = {key for group in estimates.graph.groups for key in group.members}
+    return [_row(estimates, some, grouped, places) for some in made.values()]
 
 
 def _name(estimate: CallEstimate) -> Any:
@@ -95,7 +99,7 @@ def _name(estimate: CallEstimate) -> Any:
     return op.token, estimate.model
 
 
-def _row(estimates: Estimates, some: _Calls, places: Places) -> CallRow:
+def _row(estimates: Estimates, some: _Calls, grouped: Set[str], places: Places) -> CallRow:
     calls, first = some.calls, some.calls[0]
     lines = dict.fromkeys(places.of(node) for node in some.nodes)
     requests = len(some.seconds)
@@ -109,6 +113,7 @@ def _row(estimates: Estimates, some: _Calls, places: Places) -> CallRow:
         calls=len(calls),
         requests=requests,
         at_least=min(requests, fewest_requests(estimates.graph, some.nodes)),
+        grouped=sum(node.key in grouped for node in some.nodes),
         unknown=sum(not call.is_known for call in sound),
         failing=len(failing),
         error=f"{failing[0].error} (at {places.of(failing[0].node)})" if failing else "",

@@ -34,7 +34,8 @@ def headline(explained: Explanation) -> list[str]:
     :param explained: the explanation.
     """
     before, after = explained.nodes
-    requests = f"{counted(explained.requests, 'request')} (at least {explained.at_least:,})"
+    most = "at most " if explained.grouped else ""
+    requests = f"{most}{counted(explained.requests, 'request')} (at least {explained.at_least:,})"
     parts = [
         f"{counted(before, 'node')} -> {after:,}",
         f"{counted(explained.calls, 'call')} -> {requests}",
@@ -132,11 +133,12 @@ def _actual_cells(operation: str, model: str, row: OperationRow) -> list[str]:
 
 def _cells(row: CallRow) -> list[str]:
     bound = "" if row.at_least == row.requests else f" (>= {row.at_least:,})"
+    most = "<= " if row.grouped and bound else ""
     return [
         row.operation,
         printable(row.model),
         f"{row.calls:,}",
-        f"{row.requests:,}{bound}",
+        f"{most}{row.requests:,}{bound}",
         tokens(row.input_tokens),
         f"{row.cached_tokens:,}",
         bounded(row.output_tokens),

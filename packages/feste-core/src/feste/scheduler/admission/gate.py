@@ -83,6 +83,8 @@ class Gate(Generic[P]):
         self.sent = 0
         #: When the brain will check this gate again by itself.
         self.alarm = 0.0
+        #: What holds back its requests besides it: the provider is down, or a cap on money.
+        self.parked: Literal["", "outage", "budget"] = ""
         self._queue: FairQueue[P] = FairQueue()
         self._flights: dict[int, _Flight] = {}
         #: Limits by the second: the user's and those in headers, of requests and of tokens.
@@ -193,6 +195,10 @@ class Gate(Generic[P]):
         :param lane: the run's name.
         """
         return self._queue.drop(lane)
+
+    def waiting(self) -> list[P]:
+        """Return all items of the queue, in no order."""
+        return self._queue.items()
 
     def queues(self, lane: str) -> bool:
         """Return whether a run has items in the queue.

@@ -7,9 +7,11 @@ from typing import Any
 from feste.events import CAUSES
 from feste.scheduler.admission.gate import Gate
 
-__all__ = ["RATE_LIMIT", "SLOT", "Held", "cause_at"]
+__all__ = ["AT_GATE", "RATE_LIMIT", "SLOT", "Held", "cause_at"]
 
-SLOT, RATE_LIMIT = CAUSES.index("slot"), CAUSES.index("rate_limit")
+#: Why a request waits at a gate.
+AT_GATE = tuple(CAUSES.index(cause) for cause in ("slot", "rate_limit", "outage", "budget"))
+SLOT, RATE_LIMIT, _, _ = AT_GATE
 
 
 def cause_at(gate: Gate[Any], now: float) -> int | None:
@@ -18,6 +20,8 @@ def cause_at(gate: Gate[Any], now: float) -> int | None:
     :param gate: the gate.
     :param now: the time in seconds on the brain's clock.
     """
+    if gate.parked:
+        return CAUSES.index(gate.parked)
     if gate.room(now):
         return None
     return SLOT if gate.holds(now) in ("", "slot") else RATE_LIMIT
@@ -31,18 +35,15 @@ class Held:
     def __init__(self, now: float) -> None:
         self.cause: int | None = None
         self.noted = now
-        #: The seconds so far for want of a slot, and for the provider's limit.
-        self.sums = (0.0, 0.0)
+        #: The seconds so far for each cause at a gate.
+        self.sums = (0.0,) * len(AT_GATE)
         #: Until when it was closed when that was last told.
         self.closed_until = 0.0
 
-    def until(self, now: float) -> tuple[float, float]:
+    def until(self, now: float) -> tuple[float, ...]:
         """Return the sums; those who ask at one moment share a tuple."""
         elapsed, self.noted = now - self.noted, now
         if elapsed and self.cause is not None:
-            slot, rate_limit = self.sums
-            if self.cause == SLOT:
-                self.sums = (slot + elapsed, rate_limit)
-            else:
-                self.sums = (slot, rate_limit + elapsed)
+            times = zip(AT_GATE, self.sums, strict=True)
+            self.sums = tuple(s + elapsed if cause == self.cause else s for cause, s in times)
         return self.sums

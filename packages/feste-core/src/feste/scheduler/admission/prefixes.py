@@ -121,7 +121,7 @@ class Prefixes:
         warmth.leader = None
         held, warmth.held = warmth.held, []
         for parcel in held:
-            self.brain.calls.enter(parcel)
+            self.brain.gates.enter(parcel)
 
     def _prefixes(self, parcel: Parcel) -> list[Prefix]:
         """Return the prefixes of a request for which it waits."""

@@ -140,6 +140,10 @@ class FairQueue(Generic[P]):
         found.places = []
         return items
 
+    def items(self) -> list[P]:
+        """Return all items, in no order."""
+        return [place.item for place in self._places.values()]
+
     def has(self, lane: str) -> bool:
         """Return whether a lane has items.
 

@@ -1,7 +1,8 @@
 """Decide whether and when a failed request is sent again.
 
 Only this layer retries: SDKs send once. Waits are random between zero and a bound that doubles
-("full jitter"), so that callers who failed together do not return together.
+("full jitter"), so that callers who failed together do not return together. A budget for each
+backend keeps retries a small share of all requests: an empty one delays them, and fails none.
 """
 
 from __future__ import annotations
@@ -9,9 +10,30 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from feste.errors import Ambiguous, CallError, RateLimited, Transient
+from feste.errors import (
+    Ambiguous,
+    AuthFailed,
+    CallError,
+    MalformedResponse,
+    ModelNotFound,
+    OutputMismatch,
+    QuotaExhausted,
+    RateLimited,
+    Transient,
+)
 
-__all__ = ["RetryPolicy"]
+__all__ = ["REFUSED_ALL", "RetryBudget", "RetryPolicy", "is_unreadable"]
+
+#: Refusals that concern all calls of an account, or of a model, and not one request.
+REFUSED_ALL = (AuthFailed, QuotaExhausted, ModelNotFound)
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Return whether an answer came that is not what the endpoint promises, so that a new one may be.
+
+    :param error: why a call failed.
+    """
+    return isinstance(error, MalformedResponse) and not isinstance(error, OutputMismatch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +42,7 @@ class RetryPolicy:
 
     :param max_attempts: attempts of one request in total, the first included.
     :param max_ambiguous: attempts that may have been billed without a response.
+    :param max_unreadable: attempts that were billed, and whose answer cannot be read.
     :param max_elapsed: seconds since the first attempt after which no other is started.
     :param base: the bound of the first wait in seconds.
     :param cap: the bound of every wait in seconds, except that a longer wait which the provider
@@ -28,6 +51,7 @@ class RetryPolicy:
 
     max_attempts: int = 6
     max_ambiguous: int = 2
+    max_unreadable: int = 2
     max_elapsed: float = 900.0
     base: float = 1.0
     cap: float = 60.0
@@ -39,21 +63,26 @@ class RetryPolicy:
         attempt: int,
         throttled: int = 0,
         ambiguous: int,
+        unreadable: int = 0,
         elapsed: float,
         rng: random.Random,
     ) -> float | None:
         """Return the seconds to wait before the next attempt, or None if there is none.
 
+        A refusal that concerns all calls is sent again here; who asks decides how often.
+
         :param error: why the last attempt failed.
         :param attempt: the number of attempts so far.
-        :param throttled: how many of them were refused for rate, not counting the last one.
+        :param throttled: how many of them do not count, the last one left out: they were refused for
+            rate, or asked whether a backend that was down is up again.
         :param ambiguous: how many of them may have been billed.
+        :param unreadable: how many of them brought an answer that cannot be read.
         :param elapsed: seconds since the first attempt.
         :param rng: the source of the jitter.
 
-        >>> from feste.errors import AuthFailed, RateLimited
+        >>> from feste.errors import InvalidRequest, RateLimited
         >>> told = {"attempt": 1, "ambiguous": 0, "elapsed": 0.0, "rng": random.Random(1)}
-        >>> RetryPolicy().delay(AuthFailed(), **told) is None
+        >>> RetryPolicy().delay(InvalidRequest(), **told) is None
         True
         >>> RetryPolicy().delay(RateLimited(retry_after=7.0), **told)
         7.0
@@ -61,7 +90,10 @@ class RetryPolicy:
         if isinstance(error, Ambiguous):
             if ambiguous >= self.max_ambiguous:
                 return None
-        elif not isinstance(error, Transient):
+        elif is_unreadable(error):
+            if unreadable >= self.max_unreadable:
+                return None
+        elif not isinstance(error, (Transient, *REFUSED_ALL)):
             return None
         # a throttled request was not served at all: max_elapsed bounds it, not max_attempts
         if attempt - throttled >= self.max_attempts and not isinstance(error, RateLimited):
@@ -70,3 +102,41 @@ class RetryPolicy:
         if error.retry_after is not None:
             wait = max(error.retry_after, wait)
         return wait if elapsed + wait <= self.max_elapsed else None
+
+
+class RetryBudget:
+    """The tokens that pay for retries to one backend.
+
+    A retry costs 1 token, and :attr:`AMBIGUOUS` if the request before it may have been billed. An
+    answer gives 0.1 back, and time 5 a second, up to 100.
+
+    >>> budget = RetryBudget()
+    >>> [budget.take(50.0, now=0.0) for _ in range(3)]
+    [0.0, 0.0, 10.0]
+    """
+
+    FULL = 100.0
+    REFUND = 0.1
+    PER_SECOND = 5.0
+    AMBIGUOUS = 5.0
+
+    __slots__ = ("_at", "_tokens")
+
+    def __init__(self) -> None:
+        self._tokens = self.FULL
+        self._at = 0.0
+
+    def take(self, cost: float, now: float) -> float:
+        """Take tokens, on credit if need be; return the seconds until they are there.
+
+        :param cost: how many.
+        :param now: the time in seconds on the brain's clock.
+        """
+        gained = max(0.0, now - self._at) * self.PER_SECOND
+        self._tokens = min(self.FULL, self._tokens + gained) - cost
+        self._at = now
+        return max(0.0, -self._tokens / self.PER_SECOND)
+
+    def refund(self) -> None:
+        """Give a part of a token back, for an answer that came."""
+        self._tokens = min(self.FULL, self._tokens + self.REFUND)

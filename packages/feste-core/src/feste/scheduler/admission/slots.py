@@ -36,9 +36,9 @@ class Slots:
     def __init__(self) -> None:
         self.ceiling = CEILING
         self.limit = float(START)
-        #: Whether requests had to wait for a slot in this round trip; if none had, more slots would
-        #: prove nothing.
-        self.pressed = False
+        #: Whether requests had to wait for a slot in this round trip, and in the one before; if none
+        #: had, more slots would prove nothing.
+        self.pressed = self._was_pressed = False
         #: The mean seconds of a request, or None.
         self.seconds: float | None = None
         self._slow_start = True
@@ -81,7 +81,7 @@ class Slots:
         """
         took = now - sent
         self.seconds = took if self.seconds is None else self.seconds + 0.1 * (took - self.seconds)
-        if sent > self._halved_at and self.pressed:
+        if sent > self._halved_at and (self.pressed or self._was_pressed):
             step = 1.0 if self._slow_start else 1.0 / self.limit
             self.limit = min(self.ceiling, self.limit + step)
         if sent >= self._round.began:
@@ -102,7 +102,7 @@ class Slots:
     def _end_round(self, now: float) -> None:
         """Compare a round trip with the best one, and start the next."""
         last, self._round = self._round, _Round(now)
-        self.pressed = False
+        self._was_pressed, self.pressed = self.pressed, False
         if last.answers >= _SAMPLE:
             each, a_token = last.took / last.answers, last.took / max(1, last.tokens)
             best = self._best

@@ -68,7 +68,7 @@ class Groups:
             return False
         queue.accrue(self.brain.now)
         if queue.gate is None:
-            queue.gate = self.brain.calls.gate_of(queue.call, calls[0][1])
+            queue.gate = self.brain.gates.gate_of(queue.call, calls[0][1])
         for i, request in calls:
             queue.add(i, request, run.program.rank[i])
             self.brain.waits.arrived(run, i, queue.gate)
@@ -135,7 +135,7 @@ class Groups:
         room = queue.gate.room(self.brain.now)
         if room < 1:
             self._shut.setdefault(queue.gate, {})[queue] = None
-            self.brain.calls.watch(queue.gate)
+            self.brain.gates.watch(queue.gate)
             return
         known = self.brain.lists.limits.get(server_of(queue.call, queue.heap[0][2]))
         most = queue.call.max_items

@@ -94,7 +94,7 @@ class Lists:
         several = any(g is not None and g.several for g in map(run.gatherings.get, members))
         args = (call, members, requests, taken, several, split)
         task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
-        gate = self.brain.calls.gate_of(call, requests[0])
+        gate = self.brain.gates.gate_of(call, requests[0])
         self._packing[task] = gate, -(-len(calls) // call.max_items)
         gate.coming += self._packing[task][1]
         self.brain.dispatcher.push(run, QUICK, run.program.rank[members[0]] + FINISHING, task)
@@ -105,7 +105,7 @@ class Lists:
         if split is not None:
             split.open = len(calls)
         for i, request in calls:
-            self.brain.calls.queue(run, [i], [request], request, split)
+            self.brain.gates.queue(run, [i], [request], request, split)
 
     def on_packed(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         split: Split | None = task.args[-1]
@@ -120,7 +120,7 @@ class Lists:
         if split is not None:
             split.open = len(parts)
         for members, requests, request in parts:
-            self.brain.calls.queue(run, members, requests, request, split)
+            self.brain.gates.queue(run, members, requests, request, split)
 
     def _packed(self, task: PyTask) -> None:
         if task in self._packing:  # else its run has ended
@@ -174,8 +174,10 @@ class Lists:
             self._learn(parcel, Taken(draws=1) if several else Taken(items=1, size=0))
             self.settled(parcel, taken=False)
             self._send_singly(run, self._waiting(parcel))
+        elif isinstance(error, CallError):
+            self.brain.attempts.unreadable(parcel, error)
         else:
-            self.brain.calls.fail_members(parcel, error)
+            self.brain.attempts.fail_members(parcel, error)
 
     def _deliver(self, parcel: Parcel, outcomes: Sequence[Response | CallError]) -> None:
         """Give each call its outcome; answers to one prompt that did not come are asked for singly."""

@@ -14,6 +14,7 @@ from feste.backend import Call, OnChunk, Request, redact
 from feste.errors import (
     AuthFailed,
     CallError,
+    CallTimeout,
     ConnectionLost,
     Interrupted,
     MissingKey,
@@ -29,6 +30,9 @@ __all__ = ["LocalExecutor"]
 
 #: How many of users' async tasks may run at once; they mostly wait.
 _ASYNC = 1000
+
+#: Seconds after which the time limit of an attempt holds for a backend that does not keep it itself.
+_GRACE = 1.0
 
 
 def _cores() -> int:
@@ -155,8 +159,14 @@ class LocalExecutor(Executor):
         ok = False
         value: Any = None
         try:
-            value = await call.send(request, on_chunk)
+            async with asyncio.timeout(request.timeout and request.timeout + _GRACE) as limit:
+                value = await call.send(request, on_chunk)
             ok = True
+        except TimeoutError as error:
+            if limit.expired():
+                value = CallTimeout(f"no whole answer within {request.timeout:g} seconds")
+            else:
+                value = _broken(call, request, error)
         except CallError as error:
             value = error
         except MissingKey as error:  # the key was removed during the run
@@ -168,14 +178,7 @@ class LocalExecutor(Executor):
             else:  # code inside the backend cancelled itself
                 value = ConnectionLost(f"{call.name} of {request.plugin} cancelled itself")
         except BaseException as error:  # a bug in the plugin: the call fails, the run continues
-            # only redacted text is kept, because the exception may hold the API key
-            secrets = call.client.secrets
-            told = redact(str(describe(error).args[0]), *secrets)
-            value = Rejected(
-                f"{call.name} of the backend {request.plugin} broke: {told}", billed="unknown"
-            )
-            trace = "".join(traceback.format_exception(error))
-            value.add_note(redact(trace, *secrets, limit=4000))
+            value = _broken(call, request, error)
         self._report.sent(handle, ok, value, perf_counter() - begun)
 
     def cancel(self, handle: int) -> None:
@@ -200,6 +203,18 @@ class LocalExecutor(Executor):
         self.threads.close()
         self.quick.close()
         self.processes.close()
+
+
+def _broken(call: Call[Any], request: Request, error: BaseException) -> Rejected:
+    """Return the error for what no plugin should raise: redacted text, for it may hold the API key."""
+    secrets = call.client.secrets
+    told = redact(str(describe(error).args[0]), *secrets)
+    broken = Rejected(
+        f"{call.name} of the backend {request.plugin} broke: {told}", billed="unknown"
+    )
+    trace = "".join(traceback.format_exception(error))
+    broken.add_note(redact(trace, *secrets, limit=4000))
+    return broken
 
 
 async def _outcome(task: PyTask) -> tuple[bool, Any]:

@@ -1,0 +1,555 @@
+"""Backends that are down or refuse everything: few requests, no call lost, and an end in sight."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import feste
+from feste._compute.results import hand_back
+from feste.backend import Limits, Request, Response
+from feste.errors import (
+    AuthFailed,
+    BackendUnavailable,
+    BudgetExceeded,
+    CallError,
+    CallTimeout,
+    InvalidRequest,
+    MalformedResponse,
+    ModelNotFound,
+    NotStarted,
+    OutputMismatch,
+    QuotaExhausted,
+    ServerError,
+    Unreachable,
+    UpstreamFailed,
+)
+from feste.scheduler.admission.retry import RetryPolicy
+from feste.scheduler.brain import Brain
+from feste.scheduler.run import Run
+from feste.testing import FakeBackend, FakeParams, Fault, SimServer, VirtualClock
+
+CALLS = 1000
+
+
+@feste.task
+def join(*parts: Any) -> str:
+    return "|".join(map(str, parts))
+
+
+def text_of(request: Request) -> str:
+    return str(request.body["messages"][0]["content"])
+
+
+def started(clock: VirtualClock, *args: Any, **settings: Any) -> Run:
+    run = clock.run(*args, **settings)
+    clock.tell(0.0, ("submit", run))
+    return run
+
+
+def outage(
+    llm: FakeBackend, begin: float, end: float, error: CallError, seconds: float, seed: int
+) -> VirtualClock:
+    """A clock of a backend that is down for some time: all requests fail, after some seconds."""
+
+    def is_down() -> bool:
+        return begin <= clock.now < end
+
+    def answer(request: Request) -> Response:
+        if is_down():
+            raise error.copy()
+        return llm.answer(request)
+
+    clock = VirtualClock(
+        answer,
+        request_seconds=lambda request: seconds if is_down() else clock.rng.uniform(0.5, 1.5),
+        seed=seed,
+    )
+    return clock
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (Unreachable("connection refused"), 0.001),
+        (ServerError("down", status=503), 0.05),
+        (CallTimeout("hangs"), 6.0),
+    ],
+    ids=["refused", "503", "hang"],
+)
+def test_an_outage_costs_few_requests_and_no_call(
+    error: CallError, seconds: float, seed: int
+) -> None:
+    """20 seconds without a backend in 1,000 calls: at most 1,100 requests, and every call is done."""
+    llm = FakeBackend(limits=Limits(concurrency=64))
+    clock = outage(llm, 3.0 + seed, 23.0 + seed, error, seconds, seed)
+    run = started(clock, [llm.chat(f"call {i}") for i in range(CALLS)])
+
+    clock.drive()
+
+    assert not run.errors
+    assert CALLS < len(clock.sent) <= CALLS + 100
+    assert run.openings >= 1
+    assert sum(run.retries.values()) == len(clock.sent) - CALLS
+
+
+def test_a_backend_that_stays_down_ends_the_calls() -> None:
+    """After ``outage_patience`` seconds the calls fail, with few requests; a later run goes on."""
+    llm = FakeBackend(limits=Limits(concurrency=8))
+    nodes = [llm.chat(f"call {i}") for i in range(100)]
+    clock = outage(llm, 0.0, 100.0, ServerError("down"), 0.1, 1)
+    run = started(clock, nodes, join(*nodes), outage_patience=60.0)
+    clock.drive()
+
+    kinds = {type(error) for error in run.errors.values()}
+    assert kinds == {BackendUnavailable, UpstreamFailed}
+    assert "outage_patience=60 seconds" in str(run.results()[0])
+    assert run.ended is not None and 55.0 < run.ended < 75.0
+    assert len(clock.sent) <= 30
+    again = started(clock, nodes)
+    clock.drive()
+    assert again.count_states() == {"done": 100}
+
+
+def test_probes_use_up_no_attempts() -> None:
+    """One call asks again and again whether the backend is up, and is answered in the end."""
+    llm = FakeBackend(limits=Limits(concurrency=1))
+    clock = outage(llm, 0.0, 550.0, ServerError("down"), 0.1, 2)
+    run = started(clock, [llm.chat("one"), llm.chat("two")], outage_patience=3600.0)
+    clock.drive()
+
+    assert run.count_states() == {"done": 2}
+    assert 12 < len(clock.sent) < 45
+
+
+def test_another_account_goes_on_meanwhile() -> None:
+    """A breaker is for one endpoint and account: other backends do not notice."""
+    down, up = FakeBackend(), FakeBackend(limits=Limits(concurrency=8))
+    type_of_up = type("Up", (FakeBackend,), {"plugin": "up"})
+    up = type_of_up(limits=Limits(concurrency=8))
+
+    def answer(request: Request) -> Response:
+        if request.plugin == "fake" and clock.now < 60:
+            raise Unreachable("refused")
+        return up.answer(request)
+
+    clock = VirtualClock(answer)
+    run = started(
+        clock, [down.chat(f"{i}") for i in range(20)], [up.chat(f"{i}") for i in range(9)]
+    )
+    clock.drive()
+
+    assert not run.errors
+    assert max(at for at, request in clock.sent if request.plugin == "up") < 5
+
+
+def test_retries_stay_a_share_of_all_requests() -> None:
+    """With half of all requests failing the budget delays retries, and every call is done."""
+    llm = FakeBackend(limits=Limits(concurrency=50))
+
+    def answer(request: Request) -> Response:
+        if clock.rng.random() < 0.5:
+            raise ServerError("now and then")
+        return llm.answer(request)
+
+    brain = Brain(RetryPolicy(max_elapsed=60.0), seed=3)  # which waits for the budget would exceed
+    clock = VirtualClock(answer, request_seconds=lambda request: 0.1, seed=3, brain=brain)
+    run = started(clock, [llm.chat(f"{i}") for i in range(1000)])
+    clock.drive()
+
+    lost = [error for error in run.errors.values() if error.attempts < 6]  # type: ignore[attr-defined]
+    assert not lost
+    assert len(clock.sent) - 1000 <= 100 + 100 + 5 * clock.now + 30  # tokens, refunds, time
+
+
+# --- refusals of all calls --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [AuthFailed("no", status=401), QuotaExhausted("pay"), ModelNotFound("what model?")]
+)
+def test_a_refusal_of_all_calls_is_confirmed_once(error: CallError) -> None:
+    """The first refusal is asked once more; then nothing is sent, and the rest names the cause."""
+    llm = FakeBackend(limits=Limits(concurrency=1))
+    refuses = [True]
+
+    def answer(request: Request) -> Response:
+        if refuses[0] and request.plugin == "fake":
+            raise error.copy()
+        return llm.answer(request)
+
+    slow = "ready long after the refusal"
+    clock = VirtualClock(answer, request_seconds=lambda r: 60.0 if slow in text_of(r) else 1.0)
+    other = type("Other", (FakeBackend,), {"plugin": "other"})()
+    nodes = [llm.chat(f"{i}") for i in range(49)] + [llm.chat(other.chat(slow))]
+    run = started(clock, nodes, join(*nodes), [other.chat(f"{i}") for i in range(49)])
+    clock.drive()
+
+    mine = [value for value in run.results() if isinstance(value, Exception)]
+    assert sum(request.plugin == "fake" for _, request in clock.sent) == 2
+    assert [type(value) for value in mine].count(NotStarted) == 48
+    assert [type(value) for value in mine].count(type(error)) == 2
+    assert f"{type(error).__name__}: {error.message}" in str(mine[10])
+    assert run.count_states() == {"done": 50, "failed": 2, "not_started": 48, "skipped": 1}
+    refuses[0] = False
+    later = started(clock, nodes)
+    clock.drive()
+    assert later.count_states() == {"done": 50, "kept": 1}
+
+
+def test_one_refused_call_among_good_ones_stops_nothing() -> None:
+    """A refusal that only one call meets fails this call alone, after it was asked twice."""
+    llm = FakeBackend(limits=Limits(concurrency=4))
+
+    def answer(request: Request) -> Response:
+        if text_of(request) == "7":
+            raise AuthFailed("not for you", status=401)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    run = started(clock, [llm.chat(f"{i}") for i in range(40)])
+    clock.drive()
+
+    assert run.count_states() == {"done": 39, "failed": 1}
+    assert len(clock.sent) == 41
+
+
+def test_calls_that_another_run_found_refused_are_an_error_too() -> None:
+    """A run whose calls are all left, since those of another run were refused, does not pass for good."""
+    llm = FakeBackend(limits=Limits(concurrency=1))
+
+    def answer(request: Request) -> Response:
+        raise AuthFailed("no", status=401)
+
+    clock = VirtualClock(answer)
+    first = started(clock, [llm.chat(f"{i}") for i in range(3)])
+    second = clock.run(llm.chat("of another run"))
+    clock.tell(1.5, ("submit", second))  # while the first one confirms
+    clock.drive()
+
+    assert len(first.failed) == 2
+    assert type(second.results()[0]) is NotStarted
+    with pytest.raises(feste.errors.RunFailed, match="AuthFailed: no"):
+        hand_back(second, tuple)
+
+
+def test_an_unknown_model_leaves_the_others() -> None:
+    """What is refused for one model, 404 or 403, closes this model alone."""
+    llm = FakeBackend(limits=Limits(concurrency=1))
+
+    def answer(request: Request) -> Response:
+        if request.model == "fake-1":
+            raise AuthFailed("not this model", status=403)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    good = [llm.chat(f"{i}", FakeParams(model="other")) for i in range(5)]
+    run = started(clock, [llm.chat(f"{i}") for i in range(5)], good)
+    clock.drive()
+
+    assert run.count_states() == {"done": 5, "failed": 2, "not_started": 3}
+
+
+def test_the_rest_of_a_list_is_left_too() -> None:
+    """Halves of a refused list, and calls that wait for their list, end as well."""
+    llm = FakeBackend(limits=Limits(concurrency=1, max_items=4))
+
+    def answer(request: Request) -> Response:
+        if len(clock.sent) < 2:
+            raise InvalidRequest("no lists")
+        raise AuthFailed("no", status=401)
+
+    clock = VirtualClock(answer)
+    run = started(clock, [llm.complete(f"{i}") for i in range(12)])
+    clock.drive()
+
+    assert set(run.count_states()) == {"failed", "not_started"}
+
+
+# --- answers that cannot be read --------------------------------------------------------------------
+
+
+def test_an_unreadable_answer_is_bought_once_more() -> None:
+    """What the provider garbled is bought again, once; the run says of how many calls."""
+    llm = FakeBackend()
+    garbled = {"0": 1, "1": 9}
+
+    def answer(request: Request) -> Response:
+        left = garbled.get(text_of(request), 0)
+        if left:
+            garbled[text_of(request)] = left - 1
+            return Response({"odd": "<html>"})
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    run = started(clock, [llm.chat(f"{i}") for i in range(3)])
+    clock.drive()
+
+    good, bad, other = run.results()
+    assert isinstance(good, str) and isinstance(other, str)
+    assert type(bad) is MalformedResponse and (bad.billed, bad.attempts) == ("yes", 2)
+    assert len(clock.sent) == 5 and run.retries == {"MalformedResponse": 2}
+
+
+@pytest.mark.parametrize("error", [OutputMismatch("no City"), ValueError("my own parser")])
+def test_what_a_parser_refuses_is_never_bought_again(error: Exception) -> None:
+    """An answer as promised, which the program's own model or parser refuses, is kept as it is."""
+
+    class Picky(FakeBackend):
+        def _parse(self, response: Response, arguments: Any) -> Any:
+            raise error
+
+        chat = feste.backend.Operation(
+            prepare=FakeBackend._prepare_chat, send=FakeBackend._send, parse=_parse
+        )
+
+    llm = Picky()
+    clock = VirtualClock(llm.answer)
+    clock.compute(llm.chat("Hi"))
+
+    assert len(clock.sent) == 1
+
+
+def test_a_good_answer_takes_the_place_of_an_unreadable_one(tmp_path: Any) -> None:
+    """The store keeps what cannot be read; an answer that can be replaces it, and is replayed."""
+    llm = FakeBackend()
+
+    def answer(request: Request) -> Response:
+        return llm.answer(request) if len(clock.sent) > 1 else Response({"odd": 1})
+
+    clock = VirtualClock(answer)
+    node = llm.chat("Hi")
+    (first,) = clock.compute(node, store=tmp_path / "runs.db", keep="none")
+    (again,) = clock.compute(node, store=tmp_path / "runs.db")
+
+    assert isinstance(first, str) and first == again
+    assert len(clock.sent) == 2
+
+
+# --- deadlines --------------------------------------------------------------------------------------
+
+
+def hanging(seconds: float, error: CallError | None = None) -> tuple[FakeBackend, VirtualClock]:
+    llm = FakeBackend(limits=Limits(concurrency=2))
+
+    def answer(request: Request) -> Response:
+        if error is not None:
+            raise error.copy()
+        return llm.answer(request)
+
+    return llm, VirtualClock(answer, request_seconds=lambda request: seconds)
+
+
+def test_a_call_in_flight_ends_by_its_deadline() -> None:
+    """The brain cancels what is not answered in time; the error says that it may be billed."""
+    llm, clock = hanging(100.0)
+    run = started(clock, llm.chat("Hi"), deadline=30.0)
+    clock.drive(until=31.0)
+
+    (error,) = run.results()
+    assert run.ended == 30.0
+    assert type(error) is CallTimeout and (error.billed, error.attempts) == ("unknown", 1)
+    assert "deadline=30 seconds" in str(error)
+    assert [record.billed for record in run.requests] == ["unknown"] and len(run.requests) == 1
+
+
+def test_the_deadline_begins_with_the_first_attempt() -> None:
+    """Waiting in a queue is no part of it; attempts and the waits between them are."""
+    llm, clock = hanging(10.0)
+    queued = started(clock, [llm.chat(f"{i}") for i in range(20)], deadline=15.0)
+    clock.drive()
+    assert not queued.errors and clock.now == 100.0
+
+    llm, clock = hanging(4.0, ServerError("oops"))
+    run = started(clock, llm.chat("Hi"), deadline=15.0)
+    clock.drive(until=15.5)
+
+    (error,) = run.results()
+    assert run.ended == 15.0
+    assert type(error) is CallTimeout and "ServerError: oops" in str(error)
+    assert error.billed == "unknown" if clock.in_flight else "no"
+
+
+def test_no_timer_outlives_an_answer() -> None:
+    """A call that is answered in time takes its alarm with it."""
+    llm, clock = hanging(1.0)
+    clock.compute([llm.chat(f"{i}") for i in range(20)], deadline=1000.0)
+
+    assert clock.now == 10.0 and clock.brain.wake_at is None and not clock.brain._dropped
+
+
+def test_after_a_deadline_the_place_is_free_again() -> None:
+    """What ends by its deadline gives back its place at the gate when its request has ended."""
+    llm, clock = hanging(20.0)
+    run = started(clock, [llm.chat(f"{i}") for i in range(6)], deadline=5.0)
+    clock.drive()
+
+    assert {type(error) for error in run.errors.values()} == {CallTimeout}
+    assert all(gate.in_flight == 0 for gate in clock.brain.gates.by_scope.values())
+
+
+# --- max_failures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("most", "least"), [(3, 3), (0.1, 10), (1, 1)])
+def test_a_run_stops_after_too_many_failures(most: float, least: int) -> None:
+    """Calls that failed on their own count, poisoned ones do not; the rest is not started."""
+    llm = FakeBackend(limits=Limits(concurrency=1))
+
+    def answer(request: Request) -> Response:
+        if int(text_of(request)) % 2:
+            raise InvalidRequest("odd")
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    nodes = [llm.chat(f"{i}") for i in range(100)]
+    run = started(clock, nodes, [join(node) for node in nodes], max_failures=most)
+    clock.drive()
+
+    states = run.count_states()
+    assert states["failed"] == least and states["skipped"] == least
+    assert len(clock.sent) < 40
+    assert run.series.why == f"{least} call{'s' * (least > 1)} failed (max_failures={most})"
+    assert str(run.errors[run.outputs[99]]).startswith(f"not begun: {run.series.why}")
+
+
+def test_run_failed_tells_why_it_stopped() -> None:
+    """Whoever reads the error learns that the rest was not tried."""
+    llm = FakeBackend(fail={"bad": InvalidRequest("no")}, limits=Limits(concurrency=1))
+    with pytest.raises(feste.errors.RunFailed, match=r"stopped: 2 calls failed \(max_failures=2\)"):
+        feste.compute([llm.chat(f"bad {i}") for i in range(30)], max_failures=2)
+
+    assert len(llm.requests) == 2
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many", 0.0])
+def test_a_wrong_number_of_failures_is_refused(wrong: Any) -> None:
+    """Neither none nor more than all."""
+    with pytest.raises(feste.errors.ConfigError, match="whole number from 1, a share"):
+        feste.context.settings(max_failures=wrong)
+
+
+# --- over sockets, and with real loops ----------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    pytest.importorskip("feste.backend.openai")
+    with SimServer("feste.backend.openai.testing:OpenAIWire") as running:
+        yield running
+
+
+@pytest.mark.parametrize("fault", [Fault(kind="drip", pause=0.1), Fault(kind="hang")])
+def test_neither_drops_nor_silence_escape_a_deadline(server: Any, fault: Fault) -> None:
+    """The brain cancels a request at the deadline of its call, whatever the server sends."""
+    from feste.backend.openai import OpenAI
+
+    server.add(replace(fault, times=None))
+    llm = OpenAI("sim-1", base_url=server.url + "/v1")
+    (error,) = feste.compute(llm.chat("Hi"), on_error="return", deadline=0.4)
+
+    assert type(error) is CallTimeout and "deadline=0.4 seconds" in str(error)
+    assert (error.billed, error.attempts) == ("unknown", 1)
+
+
+def test_a_backend_that_forgets_its_timeout_is_held_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's ``send`` that never ends is cut off a moment after the time of the attempt."""
+    monkeypatch.setattr("feste.scheduler.hands.local._GRACE", 0.05)
+    sent: list[Request] = []
+
+    class Endless(FakeBackend):
+        async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+            sent.append(request)
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        def _prepare(self, prompt: str) -> Request:
+            return replace(self._prepare_chat(prompt), timeout=0.05)
+
+        chat = feste.backend.Operation(prepare=_prepare, send=_send, parse=FakeBackend._parse_text)
+
+    (error,) = feste.compute(Endless().chat("Hi"), on_error="return")
+
+    assert type(error) is CallTimeout and "within 0.05 seconds" in str(error)
+    assert len(sent) == 2  # it may have been billed, so one more attempt only
+
+
+def test_a_blocked_loop_is_named_as_the_cause() -> None:
+    """Who computes on a running loop of his own, where the server runs, reads why it cannot answer."""
+
+    async def blocks() -> Any:
+        llm = FakeBackend(latency=60.0)
+        return feste.compute(llm.chat("Hi"), on_error="return", deadline=0.2)[0]
+
+    error = asyncio.run(blocks())
+
+    assert type(error) is CallTimeout and "await feste.acompute" in str(error)
+    (plain,) = feste.compute(FakeBackend(latency=60.0).chat("Hi"), on_error="return", deadline=0.2)
+    assert "acompute" not in str(plain)
+
+
+def test_what_cannot_be_read_is_kept_in_the_store(server: Any, tmp_path: Any) -> None:
+    """The body of a success that is no answer is in the file, beside the request that brought it."""
+    from feste.backend.openai import OpenAI
+
+    server.add(Fault(kind="garbage", body="<html>oh dear</html>", times=None))
+    llm = OpenAI("sim-1", base_url=server.url + "/v1")
+    path = tmp_path / "runs.db"
+    (error,) = feste.compute(llm.chat("Hi"), on_error="return", store=path)
+    feste.store.close()
+
+    assert type(error) is MalformedResponse and error.attempts == 2
+    with sqlite3.connect(path) as conn:
+        raw = [row[0] for row in conn.execute("SELECT raw FROM requests")]
+    assert len(raw) == 2 and all("oh dear" in text for text in raw)
+
+
+def test_errors_of_a_run_travel() -> None:
+    """They are plain data: what a run raises can be pickled, with its numbers."""
+    error = BudgetExceeded("the budget is reached", cap=2.0, spent=1.5, reserved=0.25)
+    back = pickle.loads(pickle.dumps(error))
+
+    assert (back.cap, back.spent, back.reserved, back.unit) == (2.0, 1.5, 0.25, "dollars")
+
+
+def test_equal_calls_share_the_answer_that_can_be_read() -> None:
+    """Whoever waits for an equal call gets no garbage: it gets what was bought in its place."""
+    llm = FakeBackend()
+    greedy = FakeParams(temperature=0)
+
+    def answer(request: Request) -> Response:
+        return llm.answer(request) if len(clock.sent) > 1 else Response({"odd": 1})
+
+    clock = VirtualClock(answer)
+    runs = [started(clock, llm.chat("the same", greedy)) for _ in range(3)]
+    clock.drive()
+
+    assert len(clock.sent) == 2
+    assert {type(run.results()[0]).__name__ for run in runs} == {"Reply"}
+
+
+def test_a_call_with_a_fallback_does_not_wait_for_a_backend_that_is_down() -> None:
+    """As soon as a backend is known to be down its calls are made elsewhere, and so are refused ones."""
+    for error in (Unreachable("refused"), AuthFailed("no", status=401)):
+        first = FakeBackend(limits=Limits(concurrency=4))
+        second = type("Second", (FakeBackend,), {"plugin": "second"})()
+
+        def answer(request: Request, error: CallError = error) -> Response:
+            if request.plugin == "fake":
+                raise error.copy()
+            return FakeBackend().answer(request)
+
+        clock = VirtualClock(answer)
+        run = started(clock, [first.or_else(second).chat(f"{i}") for i in range(200)])
+        clock.drive()
+
+        assert run.count_states() == {"done": 200}
+        assert sum(request.plugin == "fake" for _, request in clock.sent) < 20
+        assert run.ended is not None and run.ended < 60
