@@ -1,9 +1,10 @@
 """What a trivial node costs: CPU of building, planning and running it, beside other engines.
 
-    python benchmarks/nodes.py [--sizes 1000,10000,100000]
+    python benchmarks/nodes.py [--sizes 1000,10000,100000,300000]
 
 Prints microseconds of CPU (all threads of the process) a node, for graphs that are wide (independent
-nodes), a chain (each needs the one before) and a tree (a reduction). The others are Dask's threaded
+nodes, in threads and inline), a chain (each needs the one before) and a tree (a reduction). Then what
+Python holds for a node of a wide graph that was run, in bytes. The others are Dask's threaded
 scheduler on a raw graph, made and run, and for wide graphs `asyncio.gather` over coroutines. All run
 in one process, one after the other, so their ratio holds when the machine's speed drifts.
 """
@@ -16,6 +17,7 @@ import gc
 import itertools
 import resource
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ import feste
 from feste import context
 from feste.graph import FesteGraph
 from feste.optimization import Optimizer
+from feste.optimization.optimizer import Plan
 from feste.scheduler.choice import choose
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor
@@ -38,6 +41,11 @@ def increment(x: int) -> int:
     return x + 1
 
 
+@feste.task(executor="inline")
+def increment_inline(x: int) -> int:
+    return x + 1
+
+
 @feste.task
 def add(a: int, b: int) -> int:
     return a + b
@@ -45,6 +53,10 @@ def add(a: int, b: int) -> int:
 
 def wide(n: int) -> Any:
     return [increment(i) for i in range(n)]
+
+
+def inline(n: int) -> Any:
+    return [increment_inline(i) for i in range(n)]
 
 
 def chain(n: int) -> Any:
@@ -62,6 +74,12 @@ def tree(n: int) -> Any:
     return level[0]
 
 
+def compiled(plan: Plan, settings: context.Settings) -> Run:
+    hands = choose("local")
+    assert isinstance(hands, Executor)
+    return Run(Program(plan.graph, plan.before.nodes), settings, hands)
+
+
 def with_feste(build: Callable[[int], Any], n: int) -> list[float]:
     """CPU seconds of each step: build, collect, optimize, compile, run."""
     marks = [time.process_time()]
@@ -72,9 +90,7 @@ def with_feste(build: Callable[[int], Any], n: int) -> list[float]:
     marks.append(time.process_time())
     plan = Optimizer().run(graph, settings)
     marks.append(time.process_time())
-    hands = choose("local")
-    assert isinstance(hands, Executor)
-    run = Run(Program(plan.graph, plan.before.nodes), settings, hands)
+    run = compiled(plan, settings)
     marks.append(time.process_time())
     driver().submit(run)
     run.finished.wait()
@@ -85,7 +101,7 @@ def with_feste(build: Callable[[int], Any], n: int) -> list[float]:
 
 def dask_graph(shape: str, n: int) -> tuple[dict[str, Any], Any]:
     plus = lambda x: x + 1  # noqa: E731
-    if shape == "wide":
+    if shape in ("wide", "inline"):
         return {f"x{i}": Task(f"x{i}", plus, i) for i in range(n)}, [f"x{i}" for i in range(n)]
     if shape == "chain":
         graph: dict[str, Any] = {"x0": Task("x0", plus, 0)}
@@ -125,11 +141,11 @@ def with_gather(n: int) -> float:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--sizes", default="1000,10000,100000")
+    options.add_argument("--sizes", default="1000,10000,100000,300000")
     sizes = [int(size) for size in options.parse_args().sizes.split(",")]
     with_feste(wide, 200)  # imports, threads
     print(f"{'':16}build collect optimize compile   run |  feste   dask gather   (us CPU a node)")
-    for build in (wide, chain, tree):
+    for build in (wide, inline, chain, tree):
         for n in sizes:
             gc.collect()
             steps = [1e6 * seconds / n for seconds in with_feste(build, n)]
@@ -140,6 +156,23 @@ def main() -> None:
             beside = "".join(f"{other:7.1f}" for other in others)
             print(f"{build.__name__:6}{n:8,}{row} |{sum(steps):7.1f}{beside}")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024:,} MiB")
+    print(f"{held(sizes[-1]):,.0f} bytes held for a node")
+
+
+def held(n: int) -> float:
+    """Return the bytes that Python holds for a node of a wide graph when it has been run."""
+    gc.collect()
+    tracemalloc.start()
+    value = wide(n)
+    graph, _, _ = FesteGraph.collect(value)
+    settings = context.settings()
+    run = compiled(Optimizer().run(graph, settings), settings)
+    driver().submit(run)
+    run.finished.wait()
+    gc.collect()
+    bytes_held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return bytes_held / n
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ __all__ = ["FesteDelayed", "Task", "record", "refuse_node_text", "task"]
 
 R = TypeVar("R")
 Where = Literal["thread", "process", "inline"]
+#: Of most nodes; an empty dict of its own would be a sixth of one.
+_NO_KWARGS: Mapping[str, Any] = {}
 
 
 def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -39,7 +41,7 @@ def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     deps = Deps()
     try:
         packed = tuple([pack(a, deps) for a in args])
-        named = {k: pack(v, deps) for k, v in kwargs.items()} if kwargs else {}
+        named = {k: pack(v, deps) for k, v in kwargs.items()} if kwargs else _NO_KWARGS
     except GraphError as error:
         error.origin = call_site()
         raise

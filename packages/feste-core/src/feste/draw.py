@@ -133,7 +133,9 @@ def inside(drawn: Draw) -> Iterator[None]:
             forget(name)
 
 
-_counters: dict[str, dict[str, int]] = {}
+#: How often a fingerprint was given, by scope. It is held as a number, because an entry stays as long
+#: as the process: a later call that is equal must not take the draw of an earlier one.
+_counters: dict[str, dict[int, int]] = {}
 _lock = threading.Lock()
 if hasattr(os, "register_at_fork"):  # in a forked child, nothing would release the lock
     os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
@@ -151,8 +153,9 @@ def assign(nodes: Iterable[Node], scope: str = MAIN) -> None:
             fingerprint = _fingerprint(node)
             n = 0
             if node.determinism is not Determinism.PURE:
-                n = counters.get(fingerprint, 0)
-                counters[fingerprint] = n + 1
+                known = int(fingerprint, 16)
+                n = counters.get(known, 0)
+                counters[known] = n + 1
             node.draw = Draw(scope, fingerprint, n)
 
 
@@ -162,7 +165,11 @@ def is_collected(drawn: Draw) -> bool:
     :param drawn: the draw.
     """
     with _lock:
-        return _counters.get(drawn.scope, {}).get(drawn.fingerprint, 0) > drawn.n
+        try:
+            known = int(drawn.fingerprint, 16)
+        except ValueError:  # of a store that something else has written
+            return False
+        return _counters.get(drawn.scope, {}).get(known, 0) > drawn.n
 
 
 def forget(scope: str | None = None) -> None:

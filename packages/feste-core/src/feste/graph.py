@@ -139,7 +139,7 @@ class FesteGraph(Mapping[str, Any]):
         :param key: the node's key.
         """
         node = self.nodes[key]
-        if node.value is not PENDING:
+        if not node.deps or node.value is not PENDING:
             return []
         if not self.aliases:
             return [dep.key for dep in node.deps]
@@ -156,6 +156,8 @@ class FesteGraph(Mapping[str, Any]):
         :raises GraphError: if there is a cycle (the message names its keys) or an input is missing.
         """
         stands_for = {m: b.key for b in contract for m in b.members}
+        if not stands_for and self._is_in_order():
+            return list(self.nodes)
         sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
         for key in self.nodes:
             needs = self.dependencies(key)
@@ -170,6 +172,15 @@ class FesteGraph(Mapping[str, Any]):
         except graphlib.CycleError as error:
             cycle = " -> ".join(error.args[1][:10])
             raise GraphError(f"the graph has a cycle: {cycle}") from None
+
+    def _is_in_order(self) -> bool:
+        """Whether inputs stand before their consumers already, as they do when they are collected."""
+        seen: set[str] = set()
+        for key in self.nodes:
+            if not seen.issuperset(self.dependencies(key)):
+                return False
+            seen.add(key)
+        return True
 
     def check(self) -> None:
         """Check the graph's invariants.

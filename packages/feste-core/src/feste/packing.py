@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from operator import is_
 from typing import Any, Final
 
@@ -166,7 +166,10 @@ def _parts(values: Iterable[Any], deps: Deps, depth: int) -> tuple[list[Any], bo
             f"a cycle: a container is nested over {MAX_DEPTH} levels deep or contains itself; "
             "give calls plain, finite data"
         )
-    parts = [pack(v, deps, depth + 1) for v in values]
+    given = list(values)
+    if _ATOMS.issuperset(map(type, given)):
+        return given, False
+    parts = [pack(v, deps, depth + 1) for v in given]
     return parts, any(type(p) is Slot or type(p) is Nested for p in parts)
 
 
@@ -241,8 +244,14 @@ def _build_subclass(empty: Any, parts: list[Any]) -> Any:
     return made
 
 
+@lru_cache(maxsize=1024)
+def _fields_of(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
 def _pack_dataclass(value: Any, deps: Deps, depth: int) -> Any:
-    names = tuple(f.name for f in dataclasses.fields(value) if hasattr(value, f.name))
+    kind: Any = type(value)
+    names = tuple(name for name in _fields_of(kind) if hasattr(value, name))
     given = [getattr(value, name) for name in names]
     parts, lazy = _parts(given, deps, depth)
     if not lazy:
@@ -356,7 +365,7 @@ def holds_nodes(value: Any) -> bool:
 
 
 def _holds(value: Any, depth: int) -> bool:
-    kind = type(value)
+    kind: Any = type(value)
     packer = _packers.get(kind, _UNKNOWN)
     if packer is _UNKNOWN:
         packer = _packers[kind] = _packer_for(kind)
@@ -370,7 +379,7 @@ def _holds(value: Any, depth: int) -> bool:
     if isinstance(value, dict):
         parts = itertools.chain.from_iterable(value.items())
     elif packer is _pack_dataclass:
-        parts = [getattr(value, f.name, None) for f in dataclasses.fields(value)]
+        parts = [getattr(value, name, None) for name in _fields_of(kind)]
     else:
         parts = value
     return any(_holds(part, depth + 1) for part in parts)

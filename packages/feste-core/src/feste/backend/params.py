@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Any, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform
 
 from feste.draw import Determinism
 from feste.errors import ParameterError, suggest
@@ -35,12 +35,16 @@ class Params:
     feste.errors.ParameterError: EchoParams has no parameter 'max_token'. Did you mean 'max_tokens'?
     """
 
+    #: The names of the fields that are sent under their own name.
+    _sends: ClassVar[tuple[str, ...]] = ()
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
         init = cls.__init__
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         names = frozenset(f.name for f in fields)
+        cls._sends = tuple(f.name for f in fields if f.name != "extra")
         none = dataclasses.MISSING
         needed = [f.name for f in fields if f.default is none and f.default_factory is none]
 
@@ -75,11 +79,7 @@ class Params:
 
     def body(self) -> dict[str, Any]:
         """Return the given parameters, as the body of a request."""
-        given = {
-            f.name: value
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if f.name != "extra" and (value := getattr(self, f.name)) is not None
-        }
+        given = {name: value for name in self._sends if (value := getattr(self, name)) is not None}
         return {**given, **self._extra()}
 
     def _extra(self) -> Mapping[str, Any]:
@@ -141,6 +141,6 @@ class Params:
         :param name: its name in the body; ``extra`` overrides a field, as in :meth:`body`.
         """
         extra = getattr(self, "extra", None)
-        if not isinstance(extra, Mapping):  # None, or a lazy value
-            extra = {}
-        return extra[name] if name in extra else getattr(self, name, None)
+        if extra is not None and isinstance(extra, Mapping) and name in extra:  # else a lazy value
+            return extra[name]
+        return getattr(self, name, None)

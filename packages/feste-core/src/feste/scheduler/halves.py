@@ -40,6 +40,7 @@ def prepare_request(
         keys = [p.digest for p in prefixes if p.keyed]
         ends = tuple(p.whole for p in prefixes if p.whole)
         request = replace(request, mark=(keys[0] if keys else None, ends))
+    request.tokens  # noqa: B018 - cached; the brain, which needs it, has no time to count
     if profiles is not None:
         priced_as(call, request, profiles)
         request.size  # noqa: B018 - cached

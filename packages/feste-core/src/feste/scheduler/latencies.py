@@ -55,7 +55,7 @@ class Durations:
 class _Fit:
     """The line ``seconds = base + item * items`` through measurements, by least squares."""
 
-    __slots__ = ("latency", "n", "x", "xx", "xy", "y")
+    __slots__ = ("n", "x", "xx", "xy", "y")
 
     def __init__(self, known: Latency | None) -> None:
         self.n = self.x = self.y = self.xx = self.xy = 0.0
@@ -69,13 +69,15 @@ class _Fit:
         self.y = self.y * _DECAY + seconds
         self.xx = self.xx * _DECAY + items * items
         self.xy = self.xy * _DECAY + items * seconds
+
+    def latency(self) -> Latency:
         spread = self.n * self.xx - self.x * self.x
         item = 0.0
         if spread > 1e-6 * self.n * self.xx:
             # neither falls with the items, nor takes them longer than alone
             item = (self.n * self.xy - self.x * self.y) / spread
             item = min(max(0.0, item), self.y / self.x)
-        self.latency = Latency(base=max(0.0, (self.y - item * self.x) / self.n), item=item)
+        return Latency(base=max(0.0, (self.y - item * self.x) / self.n), item=item)
 
 
 class Latencies:
@@ -83,8 +85,8 @@ class Latencies:
 
     def __init__(self) -> None:
         self._fits: dict[tuple[str, str, str], _Fit] = {}
-        #: What is known of each operation: beforehand, or from its last request.
-        self._known: dict[Hashable, Latency] = {}
+        #: What is known of each operation: beforehand, or from its requests.
+        self._known: dict[Hashable, Latency | _Fit] = {}
 
     def expect(self, call: Call[Any], latency: Latency) -> None:
         """Note what a profile says, until requests have been measured.
@@ -95,7 +97,7 @@ class Latencies:
         if call.token not in self._known:
             self._know(call, latency)
 
-    def _know(self, call: Call[Any], latency: Latency) -> None:
+    def _know(self, call: Call[Any], latency: Latency | _Fit) -> None:
         self._known[call.token] = latency
         if len(self._known) > _MOST:
             del self._known[next(iter(self._known))]
@@ -111,18 +113,18 @@ class Latencies:
         name = (request.endpoint, request.model, call.name)
         fit = self._fits.get(name)
         if fit is None:
-            fit = self._fits[name] = _Fit(self._known.get(call.token))
+            fit = self._fits[name] = _Fit(self._of(call))
             if len(self._fits) > _MOST:
                 del self._fits[next(iter(self._fits))]
         fit.add(items, seconds)
-        self._know(call, fit.latency)
+        self._know(call, fit)
 
     def measured(self, call: Call[Any]) -> float | None:
         """Return the seconds of a request with one call, or None if nothing is known.
 
         :param call: the operation.
         """
-        known = self._known.get(call.token)
+        known = self._of(call)
         return None if known is None else known.seconds()
 
     def of(self, call: Call[Any]) -> Latency:
@@ -130,4 +132,8 @@ class Latencies:
 
         :param call: the operation.
         """
-        return self._known.get(call.token, _GUESS)
+        return self._of(call) or _GUESS
+
+    def _of(self, call: Call[Any]) -> Latency | None:
+        known = self._known.get(call.token)
+        return known.latency() if isinstance(known, _Fit) else known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -138,8 +139,10 @@ class Lifecycle:
         :param run: the run.
         :param i: the node's position.
         """
-        kept = (keeper.paid for keeper in run.program.keepers[i])
-        return next((paid for paid in kept if paid is not None), None)
+        for keeper in run.program.keepers[i]:
+            if keeper.paid is not None:
+                return keeper.paid
+        return None
 
     def keep_paid(self, run: Run, i: int, paid: Any) -> None:
         """Let a node keep what was paid for before its value is made of it.
@@ -332,7 +335,7 @@ class Lifecycle:
         if not run.open:
             self.brain.end_if_done(run)
 
-    def let_go(self, run: Run, deps: list[int]) -> None:
+    def let_go(self, run: Run, deps: Sequence[int]) -> None:
         """Release those values that a node which no longer needs them was the last to need.
 
         :param run: the run.

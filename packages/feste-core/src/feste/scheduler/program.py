@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Final
 
 from feste.errors import GraphError
 from feste.fused import Fused
@@ -13,6 +14,8 @@ from feste.optimization.passes.batch import sharing_key
 from feste.sharing import Prefix
 
 __all__ = ["Program"]
+
+_NOBODY: Final[list[int]] = []
 
 
 class Program:
@@ -66,16 +69,16 @@ class Program:
             if kept is not None:
                 index[key] = kept
         try:
-            self.deps: list[list[int]] = [
-                [index[d] for d in graph.dependencies(key)] for key in graph.nodes
+            self.deps: list[Sequence[int]] = [
+                tuple([index[d] for d in graph.dependencies(key)]) for key in graph.nodes
             ]
             self.outputs: list[int] = [index[key] for key in graph.wanted()]
         except KeyError as error:
             raise GraphError(f"the graph lacks the node {error.args[0]}") from None
-        self.consumers: list[list[int]] = [[] for _ in self.nodes]
+        #: Filled by :meth:`connect` alone: most nodes have none, and share the empty list.
+        self.consumers: list[list[int]] = [_NOBODY] * len(self.nodes)
         for i, deps in enumerate(self.deps):
-            for d in deps:
-                self.consumers[d].append(i)
+            self.connect(i, deps)
         #: The positions of each batch's calls, and whether equal ones are several answers.
         self.batches: list[tuple[list[int], bool]] = [
             ([index[m] for m in b.members], bool(b.draws)) for b in graph.batches
@@ -105,11 +108,25 @@ class Program:
         """
         position = self.index[node.key] = len(self.nodes)
         self.nodes.append(node)
-        self.deps.append([])
-        self.consumers.append([])
+        self.deps.append(())
+        self.consumers.append(_NOBODY)
         self.rank.append(rank)
         self.keepers.append(keepers)
         return position
+
+    def connect(self, i: int, deps: Sequence[int]) -> None:
+        """Set the inputs of a node.
+
+        :param i: its position.
+        :param deps: the positions of its inputs.
+        """
+        self.deps[i] = deps
+        for d in deps:
+            consumers = self.consumers[d]
+            if consumers is _NOBODY:
+                self.consumers[d] = [i]
+            else:
+                consumers.append(i)
 
     def _ranks(self, weights: Sequence[int]) -> list[int]:
         """Return each node's longest path to an output: nodes on the critical path go first."""

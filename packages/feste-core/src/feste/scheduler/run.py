@@ -7,7 +7,7 @@ import itertools
 import threading
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -305,16 +305,15 @@ class Run:
         self._reserve(node)
         return position
 
-    def connect(self, i: int, deps: list[int]) -> None:
+    def connect(self, i: int, deps: Sequence[int]) -> None:
         """Set the inputs of a node, which has none yet, or has let go of them.
 
         :param i: the node's position.
         :param deps: the positions of its inputs.
         """
-        self.program.deps[i] = deps
+        self.program.connect(i, deps)
         for d in deps:
             self.uses[d] += 1
-            self.program.consumers[d].append(i)
             if self.state[d] not in VALUED:
                 self.pending[i] += 1
         if self.feeders is not None:

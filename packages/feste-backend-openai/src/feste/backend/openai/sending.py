@@ -1,4 +1,4 @@
-"""Send requests through the official SDK, on its aiohttp transport.
+"""Send requests through the official SDK, on aiohttp.
 
 Importing this module imports the SDK (half a second of CPU) and makes the TLS context, which all
 backends of the process share because it takes 26 ms.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import urllib.request
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ import openai
 from feste.backend import PerLoop, Request, Response, Secret
 from feste.backend.openai.answers import usage_of
 from feste.backend.openai.errors import failure, no_answer, short
+from feste.backend.openai.pool import Pool
 from feste.backend.openai.streams import Whole
 from feste.errors import CallError, ConfigError
 
@@ -34,14 +36,25 @@ _CONNECT: Final = 15.0
 #: Seconds that an idle connection is kept. Many servers close theirs after 5 (uvicorn does); a
 #: request sent on a closing connection is lost in a way that looks as if it might have been billed.
 _IDLE: Final = 4.0
-#: Practically unlimited, because the gates limit the requests in flight.
+#: Practically unlimited, because the gates limit the requests in flight; only through a proxy.
 _CONNECTIONS: Final = 10_000
 #: The number of bytes of a body that are written at once.
 _PIECE: Final = 1 << 18
+#: Given with each request, because the SDK makes a deep copy of each default, and random bytes to
+#: know a request by that it sends again.
+_OPTIONS: Final[dict[str, Any]] = {
+    "params": {},
+    "max_retries": 0,  # Feste retries: it knows the budget, the gate, and what was billed
+    "timeout": httpx2.Timeout(None, connect=_CONNECT),  # `send` limits the whole attempt
+    "idempotency_key": "",
+    "security": {"bearer_auth": True},
+}
 
 
 def _pool(local: bool) -> httpx2.AsyncClient:
-    return openai.DefaultAioHttpClient(
+    if local or not urllib.request.getproxies():
+        return Pool(_TLS, _CONNECT, _IDLE)
+    return openai.DefaultAioHttpClient(  # which knows proxies
         verify=_TLS,
         limits=httpx2.Limits(
             max_connections=_CONNECTIONS,
@@ -49,14 +62,13 @@ def _pool(local: bool) -> httpx2.AsyncClient:
             keepalive_expiry=_IDLE,
         ),
         follow_redirects=False,  # a redirect would send prompts and key to another server
-        trust_env=not local,  # no proxy for a server on this machine
     )
 
 
 #: One pool per loop, not per backend: a backend that is garbage-collected must not leave its
 #: connections open.
 _pools: Final = {
-    local: PerLoop(functools.partial(_pool, local), httpx2.AsyncClient.aclose)
+    local: PerLoop(functools.partial(_pool, local), lambda pool: pool.aclose())
     for local in (True, False)
 }
 
@@ -65,8 +77,6 @@ def _client(llm: OpenAI) -> openai.AsyncOpenAI:
     client = openai.AsyncOpenAI(
         api_key=llm.key(),
         base_url=llm.endpoint,
-        timeout=httpx2.Timeout(None, connect=_CONNECT),  # `send` limits the whole attempt
-        max_retries=0,  # Feste retries: it knows the budget, the gate, and what was billed
         http_client=_pools[llm.is_local].get(),
     )
     # set afterwards: given as None, they would be read from the environment of this moment
@@ -97,8 +107,7 @@ async def send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -
     :raises CallError: if it failed; never an exception of the SDK.
     :raises ConfigError: if the request is for another backend.
     """
-    path = request.endpoint.removeprefix(llm.endpoint)
-    if path == request.endpoint:  # the key must go to its own server only
+    if not request.endpoint.startswith(f"{llm.endpoint}/"):  # the key goes to its own server only
         raise ConfigError(f"this client is for {llm.endpoint}, not for {request.endpoint}")
     client = _connected(llm)
     error: CallError
@@ -106,8 +115,8 @@ async def send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -
         # one limit from connecting to the last byte: slow bodies would reset a read timeout
         async with asyncio.timeout(request.timeout):
             if on_chunk is not None and _is_text(request):
-                return await _streamed(llm, client, path, request, on_chunk)
-            return await _whole(llm, client, path, request)
+                return await _streamed(llm, client, request, on_chunk)
+            return await _whole(llm, client, request)
     except Exception as raised:
         error = failure(raised, url=request.endpoint, timeout=request.timeout, secret=llm._secret)
     raise error  # outside of `except`, where it would keep the SDK's exception and thus the key
@@ -117,8 +126,8 @@ def _is_text(request: Request) -> bool:
     return "messages" in request.body or isinstance(request.body.get("prompt"), str)
 
 
-async def _whole(llm: OpenAI, client: openai.AsyncOpenAI, path: str, request: Request) -> Response:
-    answer = await client.post(path, cast_to=httpx2.Response, **_body(request))
+async def _whole(llm: OpenAI, client: openai.AsyncOpenAI, request: Request) -> Response:
+    answer = await client.post(request.endpoint, cast_to=httpx2.Response, **_body(request))
     try:
         payload = json.loads(answer.content)  # the SDK's models would cost more than sending
     except (ValueError, RecursionError):
@@ -131,11 +140,11 @@ async def _whole(llm: OpenAI, client: openai.AsyncOpenAI, path: str, request: Re
 
 
 async def _streamed(
-    llm: OpenAI, client: openai.AsyncOpenAI, path: str, request: Request, on_chunk: OnChunk
+    llm: OpenAI, client: openai.AsyncOpenAI, request: Request, on_chunk: OnChunk
 ) -> Response:
     options = {"include_usage": True, **request.body.get("stream_options", {})}
     stream = await client.post(
-        path,
+        request.endpoint,
         cast_to=object,  # leave events as JSON
         stream=True,
         stream_cls=openai.AsyncStream[object],
@@ -155,9 +164,9 @@ def _body(request: Request, **more: Any) -> dict[str, Any]:
     body = {name: v for name, v in request.body.items() if name != "stream_options"}
     content = json.dumps({**body, **more}, separators=(",", ":"), allow_nan=False).encode()
     if len(content) <= _PIECE:
-        return {"content": content}
+        return {"content": content, "options": {**_OPTIONS, "headers": {}}}
     headers = {"Content-Length": str(len(content))}  # otherwise the transport would use chunks
-    return {"content": _pieces(content), "options": {"headers": headers}}
+    return {"content": _pieces(content), "options": {**_OPTIONS, "headers": headers}}
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:
@@ -167,7 +176,7 @@ async def _pieces(content: bytes) -> AsyncIterator[bytes]:
 
 
 def _response(payload: dict[str, Any], answer: httpx2.Response, secret: Secret) -> Response:
-    headers = dict(answer.headers)  # names are in lower case already
+    headers = dict(answer.headers.items())  # names are in lower case already
     headers.pop("set-cookie", None)
     name = short(headers.get("x-request-id"), secret)
     return Response(payload, usage_of(payload), headers, name)
