@@ -15,7 +15,7 @@ from feste.backend import Backend, Limits, operation
 from feste.draw import Determinism
 from feste.errors import NodeError, RunFailed
 from feste.scheduler.driver import driver
-from feste.scheduler.run import JOINED
+from feste.scheduler.states import JOINED
 
 LONG = 30.0
 

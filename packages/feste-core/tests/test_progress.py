@@ -23,7 +23,7 @@ from feste.report import progress
 from feste.report.headway import Headway
 from feste.report.progress import shown
 from feste.scheduler.admission.held import RATE_LIMIT
-from feste.scheduler.run import GATHERED, QUEUED, SENT
+from feste.scheduler.states import GATHERED, QUEUED, SENT
 from feste.testing import FakeBackend, VirtualClock
 
 LONG = 60.0

@@ -32,7 +32,8 @@ from feste.errors import (
 )
 from feste.node import PENDING
 from feste.prompt import Prompt
-from feste.scheduler.run import OPEN, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import OPEN
 from feste.store.opened import opened
 from feste.testing import FakeBackend, VirtualClock
 

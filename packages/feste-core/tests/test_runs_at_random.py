@@ -27,7 +27,8 @@ from feste.errors import (
     Unreachable,
     WorkerLost,
 )
-from feste.scheduler.run import OPEN, VALUED, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import OPEN, VALUED
 from feste.testing import FakeBackend, FakeParams, VirtualClock
 from feste.testing.virtual_clock import VirtualHands
 

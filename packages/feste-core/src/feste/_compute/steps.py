@@ -30,7 +30,8 @@ from feste.scheduler.checks import check_nodes
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor, Scheduler
 from feste.scheduler.program import Program
-from feste.scheduler.run import STATES, VALUED, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import STATES, VALUED
 from feste.store.answers import answers_of
 
 __all__ = [

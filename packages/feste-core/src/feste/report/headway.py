@@ -11,7 +11,7 @@ from feste.report.axis import clock
 from feste.report.figures import money
 from feste.report.prices import Prices, certain
 from feste.scheduler.admission.held import RATE_LIMIT
-from feste.scheduler.run import GATHERED, QUEUED
+from feste.scheduler.states import GATHERED, QUEUED
 from feste.wording import counted
 
 if TYPE_CHECKING:

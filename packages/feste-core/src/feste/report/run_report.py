@@ -20,7 +20,7 @@ from feste.report.run_text import headline, html_of, table_of, text_of
 from feste.report.timeline import Span, draw_timeline
 from feste.report.waiting import in_order
 from feste.scheduler.request_log import RequestLog
-from feste.scheduler.run import KEPT
+from feste.scheduler.states import KEPT
 from feste.wording import counted
 
 if TYPE_CHECKING:

@@ -21,11 +21,7 @@ from feste.errors import (
 from feste.scheduler.admission.retry import REFUSED_ALL, RetryPolicy, is_unreadable
 from feste.scheduler.executor import Executor
 from feste.scheduler.parcel import Parcel
-from feste.scheduler.run import (
-    OPEN,
-    QUEUED,
-    SENT,
-)
+from feste.scheduler.states import OPEN, QUEUED, SENT
 from feste.scheduler.waits import RETRY
 from feste.scheduler.work import cause_of
 

@@ -63,7 +63,9 @@ from feste.scheduler.journaling import Journaling
 from feste.scheduler.latencies import Durations, Latencies
 from feste.scheduler.lifecycle import Lifecycle
 from feste.scheduler.nesting import Nesting
-from feste.scheduler.run import (
+from feste.scheduler.run import Run
+from feste.scheduler.stalls import Stalls
+from feste.scheduler.states import (
     GATHERED,
     INTERRUPTED,
     JOINED,
@@ -75,9 +77,7 @@ from feste.scheduler.run import (
     SENT,
     VALUED,
     WAITING,
-    Run,
 )
-from feste.scheduler.stalls import Stalls
 from feste.scheduler.waits import Waits
 
 __all__ = ["Brain"]

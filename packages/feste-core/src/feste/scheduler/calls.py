@@ -17,14 +17,8 @@ from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.halves import parse_response
 from feste.scheduler.journaling import replayed_in_vain
 from feste.scheduler.parcel import Parcel
-from feste.scheduler.run import (
-    FINISHING,
-    GATHERED,
-    NOT_STARTED,
-    OPEN,
-    PARSING,
-    Run,
-)
+from feste.scheduler.run import Run
+from feste.scheduler.states import FINISHING, GATHERED, NOT_STARTED, OPEN, PARSING
 from feste.scheduler.waits import STORE
 from feste.scheduler.work import cause_of
 

@@ -12,7 +12,8 @@ from feste.scheduler.batching.flights import SHAREABLE
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import QUICK, Executor, PyTask
 from feste.scheduler.halves import prepare_request
-from feste.scheduler.run import (
+from feste.scheduler.run import Run
+from feste.scheduler.states import (
     DONE,
     FINISHING,
     NOT_STARTED,
@@ -22,7 +23,6 @@ from feste.scheduler.run import (
     REPLAYED,
     RUNNING,
     WAITING,
-    Run,
 )
 from feste.scheduler.work import describe
 

@@ -20,7 +20,8 @@ from feste.scheduler.batching.batcher import Gathering
 from feste.scheduler.batching.flights import SHAREABLE
 from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.halves import prepare_request
-from feste.scheduler.run import NOT_STARTED, OPEN, PREPARING, READY, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import NOT_STARTED, OPEN, PREPARING, READY
 from feste.store.rows import Wanted
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from feste.scheduler.checks import check_nodes
 from feste.scheduler.emission import REPACK, Emission
 from feste.scheduler.executor import QUICK
 from feste.scheduler.program import Program
-from feste.scheduler.run import NOT_STARTED, OPEN, READY, VALUED, WAITING, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import NOT_STARTED, OPEN, READY, VALUED, WAITING
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain

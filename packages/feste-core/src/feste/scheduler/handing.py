@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from feste.errors import FesteError, NotStarted
 from feste.node import PENDING, Node
 from feste.scheduler.program import Program
-from feste.scheduler.run import NOT_STARTED, OPEN, VALUED, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import NOT_STARTED, OPEN, VALUED
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain

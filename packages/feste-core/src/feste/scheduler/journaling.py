@@ -16,17 +16,8 @@ from feste.backend import Call, Request, Response, Secret
 from feste.errors import CacheMiss, FesteError
 from feste.scheduler.batching.flights import SHAREABLE
 from feste.scheduler.parcel import Parcel
-from feste.scheduler.run import (
-    CACHED,
-    DONE,
-    KEPT,
-    NOT_STARTED,
-    OPEN,
-    PARSING,
-    REPLAYED,
-    SHARED,
-    Run,
-)
+from feste.scheduler.run import Run
+from feste.scheduler.states import CACHED, DONE, KEPT, NOT_STARTED, OPEN, PARSING, REPLAYED, SHARED
 from feste.store.answers import is_cacheable
 from feste.store.rows import Answer, Found, Wanted
 

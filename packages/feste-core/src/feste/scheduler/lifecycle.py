@@ -23,7 +23,8 @@ from feste.events import NodeFinished
 from feste.fused import PREVIOUS, Fused, tasks_of
 from feste.node import PENDING, Node
 from feste.scheduler.fallbacks import Elsewhere
-from feste.scheduler.run import (
+from feste.scheduler.run import Run
+from feste.scheduler.states import (
     DONE,
     FAILED,
     JOINED,
@@ -38,7 +39,6 @@ from feste.scheduler.run import (
     STATES,
     VALUED,
     WAITING,
-    Run,
 )
 from feste.wording import counted
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from feste.errors import NotStarted
-from feste.scheduler.run import VALUED, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import VALUED
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain

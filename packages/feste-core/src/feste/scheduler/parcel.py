@@ -9,7 +9,8 @@ from feste.budget import Budget
 from feste.errors import CallError
 from feste.events import CAUSES
 from feste.scheduler.admission.gate import Gate
-from feste.scheduler.run import OPEN, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import OPEN
 
 __all__ = ["Parcel", "Split"]
 

@@ -28,24 +28,9 @@ from feste.scheduler.request_log import RequestLog
 from feste.scheduler.series import Series
 from feste.scheduler.states import (
     CACHED,
-    DONE,
-    FAILED,
-    FINISHING,
-    GATHERED,
-    INTERRUPTED,
-    JOINED,
-    KEPT,
     NOT_STARTED,
     OPEN,
-    PARSING,
-    PREPARING,
-    QUEUED,
-    READY,
     REPLAYED,
-    RUNNING,
-    SENT,
-    SHARED,
-    SKIPPED,
     STATES,
     VALUED,
     WAITING,
@@ -60,32 +45,7 @@ if TYPE_CHECKING:
     from feste.store.journal import Journal
     from feste.store.rows import Earlier
 
-__all__ = [
-    "CACHED",
-    "DONE",
-    "FAILED",
-    "FINISHING",
-    "GATHERED",
-    "INTERRUPTED",
-    "JOINED",
-    "KEPT",
-    "NOT_STARTED",
-    "OPEN",
-    "PARSING",
-    "PREPARING",
-    "QUEUED",
-    "READY",
-    "REPLAYED",
-    "RUNNING",
-    "SENT",
-    "SHARED",
-    "SKIPPED",
-    "STATES",
-    "VALUED",
-    "WAITING",
-    "Run",
-    "Scope",
-]
+__all__ = ["Run", "Scope"]
 
 Scope = tuple[str, ...]
 """What an outage or a refusal concerns: endpoint and account, and perhaps the model."""

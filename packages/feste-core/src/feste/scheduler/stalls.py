@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from feste.errors import StalledError
-from feste.scheduler.run import INTERRUPTED, OPEN, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import INTERRUPTED, OPEN
 from feste.wording import counted
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from feste.scheduler.admission.gate import Gate
 from feste.scheduler.admission.held import AT_GATE, SLOT, Held, cause_at
 from feste.scheduler.executor import PyTask
 from feste.scheduler.parcel import Parcel
-from feste.scheduler.run import GATHERED, JOINED, OPEN, PARSING, PREPARING, QUEUED, SENT, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import GATHERED, JOINED, OPEN, PARSING, PREPARING, QUEUED, SENT
 from feste.scheduler.totals import IN_FLIGHT, PYTHON, Totals
 
 if TYPE_CHECKING:

@@ -13,11 +13,8 @@ from feste.errors import (
 )
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.parcel import Parcel, Split
-from feste.scheduler.run import (
-    QUEUED,
-    Run,
-    Scope,
-)
+from feste.scheduler.run import Run, Scope
+from feste.scheduler.states import QUEUED
 from feste.scheduler.waits import PREFIX
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from feste.scheduler.batching.batcher import (
 )
 from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.parcel import Parcel, Split
-from feste.scheduler.run import FINISHING, GATHERED, NOT_STARTED, OPEN, Run
+from feste.scheduler.run import Run
+from feste.scheduler.states import FINISHING, GATHERED, NOT_STARTED, OPEN
 from feste.scheduler.work import cause_of
 
 if TYPE_CHECKING:
