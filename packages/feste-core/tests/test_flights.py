@@ -219,3 +219,19 @@ def test_each_store_gets_the_answer(tmp_path: Any, restart: Any) -> None:
         again = VirtualClock(llm.answer)
         again.compute(llm.chat("Hi", GREEDY), store=tmp_path / f"{name}.db")
         assert not again.sent
+
+
+def test_a_call_waits_for_none_with_a_later_deadline() -> None:
+    """It is sent by itself, and ends in time."""
+    llm = FakeBackend()
+    seconds = iter([1000.0, 1.0, 1.0])
+    clock = VirtualClock(llm.answer, request_seconds=lambda request: next(seconds))
+    slow, quick, other = (
+        clock.run(llm.chat("Hi", GREEDY), deadline=deadline) for deadline in (None, 3.0, 5.0)
+    )
+    for run in (slow, quick, other):
+        clock.tell(0.0, ("submit", run))
+    clock.drive()
+
+    assert [run.ended for run in (slow, quick, other)] == [1000.0, 1.0, 1.0]
+    assert len(clock.sent) == 3

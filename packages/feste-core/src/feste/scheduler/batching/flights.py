@@ -6,6 +6,7 @@ what common subexpressions do before, and is switched off with that pass (``opti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ class Flights:
 
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
-        #: For each call under way the others: positions in their runs.
+        #: For each call under way its run, and the others: positions in their runs.
+        self._runs: dict[Name, Run] = {}
         self._waiting: dict[Name, list[tuple[Run, int, Request]]] = {}
         self._led: dict[tuple[Run, int], Name] = {}
 
@@ -51,12 +53,14 @@ class Flights:
         if not run.shares or node.call is None or node.determinism not in SHAREABLE:
             return False
         name = (node.call.token, request.account, request.key)
-        waiting = self._waiting.get(name)
-        if waiting is None:
-            self._waiting[name] = []
+        first = self._runs.get(name)
+        if first is None:
+            self._runs[name], self._waiting[name] = run, []
             self._led[run, i] = name
             return False
-        waiting.append((run, i, request))
+        if (run.deadline or math.inf) < (first.deadline or math.inf):
+            return False  # it might have to wait for too long
+        self._waiting[name].append((run, i, request))
         self.brain.lifecycle.join(run, i)
         return True
 
@@ -94,6 +98,7 @@ class Flights:
         name = self._led.pop((run, i), None)
         if name is None:
             return []
+        del self._runs[name]
         landed = [one for one in self._waiting.pop(name) if one[0].state[one[1]] == JOINED]
         for other, j, _ in landed:
             self.brain.waits.spend(other, j, EQUAL_CALL)
