@@ -535,3 +535,27 @@ def test_nodes_that_tasks_return_fall_back_too() -> None:
         return llm.chat(word)
 
     assert model_of(more("bad").compute()) == "small"
+
+
+def test_a_rerun_finds_what_was_answered_after_garbage(tmp_path: Path, restart: Any) -> None:
+    """The first backend garbles an answer, which is kept, and is down then; the second one answers."""
+    first, second = FakeBackend("a"), FakeBackend("b")
+    store = tmp_path / "answers.db"
+    found = []
+    for sent in (7, 0):
+        restart()
+        garbled = [Response({"garbled": 1})]
+
+        def answer(request: Request, garbled: list[Response] = garbled) -> Response:
+            if request.body["model"] == "b":
+                return second.answer(request)
+            if garbled:
+                return garbled.pop()
+            raise errors.ServerError("down")
+
+        clock = VirtualClock(answer)
+        found += clock.compute(first.or_else(second).chat("hi"), store=store, on_error="return")
+        assert len(clock.sent) == sent
+
+    assert model_of(found[0]) == "b"
+    assert found[0] == found[1]

@@ -18,7 +18,7 @@ from feste.scheduler.halves import parse_response
 from feste.scheduler.journaling import replayed_in_vain
 from feste.scheduler.parcel import Parcel
 from feste.scheduler.run import Run
-from feste.scheduler.states import FINISHING, GATHERED, NOT_STARTED, OPEN, PARSING
+from feste.scheduler.states import FINISHING, GATHERED, NOT_STARTED, OPEN, PARSING, REPLAYED
 from feste.scheduler.waits import STORE
 from feste.scheduler.work import cause_of
 
@@ -146,8 +146,15 @@ class Calls:
         if ok:
             self.brain.journaling.remember(run, task.index, task.args[1], value)
             return
-        error = cause_of(value, MalformedResponse)
-        self.brain.lifecycle.fail(run, task.index, replayed_in_vain(run, task.index, error))
+        error = replayed_in_vain(run, task.index, cause_of(value, MalformedResponse))
+        asked = run.asked.get(task.index)
+        if (
+            asked is not None
+            and run.sources.get(task.index) == REPLAYED
+            and self.brain.fallbacks.look_ahead(run, task.index, asked, error)
+        ):
+            return  # another backend may have answered after this one
+        self.brain.lifecycle.fail(run, task.index, error)
 
     def fail(self, run: Run, i: int, error: FesteError) -> None:
         """Fail a call because one half of its operation raised.

@@ -124,12 +124,15 @@ class Fallbacks:
 
     # --- before anything is bought ----------------------------------------------------------------
 
-    def look_ahead(self, run: Run, i: int, request: Request) -> bool:
+    def look_ahead(
+        self, run: Run, i: int, request: Request, error: FesteError | None = None
+    ) -> bool:
         """Look for what a later backend answered in an earlier session; else the call is bought.
 
         :param run: the run.
         :param i: the node's position.
         :param request: the request of its backend, for which no answer is known.
+        :param error: why the answer that is known cannot be used: without another one the call fails.
         :returns: False if there is nothing to look for.
         """
         node = run.program.nodes[i]
@@ -140,7 +143,7 @@ class Fallbacks:
             later.append(_next(later[-1]))
         run.state[i] = PREPARING
         values = [run.values[d] for d in run.program.deps[i]]
-        args = (request, later[1:], values)
+        args = (request, later[1:], values, error)
         name = f"{node.op.name}.prepare"
         task = PyTask(run, i, "look ahead", _requests, args, {}, [], name)
         self.brain.dispatcher.push(run, QUICK, run.program.rank[i], task)
@@ -148,17 +151,24 @@ class Fallbacks:
 
     def on_prepared(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         """Ask the store for the answers to the requests of later backends."""
-        i, request = task.index, task.args[0]
+        i, request, error = task.index, task.args[0], task.args[3]
         if not ok or not value:  # the error comes again if that backend is asked
-            self._buy(run, i, request)
+            self._go_on(run, i, request, error)
             return
         assert run.store is not None
         wanted = [Wanted(r.key, r.draws[0], sample, True) for _, r, sample in value]
-        then = partial(self._looked, run, i, request, value)
+        then = partial(self._looked, run, i, request, error, value)
         self.brain.journaling.ask(partial(run.store.recall, wanted), then)
 
     def _looked(
-        self, run: Run, i: int, request: Request, later: list[Any], ok: bool, found: Any
+        self,
+        run: Run,
+        i: int,
+        request: Request,
+        error: FesteError | None,
+        later: list[Any],
+        ok: bool,
+        found: Any,
     ) -> None:
         if run.state[i] >= OPEN:
             return
@@ -169,10 +179,12 @@ class Fallbacks:
                     run.asked[i] = own
                     self.brain.journaling.found(run, i, own, one)
                     return
-        self._buy(run, i, request)
+        self._go_on(run, i, request, error)
 
-    def _buy(self, run: Run, i: int, request: Request) -> None:
-        if run.stopping:
+    def _go_on(self, run: Run, i: int, request: Request, error: FesteError | None) -> None:
+        if error is not None:
+            self.brain.lifecycle.fail(run, i, error)
+        elif run.stopping:
             self.brain.lifecycle.end(run, i, NOT_STARTED)
         else:
             self.brain.calls.buy(run, i, request)
@@ -191,7 +203,7 @@ def _next(node: Node) -> Node:
 
 
 def _requests(
-    request: Request, later: list[Node], values: list[Any]
+    request: Request, later: list[Node], values: list[Any], error: FesteError | None
 ) -> list[tuple[int, Request, bool]]:
     """Prepare the requests of later backends as far as that is possible; the executor runs this."""
     made = []
