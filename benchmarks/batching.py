@@ -27,8 +27,8 @@ import feste
 from feste.backend import Limits
 from feste.backend.openai import CompleteParams, OpenAI
 from feste.prompt import Prompt
-from feste.scheduler.batching.feeders import Queue
 from feste.scheduler.batching.groups import Groups
+from feste.scheduler.batching.queue import Queue
 from feste.testing import SimServer, VirtualClock
 from feste.testing.workloads import WORKLOADS, Workload, simulate
 

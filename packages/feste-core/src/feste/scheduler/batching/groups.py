@@ -21,8 +21,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Request
-from feste.scheduler.batching.feeders import Feeders, Queue
+from feste.scheduler.batching.feeders import Feeders
 from feste.scheduler.batching.lists import server_of
+from feste.scheduler.batching.queue import Queue
 from feste.scheduler.run import Run
 
 if TYPE_CHECKING:
