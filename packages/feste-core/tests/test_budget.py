@@ -380,3 +380,26 @@ def test_an_answer_without_a_count_costs_what_was_set_aside() -> None:
 
     bounds = [PRICE.dollars(request.size, 8) for _, request in clock.sent]
     assert len(bounds) == 2 and run.spent["dollars"] == pytest.approx(sum(bounds))
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        (10.0, "$10.00 left, and the plan needs at most"),
+        (0.000001, "it will stop there"),
+        ("100000 tokens", "100,000 tokens left, and the plan needs at most"),
+        ("1 tokens", "it will stop there"),
+    ],
+)
+def test_explain_tells_whether_a_plan_fits(budget: Any, told: str) -> None:
+    llm = priced()
+    explained = feste.explain([llm.chat(f"{i}", SHORT) for i in range(5)], budget=budget)
+
+    assert told in " ".join(str(explained).split())
+    assert not llm.requests
+
+
+def test_explain_tells_that_a_price_is_missing() -> None:
+    told = str(feste.explain(FakeBackend().chat("Hi", SHORT), budget=1.0))
+
+    assert "a price is not known, which is refused" in " ".join(told.split())

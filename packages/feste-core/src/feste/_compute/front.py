@@ -17,6 +17,7 @@ from feste._compute.steps import (
     run_elsewhere,
     wait_for,
 )
+from feste.budget import Budget
 from feste.delayed import FesteDelayed
 from feste.garbage import no_collection
 from feste.graph import FesteGraph
@@ -153,4 +154,29 @@ def explain(*args: Any, analyze: RunReport | None = None, **settings: Any) -> Ex
     if not inspect.isclass(kind_of(chosen["scheduler"])):
         note = "a plain get function runs this graph: only the batches planned here are formed"
     with no_collection():
-        return Explanation(Optimizer().run(graph, chosen), note, analyze)
+        explained = Explanation(Optimizer().run(graph, chosen), note, analyze)
+    told = [note, *(_told_of(budget, explained) for budget in context.caps(chosen))]
+    explained.note = "; ".join(filter(None, told))
+    return explained
+
+
+def _told_of(budget: Budget, explained: Explanation) -> str:
+    """Tell whether a plan fits into what is left of a budget.
+
+    :param budget: the budget.
+    :param explained: the plan.
+    """
+    needs = explained.dollars
+    if budget.unit == "tokens":
+        needs = explained.input_tokens + explained.output_tokens
+    left = budget.cap - budget.spent - budget.reserved
+    whole = f"the budget has {budget.shown(left)} left"
+    if budget.unit == "dollars" and explained.unpriced:
+        return f"{whole}, and a price is not known, which is refused"
+    if needs.worst is not None and needs.worst <= left:
+        return f"{whole}, and the plan needs at most {budget.shown(needs.worst)}"
+    if needs.likely is not None and needs.likely > left:
+        return f"{whole}, and the plan needs about {budget.shown(needs.likely)}: it will stop there"
+    if needs.worst is None:
+        return f"{whole}; what the plan needs at most is not known"
+    return f"{whole}, and the plan may need up to {budget.shown(needs.worst)}: it may stop there"
