@@ -403,3 +403,20 @@ def test_explain_tells_that_a_price_is_missing() -> None:
     told = str(feste.explain(FakeBackend().chat("Hi", SHORT), budget=1.0))
 
     assert "a price is not known, which is refused" in " ".join(told.split())
+
+
+def test_a_run_at_its_cap_holds_up_no_other() -> None:
+    """Its next request waits for those under way; another run's have the other lanes meanwhile."""
+    llm = FakeBackend(limits=Limits(concurrency=4))
+    params = FakeParams(max_tokens=100)
+    clock = VirtualClock(llm.answer, request_seconds=lambda request: 100.0)
+    capped = started(clock, [llm.chat(f"{i}", params) for i in range(4)], budget="300 tokens")
+    other = clock.run([llm.chat(f"other {i}", params) for i in range(4)])
+    clock.tell(1.0, ("submit", other))
+    clock.drive()
+
+    began = [at for at, request in clock.sent if "other" in str(request.body)]
+    assert began[:2] == [1.0, 1.0]
+    assert max(began) <= 101.0
+    assert capped.count_states() == {"done": 4}
+    assert not clock.brain.gates.short

@@ -24,9 +24,19 @@ from feste.scheduler.totals import IN_FLIGHT, PYTHON, Totals
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
 
-__all__ = ["BATCH", "DEPENDENCY", "EQUAL_CALL", "PREFIX", "RETRY", "STORE", "WORKER", "Waits"]
+__all__ = [
+    "BATCH",
+    "BUDGET",
+    "DEPENDENCY",
+    "EQUAL_CALL",
+    "PREFIX",
+    "RETRY",
+    "STORE",
+    "WORKER",
+    "Waits",
+]
 
-DEPENDENCY, WORKER, STORE, BATCH, PREFIX, _, _, _, _, RETRY, EQUAL_CALL = range(len(CAUSES))
+DEPENDENCY, WORKER, STORE, BATCH, PREFIX, _, _, _, BUDGET, RETRY, EQUAL_CALL = range(len(CAUSES))
 #: What a call waits for until its request is complete.
 _BATCHED = (BATCH, *AT_GATE)
 #: What a call was waiting for that ends in such a state without having got on.

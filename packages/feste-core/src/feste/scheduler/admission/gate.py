@@ -200,6 +200,25 @@ class Gate(Generic[P]):
         """Return all items of the queue, in no order."""
         return self._queue.items()
 
+    def hold(self, lane: str) -> None:
+        """Let other runs go first, since this one may send nothing for now.
+
+        :param lane: the run's name.
+        """
+        self._queue.hold(lane)
+
+    def let_go(self, lane: str) -> None:
+        """Let a run have its turns again.
+
+        :param lane: the run's name.
+        """
+        self._queue.let_go(lane)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether all that wait here are of runs that may send nothing for now."""
+        return len(self._queue) > 0 and not self._queue.turns
+
     def queues(self, lane: str) -> bool:
         """Return whether a run has items in the queue.
 
@@ -221,7 +240,7 @@ class Gate(Generic[P]):
             self.requests.room(1.0, now),
             self.tokens.room(self.costs.typical, now),
         )
-        return max(0, int(room) - len(self._queue) - self.coming)
+        return max(0, int(room) - self._queue.turns - self.coming)
 
     def holds(self, now: float) -> Holds:
         """Return why the next request would have to wait, or an empty text.

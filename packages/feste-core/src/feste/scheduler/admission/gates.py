@@ -15,7 +15,7 @@ from feste.scheduler.admission.gate import Gate
 from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.run import Run, Scope
 from feste.scheduler.states import QUEUED
-from feste.scheduler.waits import PREFIX
+from feste.scheduler.waits import BUDGET, PREFIX
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -35,8 +35,9 @@ class Gates:
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
         self.by_scope: dict[Scope, Gate[Parcel]] = {}
-        #: The request of each gate that has a place, and waits until a budget has room for it.
-        self.short: dict[Scope, Parcel] = {}
+        #: Requests that have left their gates and wait until a budget has room for them: one for each
+        #: gate and run, whose others wait in the queue.
+        self.short: dict[tuple[Scope, str], Parcel] = {}
 
     def gate_of(self, call: Call[Any], request: Request) -> Gate[Parcel]:
         """Return the gate of a request.
@@ -105,9 +106,9 @@ class Gates:
                     self.brain.journaling.intend(parcel)
                 else:
                     self.brain.attempts.launch(parcel)
-            if len(gate) or scope in self.short or self.brain.groups.wait_for(gate):
+            if len(gate) or self._is_short(scope) or self.brain.groups.wait_for(gate):
                 self.watch(gate, self.brain.outages.resumes_at(scope))
-            gate.parked = "budget" if scope in self.short else ""
+            gate.parked = "budget" if gate.is_held else ""
             if not self.brain.outages.admits(scope):
                 gate.parked = "outage"
             self.brain.waits.held(gate)
@@ -127,9 +128,11 @@ class Gates:
     def _next(self, scope: Scope, gate: Gate[Parcel]) -> Parcel | None:
         """Return the next request that may be sent: its backend is up, and it is paid for."""
         while self.brain.now >= gate.closed_until and self.brain.outages.admits(scope):
-            parcel = self.short.pop(scope, None) or gate.pop(self.brain.now)
+            parcel = self._afforded(scope) or gate.pop(self.brain.now)
             if parcel is None:
                 return None
+            if parcel.reserved:
+                return parcel
             if parcel.is_over:
                 self.unsent(parcel)
             elif self.brain.deadlines.is_over(parcel):
@@ -137,8 +140,24 @@ class Gates:
                 self.brain.deadlines.missed(parcel)
             elif self._is_paid(scope, parcel):
                 return parcel
-            elif scope in self.short:
-                return None
+        return None
+
+    def _is_short(self, scope: Scope) -> bool:
+        return any(short == scope for short, _ in self.short)
+
+    def _afforded(self, scope: Scope) -> Parcel | None:
+        """Return a request for which there is room under the budgets now, or which is over."""
+        for short, parcel in list(self.short.items()):
+            if short[0] != scope:
+                continue
+            over = parcel.is_over or self.brain.deadlines.is_over(parcel)
+            if over or self.brain.spending.has_room(parcel):
+                del self.short[short]
+                parcel.gate.let_go(parcel.run.name)
+                self.brain.waits.waited(parcel, BUDGET)
+                self.brain.waits.entered(parcel)
+                if over or self._is_paid(scope, parcel):
+                    return parcel
         return None
 
     def _is_paid(self, scope: Scope, parcel: Parcel) -> bool:
@@ -152,7 +171,9 @@ class Gates:
             self.brain.attempts.fail_members(parcel, error)
             return False
         if verdict == "wait":
-            self.short[scope] = parcel
+            self.brain.waits.admitted(parcel)
+            self.short[scope, parcel.run.name] = parcel
+            parcel.gate.hold(parcel.run.name)
         elif verdict == "stop":
             self.unsent(parcel)
             if parcel.error is not None:

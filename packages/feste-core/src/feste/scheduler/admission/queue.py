@@ -24,11 +24,12 @@ class Place(Generic[P]):
     :param request: its request.
     """
 
-    __slots__ = ("gone", "item", "request")
+    __slots__ = ("gone", "item", "lane", "request")
 
-    def __init__(self, item: P, request: Request | None) -> None:
+    def __init__(self, item: P, request: Request | None, lane: _Lane[P]) -> None:
         self.item = item
         self.request = request
+        self.lane = lane
         #: Whether it was removed.
         self.gone = False
 
@@ -36,9 +37,13 @@ class Place(Generic[P]):
 class _Lane(Generic[P]):
     """The items of one run."""
 
-    __slots__ = ("had", "places", "waits")
+    __slots__ = ("had", "held", "places", "size", "waits")
 
     def __init__(self) -> None:
+        #: How many of its items are in the queue.
+        self.size = 0
+        #: Whether its turn does not come for now.
+        self.held = False
         #: The tokens that it has had, as compared with the other lanes.
         self.had = 0.0
         self.places: list[tuple[int, int, Place[P]]] = []
@@ -62,6 +67,7 @@ class FairQueue(Generic[P]):
         self._lanes: dict[str, _Lane[P]] = {}
         self._turns: list[tuple[float, int, _Lane[P]]] = []
         self._places: dict[int, Place[P]] = {}
+        self._held: dict[str, _Lane[P]] = {}
         self._count = 0
         #: What the lane whose turn it was last had had then: a new lane begins there.
         self._level = 0.0
@@ -69,6 +75,38 @@ class FairQueue(Generic[P]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def turns(self) -> int:
+        """The number of items in lanes whose turn may come."""
+        return len(self._places) - sum(lane.size for lane in self._held.values())
+
+    def hold(self, lane: str) -> None:
+        """Let other lanes have their turns, until :meth:`let_go`.
+
+        :param lane: the lane.
+        """
+        found = self._lanes.setdefault(lane, _Lane())
+        found.held = True
+        self._held[lane] = found
+
+    def let_go(self, lane: str) -> None:
+        """Let a lane have turns again.
+
+        :param lane: the lane.
+        """
+        found = self._held.pop(lane, None)
+        if found is not None:
+            found.held = False
+            if found.size:
+                self._line_up(found)
+
+    def _line_up(self, lane: _Lane[P]) -> None:
+        if not lane.waits and not lane.held:
+            lane.waits = True
+            lane.had = max(lane.had, self._level)
+            self._count += 1
+            heapq.heappush(self._turns, (lane.had, self._count, lane))
 
     def push(self, item: P, rank: int, lane: str = "", request: Request | None = None) -> None:
         """Add an item.
@@ -84,21 +122,19 @@ class FairQueue(Generic[P]):
                 self._prune()
             found = self._lanes[lane] = _Lane()
         self._count += 1
-        place = self._places[id(item)] = Place(item, request)
+        place = self._places[id(item)] = Place(item, request, found)
+        found.size += 1
         heapq.heappush(found.places, (-rank, self._count, place))
-        if not found.waits:
-            found.waits = True
-            found.had = max(found.had, self._level)
-            heapq.heappush(self._turns, (found.had, self._count, found))
+        self._line_up(found)
 
     def peek(self) -> Place[P] | None:
-        """Return the place of the item whose turn it is, or None if the queue is empty."""
+        """Return the place of the item whose turn it is, or None if there is none."""
         while self._turns:
-            places = self._turns[0][2].places
-            while places and places[0][2].gone:
-                heapq.heappop(places)
-            if places:
-                return places[0][2]
+            lane = self._turns[0][2]
+            while lane.places and lane.places[0][2].gone:
+                heapq.heappop(lane.places)
+            if lane.places and not lane.held:
+                return lane.places[0][2]
             heapq.heappop(self._turns)[2].waits = False
         return None
 
@@ -110,6 +146,7 @@ class FairQueue(Generic[P]):
         had, _, lane = self._turns[0]
         place = heapq.heappop(lane.places)[2]
         del self._places[id(place.item)]
+        lane.size -= 1
         self._level = had
         lane.had = had + tokens
         self._count += 1
@@ -124,6 +161,7 @@ class FairQueue(Generic[P]):
         place = self._places.pop(id(item), None)
         if place is not None:
             place.gone = True
+            place.lane.size -= 1
         return place is not None
 
     def drop(self, lane: str) -> list[P]:
@@ -132,12 +170,13 @@ class FairQueue(Generic[P]):
         :param lane: the lane.
         """
         found = self._lanes.pop(lane, None)
+        self._held.pop(lane, None)
         if found is None:
             return []
         items = [place.item for _, _, place in found.places if not place.gone]
         for item in items:
             del self._places[id(item)]
-        found.places = []
+        found.places, found.size = [], 0
         return items
 
     def items(self) -> list[P]:
@@ -150,13 +189,13 @@ class FairQueue(Generic[P]):
         :param lane: the lane.
         """
         found = self._lanes.get(lane)
-        return found is not None and any(not place.gone for _, _, place in found.places)
+        return found is not None and found.size > 0
 
     def _prune(self) -> None:
         """Forget lanes that are empty and have no debt to those that wait."""
         self._lanes = {
             name: lane
             for name, lane in self._lanes.items()
-            if lane.places or lane.had > self._level
+            if lane.places or lane.held or lane.had > self._level
         }
         self._prune_at = max(64, 2 * len(self._lanes))

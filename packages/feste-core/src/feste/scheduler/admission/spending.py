@@ -57,6 +57,14 @@ class Spending:
         parcel.reserved = bounds
         return "go"
 
+    def has_room(self, parcel: Parcel) -> bool:
+        """Return whether a request need not wait for those under way: it may go, or its run stops.
+
+        :param parcel: the request, which has waited.
+        """
+        budgets = ((budget, _bound(parcel, budget)) for budget in parcel.run.caps)
+        return all(budget.fits(amount) or not budget.pending for budget, amount in budgets)
+
     def settle(self, parcel: Parcel, outcome: Response | CallError | None) -> None:
         """Replace what was reserved for an attempt by what it has cost.
 
