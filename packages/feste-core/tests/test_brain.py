@@ -128,7 +128,7 @@ def test_random_graphs_end_and_lose_nothing(part: int) -> None:
             assert (i in run.errors) == isinstance(result, FesteError), seed
         assert 0 == clock.in_flight
         assert not clock.brain.attempts.parcels
-        assert not clock.brain.lifecycle.joined
+        assert not clock.brain.joins.under_way
         assert not any(clock.brain.dispatcher.busy.values())
         for gate in clock.brain.gates.by_scope.values():
             assert 0 == gate.in_flight

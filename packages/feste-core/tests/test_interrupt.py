@@ -619,7 +619,7 @@ def test_a_task_that_another_run_waits_for_goes_on_asking() -> None:
     values: list[Any] = []
     other = threading.Thread(target=lambda: values.append(node.compute()))
     other.start()
-    while not any(len(who) > 1 for who in list(driver().brain.lifecycle.joined.values())):
+    while not any(len(who) > 1 for who in list(driver().brain.joins.under_way.values())):
         threading.Event().wait(0.001)
     pairs.close()
     llm.opened.set()

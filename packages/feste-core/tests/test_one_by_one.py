@@ -228,7 +228,7 @@ def test_closing_spares_what_others_wait_for() -> None:
     values: list[Any] = []
     other = threading.Thread(target=lambda: values.append(shared.compute()))
     other.start()
-    until(lambda: any(len(r) > 1 for r in list(driver().brain.lifecycle.joined.values())))
+    until(lambda: any(len(r) > 1 for r in list(driver().brain.joins.under_way.values())))
 
     pairs.close()
     until(lambda: llm.cancelled == ["own"])

@@ -143,7 +143,7 @@ def check_ended(clock: VirtualClock, runs: list[Run]) -> None:
     for run in runs:
         assert run.ended is not None and run.open == 0
         assert all(state >= OPEN for state in run.state)
-    assert not brain.runs and not brain.lifecycle.joined
+    assert not brain.runs and not brain.joins.under_way
     assert not any(brain.dispatcher.busy.values()) and not brain.dispatcher.chunks
     assert not brain.attempts.parcels and not brain.attempts.retrying
     assert all(not gate.in_flight and not len(gate) for gate in brain.gates.by_scope.values())

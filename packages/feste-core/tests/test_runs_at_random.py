@@ -176,7 +176,7 @@ def test_random_runs_end_and_leave_nothing(seed: int, tmp_path: Path) -> None:
         brain.flights._led,
         brain.lists._packing,
     ]
-    left += [brain.flights._waiting, brain.lifecycle.joined, brain.prefixes._leading]
+    left += [brain.flights._waiting, brain.joins.under_way, brain.prefixes._leading]
     assert not any(left)
     for gate in brain.gates.by_scope.values():
         assert gate.in_flight == gate.coming == len(gate) == 0

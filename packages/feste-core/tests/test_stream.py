@@ -323,7 +323,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def until_joined() -> None:
-    until(lambda: any(len(r) > 1 for r in list(driver().brain.lifecycle.joined.values())))
+    until(lambda: any(len(r) > 1 for r in list(driver().brain.joins.under_way.values())))
 
 
 def test_several_streams_at_once_keep_their_texts_apart() -> None:

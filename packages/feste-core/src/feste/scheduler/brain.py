@@ -59,6 +59,7 @@ from feste.scheduler.executor import Executor
 from feste.scheduler.fallbacks import Fallbacks
 from feste.scheduler.growth import Growth
 from feste.scheduler.handing import Handing
+from feste.scheduler.joins import Joins
 from feste.scheduler.journaling import Journaling
 from feste.scheduler.latencies import Durations, Latencies
 from feste.scheduler.lifecycle import Lifecycle
@@ -108,6 +109,7 @@ class Brain:
         self.waits = Waits(self)
         self.accounts = Accounts(self)
         self.lifecycle = Lifecycle(self)
+        self.joins = Joins(self)
         self.dispatcher = Dispatcher(self)
         self.growth = Growth(self)
         self.handing = Handing(self)
@@ -328,7 +330,7 @@ class Brain:
         if run.ended is not None:
             return
         run.interrupted = True
-        spared = self.lifecycle.awaited(run)
+        spared = self.joins.awaited(run)
         if not parsing and PARSING in run.state:
             spared.update(i for i, state in enumerate(run.state) if state == PARSING)
             self.later(_PARSING, lambda now: self.interrupt(run, parsing=True))

@@ -154,7 +154,7 @@ class Dispatcher:
                 or self.brain.lifecycle.paid(run, j) is not None
                 or (
                     node.determinism is not Determinism.PURE
-                    and not self.brain.lifecycle.claim(run, j, node)
+                    and not self.brain.joins.claim(run, j, node)
                 )
             ):
                 break

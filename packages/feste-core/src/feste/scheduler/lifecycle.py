@@ -1,4 +1,4 @@
-"""State changes of nodes: becoming ready, done or failed, poisoning, and sharing between runs."""
+"""State changes of nodes: becoming ready, done or failed, and poisoning what needs them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING, Any
 from feste.backend import Response
 from feste.draw import Determinism
 from feste.errors import (
-    BackendUnavailable,
-    CacheMiss,
-    CallTimeout,
-    ConfigError,
     FesteError,
-    GraphError,
     NotStarted,
     UpstreamFailed,
 )
 from feste.events import NodeFinished
-from feste.fused import PREVIOUS, Fused, tasks_of
+from feste.fused import PREVIOUS, Fused
 from feste.node import PENDING, Node
 from feste.scheduler.fallbacks import Elsewhere
 from feste.scheduler.run import Run
@@ -34,10 +29,8 @@ from feste.scheduler.states import (
     READY,
     RUNNING,
     SENT,
-    SHARED,
     SKIPPED,
     STATES,
-    VALUED,
     WAITING,
 )
 from feste.wording import counted
@@ -56,7 +49,6 @@ class Lifecycle:
 
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
-        self.joined: dict[Any, list[tuple[Run, int]]] = {}
         self._settling: deque[tuple[Run, int, Any, int]] = deque()
 
     def ready(self, run: Run, i: int) -> None:
@@ -77,20 +69,8 @@ class Lifecycle:
         if run.stopping:
             self.end(run, i, NOT_STARTED)
             return
-        if self._is_joined(node):
-            around = self._surrounding(run, node)
-            if around is not None:
-                told = f"{around.key} waits for itself: its own task computes it"
-                self.fail(run, i, GraphError(told, origin=around.where))
-                return
-            shared = self._shared_name(run, node)
-            others = self.joined.setdefault(shared, [])
-            if others and others[0] != (run, i):  # another run is running it: wait for that result
-                others.append((run, i))
-                self.join(run, i)
-                return
-            if not others:
-                others.append((run, i))
+        if not self.brain.joins.begins(run, i, node):
+            return
         paid = self.paid(run, i)
         if paid is not None and i not in run.emitters:
             self._go_on(run, i, paid)
@@ -99,28 +79,6 @@ class Lifecycle:
         where = self.brain.dispatcher.place(run, i)
         if where:
             self.brain.dispatcher.push(run, where, run.program.rank[i], i)
-
-    def join(self, run: Run, i: int) -> None:
-        """Let a node wait for the result of an equal one elsewhere.
-
-        :param run: the run.
-        :param i: its position.
-        """
-        run.state[i] = JOINED
-        self.brain.lists.drop(run, i)
-        if run.feeders is not None:
-            run.feeders.hold(i)
-            run.feeders.emitted(i)  # what it returns goes to the other run
-            self.brain.groups.changed(run)
-
-    def _surrounding(self, run: Run, node: Node) -> Node | None:
-        """Return the task of a node, or of a step of it, that started this run, or None."""
-        if run.around is not None:
-            for task in tasks_of(node):
-                others = self.joined.get(self._shared_name(run, task))
-                if task.key in run.steps_around or (others and run.is_inside(*others[0])):
-                    return task
-        return None
 
     def _go_on(self, run: Run, i: int, paid: Any) -> None:
         """Continue from what an earlier run paid for: an unparsed response, or returned nodes."""
@@ -157,15 +115,6 @@ class Lifecycle:
             for keeper in run.program.keepers[i]:
                 if keeper.value is PENDING:
                     keeper.paid = paid
-
-    def _is_joined(self, node: Node) -> bool:
-        """Whether other runs wait for a node in flight; pure Python is cheaper to run again."""
-        return node.op.kind == "call" or node.determinism is not Determinism.PURE
-
-    def _shared_name(self, run: Run, node: Node) -> Any:
-        """Return the name under which runs that hold the same node find each other."""
-        alone = node.op.kind == "call" or getattr(node.op, "once", False)
-        return node.key if alone else (node.key, id(run.executor))
 
     def done(self, run: Run, i: int, value: Any, state: int) -> None:
         """Give a node its value. A queue replaces recursion when consumers are done at once."""
@@ -315,7 +264,7 @@ class Lifecycle:
             self.brain.lists.drop(run, i)
         if run.feeders is not None:
             self.brain.groups.ended(run, i)
-        self._tell_joined(run, i, node, state)
+        self.brain.joins.ended(run, i, node, state)
         if node.op.kind == "call":
             self.brain.flights.ended(run, i)
         self.let_go(run, run.program.deps[i])
@@ -362,60 +311,6 @@ class Lifecycle:
         now = self.brain.now - run.started
         ready = run.ready_at[i] - run.started if run.ready_at[i] >= 0 else now
         self.brain.act("notify", run, partial(_finished, run, i, node, state, now, ready))
-
-    def _tell_joined(self, run: Run, i: int, node: Node, state: int) -> None:
-        shared = self._shared_name(run, node)
-        others = self.joined.get(shared)
-        if not others or others[0] != (run, i):
-            if others and (run, i) in others:
-                others.remove((run, i))
-            return
-        del self.joined[shared]
-        for other, j in others[1:]:
-            if other.state[j] != JOINED:
-                continue
-            if state in VALUED:
-                self.done(other, j, run.values[i], SHARED)
-            elif state == FAILED and not _may_ask_again(run, i, other):
-                self.fail(other, j, run.errors[i], final=True)
-            else:
-                other.state[j] = WAITING
-                self.ready(other, j)
-
-    def awaited(self, run: Run) -> set[int]:
-        """Return the positions of a run's unfinished nodes that other runs wait for.
-
-        :param run: the run.
-        """
-        return self.brain.flights.awaited(run) | {
-            i
-            for (first, i), *others in self.joined.values()
-            if first is run and any(other.state[j] == JOINED for other, j in others)
-        }
-
-    def claim(self, run: Run, i: int, node: Node) -> bool:
-        """Claim a node for this run; return False if another run is already running it or a part of it."""
-        if self._surrounding(run, node) is not None:
-            return False
-        others = self.joined.setdefault(self._shared_name(run, node), [(run, i)])
-        return others[0] == (run, i)
-
-
-def _may_ask_again(run: Run, i: int, other: Run) -> bool:
-    """Whether a node failed for a reason that does not hold in another run, which waited for it.
-
-    Either the first run stops, or has shown pieces of an answer, or its settings are others.
-    """
-    if run.stopping or run.has_shown([i]):
-        return True
-    error = run.errors[i]
-    if isinstance(error, CacheMiss):
-        return other.answers is None or not other.answers.replay_only
-    if isinstance(error, CallTimeout):
-        return run.deadline != other.deadline
-    if isinstance(error, BackendUnavailable):
-        return run.patience != other.patience
-    return isinstance(error, ConfigError) and run.caps != other.caps
 
 
 def _finished(run: Run, i: int, node: Node, state: int, now: float, ready: float) -> NodeFinished:

@@ -33,7 +33,7 @@ class Nesting:
         """
         inside = [r for r in self.brain.runs if r.around is not None and r.around[0] == run.name]
         if inside:
-            awaited = self.brain.lifecycle.awaited(run)
+            awaited = self.brain.joins.awaited(run)
             for each in inside:
                 assert each.around is not None
                 if each.around[1] not in awaited:
@@ -69,4 +69,4 @@ class Nesting:
         name, i, _ = run.around
         tasks = (task for chunk in self.brain.dispatcher.chunks.values() for task in chunk)
         of = next((t.run for t in tasks if t.run.name == name and t.index == i), None)
-        return of is not None and of.cancelled and i not in self.brain.lifecycle.awaited(of)
+        return of is not None and of.cancelled and i not in self.brain.joins.awaited(of)

@@ -61,7 +61,7 @@ class Flights:
         if (run.deadline or math.inf) < (first.deadline or math.inf):
             return False  # it might have to wait for too long
         self._waiting[name].append((run, i, request))
-        self.brain.lifecycle.join(run, i)
+        self.brain.joins.wait(run, i)
         return True
 
     def answered(self, run: Run, i: int, response: Response) -> None:
