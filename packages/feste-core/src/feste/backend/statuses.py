@@ -121,9 +121,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _reset(limits: tuple[RateLimit, ...]) -> float | None:
     """Return when a refused request may go: when all that is used up is there again."""
-    known = [r for r in limits if r.reset is not None]
-    used_up = [r.reset for r in known if r.remaining is not None and r.remaining < 1]
-    waits = [seconds for seconds in used_up if seconds is not None]
+    waits = [
+        r.reset
+        for r in limits
+        if r.reset is not None and r.remaining is not None and r.remaining < 1
+    ]
     if waits:
         return max(waits)
-    return min((r.reset for r in known if r.reset), default=None)
+    return min((r.reset for r in limits if r.reset), default=None)
