@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import feste
-from feste.backend import Limits, Request, Response
+from feste.backend import BatchRule, Limits, Operation, Request, Response
 from feste.errors import CallError, InvalidRequest, RateLimited, ServerError
+from feste.scheduler.batching.queue import Queue
 from feste.scheduler.brain import Brain
 from feste.scheduler.run import Run
 from feste.scheduler.states import OPEN
@@ -425,6 +426,37 @@ def test_a_full_request_does_not_wait() -> None:
         (pytest.approx(1.6), 16),
         (pytest.approx(2.0), 4),
     ]
+
+
+def test_a_limit_of_tokens_counts_what_waits() -> None:
+    """What was sent, or does not come after all, no longer fills a request."""
+
+    class Small(FakeBackend):
+        embed = Operation(
+            prepare=FakeBackend._prepare_embed,
+            send=FakeBackend._send,
+            parse=FakeBackend._parse_vector,
+            batch=BatchRule(
+                "text", "input", 96, FakeBackend._pack, FakeBackend._unpack, max_tokens=100
+            ),
+        )
+
+    llm = Small()
+    clock = VirtualClock(llm.answer)
+    run = clock.run(llm.embed("x"))
+    queue = Queue(run, llm.embed)
+    request = llm.embed.prepare(["x" * 100])  # 26 tokens
+    for i in range(3):
+        queue.add(i, request, rank=0)
+        run.program.rank.append(0)
+    assert not queue.is_full(96)
+    queue.add(3, request, rank=0)
+    assert queue.is_full(96)
+
+    assert [i for i, _ in queue.take(2)] == [0, 1]
+    assert (queue.tokens, queue.is_full(96)) == (52, False)
+    queue.remove(2)
+    assert (queue.tokens, list(queue.present)) == (26, [3])
 
 
 def test_a_learnt_limit_fills_a_request_too() -> None:

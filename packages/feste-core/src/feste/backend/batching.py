@@ -97,7 +97,7 @@ class BatchRule:
 
         def too_large(items: int, tokens: int, size: int) -> bool:
             refused = allows is not None and not allows(items, size)
-            return refused or self._over(items, tokens, size, top)
+            return refused or self.exceeds(items, tokens, size, top)
 
         counts: list[int] = []
         items = tokens = size = 0
@@ -115,10 +115,20 @@ class BatchRule:
                 counts[-2:] = [both - both // 2, both // 2]
         return counts
 
-    def _over(self, items: int, tokens: int, size: int, top: int) -> bool:
-        """Whether a request with these numbers of items, tokens and bytes would be too large."""
+    def exceeds(self, items: int, tokens: int, size: int, most: int) -> bool:
+        """Return whether a request would be too large.
+
+        :param items: the number of calls in it.
+        :param tokens: their tokens.
+        :param size: their bytes.
+        :param most: the maximum number of calls.
+
+        >>> rule = BatchRule("prompt", "prompt", 16, pack=None, unpack=None, max_tokens=100)
+        >>> rule.exceeds(2, 95, 400, 16), rule.exceeds(2, 96, 400, 16), rule.exceeds(3, 9, 36, 2)
+        (False, True, True)
+        """
         return (
-            items > top
+            items > most
             or (self.max_tokens is not None and tokens > 0.95 * self.max_tokens)
             or (self.max_bytes is not None and size > 0.95 * self.max_bytes)
         )

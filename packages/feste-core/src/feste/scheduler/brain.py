@@ -176,8 +176,7 @@ class Brain:
     @property
     def wake_at(self) -> float | None:
         """The time at which :meth:`on` must be called again at the latest, on the brain's clock."""
-        while self.timers and self.timers[0][1] in self._dropped:
-            self._dropped.discard(heapq.heappop(self.timers)[1])
+        self._forget_timers()
         return self.timers[0][0] if self.timers else None
 
     def act(self, *action: Any) -> None:
@@ -216,7 +215,11 @@ class Brain:
         :param number: the number of its timer, which has not gone off yet.
         """
         self._dropped.add(number)
-        self.wake_at  # noqa: B018 - forgets it at once if it is the next one
+        self._forget_timers()
+
+    def _forget_timers(self) -> None:
+        while self.timers and self.timers[0][1] in self._dropped:
+            self._dropped.discard(heapq.heappop(self.timers)[1])
 
     def measured(self, node: Node) -> float | None:
         """Return how long a node takes, as measured before; may be called from any thread.
@@ -308,8 +311,11 @@ class Brain:
         run.gatherings.clear()
         for other in self.runs:
             if other.interrupted:  # and went on for what nobody may wait for any more
-                self.later(0.0, lambda now, other=other: self.interrupt(other))  # type: ignore[misc]
+                self._interrupt_soon(other)
         self.end_if_done(run)
+
+    def _interrupt_soon(self, run: Run) -> None:
+        self.later(0.0, lambda now: self.interrupt(run))
 
     def interrupt(self, run: Run, *, parsing: bool = False) -> None:
         """Give up what is still running, except what other runs wait for.

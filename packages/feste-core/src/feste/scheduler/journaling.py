@@ -132,9 +132,7 @@ class Journaling:
         totals.reused_input += found.tokens[0]
         totals.reused_output += found.tokens[1]
         if run.sources[i] == CACHED and run.store is not None:
-            answer = Answer(request, response, "cache")
-            question = partial(run.store.record, [answer], prompts=run.answers.prompts)
-            self.ask(question, partial(self._on_kept, run, self._parsing(run, i, response)))
+            self._keep_and_parse(run, i, Answer(request, response, "cache"))
         else:
             self.brain.calls.parse_again(run, i, response)
 
@@ -151,21 +149,23 @@ class Journaling:
         """
         run.sources[i] = SHARED
         run.state[i] = PARSING
-        parse = self._parsing(run, i, response)
-        if run.store is None or run.store is of.store or run.answers is None:
-            parse()
+        if run.store is None or run.store is of.store:
+            self.brain.calls.parse_again(run, i, response)
             return
         call = run.program.nodes[i].call
         answer = Answer(request, response, secrets=_secrets(call) if call else ())
-        question = partial(run.store.record, [answer], prompts=run.answers.prompts)
-        self.ask(question, partial(self._on_kept, run, parse))
+        self._keep_and_parse(run, i, answer)
 
-    def _parsing(self, run: Run, i: int, response: Response) -> Callable[[], None]:
+    def _keep_and_parse(self, run: Run, i: int, answer: Answer) -> None:
+        """Write an answer that was bought elsewhere, then parse it."""
+        assert run.store is not None and run.answers is not None
+
         def parse() -> None:
             if run.state[i] < OPEN:
-                self.brain.calls.parse_again(run, i, response)
+                self.brain.calls.parse_again(run, i, answer.response)
 
-        return parse
+        question = partial(run.store.record, [answer], prompts=run.answers.prompts)
+        self.ask(question, partial(self._on_kept, run, parse))
 
     def intend(self, parcel: Parcel) -> None:
         """Write that a request will be sent, then send it.

@@ -7,7 +7,7 @@ import itertools
 import threading
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,7 @@ class Run:
         self.in_flight = self.peak = 0
         #: How often its failures opened a breaker.
         self.openings = 0
-        #: What calls have waited for until they were packed: others, a slot, a limit; and the sums of
+        #: What calls have waited for until they were packed: others, or their gate; and the sums of
         #: their gate as they began to wait.
         self.batched: dict[int, tuple[float, ...]] = {}
         self.arrived: dict[int, tuple[Any, tuple[float, ...]]] = {}
@@ -190,7 +190,7 @@ class Run:
         self.feeders = Feeders(self, program.groups) if program.groups else None
         self.expected: dict[int, float] = {}
         #: What profiles say of its operations; asked here, since it is code of plugins.
-        self.profiled = _latencies(program.nodes) if program.groups else {}
+        self.profiled = self._latencies() if program.groups else {}
 
         #: What the requests of calls begin with, as for the program.
         self.prefixes = program.prefixes
@@ -353,9 +353,8 @@ class Run:
         sums = [sum(seconds) for seconds in zip(*(row.times for row in list(self.rows.values())))]
         return {cause: waited for cause, waited in zip(CAUSES, sums) if waited}
 
-
-def _latencies(nodes: Iterable[Node]) -> dict[Call[Any], Latency]:
-    """Return how long the requests of some calls take, where their profiles tell."""
-    models = {node.call: node.call.model(node.args) for node in nodes if node.call is not None}
-    known = ((call, call.client.profile(model).latency) for call, model in models.items())
-    return {call: latency for call, latency in known if latency is not None}
+    def _latencies(self) -> dict[Call[Any], Latency]:
+        """Return how long the requests of its calls take, where profiles tell."""
+        models = {n.call: n.call.model(n.args) for n in self.program.nodes if n.call is not None}
+        known = ((c, self.profiles.of(c.client, model).latency) for c, model in models.items())
+        return {call: latency for call, latency in known if latency is not None}

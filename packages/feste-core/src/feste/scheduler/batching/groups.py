@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Request
 from feste.scheduler.batching.feeders import Feeders
-from feste.scheduler.batching.lists import server_of
 from feste.scheduler.batching.queue import Queue
 from feste.scheduler.run import Run
 
@@ -136,7 +135,7 @@ class Groups:
 
     def _is_passed_by(self, queue: Queue) -> bool:
         """Whether the backend of a group is down, and its calls ask another one."""
-        return bool(queue.present) and self.brain.outages.is_passed_by(queue.call, queue.heap[0][2])
+        return bool(queue.present) and self.brain.outages.is_passed_by(queue.call, queue.sample)
 
     def _decide(self, queue: Queue) -> None:
         assert queue.gate is not None, "known since the first call arrived"
@@ -148,10 +147,9 @@ class Groups:
             self._shut.setdefault(queue.gate, {})[queue] = None
             self.brain.gates.watch(queue.gate)
             return
-        known = self.brain.lists.limits.get(server_of(queue.call, queue.heap[0][2]))
-        most = queue.call.max_items
-        if known is not None:
-            most = max(1, min(most, known.items))
+        most = max(
+            1, min(queue.call.max_items, self.brain.lists.taken(queue.call, queue.sample).items)
+        )
         if queue.is_full(most) or not self._waits(queue):
             self._send(queue, most * room)
 
@@ -221,4 +219,4 @@ def _readiness(queue: Queue, elsewhere: int) -> tuple[float, int]:
     A group that is ready as a whole loses nothing by going first. See Chen et al., "ED-Batch", 2023.
     """
     ready = len(queue.present)
-    return ready / (ready + elsewhere), -queue.heap[0][0]
+    return ready / (ready + elsewhere), queue.urgency

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from feste.scheduler.admission.gate import Gate
     from feste.scheduler.brain import Brain
 
-__all__ = ["Lists", "server_of"]
+__all__ = ["Lists"]
 
 Server = tuple[str, str, str]
 """Identifies what a limit of items applies to: endpoint, model, operation."""
@@ -51,6 +51,14 @@ class Lists:
         self.limits: dict[Server, Taken] = {}
         #: What is being packed, where it will queue, and as how many requests at least.
         self._packing: dict[PyTask, tuple[Gate[Any], int]] = {}
+
+    def taken(self, call: Call[Any], request: Request) -> Taken:
+        """Return the largest request that a server is known to take.
+
+        :param call: the operation.
+        :param request: a request to the server.
+        """
+        return self.limits.get(_server(call, request), Taken())
 
     # --- on the way out ---------------------------------------------------------------------------
 
@@ -91,7 +99,7 @@ class Lists:
             return
         call = _call_of(run, calls[0][0])
         members, requests = [i for i, _ in calls], [r for _, r in calls]
-        taken = self.limits.get(server_of(call, requests[0]), Taken())
+        taken = self.taken(call, requests[0])
         several = any(g is not None and g.several for g in map(run.gatherings.get, members))
         args = (call, members, requests, taken, several, split)
         task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
@@ -245,14 +253,14 @@ class Lists:
     def _cause(self, split: Split) -> Taken:
         """Return what a server takes that refused a list but took all of its parts."""
         parcel = split.parcel
-        known = self.limits.get(server_of(parcel.call, parcel.request), Taken())
+        known = self.taken(parcel.call, parcel.request)
         if parcel.items == 1 or known.draws < parcel.request.samples:
             return Taken(draws=1)
         return Taken(split.longest, split.largest)
 
     def _learn(self, parcel: Parcel, taken: Taken) -> None:
-        server = server_of(parcel.call, parcel.request)
-        self.limits[server] = self.limits.get(server, taken).least(taken)
+        known = self.taken(parcel.call, parcel.request)
+        self.limits[_server(parcel.call, parcel.request)] = known.least(taken)
 
     def _waiting(
         self, parcel: Parcel, chosen: Sequence[bool] | None = None
@@ -276,12 +284,7 @@ def _call_of(run: Run, i: int) -> Call[Any]:
     return call
 
 
-def server_of(call: Call[Any], request: Request) -> Server:
-    """Return what a limit of items applies to.
-
-    :param call: the operation.
-    :param request: a request of it.
-    """
+def _server(call: Call[Any], request: Request) -> Server:
     return (request.endpoint, request.model, call.name)
 
 

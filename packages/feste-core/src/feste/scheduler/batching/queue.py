@@ -42,11 +42,11 @@ class Queue:
         self.call = call
         #: Where their requests queue; known with the first one.
         self.gate: Gate[Any] | None = None
-        #: The calls that wait, the highest rank first; those that have left stay in the heap.
-        self.heap: list[tuple[int, int, Request]] = []
-        self.present: set[int] = set()
-        self.tokens = 0
-        self.size = 0
+        #: The calls that wait, and their tokens and bytes if requests are limited by these.
+        self.present: dict[int, Request] = {}
+        self.tokens = self.size = 0
+        #: Their positions, the highest rank first; those of calls that have left stay there.
+        self.heap: list[tuple[int, int]] = []
         #: The calls that may still come: those behind no held call, and the others.
         self.near: set[int] = set()
         self.far: set[int] = set()
@@ -70,12 +70,9 @@ class Queue:
         self.near.discard(i)
         self.far.discard(i)
         self.witness = -1
-        self.present.add(i)
-        heapq.heappush(self.heap, (-rank, i, request))
-        rule = self.call.rule
-        if rule is not None and (rule.max_tokens is not None or rule.max_bytes is not None):
-            self.tokens += request.tokens
-            self.size += request.size
+        self.present[i] = request
+        heapq.heappush(self.heap, (-rank, i))
+        self._count(request, 1)
 
     def remove(self, i: int) -> None:
         """Forget a call: it does not wait here, and will not come.
@@ -84,7 +81,14 @@ class Queue:
         """
         self.near.discard(i)
         self.far.discard(i)
-        self.present.discard(i)
+        if i in self.present:
+            self._count(self.present.pop(i), -1)
+
+    def _count(self, request: Request, step: int) -> None:
+        rule = self.call.rule
+        if rule is not None and (rule.max_tokens is not None or rule.max_bytes is not None):
+            self.tokens += step * request.tokens
+            self.size += step * request.size
 
     def take(self, most: int) -> list[tuple[int, Request]]:
         """Return so many of the calls that wait, in the order of the graph, and forget them.
@@ -93,13 +97,12 @@ class Queue:
         """
         taken: list[tuple[int, Request]] = []
         while self.heap and len(taken) < most:
-            _, i, request = heapq.heappop(self.heap)
+            _, i = heapq.heappop(self.heap)
             if i in self.present:
-                self.present.remove(i)
-                taken.append((i, request))
+                taken.append((i, self.present[i]))
+                self.remove(i)
         if not self.present:
             self.heap.clear()
-            self.tokens = self.size = 0
         self.waited = 0.0
         return sorted(taken, key=lambda one: one[0])
 
@@ -109,10 +112,18 @@ class Queue:
         :param most: how many calls it can take.
         """
         rule = self.call.rule
-        if rule is None or len(self.present) >= most:
-            return True
-        over = rule.max_tokens is not None and self.tokens >= 0.95 * rule.max_tokens
-        return over or (rule.max_bytes is not None and self.size >= 0.95 * rule.max_bytes)
+        one_more = len(self.present) + 1, self.tokens + 1, self.size + 1
+        return rule is None or rule.exceeds(*one_more, most)
+
+    @property
+    def urgency(self) -> int:
+        """The highest rank of the calls that wait; there is one."""
+        return max(self.run.program.rank[i] for i in self.present)
+
+    @property
+    def sample(self) -> Request:
+        """The request of any call that waits: they go to one gate, and differ in the item."""
+        return next(iter(self.present.values()))
 
     @property
     def is_open(self) -> bool:
