@@ -143,6 +143,21 @@ def test_headers_lower_the_users_limit_and_never_raise_it() -> None:
     assert (gate.requests.rate, gate.tokens.rate) == (1.0, math.inf)
 
 
+def test_what_came_until_a_refusal_is_counted_once() -> None:
+    """A provider that refuses has nothing left of what it had when the request was sent."""
+    gate: Gate[int] = Gate(Limits(requests_per_minute=2400))
+    for i in range(50):
+        gate.push(i, 0)
+    for i in range(5):  # from then on the rate stays
+        assert gate.pop(10.0 * i) == i
+        gate.throttled(i, 10.0 * i, None)
+    assert gate.pop(50.0) == 5
+    gate.throttled(5, 50.1, None)
+
+    assert gate.requests.rate == 36.0
+    assert through(gate, 50.1) == [6, 7, 8]
+
+
 def test_what_others_use_of_an_account_is_noticed() -> None:
     """`remaining` tells what is left of the account, less what was sent since."""
     gate: Gate[int] = Gate(Limits(requests_per_minute=6000, concurrency=100))

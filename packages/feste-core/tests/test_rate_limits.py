@@ -100,6 +100,15 @@ def test_the_gate_reads_a_backends_own_spelling() -> None:
     assert [gate.requests.rate for gate in clock.brain.gates.by_scope.values()] == [2.0]
 
 
+def test_a_refusal_in_a_backends_own_spelling_tells_how_long_to_wait() -> None:
+    """With it the error has the limits, and the time until what is used up is renewed."""
+    headers = {"x-remaining-a-minute": "0", "x-reset-a-minute": "12"}
+    told = error_for_status(429, "", headers=headers, more=(("requests", "x-{}-a-minute"),))
+
+    assert told.rate_limits == (RateLimit("requests", None, 0.0, 12.0),)
+    assert told.retry_after == 12.0
+
+
 def test_headers_of_another_type_do_no_harm() -> None:
     """A plugin's headers may be numbers, or none at all."""
     odd: Any = {"x-ratelimit-limit-requests": 60, "ratelimit": None, "x-ratelimit-reset": b"3"}

@@ -452,7 +452,7 @@ class UpstreamFailed(FesteError):
 
 
 class NotStarted(FesteError):
-    """A node was not started: its run was stopped, or its backend refuses all calls of the account."""
+    """A node was not started: its run was stopped, or its backend refuses the account or the model."""
 
     node: str = ""
 

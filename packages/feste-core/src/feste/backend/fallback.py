@@ -141,9 +141,9 @@ def _translated(call: Call[Any], other: Call[Any], name: str, value: Any) -> Any
     kind = type(defaults.get(name))
     if isinstance(value, kind) or not issubclass(kind, Params):
         return value
-    if isinstance(value, Lazy) or not isinstance(value, Params):
-        if isinstance(value, Lazy):
-            raise _untranslated(call, other, name, "what is computed later")
+    if isinstance(value, Lazy):
+        raise _untranslated(call, other, name, "what is computed later")
+    if not isinstance(value, Params):
         return value  # the first backend will refuse it
     given = {
         f.name: getattr(value, f.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from feste.backend.rate_headers import RateLimit, rate_limits, seconds_from
+from feste.backend.rate_headers import RateLimit, Spellings, rate_limits, seconds_from
 from feste.backend.secret import Secret, redact
 from feste.errors import (
     AuthFailed,
@@ -43,6 +43,7 @@ def error_for_status(
     headers: Mapping[str, str] | None = None,
     request_id: str | None = None,
     secret: Secret | None = None,
+    more: Spellings = (),
 ) -> CallError:
     """Return the error for an HTTP status and body.
 
@@ -52,6 +53,7 @@ def error_for_status(
     :param headers: the response's headers, names in lower case.
     :param request_id: the provider's ID of the request.
     :param secret: the key that was used, so that it is redacted.
+    :param more: the backend's ``rate_limit_headers``, if it names any.
 
     >>> type(error_for_status(429, "slow down")).__name__
     'RateLimited'
@@ -62,7 +64,7 @@ def error_for_status(
     wait = retry_after(headers)
     kind = _kind(status, f"{code or ''} {text}".lower(), asked_to_wait=wait is not None)
     said = redact(text.strip(), secret) or "no message"
-    limits = rate_limits(headers)
+    limits = rate_limits(headers, more)
     if wait is None and kind is RateLimited:
         wait = _reset(limits)
     error = kind(
@@ -121,9 +123,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _reset(limits: tuple[RateLimit, ...]) -> float | None:
     """Return when a refused request may go: when all that is used up is there again."""
-    known = [r for r in limits if r.reset is not None]
-    used_up = [r.reset for r in known if r.remaining is not None and r.remaining < 1]
-    waits = [seconds for seconds in used_up if seconds is not None]
+    waits = [
+        r.reset
+        for r in limits
+        if r.reset is not None and r.remaining is not None and r.remaining < 1
+    ]
     if waits:
         return max(waits)
-    return min((r.reset for r in known if r.reset), default=None)
+    return min((r.reset for r in limits if r.reset), default=None)

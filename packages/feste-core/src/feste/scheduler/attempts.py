@@ -85,6 +85,7 @@ class Attempts:
             spellings = parcel.call.client.rate_limit_headers
             gate.left(parcel, now, value.usage, rate_limits(value.headers, spellings))
             self.brain.latencies.note(parcel.call, parcel.request, parcel.items, seconds)
+            self.brain.prefixes.answered(parcel)
         elif isinstance(value, RateLimited):
             gate.throttled(parcel, now, value.retry_after, value.rate_limits)
             for each in self.brain.runs:
@@ -95,8 +96,6 @@ class Attempts:
             gate.unsent(parcel)
         else:
             gate.lost(parcel, now, value.rate_limits)
-        if ok:
-            self.brain.prefixes.answered(parcel)
         if run.ended is not None or parcel.is_over:
             self.brain.outages.unsent(parcel)
             self.brain.prefixes.failed(parcel, counts=False)

@@ -6,12 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response
-from feste.errors import (
-    CallError,
-    CountMismatch,
-    FesteError,
-    MalformedResponse,
-)
+from feste.errors import CallError, CountMismatch, FesteError, MalformedResponse
 from feste.scheduler.admission.retry import is_unreadable
 from feste.scheduler.executor import QUICK, PyTask
 from feste.scheduler.halves import parse_response

@@ -32,9 +32,9 @@ class Split:
         self.refusals = 0
         #: Requests of the current part that have not ended.
         self.open = 1
-        #: The number of calls in the longest request that was accepted.
+        #: The number of prompts in the longest request that was accepted.
         self.longest = 0
-        #: The bytes of the largest request that was taken.
+        #: The bytes of the largest request that was accepted.
         self.largest = 0
         #: Whether a call failed on its own, so that the length may not have been the problem.
         self.bad = False

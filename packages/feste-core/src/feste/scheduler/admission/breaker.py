@@ -22,9 +22,9 @@ class Breaker:
     """Whether a backend is up, and when to ask it again.
 
     >>> breaker = Breaker()
-    >>> any(breaker.failed(0.0, 1.0, random.Random(1)) for _ in range(9)), breaker.admits(1.0)
+    >>> any(breaker.failed(1.0, random.Random(1)) for _ in range(9)), breaker.admits(1.0)
     (False, True)
-    >>> breaker.failed(0.0, 1.0, random.Random(1)), breaker.admits(5.9), breaker.admits(11.0)
+    >>> breaker.failed(1.0, random.Random(1)), breaker.admits(5.9), breaker.admits(11.0)
     (True, False, True)
     """
 
@@ -35,7 +35,7 @@ class Breaker:
         #: When it opened, or None; and when it closed for the last time.
         self.opened: float | None = None
         self.closed = float("-inf")
-        #: When a probe may be sent; and the bound of the wait after it.
+        #: When a probe may be sent; and how long the next one waits at least, at most twice that.
         self.next = 0.0
         self.wait = _FIRST
         self.probe: Any = None
@@ -60,10 +60,9 @@ class Breaker:
             self.opened, self.wait = now, _FIRST
         self.next = now
 
-    def failed(self, sent: float, now: float, rng: random.Random, *, probe: bool = False) -> bool:
+    def failed(self, now: float, rng: random.Random, *, probe: bool = False) -> bool:
         """Record a request that the backend did not answer; return whether the breaker opened.
 
-        :param sent: when it was sent.
         :param now: the time in seconds on the brain's clock.
         :param rng: the source of the jitter.
         :param probe: whether it was the probe.
@@ -73,7 +72,7 @@ class Breaker:
         if opens:
             self.open(now)
         if opens or probe:  # what was sent before it opened says nothing new
-            self.next = now + rng.uniform(self.wait, min(2 * self.wait, _LAST))
+            self.next = now + rng.uniform(self.wait, 2 * self.wait)
             self.wait = min(2 * self.wait, _LAST / 2)
             self.doubt = None  # it does not refuse: it is down
         return opens

@@ -340,7 +340,7 @@ class Gate(Generic[P]):
         ):
             if bucket.rate < math.inf:
                 came = bucket.rate * (now - flight.sent)
-                bucket.lower(max(0.0, came - since), flight.number)
+                bucket.lower(max(0.0, came - since), flight.number, now)
 
     def _foresee(self, refusals: float, now: float) -> None:
         """Send a little less after refusals at a rate that should be right."""
@@ -383,6 +383,5 @@ class Gate(Generic[P]):
                 bucket, since = self.requests, float(self.sent - flight.number)
             else:
                 bucket, since = self.tokens, self.tokens.taken - flight.taken
-            bucket.fill(now)
             came = bucket.rate * (now - flight.sent)
-            bucket.lower(limit.remaining + came - since, flight.number)
+            bucket.lower(limit.remaining + came - since, flight.number, now)

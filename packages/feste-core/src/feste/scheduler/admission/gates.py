@@ -8,9 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request
-from feste.errors import (
-    ConfigError,
-)
+from feste.errors import ConfigError
 from feste.scheduler.admission.gate import Gate
 from feste.scheduler.parcel import Parcel, Split
 from feste.scheduler.run import Run, Scope

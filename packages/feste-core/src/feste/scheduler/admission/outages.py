@@ -115,7 +115,7 @@ class Outages:
             parcel.throttled += 1
             self._breakers.pop(scope, None)  # nor is the model alone refused
         rng = self.brain.attempts.rng
-        if breaker.failed(parcel.sent, now, rng, probe=probe) or probe:
+        if breaker.failed(now, rng, probe=probe) or probe:
             self.brain.accounts.closed(parcel, "breaker", breaker.next, again=probe)
         if breaker.opened is not None:
             parcel.run.down_until = max(parcel.run.down_until, breaker.next)
@@ -140,16 +140,16 @@ class Outages:
     def watch(self, scope: Scope) -> None:
         """Fail the calls of runs that have waited long enough; look again when the next one has.
 
-        :param scope: the endpoint and account of the backend, and more.
+        :param scope: the endpoint and account of the backend.
         """
-        breaker = self._breakers.get(scope[:2])
+        breaker = self._breakers.get(scope)
         if breaker is None or breaker.opened is None or breaker.doubt is not None:
             return
         begun, now = breaker.opened, self.brain.now
         ends: list[float] = []
 
         def is_late(parcel: Parcel) -> bool:
-            if not _within(parcel.request, scope[:2]):
+            if not _within(parcel.request, scope):
                 return False
             if _has_fallback(parcel.call):
                 return True

@@ -47,10 +47,10 @@ class Pace:
         self._quiet_since = -math.inf
         #: Which requests were refused, by their numbers in the order of sending.
         self._refused: list[int] = []
-        #: Moments before the first refusals: the time, and how many were sent until then.
-        self._sent: deque[tuple[float, int]] = deque()
         #: Some of them: when it was sent, and its number.
         self._refusals: deque[tuple[float, int]] = deque(maxlen=_MOST)
+        #: Moments before the first refusals: the time, and how many were sent until then.
+        self._sent: deque[tuple[float, int]] = deque()
 
     def sends(self, number: int, now: float) -> None:
         """Take account of a request that is sent.
@@ -115,11 +115,10 @@ class Pace:
         """
         if self.rate == math.inf:
             return
-        seconds = min(_STEP, now - self._grown_at)
-        if seconds < _STEP:
+        if now - self._grown_at < _STEP:
             return
         self._grown_at = now
         if now - self._quiet_since > _QUIET:
             self._quiet_since = now
             self._growth = min(_FASTEST, 2 * self._growth)
-        self.rate *= 1 + self._growth * seconds
+        self.rate *= 1 + self._growth * _STEP

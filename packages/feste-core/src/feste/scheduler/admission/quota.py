@@ -20,22 +20,19 @@ _NEARLY = 1e-6
 
 
 class Bucket:
-    """A bucket of requests or of tokens.
+    """A bucket of requests or of tokens; it holds one at least.
 
-    :param least: it holds at least this many.
-
-    >>> bucket = Bucket(least=1.0)
+    >>> bucket = Bucket()
     >>> bucket.allow(2.0, now=0.0)  # a second
     >>> bucket.take(1.0)
     >>> bucket.wait(1.0, now=0.0), bucket.wait(1.0, now=0.5)
     (0.5, 0.0)
     """
 
-    __slots__ = ("at", "capacity", "given", "least", "level", "rate", "taken", "told_by")
+    __slots__ = ("at", "capacity", "given", "level", "rate", "taken", "told_by")
 
-    def __init__(self, least: float = 1.0) -> None:
+    def __init__(self) -> None:
         self.rate = math.inf
-        self.least = least
         self.capacity = math.inf
         self.level = math.inf
         self.at = -math.inf
@@ -68,7 +65,7 @@ class Bucket:
             return
         self.fill(now)
         self.rate, self.at = rate, now
-        self.capacity = max(self.least, _HOLDS * rate)
+        self.capacity = max(1.0, _HOLDS * rate)
         self.level = min(self.level, self.capacity) if rate < math.inf else math.inf
 
     def fill(self, now: float) -> None:
@@ -121,12 +118,14 @@ class Bucket:
             self.given += amount - debt
         self.level = min(self.capacity, self.level + amount)
 
-    def lower(self, level: float, number: int) -> None:
+    def lower(self, level: float, number: int, now: float) -> None:
         """Lower the level to one that is known.
 
         :param level: the level.
         :param number: the number of the request whose answer tells it.
+        :param now: the time in seconds.
         """
+        self.fill(now)
         if level < self.level and self.rate < math.inf:
             self.level = level
             self.told_by = max(self.told_by, number)
