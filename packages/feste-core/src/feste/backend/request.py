@@ -101,6 +101,11 @@ class Request:
         return str(self.body.get("model") or "")
 
     @property
+    def scope(self) -> tuple[str, str, str]:
+        """Endpoint, account and model: what a provider's limits apply to."""
+        return self.endpoint, self.account, self.model
+
+    @property
     def items(self) -> int:
         """The number of calls that this request answers."""
         return max(1, len(self.draws))

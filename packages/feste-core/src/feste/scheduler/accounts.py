@@ -25,13 +25,6 @@ class Accounts:
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
 
-    def throttled(self, parcel: Parcel) -> None:
-        """Tell that a provider asked everyone to wait, once for each such time.
-
-        :param parcel: the request that it refused.
-        """
-        self.closed(parcel, "rate_limit", parcel.gate.closed_until)
-
     def closed(self, parcel: Parcel, reason: str, until: float, *, again: bool = False) -> None:
         """Note that nothing is sent to a provider for a while, and tell it once.
 

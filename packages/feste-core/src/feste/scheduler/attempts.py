@@ -91,7 +91,7 @@ class Attempts:
             for each in self.brain.runs:
                 if each is run or gate.queues(each.name):
                     each.resumes_at = max(each.resumes_at, gate.closed_until)
-            self.brain.accounts.throttled(parcel)
+            self.brain.accounts.closed(parcel, "rate_limit", gate.closed_until)
         elif isinstance(value, Unreachable):
             gate.unsent(parcel)
         else:
@@ -113,7 +113,7 @@ class Attempts:
             raw = value.raw if isinstance(value, Unusable) else None
             self.brain.journaling.ended(parcel, value, None if raw is None else Response(raw))
             self.refused(parcel, value)
-            self.brain.outages.watch((parcel.request.endpoint, parcel.request.account))
+            self.brain.outages.watch(parcel.request.scope[:2])
 
     def give_up(self, parcel: Parcel) -> None:
         """Record a request whose response will be ignored, so that the report counts it.

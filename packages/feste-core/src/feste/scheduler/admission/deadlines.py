@@ -86,4 +86,4 @@ class Deadlines:
             self.brain.act("cancel", run.executor, handle)
         self.brain.gates.pull(parcel)
         self.brain.attempts.fail_members(parcel, error, final=True)
-        self.brain.outages.watch((parcel.request.endpoint, parcel.request.account))
+        self.brain.outages.watch(parcel.request.scope[:2])

@@ -43,10 +43,9 @@ class Gates:
         :param call: its operation.
         :param request: the request.
         """
-        name = (request.endpoint, request.account, request.model)
-        gate = self.by_scope.get(name)
+        gate = self.by_scope.get(request.scope)
         if gate is None:
-            gate = self.by_scope[name] = Gate()
+            gate = self.by_scope[request.scope] = Gate()
         gate.heed(call.client, call.client.limits, self.brain.now)
         return gate
 

@@ -70,7 +70,7 @@ class Outages:
 
         :param parcel: the request.
         """
-        breakers = self._of(_scope(parcel.request))
+        breakers = self._of(parcel.request.scope)
         if parcel.attempt and breakers:  # waiting for a backend that is down takes none of its time
             parcel.since += max(b.shut(parcel.ready, self.brain.now) for b in breakers)
         for breaker in breakers:
@@ -82,7 +82,7 @@ class Outages:
 
         :param parcel: the request.
         """
-        probed = [b for b in self._of(_scope(parcel.request)) if b.probe is parcel]
+        probed = [b for b in self._of(parcel.request.scope) if b.probe is parcel]
         for breaker in probed:
             breaker.probe = None
         return bool(probed)
@@ -99,7 +99,7 @@ class Outages:
         :param parcel: the request.
         :param error: why it failed, or None.
         """
-        now, scope = self.brain.now, _scope(parcel.request)
+        now, scope = self.brain.now, parcel.request.scope
         probe = self.unsent(parcel)
         if isinstance(error, (Interrupted, WorkerLost, *REFUSED_ALL)):
             return
@@ -129,7 +129,7 @@ class Outages:
         """
         if isinstance(error, (RateLimited, *REFUSED_ALL)):  # the gate, or a breaker, slows these
             return wait
-        budget = self._budgets.setdefault(_scope(parcel.request)[:2], RetryBudget())
+        budget = self._budgets.setdefault(parcel.request.scope[:2], RetryBudget())
         cost = budget.AMBIGUOUS if isinstance(error, Ambiguous) else 1.0
         more = max(0.0, budget.take(cost, self.brain.now) - wait)
         parcel.since += more  # no call fails because the budget is empty
@@ -176,8 +176,8 @@ class Outages:
         :param call: its operation.
         :param request: the request, on its way to its gate.
         """
-        waits = not self.admits(_scope(request)) and _has_fallback(call)
-        return waits and all(b.doubt is None for b in self._of(_scope(request)))
+        waits = not self.admits(request.scope) and _has_fallback(call)
+        return waits and all(b.doubt is None for b in self._of(request.scope))
 
     def give_up(self, parcel: Parcel) -> None:
         """Fail the calls of a request whose backend is down.
@@ -234,7 +234,7 @@ class Outages:
         closed = parcel.run.closed
         if not closed:
             return None
-        scope = _scope(parcel.request)
+        scope = parcel.request.scope
         return closed.get(scope[:2]) or closed.get(scope)
 
     def shut(self, parcel: Parcel, error: CallError) -> None:
@@ -254,17 +254,13 @@ class Outages:
         self.brain.attempts.leave_members(parcel, told, error)
 
 
-def _scope(request: Request) -> Scope:
-    return (request.endpoint, request.account, request.model)
-
-
 def _within(request: Request, scope: Scope) -> bool:
-    return _scope(request)[: len(scope)] == scope
+    return request.scope[: len(scope)] == scope
 
 
 def _refused_scope(request: Request, error: CallError) -> Scope:
     """Return what a refusal concerns: an account, or one model of it."""
-    return _scope(request)[:2] if _concerns_account(error) else _scope(request)
+    return request.scope[:2] if _concerns_account(error) else request.scope
 
 
 def _concerns_account(error: CallError) -> bool:

@@ -128,8 +128,7 @@ class Prefixes:
         return [p for p in parcel.run.prefixes.get(parcel.members[0], ()) if p.waits]
 
     def _warmth(self, parcel: Parcel, prefix: Prefix) -> _Warmth:
-        request = parcel.request
-        name = (request.endpoint, request.account, request.model, prefix.digest)
+        name = (*parcel.request.scope, prefix.digest)
         known = self._warmths.get(name)
         if known is None:
             if len(self._warmths) >= self._prune_at:
