@@ -8,10 +8,12 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from feste._compute.steps import LOOK
 from feste.blocking import Cancellations
 
 __all__ = ["Mailbox"]
+
+#: Seconds between checks for a signal in a waiting thread.
+_LOOK = 0.25
 
 
 class Mailbox:
@@ -41,7 +43,7 @@ class Mailbox:
         self._cancellations.check()
         while True:  # a signal that arrives just before a thread blocks does not wake it, so poll
             with suppress(Empty):
-                return self._queue.get(timeout=LOOK)
+                return self._queue.get(timeout=_LOOK)
             self._cancellations.check()
 
     async def aget(self) -> Any:
@@ -54,7 +56,7 @@ class Mailbox:
             self._wake = _caller(loop, called)
             try:
                 if self._queue.empty():  # else it came before the loop could be called
-                    await asyncio.wait([called], timeout=LOOK)
+                    await asyncio.wait([called], timeout=_LOOK)
             finally:
                 self._wake = None
 
