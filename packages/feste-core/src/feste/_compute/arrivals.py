@@ -49,7 +49,7 @@ class Mailbox:
     async def aget(self) -> Any:
         """Do what :meth:`get` does, without blocking the running event loop."""
         loop = asyncio.get_running_loop()
-        while True:
+        while True:  # polls, too: a loop about to sleep can miss a signal
             with suppress(Empty):
                 return self._queue.get_nowait()
             called: asyncio.Future[None] = loop.create_future()
