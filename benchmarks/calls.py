@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import openai
 
@@ -91,11 +92,12 @@ def profile(calls: int) -> None:
         profiles.append((thread.name, own))
         own.runcall(run, thread)
 
-    threading.Thread.run = profiled  # type: ignore[method-assign]
-    with SimServer(WIRE, log_bodies=False) as server:
-        own = cProfile.Profile()
+    own = cProfile.Profile()
+    with (
+        mock.patch.object(threading.Thread, "run", profiled),
+        SimServer(WIRE, log_bodies=False) as server,
+    ):
         own.runcall(with_feste, server.url + "/v1", calls)
-    threading.Thread.run = run  # type: ignore[method-assign]
     for name, one in [("main", own), *profiles]:
         one.disable()
         print(f"--- {name}")

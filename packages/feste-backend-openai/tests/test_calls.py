@@ -31,12 +31,6 @@ def shared() -> Iterator[SimServer]:
         yield server
 
 
-@pytest.fixture
-def server(shared: SimServer) -> SimServer:
-    shared.reset()
-    return shared
-
-
 _models = itertools.count()
 
 

@@ -9,7 +9,6 @@ import socket
 import ssl
 import threading
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -54,18 +53,6 @@ KEY = Secret("FESTE_TEST_KEY")
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FESTE_TEST_KEY", CANARY)
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[SimServer]:
-    with SimServer(WIRE) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: SimServer) -> SimServer:
-    shared.reset()
-    return shared
 
 
 _models = itertools.count()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,20 +17,7 @@ from feste.backend.openai import OpenAI
 from feste.errors import ConnectionLost, RunFailed
 from feste.testing import Fault, SimServer
 
-WIRE = "feste.backend.openai.testing:OpenAIWire"
 LONG = 30.0
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[SimServer]:
-    with SimServer(WIRE) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: SimServer) -> SimServer:
-    shared.reset()
-    return shared
 
 
 @pytest.fixture
@@ -72,8 +59,8 @@ def test_who_leaves_early_leaves_no_request_behind(
     llm: OpenAI, server: SimServer, how: str
 ) -> None:
     """However a consumer stops, the server sees its connections close, and no further request."""
-    hang = "drip" if how in ("break", "close") else "hang"
-    server.add(Fault(kind=hang, pause=0.2, times=None))  # type: ignore[arg-type]
+    drips = how in ("break", "close")
+    server.add(Fault(kind="drip" if drips else "hang", pause=0.2, times=None))
     words = "REPLY: " + "word " * 400
 
     async def cancelled(results: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,20 +15,6 @@ from feste.backend.openai.streams import Whole
 from feste.backend.openai.testing import answer
 from feste.errors import CallError, ConnectionLost, MalformedResponse, ServerError
 from feste.testing.sim_server import Fault, SimServer
-
-WIRE = "feste.backend.openai.testing:OpenAIWire"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[SimServer]:
-    with SimServer(WIRE) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: SimServer) -> SimServer:
-    shared.reset()
-    return shared
 
 
 @pytest.fixture

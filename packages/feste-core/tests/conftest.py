@@ -1,14 +1,16 @@
-"""What several tests of stores share."""
+"""What several tests share: stores to look at, and programs to interrupt."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -200,3 +202,61 @@ def left_open(tmp_path: Path) -> Any:
     for process in started:
         process.kill()
         process.communicate()
+
+
+class Started:
+    """A program under test, as a process of its own: what it prints, and signals to it.
+
+    :param folder: where it is written; a file ``answer`` there is its first argument.
+    :param text: the program.
+    :param arguments: its further arguments.
+    """
+
+    def __init__(self, folder: Path, text: str, *arguments: str) -> None:
+        path = folder / "program.py"
+        path.write_text(text)
+        self.answer = folder / "answer"
+        self.process = subprocess.Popen(
+            [sys.executable, str(path), str(self.answer), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+
+    def until(self, *words: str) -> None:
+        """Read until each of the words has begun a line."""
+        assert self.process.stdout is not None
+        left = list(words)
+        while left:
+            line = self.process.stdout.readline()
+            assert line, (self.lines, self.process.stderr and self.process.stderr.read())
+            self.lines.append(line.rstrip())
+            if line.split(" ")[0].rstrip() == left[0]:
+                left.pop(0)
+
+    def interrupt(self) -> None:
+        """Send Ctrl-C."""
+        time.sleep(0.2)  # it waits by now: one that is about to wait may miss a signal for a while
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> list[str]:
+        """Read the rest, and return all lines."""
+        out, self.errors = self.process.communicate(timeout=60)
+        self.lines += out.splitlines()
+        return self.lines
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    """A function that starts a program; it is killed at the end."""
+    started: list[Started] = []
+
+    def begin(text: str, *arguments: str) -> Started:
+        started.append(Started(tmp_path, text, *arguments))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.process.kill()
+        one.process.communicate()

@@ -7,11 +7,9 @@ import os
 import re
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,55 +73,10 @@ except RunInterrupted as stop:
 """
 
 
-class Program:
-    """A program under test: what it prints, and signals to it."""
-
-    def __init__(self, folder: Path, text: str) -> None:
-        path = folder / "program.py"
-        path.write_text(PRELUDE + text)
-        self.answer = folder / "answer"
-        self.process = subprocess.Popen(
-            [sys.executable, str(path), str(self.answer)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-
-    def until(self, *words: str) -> None:
-        """Read until each of the words has begun a line."""
-        assert self.process.stdout is not None
-        left = list(words)
-        while left:
-            line = self.process.stdout.readline()
-            assert line, (self.lines, self.process.stderr and self.process.stderr.read())
-            self.lines.append(line.rstrip())
-            if line.split(" ")[0].rstrip() == left[0]:
-                left.pop(0)
-
-    def interrupt(self) -> None:
-        time.sleep(0.2)  # it waits by now: one that is about to wait may miss a signal for a while
-        self.process.send_signal(signal.SIGINT)
-
-    def end(self) -> list[str]:
-        """Read the rest, and see that it ends well."""
-        out, self.errors = self.process.communicate(timeout=LONG)
-        self.lines += out.splitlines()
-        return self.lines
-
-
 @pytest.fixture
-def program(tmp_path: Path) -> Iterator[Any]:
-    started: list[Program] = []
-
-    def start(text: str) -> Program:
-        started.append(Program(tmp_path, text))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.process.kill()
-        one.process.communicate()
+def program(start: Any) -> Any:
+    """A function that starts a program which begins with the prelude."""
+    return lambda text: start(PRELUDE + text)
 
 
 def test_the_first_ctrl_c_starts_nothing_new_and_lets_answers_land(program: Any) -> None:

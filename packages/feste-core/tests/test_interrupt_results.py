@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-LONG = 60.0
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX here")
 
@@ -73,56 +66,10 @@ say("left", len(driver().brain.runs))
 """
 
 
-class Program:
-    """A program under test: what it prints, and signals to it."""
-
-    def __init__(self, folder: Path, text: str, form: str) -> None:
-        path = folder / "program.py"
-        path.write_text(PRELUDE + text)
-        self.answer = folder / "answer"
-        self.process = subprocess.Popen(
-            [sys.executable, str(path), str(self.answer), form],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-
-    def until(self, *words: str) -> None:
-        """Read until each of the words has begun a line."""
-        assert self.process.stdout is not None
-        left = list(words)
-        while left:
-            line = self.process.stdout.readline()
-            assert line, (self.lines, self.process.stderr and self.process.stderr.read())
-            self.lines.append(line.rstrip())
-            if line.split(" ")[0].rstrip() == left[0]:
-                left.pop(0)
-
-    def interrupt(self) -> None:
-        time.sleep(0.2)  # it waits by now: one that is about to wait may miss a signal for a while
-        self.process.send_signal(signal.SIGINT)
-
-    def end(self) -> list[str]:
-        """Read the rest, and see that it ends well."""
-        out, errors = self.process.communicate(timeout=LONG)
-        self.lines += out.splitlines()
-        assert (self.process.returncode, errors) == (0, ""), errors
-        return self.lines
-
-
 @pytest.fixture
-def program(tmp_path: Path) -> Iterator[Any]:
-    started: list[Program] = []
-
-    def start(text: str, form: str) -> Program:
-        started.append(Program(tmp_path, text, form))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.process.kill()
-        one.process.communicate()
+def program(start: Any) -> Any:
+    """A function that starts a program which begins with the prelude."""
+    return lambda text, form: start(PRELUDE + text, form)
 
 
 @pytest.mark.parametrize("form", ["stream", "as_completed", "map"])
@@ -141,6 +88,7 @@ def test_the_first_ctrl_c_lets_answers_land(program: Any, form: str) -> None:
     assert partial.count("answer") == (0 if form == "stream" else 2)
     assert "left 0" in lines
     assert not any(line.startswith("cancelled") for line in lines)
+    assert (one.process.returncode, one.errors) == (0, "")
 
 
 def test_the_second_ctrl_c_ends_at_once(program: Any) -> None:
@@ -157,6 +105,7 @@ def test_the_second_ctrl_c_ends_at_once(program: Any) -> None:
         "cancelled 1",
     ]
     assert "left 0" in lines
+    assert (one.process.returncode, one.errors) == (0, "")
 
 
 def test_ctrl_c_in_the_body_of_the_loop_cancels_at_once(program: Any) -> None:
@@ -181,3 +130,4 @@ while driver().brain.runs:
     one.interrupt()
 
     assert "cancelled 0" in one.end()
+    assert (one.process.returncode, one.errors) == (0, "")

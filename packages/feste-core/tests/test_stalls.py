@@ -90,12 +90,12 @@ def test_waiting_is_no_stall() -> None:
     assert clock.now == 7200.0
 
 
-def test_what_the_brain_forgets_is_found() -> None:
+def test_what_the_brain_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the virtual clock: a node that is lost inside of the brain ends its run."""
     llm = FakeBackend()
     clock = VirtualClock(llm.answer)
     run = clock.run([llm.chat("a"), llm.chat("b")])
-    clock.brain.gates.queue = lambda *args, **given: None  # type: ignore[method-assign]
+    monkeypatch.setattr(clock.brain.gates, "queue", lambda *args, **given: None)
     clock.tell(0.0, ("submit", run))
 
     with pytest.raises(StalledError):

@@ -8,10 +8,12 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from feste._compute.steps import LOOK
 from feste.blocking import Cancellations
 
 __all__ = ["Mailbox"]
+
+#: Seconds between checks for a signal in a waiting thread.
+_LOOK = 0.25
 
 
 class Mailbox:
@@ -41,20 +43,20 @@ class Mailbox:
         self._cancellations.check()
         while True:  # a signal that arrives just before a thread blocks does not wake it, so poll
             with suppress(Empty):
-                return self._queue.get(timeout=LOOK)
+                return self._queue.get(timeout=_LOOK)
             self._cancellations.check()
 
     async def aget(self) -> Any:
         """Do what :meth:`get` does, without blocking the running event loop."""
         loop = asyncio.get_running_loop()
-        while True:
+        while True:  # polls, too: a loop about to sleep can miss a signal
             with suppress(Empty):
                 return self._queue.get_nowait()
             called: asyncio.Future[None] = loop.create_future()
             self._wake = _caller(loop, called)
             try:
                 if self._queue.empty():  # else it came before the loop could be called
-                    await asyncio.wait([called], timeout=LOOK)
+                    await asyncio.wait([called], timeout=_LOOK)
             finally:
                 self._wake = None
 

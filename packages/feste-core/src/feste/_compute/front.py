@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from contextlib import suppress
 from typing import Any
 
 from feste import blocking, context, draw
+from feste._compute.arrivals import Mailbox
 from feste._compute.results import forget_report, hand_back
 from feste._compute.steps import (
-    LOOK,
     make_plan,
     make_run,
     program_of,
@@ -98,22 +97,11 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
 
 async def _ended(run: Run) -> None:
     """Submit a run and wait until it has ended; stop it if the waiting is cancelled."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ended.done():
-            ended.set_result(None)
-
-    def from_the_brain() -> None:
-        with suppress(RuntimeError):  # the loop is closed, so nothing waits any more
-            loop.call_soon_threadsafe(wake)
-
-    run.on_finish(from_the_brain)
+    mail = Mailbox()
+    run.on_finish(lambda: mail.put(run))
     try:
         driver().submit(run)
-        while not ended.done():  # poll as in wait_for: a loop about to sleep can miss a signal
-            await asyncio.wait([ended], timeout=LOOK)
+        await mail.aget()
     except BaseException:  # cancelled, or the loop was closed in the meantime
         driver().stop(run, 0.0)
         raise

@@ -143,20 +143,21 @@ class _Map(Items[Any]):
         )
 
     def _work(self) -> Callable[[], None] | None:
-        if not self._is_due:
+        source = self._source
+        if source is None or not self._is_due:
             return None
         self._has_taken = True
-        items = self._pull()
+        items = self._pull(source)
         self._waiting += len(items)
         return partial(self._add, items) if items or self._source is None else None
 
-    def _pull(self) -> list[Item]:
+    def _pull(self, source: Iterator[Any]) -> list[Item]:
         """Take items from the source: until the window is full, one is plain, or time has passed."""
         items: list[Item] = []
         until = time.monotonic() + _PATIENCE
         while self._taken - self._left < self._window:
             try:
-                given = next(self._source, _END)  # type: ignore[arg-type]
+                given = next(source, _END)
                 if given is _END:
                     self._source = None
                     break

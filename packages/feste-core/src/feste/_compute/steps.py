@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from feste._compute.arrivals import Mailbox
 from feste._compute.results import Repack, make_report, put_back
-from feste.blocking import Cancellations
 from feste.context import Settings
 from feste.errors import (
     ConfigError,
@@ -35,7 +35,6 @@ from feste.scheduler.states import STATES, VALUED
 from feste.store.answers import answers_of
 
 __all__ = [
-    "LOOK",
     "for_dask",
     "interruption",
     "make_plan",
@@ -48,8 +47,6 @@ __all__ = [
 
 #: Seconds that requests in flight may still take after Ctrl-C.
 GRACE = 2.0
-#: Seconds between checks for a signal in a waiting thread.
-LOOK = 0.25
 
 
 def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
@@ -96,14 +93,12 @@ def make_run(program: Program, settings: Settings, hands: Executor, prefix: str 
 
 def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
     """Submit a run and block this thread until it has ended; Ctrl-C stops it."""
+    mail = Mailbox()
+    run.on_finish(lambda: mail.put(run))
     try:
         driver().submit(run)
         with shown(run, settings["progress"]):
-            # a signal that arrives just before a thread blocks does not wake it, so poll
-            cancellations = Cancellations()
-            cancellations.check()
-            while not run.finished.wait(LOOK):
-                cancellations.check()
+            mail.get()
         return
     except KeyboardInterrupt:
         pass

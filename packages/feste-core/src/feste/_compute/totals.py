@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from feste.events import RequestFinished
 from feste.report import Closing, OperationRow, RunReport, Span
+from feste.report.operations import sum_if_known
 from feste.scheduler.request_log import RequestLog
 
 __all__ = ["total"]
@@ -53,8 +54,8 @@ def total(before: RunReport | None, after: RunReport, offset: float) -> RunRepor
         task_spans=_together(before.task_spans, after.task_spans, offset),
         closings=_together(before.closings, after.closings, offset),
         peak=max(before.peak, after.peak),
-        dollars_possible=_if_both(before.dollars_possible, after.dollars_possible),
-        dollars_saved=_if_both(before.dollars_saved, after.dollars_saved),
+        dollars_possible=sum_if_known(before.dollars_possible, after.dollars_possible),
+        dollars_saved=sum_if_known(before.dollars_saved, after.dollars_saved),
         errors=list(dict.fromkeys([*before.errors, *after.errors]))[:20],
         unknown=[*before.unknown, *after.unknown][-_MOST:],
         cancelled=before.cancelled or after.cancelled,
@@ -85,18 +86,16 @@ def _rows(rows: list[OperationRow]) -> list[OperationRow]:
 def _sum(one: OperationRow, other: OperationRow) -> OperationRow:
     own = ("operation", "model", "longest", "dollars_possible", "waits")
     names = [f.name for f in fields(OperationRow) if f.name not in own]
-    summed = {name: _plus(getattr(one, name), getattr(other, name)) for name in names}
+    summed: dict[str, Any] = {
+        name: _plus(getattr(one, name), getattr(other, name)) for name in names
+    }
     return replace(
         one,
-        **summed,  # type: ignore[arg-type]
+        **summed,
         longest=max(one.longest, other.longest),
-        dollars_possible=_if_both(one.dollars_possible, other.dollars_possible),
+        dollars_possible=sum_if_known(one.dollars_possible, other.dollars_possible),
         waits=dict(Counter(one.waits) + Counter(other.waits)),
     )
-
-
-def _if_both(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
 
 
 def _plus(one: float | None, other: float | None) -> float | None:

@@ -9,7 +9,7 @@ from feste.events import CAUSES
 from feste.report.prices import Prices, certain, possible
 from feste.scheduler.totals import IN_FLIGHT, PYTHON, Totals
 
-__all__ = ["OperationRow", "rows_of", "saved_by"]
+__all__ = ["OperationRow", "rows_of", "saved_by", "sum_if_known"]
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class OperationRow:
         if not self.requests:
             self.dollars_possible = most
         else:
-            self.dollars_possible = _sum_if_known(self.dollars_possible, most)
+            self.dollars_possible = sum_if_known(self.dollars_possible, most)
         if dollars is not None:
             self.dollars = dollars + (self.dollars or 0.0)
         self.unpriced += unpriced
@@ -121,5 +121,10 @@ def saved_by(rows: Iterable[Totals], prices: Prices) -> float | None:
     return saved
 
 
-def _sum_if_known(one: float | None, other: float | None) -> float | None:
+def sum_if_known(one: float | None, other: float | None) -> float | None:
+    """Return the sum of two figures; None if one of them is not known.
+
+    :param one: the one.
+    :param other: the other.
+    """
     return None if one is None or other is None else one + other

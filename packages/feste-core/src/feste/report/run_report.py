@@ -57,7 +57,7 @@ class RunReport:
     :param states: the number of nodes in each final state; they add up to ``nodes``.
     :param operations: a row for each operation and model.
     :param tasks: seconds of Python by name of the task, including halves of operations.
-    :param requests: all requests, in the order they ended.
+    :param requests: all requests, in the order they ended; of a long ``feste.map`` the last 10,000.
     :param errors: the first errors that differ, as text.
     :param cancelled: whether the run was stopped.
     :param unknown: earlier requests for the run's calls whose answers are not known.

@@ -68,8 +68,8 @@ class Actual:
         return cls(
             run=report.run,
             seconds=report.seconds,
-            calls=sum(row.calls for row in report.operations),
-            requests=len(report.requests),
+            calls=report.answered,
+            requests=report.sent,
             failed=sum(row.failed for row in report.operations),
             retried=sum(report.retries.values()),
             sizes=dict(report.sizes),
