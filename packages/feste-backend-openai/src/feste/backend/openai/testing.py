@@ -1,10 +1,8 @@
 """OpenAI's wire format for `feste.testing.SimServer`.
 
 It serves chat completions, completions, embeddings and models, including streams, and can imitate
-the quirks of OpenAI-compatible servers: it checks requests and plans their answers, whose JSON
-:mod:`~feste.backend.openai.sim_answers` makes. The answers follow `answer`: a line
-``REPLY: text`` in the last user message is answered with that text, a line ``CALL: name {json}``
-with a call of that tool.
+the quirks of OpenAI-compatible servers. The answers follow `answer`: a line ``REPLY: text`` in the
+last user message is answered with that text, a line ``CALL: name {json}`` with a call of that tool.
 """
 
 from __future__ import annotations
@@ -13,11 +11,10 @@ import base64
 import math
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from feste.backend.openai import sim_answers
 from feste.testing.wire import (
     Answer,
     Billed,
@@ -33,7 +30,10 @@ from feste.testing.wire import (
     json_answer,
     last_user_text,
     message_text,
+    pieces,
     prompt_parts,
+    sse,
+    tool_answer,
     words,
 )
 
@@ -197,27 +197,23 @@ class OpenAIWire:
             prompt, key = last_user_text(messages), digest(messages)
             choices, items = [], []
             for index, sample in enumerate(call.samples(messages, n)):
-                message, text, finish = sim_answers.message(call, messages, sample, limit)
+                message, text, finish = _message(call, messages, sample, limit)
                 choice = {"index": index, "message": message, "finish_reason": finish}
-                choice["logprobs"] = (
-                    sim_answers.chat_logprobs(text) if call.body.get("logprobs") else None
-                )
+                choice["logprobs"] = _chat_logprobs(text) if call.body.get("logprobs") else None
                 choices.append(choice)
                 items.append(Item(prompt, text, key, sample))
             choices = _arranged(choices, self.choices)
             billed = replace(read, output_tokens=sum(words(item.answer) for item in items))
-            usage: dict[str, object] = {
-                **sim_answers.usage(billed.input_tokens, billed.output_tokens)
-            }
+            usage: dict[str, object] = {**_usage(billed.input_tokens, billed.output_tokens)}
             usage["prompt_tokens_details"] = {
                 "cached_tokens": billed.cached_tokens,
                 "cache_write_tokens": billed.written_tokens,
             }
-            base = sim_answers.envelope(call, "chatcmpl", "chat.completion")
+            base = _envelope(call, "chatcmpl", "chat.completion")
             if call.body.get("stream") is True:
                 base["object"] = "chat.completion.chunk"
-                parts = [part for choice in choices for part in sim_answers.chat_deltas(choice)]
-                events = sim_answers.events(call, base, parts, usage)
+                parts = [part for choice in choices for part in _chat_deltas(choice)]
+                events = _events(call, base, parts, usage)
                 return Answer(items=items, events=events, billed=billed)
             return Answer({**base, "choices": choices, "usage": usage}, items, billed=billed)
 
@@ -244,11 +240,11 @@ class OpenAIWire:
                     finish = "length" if was_cut else "stop"
                     choice = {"index": len(choices), "text": text, "finish_reason": finish}
                     logged = call.body.get("logprobs") is not None
-                    choice["logprobs"] = sim_answers.logprobs(text) if logged else None
+                    choice["logprobs"] = _logprobs(text) if logged else None
                     choices.append(choice)
                     items.append(Item(prompt, text, digest(prompt), sample))
             counted = 1 if self.usage == "first" else len(prompts)
-            usage = sim_answers.usage(
+            usage = _usage(
                 sum(words(prompt) for prompt in prompts[:counted]),
                 sum(words(item.answer) for item in items[: counted * n]),
             )
@@ -258,10 +254,10 @@ class OpenAIWire:
             if len(prompts) > 1:
                 choices = _arranged(choices, self.lists)
             choices = _arranged(choices, self.choices if n > 1 else "yes")
-            base = sim_answers.envelope(call, "cmpl", "text_completion")
+            base = _envelope(call, "cmpl", "text_completion")
             if call.body.get("stream") is True:
-                parts = [part for choice in choices for part in sim_answers.text_deltas(choice)]
-                events = sim_answers.events(call, base, parts, usage)
+                parts = [part for choice in choices for part in _text_deltas(choice)]
+                events = _events(call, base, parts, usage)
                 return Answer(items=items, events=events, billed=billed)
             return Answer({**base, "choices": choices, "usage": usage}, items, billed=billed)
 
@@ -353,6 +349,90 @@ def _read(call: Call, messages: list[dict[str, Any]]) -> Billed:
         raise Refusal(400, "Expected a string.", param="prompt_cache_key")
     scope = call.body["model"], key
     return call.read(scope, parts, explicit=mode == "explicit")
+
+
+def _message(
+    call: Call, messages: list[dict[str, Any]], sample: int, limit: int | None
+) -> tuple[dict[str, Any], str, str]:
+    """Return an assistant's message, its text and its finish_reason."""
+    choice = call.body.get("tool_choice")
+    named = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
+    tools = [] if choice == "none" else call.body.get("tools") or []
+    asked = tool_answer(messages, tools, forced=choice == "required" or bool(named), name=named)
+    if asked:
+        function = {"name": asked[0], "arguments": asked[1]}
+        made = {"id": f"call_{digest(messages, sample)}", "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [made]}
+        return message, f"{asked[0]}({asked[1]})", "tool_calls"
+    text, was_cut = cut(_chat_text(call, messages, sample), limit)
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return message, text, "length" if was_cut else "stop"
+
+
+def _chat_text(call: Call, messages: list[dict[str, Any]], sample: int) -> str:
+    wanted = call.body.get("response_format") or {}
+    if wanted.get("type") == "json_schema":
+        schema: object = wanted.get("json_schema", {}).get("schema", {})
+    elif wanted.get("type") == "json_object":
+        schema = {"properties": {"echo": {"type": "string"}}, "required": ["echo"]}
+    else:
+        return answer(messages, sample, seed=call.seed)
+    return json_answer(messages, schema, sample, seed=call.seed)
+
+
+def _envelope(call: Call, prefix: str, kind: str) -> dict[str, Any]:
+    name = f"{prefix}-{call.id}"
+    return {"id": name, "object": kind, "created": 0, "model": call.body["model"]}
+
+
+def _usage(prompt: int, completion: int) -> dict[str, int]:
+    total = prompt + completion
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+
+
+def _chat_logprobs(text: str) -> dict[str, object]:
+    common: dict[str, object] = {"logprob": -0.5, "bytes": None, "top_logprobs": []}
+    return {"content": [{"token": t, **common} for t in pieces(text)], "refusal": None}
+
+
+def _logprobs(text: str) -> dict[str, object]:
+    tokens = pieces(text)
+    offsets = [sum(map(len, tokens[:at])) for at in range(len(tokens))]
+    values = {"token_logprobs": [-0.5] * len(tokens), "text_offset": offsets}
+    return {"tokens": tokens, **values, "top_logprobs": [{token: -0.5} for token in tokens]}
+
+
+def _chat_deltas(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Split a choice into the choices of its chunks: role, pieces or tool calls, end."""
+    message = choice["message"]
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    for index, made in enumerate(message.get("tool_calls", [])):
+        deltas.append({"tool_calls": [{"index": index, **made}]})
+    deltas += [{"content": piece} for piece in pieces(message["content"] or "")]
+    parts = [{"index": choice["index"], "delta": d, "finish_reason": None} for d in deltas]
+    if choice["logprobs"]:
+        for part in parts[1:]:
+            part["logprobs"] = _chat_logprobs(part["delta"].get("content", ""))
+    return [
+        *parts,
+        {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]},
+    ]
+
+
+def _text_deltas(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parts = [{**choice, "text": p, "finish_reason": None} for p in pieces(choice["text"])]
+    return [*parts, {**choice, "text": "", "logprobs": None}]
+
+
+def _events(
+    call: Call, base: Mapping[str, Any], parts: Sequence[object], usage: object
+) -> list[bytes]:
+    """Encode a stream: a chunk for each part, the usage if requested, the end marker."""
+    events = [sse({**base, "choices": [part]}) for part in parts]
+    options = call.body.get("stream_options")
+    if isinstance(options, dict) and options.get("include_usage"):
+        events.append(sse({**base, "choices": [], "usage": usage}))
+    return [*events, sse("[DONE]")]
 
 
 def _arranged(given: list[dict[str, Any]], quirk: str) -> list[dict[str, Any]]:
