@@ -18,11 +18,15 @@ from feste.graph import FesteGraph
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["QUICK", "Executor", "PyTask", "Reporter", "Scheduler"]
+__all__ = ["CHUNK", "QUICK", "Executor", "PyTask", "Reporter", "Scheduler"]
 
 #: The place for Feste's own short work: prompts and the halves of operations. It is separate from
 #: users' tasks, so that long tasks do not delay calls.
 QUICK = "quick"
+
+#: Small tasks share a chunk until its expected duration reaches this many seconds, in this process.
+CHUNK = 0.001
+_CHUNKED = ("thread", QUICK, "inline")
 
 Report = tuple[Any, ...]
 
@@ -229,6 +233,8 @@ class Executor:
 
         Reports ``returned``.
 
+        Called for chunks of up to :data:`CHUNK` seconds.
+
         :param chunk: the list given to :meth:`call`.
         """
 
@@ -273,6 +279,16 @@ class Executor:
         """
         return "async" if task.is_async else str(task.executor)
 
+    def chunk_seconds(self, where: str) -> float:
+        """Return how many seconds of expected work may share a chunk; 0 if no tasks share one.
+
+        Above :data:`CHUNK`, work is first spread over the free places, and the executor itself has to
+        return what waits behind a task that takes longer than expected.
+
+        :param where: as for :meth:`capacity`.
+        """
+        return CHUNK if where in _CHUNKED else 0.0
+
     @property
     def stale(self) -> bool:
         """Whether the next run needs a new executor, since something this one needs is closed."""
@@ -280,8 +296,6 @@ class Executor:
 
     #: Whether reported results are references that must be fetched.
     remote = False
-    #: Whether small tasks, and chains of them, may share one chunk.
-    chunking = True
 
     def close(self) -> None:
         """Stop; no method is called afterwards."""
