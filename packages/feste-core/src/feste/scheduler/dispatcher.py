@@ -213,7 +213,13 @@ class Dispatcher:
                     self.push(run, where, run.program.rank[i], i)
 
     def on_done(
-        self, executor: Executor, task: PyTask, ok: bool, value: Any, seconds: float
+        self,
+        executor: Executor,
+        task: PyTask,
+        ok: bool,
+        value: Any,
+        seconds: float,
+        worker: str = "",
     ) -> None:
         """Handle the end of one piece of Python."""
         name = task.name

@@ -49,20 +49,22 @@ class Reporter:
         self.put = put
         self.executor = executor
 
-    def done(self, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+    def done(self, task: PyTask, ok: bool, value: Any, seconds: float, worker: str = "") -> None:
         """Report the end of a task.
 
         :param task: the task.
         :param ok: whether it returned.
         :param value: its return value, or the :class:`~feste.errors.FesteError` that it ended with.
         :param seconds: its duration in seconds.
+        :param worker: the name of the worker that ran it; empty for this process.
         """
-        self.put(("done", self.executor, task, ok, value, seconds))
+        self.put(("done", self.executor, task, ok, value, seconds, worker))
 
-    def done_together(self, outcomes: Sequence[tuple[PyTask, bool, Any, float]]) -> None:
+    def done_together(self, outcomes: Sequence[tuple[Any, ...]]) -> None:
         """Report the end of several tasks at once, which wakes the brain only once.
 
-        :param outcomes: for each task the arguments of :meth:`done`.
+        :param outcomes: for each task the arguments of :meth:`done`, without a worker for tasks that
+            this process ran.
         """
         self.put(("done_together", self.executor, outcomes))
 
@@ -81,15 +83,16 @@ class Reporter:
         """
         self.put(("free", self.executor, where, chunk))
 
-    def sent(self, handle: int, ok: bool, value: Any, seconds: float) -> None:
+    def sent(self, handle: int, ok: bool, value: Any, seconds: float, worker: str = "") -> None:
         """Report the end of a request.
 
         :param handle: the brain's number for the request.
         :param ok: whether a response arrived.
         :param value: the :class:`~feste.backend.Response`, or a :class:`~feste.errors.CallError`.
         :param seconds: its duration in seconds.
+        :param worker: the name of the worker that sent it; empty for this process.
         """
-        self.put(("sent", self.executor, handle, ok, value, seconds))
+        self.put(("sent", self.executor, handle, ok, value, seconds, worker))
 
     def fetched(self, handle: int, values: Sequence[Any]) -> None:
         """Deliver the values that :meth:`Executor.fetch` was asked for.
