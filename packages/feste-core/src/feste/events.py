@@ -104,6 +104,8 @@ class NodeFinished(Event):
     :param ready: when all its inputs were available.
     :param origin: ``file:line`` of the user's call.
     :param error: the text of the error, or an empty string.
+    :param worker: the name of the worker that ran the task, or sent the call's last request; empty for
+        this process.
     """
 
     name: ClassVar[str] = "node_finished"
@@ -115,6 +117,7 @@ class NodeFinished(Event):
     ready: float
     origin: str = ""
     error: str = ""
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,7 @@ class RequestFinished(Event):
     :param number: the number of the request, as in :class:`RequestStarted`.
     :param waits: the seconds that it waited, by cause, since the earliest of its calls was prepared, or
         since its last attempt ended; see :data:`CAUSES`.
+    :param worker: the name of the worker that sent it; empty for this process.
     """
 
     name: ClassVar[str] = "request_finished"
@@ -183,6 +187,7 @@ class RequestFinished(Event):
     billed: Billed = "yes"
     number: int = 0
     waits: dict[str, float] = field(default_factory=dict)
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,12 +74,13 @@ class Accounts:
             )
             self.brain.act("notify", run, event)
 
-    def record(self, parcel: Parcel, ok: bool, value: Any) -> None:
+    def record(self, parcel: Parcel, ok: bool, value: Any, worker: str = "") -> None:
         """Record a request that ended.
 
         :param parcel: the request.
         :param ok: whether a response came.
         :param value: the response, or the error.
+        :param worker: the worker that sent it; empty for this process.
         """
         run, request = parcel.run, parcel.request
         usage = value.usage if ok else None
@@ -103,6 +104,7 @@ class Accounts:
             billed="yes" if ok else value.billed,
             number=parcel.handle,
             waits={cause: wait for cause, wait in zip(CAUSES, parcel.waits) if wait},
+            worker=worker,
         )
         self.brain.waits.waited(parcel, IN_FLIGHT)
         parcel.waits = [0.0] * len(CAUSES)

@@ -73,7 +73,13 @@ class Attempts:
         self.brain.act("send", run.executor, handle, parcel.call, parcel.request, pieces)
 
     def on_sent(
-        self, executor: Executor, handle: int, ok: bool, value: Any, seconds: float
+        self,
+        executor: Executor,
+        handle: int,
+        ok: bool,
+        value: Any,
+        seconds: float,
+        worker: str = "",
     ) -> None:
         parcel = self.parcels.pop(handle, None)
         if parcel is None:
@@ -106,7 +112,7 @@ class Attempts:
                     self.brain.lifecycle.keep_paid(run, parcel.members[0], value)
             return  # give_up has recorded it
         self.brain.outages.landed(parcel, None if ok else value)
-        self.brain.accounts.record(parcel, ok, value)
+        self.brain.accounts.record(parcel, ok, value, worker)
         if ok:
             self.brain.deadlines.met(parcel)
             self.brain.calls.answered(parcel, value)

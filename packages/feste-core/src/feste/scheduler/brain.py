@@ -10,11 +10,11 @@ the outcomes as new events. Both are tuples that start with a name:
               ("sealed", run)                 nothing more will be added
               ("stop", run, grace)                            stop it; requests get `grace` seconds
               ("grown", run, i, program, emission)            a task's returned nodes, compiled
-              ("done", executor, task, ok, value, seconds)    a piece of Python ended
+              ("done", executor, task, ok, value, seconds, worker)    a piece of Python ended
               ("done_together", executor, outcomes)           several pieces of Python ended
               ("returned", executor, tasks)                   tasks of a chunk were not started
               ("free", executor, where, chunk)                a chunk has finished
-              ("sent", executor, handle, ok, value, seconds)  a request ended
+              ("sent", executor, handle, ok, value, seconds, worker)  a request ended
               ("fetched", executor, handle, values)           remote values arrived
               ("capacity", executor, where)                   an executor's capacity changed
               ("told", ticket, ok, value)                     a store did what it was asked

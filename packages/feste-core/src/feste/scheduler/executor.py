@@ -18,11 +18,15 @@ from feste.graph import FesteGraph
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["QUICK", "Executor", "PyTask", "Reporter", "Scheduler"]
+__all__ = ["CHUNK", "QUICK", "Executor", "PyTask", "Reporter", "Scheduler"]
 
 #: The place for Feste's own short work: prompts and the halves of operations. It is separate from
 #: users' tasks, so that long tasks do not delay calls.
 QUICK = "quick"
+
+#: Small tasks share a chunk until its expected duration reaches this many seconds, in this process.
+CHUNK = 0.001
+_CHUNKED = ("thread", QUICK, "inline")
 
 Report = tuple[Any, ...]
 
@@ -45,20 +49,22 @@ class Reporter:
         self.put = put
         self.executor = executor
 
-    def done(self, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+    def done(self, task: PyTask, ok: bool, value: Any, seconds: float, worker: str = "") -> None:
         """Report the end of a task.
 
         :param task: the task.
         :param ok: whether it returned.
         :param value: its return value, or the :class:`~feste.errors.FesteError` that it ended with.
         :param seconds: its duration in seconds.
+        :param worker: the name of the worker that ran it; empty for this process.
         """
-        self.put(("done", self.executor, task, ok, value, seconds))
+        self.put(("done", self.executor, task, ok, value, seconds, worker))
 
-    def done_together(self, outcomes: Sequence[tuple[PyTask, bool, Any, float]]) -> None:
+    def done_together(self, outcomes: Sequence[tuple[Any, ...]]) -> None:
         """Report the end of several tasks at once, which wakes the brain only once.
 
-        :param outcomes: for each task the arguments of :meth:`done`.
+        :param outcomes: for each task the arguments of :meth:`done`, without a worker for tasks that
+            this process ran.
         """
         self.put(("done_together", self.executor, outcomes))
 
@@ -77,15 +83,16 @@ class Reporter:
         """
         self.put(("free", self.executor, where, chunk))
 
-    def sent(self, handle: int, ok: bool, value: Any, seconds: float) -> None:
+    def sent(self, handle: int, ok: bool, value: Any, seconds: float, worker: str = "") -> None:
         """Report the end of a request.
 
         :param handle: the brain's number for the request.
         :param ok: whether a response arrived.
         :param value: the :class:`~feste.backend.Response`, or a :class:`~feste.errors.CallError`.
         :param seconds: its duration in seconds.
+        :param worker: the name of the worker that sent it; empty for this process.
         """
-        self.put(("sent", self.executor, handle, ok, value, seconds))
+        self.put(("sent", self.executor, handle, ok, value, seconds, worker))
 
     def fetched(self, handle: int, values: Sequence[Any]) -> None:
         """Deliver the values that :meth:`Executor.fetch` was asked for.
@@ -247,6 +254,8 @@ class Executor:
 
         Reports ``returned``.
 
+        Called for chunks of up to :data:`CHUNK` seconds.
+
         :param chunk: the list given to :meth:`call`.
         """
 
@@ -291,6 +300,16 @@ class Executor:
         """
         return "async" if task.is_async else str(task.executor)
 
+    def chunk_seconds(self, where: str) -> float:
+        """Return how many seconds of expected work may share a chunk; 0 if no tasks share one.
+
+        Above :data:`CHUNK`, work is first spread over the free places, and the executor itself has to
+        return what waits behind a task that takes longer than expected.
+
+        :param where: as for :meth:`capacity`.
+        """
+        return CHUNK if where in _CHUNKED else 0.0
+
     @property
     def stale(self) -> bool:
         """Whether the next run needs a new executor, since something this one needs is closed."""
@@ -298,8 +317,6 @@ class Executor:
 
     #: Whether reported results are references that must be fetched.
     remote = False
-    #: Whether small tasks, and chains of them, may share one chunk.
-    chunking = True
 
     def close(self) -> None:
         """Stop; no method is called afterwards."""

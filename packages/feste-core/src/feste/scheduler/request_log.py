@@ -37,8 +37,9 @@ class RequestLog(Sequence[RequestFinished]):
     def __init__(self, run: str = "", records: Iterable[RequestFinished] = ()) -> None:
         self.run = run
         self._data = bytearray()
-        #: Backend, operation and model of requests, and names of errors; records hold their positions.
-        self._kinds: dict[tuple[str, str, str], int] = {}
+        #: Backend, operation, model and worker of requests, and names of errors; records hold their
+        #: positions.
+        self._kinds: dict[tuple[str, str, str, str], int] = {}
         self._errors: dict[str, int] = {"": 0}
         self._ids: list[str | None] = []
         for record in records:
@@ -49,7 +50,7 @@ class RequestLog(Sequence[RequestFinished]):
 
         :param record: the request.
         """
-        kind = (record.backend, record.operation, record.model)
+        kind = (record.backend, record.operation, record.model, record.worker)
         waits = record.waits
         self._ids.append(record.request_id)  # first: a report may be made at any moment
         self._data += _RECORD.pack(
@@ -101,14 +102,14 @@ class RequestLog(Sequence[RequestFinished]):
             yield self._record(i, kinds, errors)
 
     def _record(
-        self, i: int, kinds: Sequence[tuple[str, str, str]], errors: Sequence[str]
+        self, i: int, kinds: Sequence[tuple[str, str, str, str]], errors: Sequence[str]
     ) -> RequestFinished:
         row = _RECORD.unpack_from(self._data, i * _RECORD.size)
         at, ready, sent = row[:3]
         waits = {cause: wait for cause, wait in zip(_CAUSES, row[_WAITS]) if wait}
         *numbers, number, items, attempt, kind, error, billed = row[_WAITS.stop :]
         read, made, cached, written, status = (None if known < 0 else known for known in numbers)
-        backend, operation, model = kinds[kind]
+        backend, operation, model, worker = kinds[kind]
         return RequestFinished(
             self.run,
             at,
@@ -129,6 +130,7 @@ class RequestLog(Sequence[RequestFinished]):
             _BILLED[billed],
             number,
             waits,
+            worker,
         )
 
     def __eq__(self, other: object) -> bool:
