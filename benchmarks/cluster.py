@@ -267,9 +267,22 @@ def tasks(given: argparse.Namespace) -> None:
 # --- the brain ------------------------------------------------------------------------------------
 
 
+class Forgetful(list[Any]):
+    """Takes the place of a list that the fake backend keeps for tests, which would grow."""
+
+    def append(self, item: Any) -> None:
+        pass
+
+
+def fake() -> FakeBackend:
+    llm = FakeBackend(limits=Limits(concurrency=LANES))
+    llm.requests = Forgetful()
+    return llm
+
+
 def instant(**settings: Any) -> Callable[[int], Any]:
     """Return a function that makes so many calls which are answered at once, without a network."""
-    llm = FakeBackend(limits=Limits(concurrency=LANES))
+    llm = fake()
 
     def run(n: int) -> None:
         feste.compute([llm.chat(f"question {i}") for i in range(n)], progress=False, **settings)
@@ -279,7 +292,7 @@ def instant(**settings: Any) -> Callable[[int], Any]:
 
 def mapped(n: int) -> None:
     """The same from a stream of items, as for inputs of any length."""
-    llm = FakeBackend(limits=Limits(concurrency=LANES))
+    llm = fake()
     for _ in feste.map(lambda i: llm.chat(f"question {i}"), range(n), progress=False):
         pass
 
