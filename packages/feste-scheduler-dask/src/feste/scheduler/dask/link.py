@@ -97,7 +97,7 @@ class Link:
 
     def _connect(self, given: Any) -> Any:
         if given is None:
-            self._cluster = OwnCluster()
+            self._cluster = OwnCluster.take()
             return self._cluster.client
         try:
             return _dask.Client(given, set_as_default=False)
@@ -139,9 +139,11 @@ class Link:
 
     def close(self) -> None:
         """Close the client and cluster that were made for this link."""
+        if self._closed:
+            return
         self._closed = True
         if self._cluster is not None:
-            self._cluster.close()
+            self._cluster.give_back()
         elif self._owned:
             self.client.close()
 
