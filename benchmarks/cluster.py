@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import resource
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ WIRE = "feste.backend.openai.testing:OpenAIWire"
 #: Requests in flight: on one worker, and in all.
 WINDOW, LANES = 32, 64
 WORKERS, THREADS = 2, 2
+#: Seconds that a task takes which is no short one.
+WAIT = 0.05
 
 
 @contextlib.contextmanager
@@ -95,17 +99,19 @@ def compare(
     n: int,
     client: distributed.Client | None = None,
     rounds: int = 1,
+    warm: int = 100,
 ) -> dict[str, float]:
     """Run each way in turn; print and return the seconds of its fastest round.
 
     :param what: the name of one thing that they do `n` of.
     :param ways: functions of the number of things, by the names to print.
     :param n: the number of things.
-    :param client: a client of the cluster whose CPU counts as well.
+    :param client: a client of the cluster; without one, CPU is not shown.
     :param rounds: how many times each way runs.
+    :param warm: the number of things that each does first, for imports, connections and caches.
     """
-    for way in ways.values():  # imports, connections, caches
-        way(min(n, 100))
+    for way in ways.values():
+        way(min(n, warm))
     best: dict[str, Meter] = {}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -114,10 +120,12 @@ def compare(
             if name not in best or meter.wall < best[name].wall:
                 best[name] = meter
     first = next(iter(best.values())).wall
-    print(f"{'':36}      s  ratio  {what}s/s | ms of CPU a {what}: client scheduler workers")
+    columns = f" | ms of CPU a {what}: client scheduler workers" if client else ""
+    print(f"{'':36}      s  ratio   {what}s/s{columns}")
     for name, meter in best.items():
         cpu = "".join(f"{1000 * seconds / n:9.2f}" for seconds in meter.cpu)
-        print(f"{name:36}{meter.wall:7.2f}{meter.wall / first:7.2f}{n / meter.wall:8,.0f} |{cpu}")
+        cells = f"{meter.wall:7.2f}{meter.wall / first:7.2f}{n / meter.wall:10,.1f}"
+        print(f"{name:36}{cells}{f' |{cpu}' if client else ''}")
     return {name: meter.wall for name, meter in best.items()}
 
 
@@ -165,15 +173,21 @@ def requests(given: argparse.Namespace) -> None:
     """Calls that are answered at once: what each way adds."""
     n = given.requests
     print(f"{n:,} calls that are answered at once; {WORKERS} workers of {THREADS} threads\n")
-    with SimServer(WIRE, log_bodies=False) as server, cluster() as client:
+    with (
+        tempfile.TemporaryDirectory(dir=given.folder) as folder,
+        SimServer(WIRE, log_bodies=False) as server,
+        cluster() as client,
+    ):
         url = server.url + "/v1"
         on_workers = {"scheduler": client, "requests_on": "workers", "worker_window": WINDOW}
         ways = {
-            "Client.map of the SDK": lambda n: client.gather(
+            f"Client.map of the SDK ({WORKERS * THREADS} at once)": lambda n: client.gather(
                 client.map(ask, range(n), url=url, pure=False)
             ),
-            "Feste, from the client": chats(url, scheduler=client),
-            "Feste, from the workers": chats(url, **on_workers),
+            "one process": chats(url),
+            "one process, with a store": stored(Path(folder), partial(chats, url)),
+            "Dask, from the client": chats(url, scheduler=client),
+            "Dask, from the workers": chats(url, **on_workers),
         }
         compare("call", ways, n, client, given.rounds)
 
@@ -197,37 +211,40 @@ def cpu(given: argparse.Namespace) -> None:
     n = given.spins
     print(f"{n} tasks of {given.seconds} s of CPU; this machine has {os.cpu_count()} cores\n")
     task = feste.task(spin)
-    walls: dict[str, float] = {}
 
-    def best(name: str, run: Callable[[], Any]) -> None:
-        for _ in range(given.rounds):
-            with Meter() as meter:
-                run()
-            walls[name] = min(meter.wall, walls.get(name, meter.wall))
+    def by_dask(client: distributed.Client) -> Callable[[int], Any]:
+        return lambda n: client.gather(client.map(spin, [loops] * n, pure=False))
 
-    best("a plain loop", lambda: [spin(loops) for _ in range(n)])
-    for workers in (1, 2):
-        with cluster(workers, 1) as client:
+    def by_feste(client: distributed.Client) -> Callable[[int], Any]:
+        return lambda n: feste.compute(
+            [task(loops) for _ in range(n)], scheduler=client, progress=False
+        )
 
-            def by_dask(loops: int, client: distributed.Client = client) -> None:
-                client.gather(client.map(spin, [loops] * n, pure=False))
-
-            def by_feste(loops: int, client: distributed.Client = client) -> None:
-                feste.compute([task(loops) for _ in range(n)], scheduler=client, progress=False)
-
-            for name, way in (("Client.map", by_dask), ("Feste", by_feste)):
-                way(1)
-                best(f"{name}, worker processes: {workers}", lambda way=way: way(loops))  # type: ignore[misc]
-    for name, wall in walls.items():
-        print(f"{name:36}{wall:7.2f} s   {walls['a plain loop'] / wall:5.2f} x one core")
+    with cluster(1, 1) as one, cluster(2, 1) as two:
+        ways = {
+            "a plain loop": lambda n: [spin(loops) for _ in range(n)],
+            "Client.map, 1 worker process": by_dask(one),
+            "Feste, 1 worker process": by_feste(one),
+            "Client.map, 2 worker processes": by_dask(two),
+            "Feste, 2 worker processes": by_feste(two),
+        }
+        walls = compare("task", ways, n, rounds=given.rounds, warm=2)
+    wall = walls["Feste, 2 worker processes"]
+    print(f"two workers are {walls['a plain loop'] / wall:.2f} times as fast as one core,", end=" ")
+    print(f"and {walls['Feste, 1 worker process'] / wall:.2f} times as fast as one worker")
 
 
 def increment(x: int) -> int:
     return x + 1
 
 
+def pause(x: int) -> int:
+    time.sleep(WAIT)
+    return x
+
+
 def tasks(given: argparse.Namespace) -> None:
-    """Tasks that do nothing, independent of each other and in a chain."""
+    """Tasks that do nothing, independent of each other and in a chain, and tasks that take a while."""
     n = given.tasks
     plus = feste.task(increment)
     delayed = dask.delayed(increment, pure=False)
@@ -254,12 +271,19 @@ def tasks(given: argparse.Namespace) -> None:
             "Feste": lambda n: run([plus(i) for i in range(n)]),
         }
         compare("task", wide, n, client, given.rounds)
-        print(f"\nthe same in a chain of {n // 4:,}\n")
+        print(f"\n{n // 4:,} tasks that wait {WAIT} s, {WORKERS * THREADS} at once\n")
+        rest = feste.task(pause)
+        waits = {
+            "Client.map": lambda n: client.gather(client.map(pause, range(n), pure=False)),
+            "Feste": lambda n: run([rest(i) for i in range(n)]),
+        }
+        compare("task", waits, n // 4, client, given.rounds, warm=20)
+        print(f"\ntasks that do nothing in a chain of {n // 4:,}\n")
         chains = {
             "Client.submit": lambda n: chain(submit, n).result(),
             "dask.delayed": lambda n: client.compute(chain(delayed, n), sync=True),
             "Feste, fused": lambda n: run(chain(plus, n)),
-            "Feste, each task by itself": lambda n: run(chain(plus, n), optimize={"fuse": False}),
+            "Feste, not fused": lambda n: run(chain(plus, n), optimize={"fuse": False}),
         }
         compare("task", chains, n // 4, client, given.rounds)
 
@@ -297,13 +321,13 @@ def mapped(n: int) -> None:
         pass
 
 
-def stored(folder: Path) -> Callable[[int], Any]:
-    """The same as `instant`, with a store, each time another one."""
-    stores = iter(range(1_000_000))
+def stored(folder: Path, ways: Callable[..., Callable[[int], Any]]) -> Callable[[int], Any]:
+    """Return what `ways` makes of the setting `store`, each time another file."""
+    stores = itertools.count()
 
     def run(n: int) -> None:
         store = folder / f"{next(stores)}.db"
-        instant(store=store)(n)
+        ways(store=store)(n)
         feste.store.close()
         if n > 100:
             print(f"(store: {store.stat().st_size / n:,.0f} bytes a call)")
@@ -320,7 +344,7 @@ def brain(given: argparse.Namespace) -> None:
         ways = {
             "one process": instant(),
             "one process, feste.map": mapped,
-            "one process, with a store": stored(Path(folder)),
+            "one process, with a store": stored(Path(folder), instant),
             "Dask, from the client": instant(scheduler=client),
             "Dask, from the workers": instant(**on_workers),
         }
