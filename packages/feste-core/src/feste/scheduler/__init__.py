@@ -6,6 +6,7 @@ from feste.blocking import inside
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter, Scheduler
 from feste.scheduler.hands.local import LocalExecutor
+from feste.scheduler.inputs import Later
 from feste.scheduler.work import context_of, describe, evaluate, result_of
 
 __path__ = extend_path(__path__, __name__)
@@ -14,6 +15,7 @@ __all__ = [
     "QUICK",
     "Emission",
     "Executor",
+    "Later",
     "LocalExecutor",
     "PyTask",
     "Reporter",

@@ -14,6 +14,7 @@ from feste.backend import Backend, Call, OnChunk, Request
 from feste.context import Settings
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
+from feste.scheduler.inputs import compute_together
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
@@ -248,6 +249,15 @@ class Executor:
         :param chunk: the tasks in order; the list object identifies the chunk.
         """
         raise NotImplementedError
+
+    def compute_collections(self, inputs: Sequence[Any]) -> list[Any]:
+        """Compute the Dask collections among the inputs of a run, as it begins; this may block.
+
+        :param inputs: collections, and futures of ``distributed``.
+        :returns: for each its value, or a :class:`~feste.scheduler.Later`: then its node is run by
+            :meth:`call`, with what that holds as the only argument.
+        """
+        return compute_together(inputs)
 
     def reclaim(self, chunk: list[PyTask]) -> None:
         """Return the unstarted tasks of a chunk if it has made no progress since the last call.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from feste.errors import FesteError
+from feste.packing import COLLECTION
 from feste.scheduler import LocalExecutor, PyTask, Reporter
+from feste.scheduler.dask.inputs import INPUT
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.refs import Ref
 from feste.scheduler.dask.workers import Workers
@@ -59,6 +62,8 @@ class DaskExecutor(LocalExecutor):
 
         :param task: the op.
         """
+        if task is COLLECTION:
+            return INPUT
         if task.kind == "task" and task.executor != "inline" and not task.once:
             return "worker"
         return super().place(task)
@@ -70,7 +75,16 @@ class DaskExecutor(LocalExecutor):
         """
         if where == "worker":
             return _WINDOW * max(1, self._workers.size)
+        if where == INPUT:
+            return sys.maxsize
         return super().capacity(where)
+
+    def compute_collections(self, inputs: Sequence[Any]) -> list[Any]:
+        """Start the computation of inputs on the cluster, in one call; values stay there.
+
+        :param inputs: Dask collections, and futures, of which those of this cluster are not moved.
+        """
+        return self._workers.inputs.start(inputs)
 
     def call(self, where: str, chunk: Chunk) -> None:
         """Run tasks; local tasks wait until the results that they need are fetched.
@@ -79,7 +93,11 @@ class DaskExecutor(LocalExecutor):
         :param chunk: the tasks; a single one on workers.
         """
         refs = list(_refs(chunk))
-        if where == "worker" and (refs or not chunk[0].is_operator):
+        if where == INPUT and not self._workers.inputs.is_foreign(chunk[0].args[0]):
+            self._workers.inputs.run(chunk)
+        elif where == INPUT:
+            self._call_here(where, chunk)
+        elif where == "worker" and (refs or not chunk[0].is_operator):
             self._workers.run(chunk)
         elif refs:
             self._workers.fetcher.bring(refs, lambda: self._call_here(where, chunk))
@@ -97,7 +115,7 @@ class DaskExecutor(LocalExecutor):
                         values[position] = value.value
                         if not value.ok:
                             task.fn, task.args, task.kwargs = _raise, (value.value,), {}
-        if where in ("worker", "inline"):
+        if where in ("worker", "inline", INPUT):
             self._moved[id(chunk)] = where
             where = "thread"
         super().call(where, chunk)
@@ -109,6 +127,7 @@ class DaskExecutor(LocalExecutor):
         """
         super().abandon(chunk)
         self._workers.abandon(chunk)
+        self._workers.inputs.abandon(chunk)
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
         """Fetch results into this process.

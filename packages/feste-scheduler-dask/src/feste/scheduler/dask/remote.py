@@ -19,7 +19,7 @@ from feste.errors import FesteError, NodeError
 from feste.scheduler import Emission, describe, evaluate, inside, result_of
 from feste.scheduler.dask.pickling import dumps
 
-__all__ = ["Emitted", "Failed", "Held", "packed", "work"]
+__all__ = ["Emitted", "Failed", "Held", "held", "packed", "work"]
 
 
 def packed(op: Any, args: Any, kwargs: Any, values: list[Any], holes: list[int]) -> bytes:
@@ -52,6 +52,14 @@ def work(data: bytes, *results: Any) -> Any:
         except BaseException as error:  # a task may raise anything, even SystemExit
             return Failed.of(describe(error))
     return Emitted(value) if type(value) is Emission else Held(value)
+
+
+def held(value: Any) -> Held:
+    """Take a result of Dask's own into the form in which workers keep results of tasks.
+
+    :param value: the result.
+    """
+    return Held(value)
 
 
 def _read(data: bytes) -> Any:

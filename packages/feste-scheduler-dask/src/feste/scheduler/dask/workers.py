@@ -18,6 +18,7 @@ from feste.backend import Backend, Call
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
 from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
+from feste.scheduler.dask.inputs import Inputs
 from feste.scheduler.dask.link import Link
 from feste.scheduler.dask.pickling import was_here
 from feste.scheduler.dask.refs import Fetcher, Promises, Ref, lost
@@ -48,6 +49,7 @@ class Workers:
         self._looked = monotonic()
         self._promises = Promises()
         self.fetcher = Fetcher(self._client, self._promises)
+        self.inputs = Inputs(self._client, self._promises, self.fetcher, report)
         self._backends: WeakKeyDictionary[Any, dict[Hashable, Backend]] = WeakKeyDictionary()
         self._futures: dict[int, Any] = {}
         self._queue: SimpleQueue[Chunk | None] = SimpleQueue()
