@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from feste.errors import FesteError
@@ -11,13 +11,14 @@ from feste.packing import COLLECTION
 from feste.scheduler import LocalExecutor, PyTask, Reporter
 from feste.scheduler.dask.inputs import INPUT
 from feste.scheduler.dask.link import Link, check_target
+from feste.scheduler.dask.parts import PartReporter, lists_of, refs_of, split
 from feste.scheduler.dask.refs import Ref
 from feste.scheduler.dask.workers import Workers
 
 __all__ = ["DaskExecutor"]
 
-#: Tasks in flight for each thread of the cluster: one runs and one waits.
-_WINDOW = 2
+#: Seconds of expected work that may share a task of Dask, which costs 1 to 3 ms of the scheduler.
+_CHUNK = 0.02
 
 Chunk = list[PyTask]
 
@@ -46,9 +47,10 @@ class DaskExecutor(LocalExecutor):
         :raises ConfigError: if there is no cluster, or the client is closed.
         """
         self._link = Link(self.target)
-        self._workers = Workers(self._link, report)
-        self._moved: dict[int, str] = {}
-        super().start(_MovedReporter(report, self._moved))
+        self._parts = PartReporter(report)
+        self._workers = Workers(self._link, self._parts)
+        self._needs: dict[str, Mapping[str, float]] = {"worker": {}}
+        super().start(self._parts)
 
     @property
     def stale(self) -> bool:
@@ -56,16 +58,21 @@ class DaskExecutor(LocalExecutor):
         return self._link.stale
 
     def place(self, task: Any) -> str:
-        """Return ``"worker"`` for users' tasks, sync and async.
+        """Return ``"worker"`` for users' tasks, sync and async; with resources, their place.
 
-        Tasks with ``once=True`` run in the client, where the store is.
+        So tasks that wait for resources do not fill the window of the others. Tasks with
+        ``once=True`` run in the client, where the store is.
 
         :param task: the op.
         """
         if task is COLLECTION:
             return INPUT
         if task.kind == "task" and task.executor != "inline" and not task.once:
-            return "worker"
+            if not task.resources:
+                return "worker"
+            where = f"worker with {sorted(task.resources.items())}"
+            self._needs[where] = task.resources
+            return where
         return super().place(task)
 
     def capacity(self, where: str) -> int:
@@ -73,11 +80,17 @@ class DaskExecutor(LocalExecutor):
 
         :param where: the result of :meth:`place`, or ``"thread"``.
         """
-        if where == "worker":
-            return _WINDOW * max(1, self._workers.size)
         if where == INPUT:
             return sys.maxsize
-        return super().capacity(where)
+        needs = self._needs.get(where)
+        return super().capacity(where) if needs is None else self._workers.capacity(needs)
+
+    def chunk_seconds(self, where: str) -> float:
+        """Return how many seconds of expected work may share a chunk.
+
+        :param where: as for :meth:`capacity`.
+        """
+        return _CHUNK if where in self._needs else super().chunk_seconds(where)
 
     def compute_collections(self, inputs: Sequence[Any]) -> list[Any]:
         """Start the computation of inputs on the cluster, in one call; values stay there.
@@ -90,44 +103,52 @@ class DaskExecutor(LocalExecutor):
         """Run tasks; local tasks wait until the results that they need are fetched.
 
         :param where: as for :meth:`capacity`.
-        :param chunk: the tasks; a single one on workers.
+        :param chunk: the tasks.
         """
-        refs = list(_refs(chunk))
-        if where == INPUT and not self._workers.inputs.is_foreign(chunk[0].args[0]):
+        if where in self._needs:
+            self._call_there(where, chunk)
+        elif where == INPUT and not self._workers.inputs.is_foreign(chunk[0].args[0]):
             self._workers.inputs.run(chunk)
-        elif where == INPUT:
-            self._call_here(where, chunk)
-        elif where == "worker" and (refs or not chunk[0].is_operator):
-            self._workers.run(chunk)
-        elif refs:
+        elif refs := refs_of(chunk):
             self._workers.fetcher.bring(refs, lambda: self._call_here(where, chunk))
-        elif where == "worker":
+        elif where == INPUT:
             self._call_here(where, chunk)
         else:
             super().call(where, chunk)
 
+    def _call_there(self, where: str, chunk: Chunk) -> None:
+        here, there, returned = split(chunk, self._workers.shares)
+        self._parts.split(where, chunk, [here, *there] if here else there)
+        if returned:
+            self._parts.returned(returned)
+        if here:
+            super().call("thread", here)
+        for part in there:
+            self._workers.run(where, part)
+
     def _call_here(self, where: str, chunk: Chunk) -> None:
         """Run tasks in this process with the fetched values; may be called from any thread."""
         for task in chunk:
-            for values in _values(task):
+            for values in lists_of(task):
                 for position, value in enumerate(values):
                     if type(value) is Ref:
                         values[position] = value.value
                         if not value.ok:
                             task.fn, task.args, task.kwargs = _raise, (value.value,), {}
-        if where in ("worker", "inline", INPUT):
-            self._moved[id(chunk)] = where
+        if where in ("inline", INPUT):  # the brain would wait for it
+            self._parts.split(where, chunk, [chunk])
             where = "thread"
         super().call(where, chunk)
 
     def abandon(self, chunk: Chunk) -> None:
-        """Cancel a task that has not started; one that runs on a worker runs to its end.
+        """Cancel what has not started; a task that runs on a worker runs to its end.
 
         :param chunk: the list given to :meth:`call`.
         """
-        super().abandon(chunk)
-        self._workers.abandon(chunk)
-        self._workers.inputs.abandon(chunk)
+        for part in self._parts.parts(chunk):
+            super().abandon(part)
+            self._workers.abandon(part)
+            self._workers.inputs.abandon(part)
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
         """Fetch results into this process.
@@ -152,41 +173,6 @@ class DaskExecutor(LocalExecutor):
         """Stop all work, and close everything that was started or connected here."""
         self._workers.close()
         super().close()
-
-
-class _MovedReporter(Reporter):
-    """Reports a moved chunk as free at the place where the brain counts it.
-
-    :param report: the reporter to forward to.
-    :param moved: the original place of each moved chunk, by its id.
-    """
-
-    __slots__ = ("_moved",)
-
-    def __init__(self, report: Reporter, moved: dict[int, str]) -> None:
-        super().__init__(report.put, report.executor)
-        self._moved = moved
-
-    def free(self, where: str, chunk: Chunk) -> None:
-        """Report that a chunk has finished.
-
-        :param where: the place where it ran.
-        :param chunk: the chunk.
-        """
-        super().free(self._moved.pop(id(chunk), where), chunk)
-
-
-def _values(task: PyTask) -> Iterator[list[Any]]:
-    """Yield the lists that may contain Refs: a task's values, and arguments of a call's halves."""
-    yield task.values
-    if task.stage != "run":
-        yield from (a for a in task.args if type(a) is list)
-
-
-def _refs(chunk: Chunk) -> Iterator[Ref]:
-    for task in chunk:
-        for values in _values(task):
-            yield from (value for value in values if type(value) is Ref)
 
 
 def _raise(error: FesteError) -> NoReturn:

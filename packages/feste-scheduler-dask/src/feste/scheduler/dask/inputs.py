@@ -1,6 +1,6 @@
 """Dask collections and futures as inputs: computed on the cluster of the run, and left there.
 
-A collection becomes a future of a :class:`~feste.scheduler.dask.remote.Held`, like the result of a
+A collection becomes a future of a :class:`~feste.scheduler.dask.outcomes.Held`, like the result of a
 task, so that tasks, prompts and the caller take both in the same way.
 """
 
@@ -18,8 +18,8 @@ from distributed.scheduler import KilledWorker
 
 from feste.errors import FesteError, WorkerLost
 from feste.scheduler import Later, PyTask, Reporter, describe
-from feste.scheduler.dask.refs import Fetcher, Promises, Ref, lost
-from feste.scheduler.dask.remote import Failed, held
+from feste.scheduler.dask.outcomes import Failed, Held
+from feste.scheduler.dask.refs import Fetcher, Promises, Ref, Result, lost
 
 __all__ = ["FIRST", "INPUT", "Inputs"]
 
@@ -147,8 +147,16 @@ class Inputs:
         if isinstance(error, KilledWorker):
             error = await self._fetcher.run_alone(future)
         if future.status == "finished":
-            return True, Ref(future)
+            return True, Ref(Result(future))
         return False, await _told(task, future, error)
+
+
+def held(value: Any) -> Held:
+    """Keep a result of Dask's own in the form in which workers keep results of tasks.
+
+    :param value: the result.
+    """
+    return Held(value)
 
 
 class _Started:
