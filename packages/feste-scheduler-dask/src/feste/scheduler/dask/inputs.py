@@ -16,7 +16,7 @@ from uuid import uuid4
 import distributed
 from distributed.scheduler import KilledWorker
 
-from feste.errors import FesteError, WorkerLost
+from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.scheduler import Later, PyTask, Reporter, describe
 from feste.scheduler.dask.outcomes import Failed, Held
 from feste.scheduler.dask.refs import Fetcher, Promises, Ref, Result, lost
@@ -26,7 +26,7 @@ __all__ = ["FIRST", "INPUT", "Inputs"]
 #: The place of inputs; they wait for the cluster, and take none of its windows.
 INPUT = "input"
 #: Dask's priority of what many tasks wait for and takes no time.
-FIRST = 1_000_000
+FIRST = 10**12
 
 Chunk = list[PyTask]
 End = Callable[[bool, Any], None]
@@ -129,11 +129,7 @@ class Inputs:
         self._report.free(INPUT, chunk)
 
     async def _wait(self, task: PyTask, number: int, end: End) -> None:
-        try:
-            ok, value = await self._outcome(task)
-        except Exception as error:  # the collection could not be started
-            ok, value = False, describe(error)
-            error.__traceback__ = None  # its frames hold what it needs
+        ok, value = await self._outcome(task)
         if self._promises.keep(number):
             end(ok, value)
 
@@ -142,7 +138,10 @@ class Inputs:
         if type(given) is _Started:
             future = given.take()
         else:  # of a node that a task returned; or it could not be started with others
-            (future,) = await asyncio.to_thread(self._start, [given])
+            try:
+                (future,) = await asyncio.to_thread(self._start, [given])
+            except Exception as error:  # Dask, or a method of the collection, may raise anything
+                return False, _refused(task, given, error)
         error: BaseException | None = await future.exception(asynchronous=True)
         if isinstance(error, KilledWorker):
             error = await self._fetcher.run_alone(future)
@@ -171,6 +170,14 @@ class _Started:
         """Return the future, and hold it no more."""
         future, self._future = self._future, None
         return future
+
+
+def _refused(task: PyTask, given: Any, error: Exception) -> ConfigError:
+    cause = error.__cause__ or error  # Dask's own error does not say what it could not send
+    return ConfigError(
+        f"the input {task.key}, a {type(given).__name__} of Dask, cannot be computed on the cluster: "
+        f"{type(cause).__name__}: {cause}"
+    )
 
 
 async def _told(task: PyTask, future: Any, error: BaseException | None) -> FesteError:

@@ -21,6 +21,7 @@ from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
 from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
 from feste.scheduler.dask.inputs import Inputs
+from feste.scheduler.dask.large import Large, quiet
 from feste.scheduler.dask.link import Link
 from feste.scheduler.dask.notes import Note, Notes
 from feste.scheduler.dask.offers import Offers
@@ -60,6 +61,7 @@ class Workers:
         self._notes = Notes(self._client, self._give_back)
         self._promises = Promises()
         self.fetcher = Fetcher(self._client, self._promises)
+        self._large = Large(self._client)
         self.inputs = Inputs(self._client, self._promises, self.fetcher, report)
         self._backends: WeakKeyDictionary[Any, dict[Hashable, Backend]] = WeakKeyDictionary()
         #: The chunks under way, by the number of their promise, and their futures.
@@ -181,7 +183,7 @@ class Workers:
     def _submit(self, number: int, chunk: Chunk) -> Any:
         op: Any = chunk[0].node.op
         try:
-            data, results = packed(chunk)
+            data, futures = packed(chunk, self._large)
         except Exception as error:  # users' objects may raise anything
             raise ConfigError(
                 f"{op.name} runs on a Dask worker, but it or an argument cannot be sent there: "
@@ -194,8 +196,8 @@ class Workers:
             options["priority"] = chunk[0].run.program.rank[chunk[0].index]
         if op.resources:
             options["resources"] = dict(op.resources)
-        futures = [result.future for result in results]
-        return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
+        with quiet():
+            return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
 
     # --- on the client's loop, mostly --------------------------------------------------------------
 
