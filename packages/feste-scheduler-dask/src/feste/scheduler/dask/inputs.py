@@ -140,8 +140,8 @@ class Inputs:
         else:  # of a node that a task returned; or it could not be started with others
             try:
                 (future,) = await asyncio.to_thread(self._start, [given])
-            except Exception as error:  # Dask, or a method of the collection, may raise anything
-                return False, _refused(task, given, error)
+            except Exception as refused:  # Dask, or a method of the collection, may raise anything
+                return False, _refused(task, given, refused)
         error: BaseException | None = await future.exception(asynchronous=True)
         if isinstance(error, KilledWorker):
             error = await self._fetcher.run_alone(future)

@@ -20,9 +20,10 @@ from weakref import WeakKeyDictionary
 
 import dask
 from dask.sizeof import sizeof
+from feste.errors import NodeError
 from feste.scheduler import PyTask
 from feste.scheduler.dask.inputs import FIRST
-from feste.scheduler.dask.outcomes import Failed, Held, arrived
+from feste.scheduler.dask.outcomes import Failed, Held
 from feste.scheduler.dask.pickling import Pickler, dumps
 from feste.scheduler.dask.refs import Ref
 
@@ -180,9 +181,15 @@ class _Sealed:
 
 
 def opened(sealed: _Sealed) -> Held | Failed:
-    """Return a value on a worker.
+    """Return a value on a worker, or the error of reading it.
 
     :param sealed: the value as it was sent.
     """
-    outcome: Held | Failed = arrived(Held, sealed.data, *sealed.arrays)
-    return outcome
+    try:
+        return Held(pickle.loads(sealed.data, buffers=sealed.arrays))
+    except Exception as error:  # an unknown class, or one that fails to unpickle
+        kind = type(error).__name__
+        told = f"a large argument of the task cannot be read on a worker: {kind}: {error}"
+        if isinstance(error, ImportError):
+            told += ". Install it on the workers, or send it there with client.upload_file()"
+        return Failed.of(NodeError(told, cause_type=kind))

@@ -17,7 +17,7 @@ from distributed.sizeof import safe_sizeof
 from feste.errors import FesteError, NodeError
 from feste.scheduler.dask.pickling import dumps
 
-__all__ = ["Emitted", "Failed", "Held", "Left", "Mixed", "Outcome", "Several", "arrived"]
+__all__ = ["Emitted", "Failed", "Held", "Left", "Mixed", "Outcome", "Several"]
 
 
 class Held:
@@ -46,7 +46,7 @@ class Held:
             data = dumps(self.value, int(protocol), arrays)
         except Exception as error:  # users' objects may raise anything
             return Failed.of(_stuck("sent to another process", error)).__reduce__()
-        return (arrived, (type(self), data, *arrays))
+        return (_arrived, (type(self), data, *arrays))
 
 
 class Emitted(Held):
@@ -154,13 +154,7 @@ def _pickled(cause: BaseException | None) -> bytes:
     return data
 
 
-def arrived(kind: Callable[[Any], Any], data: bytes, *arrays: Any) -> Any:
-    """Return the outcome that was pickled; a Failed if it cannot be read here.
-
-    :param kind: makes an outcome of the value.
-    :param data: the pickled value.
-    :param arrays: what was pickled beside it.
-    """
+def _arrived(kind: Callable[[Any], Any], data: bytes, *arrays: Any) -> Any:
     try:
         return kind(pickle.loads(data, buffers=arrays))
     except Exception as error:  # an unknown class, or one that fails to unpickle
