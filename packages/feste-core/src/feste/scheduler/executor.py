@@ -251,7 +251,9 @@ class Executor:
         raise NotImplementedError
 
     def compute_collections(self, inputs: Sequence[Any]) -> list[Any]:
-        """Compute the Dask collections among the inputs of a run, as it begins; this may block.
+        """Compute the Dask collections among the inputs of a run, on the thread of its caller.
+
+        It may block, and what it raises is raised there.
 
         :param inputs: collections, and futures of ``distributed``.
         :returns: for each its value, or a :class:`~feste.scheduler.Later`: then its node is run by
