@@ -164,7 +164,7 @@ def own_cluster(workers: int) -> Iterator[tuple[Any, Any]]:
         yield cluster, client
 
 
-def test_a_retired_worker_takes_nothing_along(tmp_path: Path) -> None:
+def test_a_retired_worker_takes_nothing_along(tmp_path: Path, until: Any) -> None:
     """What a worker holds that is retired in the middle of a run goes to others; nothing runs twice."""
     log, go_on = tmp_path / "ran", tmp_path / "retired"
 
@@ -192,8 +192,7 @@ def test_a_retired_worker_takes_nothing_along(tmp_path: Path) -> None:
         return waited + sum(x for x, _ in made)
 
     def retire() -> None:
-        while not log.exists() or len(log.read_text().splitlines()) < 8:
-            pass
+        assert until(lambda: log.exists() and len(log.read_text().splitlines()) == 8)
         made = {int(line.split()[1]) for line in log.read_text().splitlines()}
         pids = {pid: address for address, pid in client.run(read_pid).items()}
         client.retire_workers([pids[max(made)]])
@@ -229,23 +228,24 @@ def test_a_cluster_may_grow_from_nothing() -> None:
     assert os.getpid() not in pids
 
 
-def test_an_adaptive_cluster_sees_the_work(client: Any) -> None:
-    """Of long tasks few are in flight, of short ones so many that Dask sees seconds of work."""
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_an_adaptive_cluster_sees_the_work(
+    client: Any, adaptive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of long tasks few are in flight; where Dask decides by them whether to grow, seconds of work."""
+    feste.compute(feste.task(abs)(-1), scheduler=client)
     (hands,) = [
         h
         for h in feste.scheduler.driver.driver()._executors.values()  # type: ignore[attr-defined]
         if getattr(h, "target", None) is client
     ]
-    workers = hands._workers
-    before = workers._pace
-    try:
-        windows = []
-        for pace in (30.0, 1.0, 0.001):
-            workers._pace = pace
-            windows.append(hands.capacity("worker") / 2)
-    finally:
-        workers._pace = before
-    assert windows == [2, 10, 16]
+    if adaptive:
+        monkeypatch.setattr(client.cluster, "_adaptive", object())
+    windows = []
+    for pace in (30.0, 1.0, 0.1, 0.001):
+        monkeypatch.setattr(hands._workers, "_pace", pace)
+        windows.append(hands.capacity("worker") / 2)
+    assert windows == ([2, 10, 16, 16] if adaptive else [2, 2, 10, 16])
 
 
 # --- large values ---------------------------------------------------------------------------------

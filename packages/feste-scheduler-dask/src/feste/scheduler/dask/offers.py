@@ -23,8 +23,14 @@ class Offers:
         self.threads: int = link.threads()
         #: The threads and resources of each worker, once a task needs resources.
         self.workers: Sequence[tuple[int, Mapping[str, float]]] = ()
+        self._was_empty = not self.threads
         self._needed = False
         self._warned: set[frozenset[tuple[str, float]]] = set()
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether the cluster seems to be adaptive: it decides by the work that it sees."""
+        return self._was_empty or bool(getattr(self._link.client.cluster, "_adaptive", None))
 
     def look(self) -> bool:
         """Ask the scheduler; return whether something has changed."""
