@@ -136,7 +136,7 @@ class _Chunk:
             seconds[at] = perf_counter() - begun
         sizes = [o.__sizeof__() if type(o) is Held else 0 for o in self._outcomes]
         # in the same stream as the end of Dask's task, so the client has it before that
-        self._tell(worker=str(self._worker.name), seconds=seconds, sizes=sizes)
+        self._tell(name=str(self._worker.name), seconds=seconds, sizes=sizes)
         return self._outcomes[0] if len(self._outcomes) == 1 else Several.of(self._outcomes)
 
     def _outcome(self, op: Any, args: Any, kwargs: Any, values: list[Any], holes: Any) -> Outcome:

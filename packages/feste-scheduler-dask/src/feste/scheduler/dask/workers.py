@@ -36,9 +36,10 @@ __all__ = ["Workers"]
 _REFRESH = 1.0
 #: Results of more bytes are alone in a task of Dask: others would be held and sent along with it.
 _BULKY = 65_536
-#: The chunks in flight for each thread: enough that it never waits for the client, and that an
-#: adaptive cluster sees so many seconds of work for it that it grows.
-_FEWEST, _MOST, _IN_SIGHT = 2, 16, 10.0
+#: The fewest and the most chunks in flight for each thread, and their seconds of work: so much that
+#: no thread waits for the client, and that an adaptive cluster sees enough to grow.
+_FEWEST, _MOST = 2, 16
+_IN_FLIGHT, _IN_SIGHT = 1.0, 10.0
 #: The most names of tasks in the name of their chunk.
 _NAMED = 3
 
@@ -91,7 +92,8 @@ class Workers:
 
         :param needs: the resources that each needs.
         """
-        each = _IN_SIGHT / self._pace if self._pace else 0.0
+        wanted = _IN_SIGHT if self._offers.may_grow else _IN_FLIGHT
+        each = wanted / self._pace if self._pace else 0.0
         window = int(min(max(each, _FEWEST), _MOST))
         return window * max(1, self._offers.room(needs))
 
