@@ -142,12 +142,12 @@ class DaskExecutor(LocalExecutor):
         """
         if where in self._needs:
             self._call_there(where, chunk)
-        elif where == INPUT and not self._workers.inputs.is_foreign(chunk[0].args[0]):
+        elif where == INPUT and self._workers.inputs.is_foreign(chunk[0].args[0]):
+            self._call_here(where, chunk)
+        elif where == INPUT:
             self._workers.inputs.run(chunk)
         elif refs := refs_of(chunk):
             self._workers.fetcher.bring(refs, lambda: self._call_here(where, chunk))
-        elif where == INPUT:
-            self._call_here(where, chunk)
         else:
             super().call(where, chunk)
 
