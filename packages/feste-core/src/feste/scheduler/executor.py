@@ -264,8 +264,8 @@ class Executor:
         It may block, and what it raises is raised there.
 
         :param inputs: collections, and futures of ``distributed``.
-        :returns: for each its value, or a :class:`~feste.scheduler.Later`: then its node is run by
-            :meth:`call`, with what that holds as the only argument.
+        :returns: for each its value, or a :class:`~feste.scheduler.Later`: then its node, whose op is
+            :data:`feste.scheduler.COLLECTION`, is run by :meth:`call` with what that holds.
         """
         return compute_together(inputs)
 

@@ -8,8 +8,7 @@ from typing import Any, ClassVar, NoReturn
 
 from feste.backend import Backend, Call, OnChunk, Request
 from feste.errors import FesteError
-from feste.packing import COLLECTION
-from feste.scheduler import LocalExecutor, PyTask, Reporter
+from feste.scheduler import COLLECTION, LocalExecutor, PyTask, Reporter
 from feste.scheduler.dask.inputs import INPUT
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.parts import PartReporter, lists_of, refs_of, split
