@@ -53,9 +53,10 @@ class Look:
 
         :param room: the characters.
 
-        >>> look = Look(1, 9, ("1/9 calls", "", "2 in flight", "", "", "40 tokens out", "$0.1", "", "3 s left"))
+        >>> parts = "1/9 calls", "2 workers", "2 in flight", "", "", "", "$0.10", "", "~3 s left"
+        >>> look = Look(1, 9, parts)
         >>> look.fit(45), look.fit(25)
-        ('1/9 calls, 2 in flight, $0.1, 3 s left', '1/9 calls, 3 s left')
+        ('1/9 calls, 2 in flight, $0.10, ~3 s left', '1/9 calls, ~3 s left')
         """
         parts = list(self.parts)
         for part in _NEEDED_LEAST:
