@@ -323,11 +323,11 @@ def test_of_many_workers_the_busiest_are_named() -> None:
 
 def test_a_long_map_adds_workers_up(crew: Crew) -> None:
     """Its runs follow each other; its report has one row a worker, over all of them."""
-    results = feste.map(increment, range(40), window=4, scheduler=crew)
-    assert list(results) == list(range(1, 41))
+    results = feste.map(increment, range(600), window=4, scheduler=crew)
+    assert list(results) == list(range(1, 601))
     report = feste.last_report()
 
-    assert report is not None and sum(row.tasks for row in report.workers) == 40
+    assert report is not None and sum(row.tasks for row in report.workers) == 600
     assert {row.worker for row in report.workers} == set(NAMES)
 
 
