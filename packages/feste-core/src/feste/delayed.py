@@ -28,6 +28,7 @@ R = TypeVar("R")
 Where = Literal["thread", "process", "inline"]
 #: Of most nodes; an empty dict of its own would be a sixth of one.
 _NO_KWARGS: Mapping[str, Any] = {}
+_NO_RESOURCES: Mapping[str, float] = {}
 
 
 def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -267,7 +268,8 @@ def refuse_node_text(value: Any, depth: int = 0) -> None:
 class Task(Generic[R]):
     """A Python function whose calls become nodes; made by :func:`task`.
 
-    The attributes ``pure``, ``emits``, ``once`` and ``executor`` hold the options of :func:`task`.
+    The attributes ``pure``, ``emits``, ``once``, ``executor`` and ``resources`` hold the options of
+    :func:`task`.
     """
 
     kind = "task"
@@ -281,6 +283,7 @@ class Task(Generic[R]):
         emits: bool = False,
         once: bool = False,
         executor: Where = "thread",
+        resources: Mapping[str, float] | None = None,
         identity: str = "",
     ) -> None:
         self.fn = fn
@@ -289,6 +292,7 @@ class Task(Generic[R]):
         self.emits = emits
         self.once = once
         self.executor = executor
+        self.resources: Mapping[str, float] = dict(resources) if resources else _NO_RESOURCES
         called = getattr(type(fn), "__call__", None)  # noqa: B004 - of an object that is callable
         self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(called)
         module = getattr(fn, "__module__", "")
@@ -328,7 +332,7 @@ class Task(Generic[R]):
         return (_rebuild_task, (self.fn, self._options()))
 
     def _options(self) -> dict[str, Any]:
-        names = ("name", "pure", "emits", "once", "executor", "identity")
+        names = ("name", "pure", "emits", "once", "executor", "resources", "identity")
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
@@ -409,6 +413,7 @@ def task(
     emits: bool = False,
     once: bool = False,
     executor: Where = "thread",
+    resources: Mapping[str, float] | None = None,
 ) -> _TaskMaker: ...
 def task(
     fn: Callable[..., Any] | None = None,
@@ -418,6 +423,7 @@ def task(
     emits: bool = False,
     once: bool = False,
     executor: Where = "thread",
+    resources: Mapping[str, float] | None = None,
 ) -> Any:
     """Turn a function into one whose calls are nodes of the graph.
 
@@ -434,8 +440,11 @@ def task(
     :param executor: where it runs: ``"thread"`` in the thread pool, ``"process"`` in a worker
         process (arguments and result are pickled), ``"inline"`` on the scheduler's own thread (only
         for tasks of microseconds).
+    :param resources: what a worker of a cluster must have free to run it, by names that its workers
+        were started with: ``{"GPU": 1}``. On one machine it changes nothing.
     :raises ConfigError: for an unknown executor, an ``async def`` function with another executor than
-        ``"thread"``, or ``once`` together with ``pure``, ``emits`` or ``executor="process"``.
+        ``"thread"``, or ``once`` together with ``pure``, ``emits`` or ``executor="process"``; for
+        resources that are not names with positive numbers, or of a task that runs in this process.
 
     >>> import feste
     >>> @feste.task(pure=True)
@@ -454,6 +463,8 @@ def task(
             "once=True is for a task with an effect that runs in this process and returns JSON data: "
             "it cannot be pure, emit nodes or have executor='process'"
         )
+    if resources:
+        _check_resources(resources, once, executor)
 
     def wrap(function: Callable[..., Any]) -> Task[Any]:
         if not callable(function):
@@ -461,7 +472,9 @@ def task(
                 f"a task needs a function, not a {type(function).__name__}; put @feste.task below "
                 "@classmethod and @staticmethod"
             )
-        made: Task[Any] = Task(function, pure=pure, emits=emits, once=once, executor=executor)
+        made: Task[Any] = Task(
+            function, pure=pure, emits=emits, once=once, executor=executor, resources=resources
+        )
         if made.is_async and executor != "thread":
             raise ConfigError(
                 f"{made.name} is async def and runs on Feste's loop for tasks; drop "
@@ -471,6 +484,22 @@ def task(
         return made
 
     return wrap if fn is None else wrap(fn)
+
+
+def _check_resources(resources: Mapping[str, float], once: bool, executor: Where) -> None:
+    for name, amount in resources.items():
+        number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+        if not isinstance(name, str) or not number or not 0 < amount < float("inf"):
+            raise ConfigError(
+                f"resources={dict(resources)!r}: give names with positive numbers, as in "
+                "resources={'GPU': 1}"
+            )
+    if once or executor != "thread":
+        option = "once=True" if once else f"executor={executor!r}"
+        raise ConfigError(
+            f"resources={dict(resources)!r} are those of a cluster's workers, but a task with {option} "
+            "runs on the machine of the program: drop one of them"
+        )
 
 
 # --- the operators of nodes, as pure tasks --------------------------------------------------------

@@ -135,6 +135,7 @@ class Fused:
         self.steps = tuple(steps)
         last: Any = self.steps[-1].node.op
         self.executor: str = last.executor
+        self.resources: Mapping[str, float] = last.resources
         found = {step.node.determinism for step in self.steps}
         self._class = next(one for one in _STRENGTH if one in found)
 

@@ -298,13 +298,16 @@ def runs_once(node: Node) -> bool:
 
 
 def run_alike(one: Node, other: Node) -> bool:
-    """Whether two tasks run in the same kind of place.
+    """Whether two tasks run in the same kind of place, and need the same of it.
 
     :param one: a task.
     :param other: another.
     """
-    places = [getattr(node.op, "executor", None) for node in (one, other)]
-    return places[0] == places[1]
+    a, b = (
+        (getattr(node.op, "executor", None), getattr(node.op, "resources", None) or {})
+        for node in (one, other)
+    )
+    return a == b
 
 
 def only_consumer(consumers: Sequence[str]) -> str | None:

@@ -85,6 +85,7 @@ class Attempts:
         if parcel is None:
             return  # sent by an earlier brain that broke
         run, gate = parcel.run, parcel.gate
+        self.brain.windows.gave_back(parcel)
         self.brain.spending.settle(parcel, value)
         now = self.brain.now
         if ok:

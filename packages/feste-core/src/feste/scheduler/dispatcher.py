@@ -10,7 +10,7 @@ from feste.fused import Halted, StepFailed
 from feste.node import PENDING
 from feste.scheduler.batching.flights import SHAREABLE
 from feste.scheduler.emission import Emission
-from feste.scheduler.executor import QUICK, Executor, PyTask
+from feste.scheduler.executor import CHUNK, QUICK, Executor, PyTask
 from feste.scheduler.halves import prepare_request
 from feste.scheduler.run import Run
 from feste.scheduler.states import (
@@ -31,12 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatcher"]
 
-#: Small tasks are grouped into one chunk until its expected duration reaches this many seconds.
-CHUNK = 0.001
 #: Seconds between checks of a chunk; one that made no progress returns its unstarted tasks.
 TAIL = 0.005
 _MOST = 256
-_CHUNKED = ("thread", QUICK, "inline")
 #: The stages that make values of answers that are here: they run also when the run stops.
 _PAID = ("unpack", "parse")
 _FIRST_GUESS = 5e-5
@@ -91,34 +88,42 @@ class Dispatcher:
     def _give(self, run: Run, where: str, heap: list[tuple[int, int, Any]]) -> None:
         chunk: list[PyTask] = []
         cost = 0.0
-        chunking = run.executor.chunking and where in _CHUNKED
-        while heap and (not chunk or (chunking and cost < CHUNK and len(chunk) < _MOST)):
+        place = (run.executor, where)
+        limit = run.executor.chunk_seconds(where)
+        small, most = min(limit, CHUNK), _MOST
+        if limit > CHUNK:  # more than a place's fair share only of what is not worth spreading
+            free = run.executor.capacity(where) - self.busy.get(place, 0)
+            most = min(most, -(-len(heap) // max(1, free)))
+        while heap and (
+            not chunk
+            or (cost < limit and len(chunk) < most)
+            or (cost < small and len(chunk) < _MOST)
+        ):
             what = heapq.heappop(heap)[2]
             if type(what) is PyTask:
                 if _is_wanted(what):
                     chunk.append(what)
-                    cost += self._cost(what)
+                    cost += self._cost(what, limit)
             elif run.state[what] == READY:
                 task = self._begin(run, what)
                 chunk.append(task)
-                cost += self._cost(task)
-                if chunking and cost < CHUNK and task.stage == "run":
-                    cost = self._chain(run, where, what, task, chunk, cost)
+                cost += self._cost(task, limit)
+                if cost < limit and task.stage == "run":
+                    cost = self._chain(run, where, what, task, chunk, cost, limit)
         if not chunk:
             return
-        place = (run.executor, where)
         self.busy[place] = self.busy.get(place, 0) + 1
         self.chunks[id(chunk)] = chunk
-        if len(chunk) > 1:
+        if len(chunk) > 1 and limit <= CHUNK:
             self.brain.later(TAIL, lambda now: self._reclaim(run.executor, chunk))
         self.brain.act("call", run.executor, where, chunk)
 
-    def _cost(self, task: PyTask) -> float:
+    def _cost(self, task: PyTask, limit: float) -> float:
         known = self.cost.get(task.name)
         if known is not None:
             return known
         user = task.stage == "run" and task.node.op.kind == "task"
-        return CHUNK if user else _FIRST_GUESS
+        return max(limit, CHUNK) if user else _FIRST_GUESS
 
     def _begin(self, run: Run, i: int) -> PyTask:
         node = run.program.nodes[i]
@@ -135,11 +140,18 @@ class Dispatcher:
         return PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)
 
     def _chain(
-        self, run: Run, where: str, i: int, task: PyTask, chunk: list[PyTask], cost: float
+        self,
+        run: Run,
+        where: str,
+        i: int,
+        task: PyTask,
+        chunk: list[PyTask],
+        cost: float,
+        limit: float,
     ) -> float:
         """Extend the chunk along its chain: add each next node that waits only for the last task."""
         program = run.program
-        while cost < CHUNK and len(chunk) < _MOST:
+        while cost < limit and len(chunk) < _MOST:
             consumers = program.consumers[i]
             if len(consumers) != 1 or program.nodes[i].op.emits:
                 break
@@ -164,7 +176,7 @@ class Dispatcher:
             run.state[j] = RUNNING
             run.ready_at[j] = self.brain.now
             chunk.append(task)
-            cost += self._cost(task)
+            cost += self._cost(task, limit)
             i = j
         return cost
 
@@ -178,9 +190,6 @@ class Dispatcher:
         if self.chunks.pop(id(chunk), None) is None:
             return  # started by an earlier brain that broke
         self.busy[executor, where] -= 1
-
-    def on_capacity(self, executor: Executor, where: str) -> None:
-        """Do nothing: ``hand_out`` reads the capacity after every event."""
 
     def on_returned(self, executor: Executor, tasks: list[PyTask]) -> None:
         """Put tasks of a chunk that were not started back into the queue."""

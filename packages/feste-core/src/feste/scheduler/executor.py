@@ -8,9 +8,9 @@ elsewhere, derive from it and register the class with the hook ``feste_scheduler
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from feste.backend import Call, OnChunk, Request
+from feste.backend import Backend, Call, OnChunk, Request
 from feste.context import Settings
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
@@ -18,11 +18,15 @@ from feste.graph import FesteGraph
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["QUICK", "Executor", "PyTask", "Reporter", "Scheduler"]
+__all__ = ["CHUNK", "QUICK", "Executor", "PyTask", "Reporter", "Scheduler"]
 
 #: The place for Feste's own short work: prompts and the halves of operations. It is separate from
 #: users' tasks, so that long tasks do not delay calls.
 QUICK = "quick"
+
+#: Small tasks share a chunk until its expected duration reaches this many seconds, in this process.
+CHUNK = 0.001
+_CHUNKED = ("thread", QUICK, "inline")
 
 Report = tuple[Any, ...]
 
@@ -194,6 +198,10 @@ class Executor:
     (1,)
     """
 
+    #: The names of the settings that an executor is made with, besides ``scheduler``: its constructor
+    #: takes them as keywords. Each combination of their values has an executor of its own.
+    options: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, target: Any = None) -> None:
         self.target = target
 
@@ -203,6 +211,20 @@ class Executor:
         :param report: receives all reports.
         """
         raise NotImplementedError
+
+    def preflight(self, clients: Sequence[Backend]) -> None:
+        """Raise what would keep requests from being sent; called before a run, on its caller's thread.
+
+        :param clients: the backends that the run may use.
+        :raises ConfigError: if a key is missing where their requests would be sent from.
+        """
+        for client in clients:
+            client.preflight()
+
+    @property
+    def window(self) -> int | None:
+        """How many requests it takes at once, of all accounts together; None for any number."""
+        return None
 
     def send(
         self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
@@ -231,6 +253,8 @@ class Executor:
         """Return the unstarted tasks of a chunk if it has made no progress since the last call.
 
         Reports ``returned``.
+
+        Called for chunks of up to :data:`CHUNK` seconds.
 
         :param chunk: the list given to :meth:`call`.
         """
@@ -276,6 +300,16 @@ class Executor:
         """
         return "async" if task.is_async else str(task.executor)
 
+    def chunk_seconds(self, where: str) -> float:
+        """Return how many seconds of expected work may share a chunk; 0 if no tasks share one.
+
+        Above :data:`CHUNK`, work is first spread over the free places, and the executor itself has to
+        return what waits behind a task that takes longer than expected.
+
+        :param where: as for :meth:`capacity`.
+        """
+        return CHUNK if where in _CHUNKED else 0.0
+
     @property
     def stale(self) -> bool:
         """Whether the next run needs a new executor, since something this one needs is closed."""
@@ -283,8 +317,6 @@ class Executor:
 
     #: Whether reported results are references that must be fetched.
     remote = False
-    #: Whether small tasks, and chains of them, may share one chunk.
-    chunking = True
 
     def close(self) -> None:
         """Stop; no method is called afterwards."""
