@@ -181,7 +181,7 @@ def test_results_that_do_not_travel(client: Any) -> None:
     """A result that does not pickle is an error for whoever needs it elsewhere, and never a hang."""
 
     @feste.task
-    def make(x: int) -> Any:
+    def locked(x: int) -> Any:
         import threading
 
         time.sleep(0.1)  # so that both workers make some
@@ -191,8 +191,8 @@ def test_results_that_do_not_travel(client: Any) -> None:
     def first(*made: Any) -> int:
         return sum(m[0] for m in made)
 
-    made = [make(i) for i in range(6)]
-    results = errors(client, make(7), first(*made), local(make(8)), first(make(9)))
+    made = [locked(i) for i in range(6)]
+    results = errors(client, locked(7), first(*made), local(locked(8)), first(locked(9)))
     for error in results[:3]:
         assert isinstance(error, NodeError)
         assert "cannot pickle" in str(error)

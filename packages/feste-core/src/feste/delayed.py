@@ -486,7 +486,7 @@ def task(
     return wrap if fn is None else wrap(fn)
 
 
-def _check_resources(resources: Mapping[str, float], once: bool, executor: Where) -> None:
+def _check_resources(resources: Mapping[Any, Any], once: bool, executor: Where) -> None:
     for name, amount in resources.items():
         number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
         if not isinstance(name, str) or not number or not 0 < amount < float("inf"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from feste.backend import Backend, Call, OnChunk, Request
 from feste.context import Settings
+from feste.errors import FesteError
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
 
@@ -102,8 +103,15 @@ class Reporter:
         """
         self.put(("fetched", self.executor, handle, values))
 
+    def broken(self, error: FesteError) -> None:
+        """Report that the executor can do no more work: its runs end, with what they have.
+
+        :param error: why.
+        """
+        self.put(("broken", self.executor, error))
+
     def capacity(self, where: str) -> None:
-        """Report that :meth:`Executor.capacity` changed.
+        """Report that :meth:`Executor.capacity`, or :attr:`Executor.window`, changed.
 
         :param where: the place that it changed for.
         """

@@ -2,50 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NoReturn
 
+from feste.backend import Backend, Call, OnChunk, Request
 from feste.errors import FesteError
 from feste.scheduler import LocalExecutor, PyTask, Reporter
 from feste.scheduler.dask.link import Link, check_target
+from feste.scheduler.dask.parts import PartReporter, lists_of, refs_of, split
+from feste.scheduler.dask.preparing import Prepare
+from feste.scheduler.dask.pumps import Pumps
 from feste.scheduler.dask.refs import Ref
 from feste.scheduler.dask.workers import Workers
 
 __all__ = ["DaskExecutor"]
 
-#: Tasks in flight for each thread of the cluster: one runs and one waits.
-_WINDOW = 2
+#: Seconds of expected work that may share a task of Dask, which costs 1 to 3 ms of the scheduler.
+_CHUNK = 0.02
 
 Chunk = list[PyTask]
 
 
 class DaskExecutor(LocalExecutor):
-    """Runs ``@feste.task`` functions on the workers of a Dask cluster.
+    """Runs ``@feste.task`` functions on the workers of a Dask cluster, and requests if they shall.
 
     Results stay on the workers and move between them. Results that a prompt, a request or an
     ``executor="inline"`` task needs are fetched first. Operators on local values run locally.
 
     :param target: a ``distributed.Client`` or cluster, an address, or ``"dask"``: the current
         client, or else a new cluster on this machine.
+    :param requests_on: where requests leave from: ``"client"`` or ``"workers"``.
+    :param worker_window: the most requests under way on one worker.
+    :param prepare_worker: is called on each worker before all else: a function, or ``"module:name"``.
+    :param allow_insecure: allow a cluster on the network without TLS.
     :raises ConfigError: for a network address without TLS.
     """
 
     remote = True
+    options: ClassVar[tuple[str, ...]] = (
+        "requests_on",
+        "worker_window",
+        "prepare_worker",
+        "allow_insecure",
+    )
 
-    def __init__(self, target: Any = None) -> None:
+    def __init__(
+        self,
+        target: Any = None,
+        *,
+        requests_on: str = "client",
+        worker_window: int = 32,
+        prepare_worker: Prepare | None = None,
+        allow_insecure: bool = False,
+    ) -> None:
         super().__init__(target)
-        check_target(target)
+        check_target(target, allow_insecure)
+        self._on_workers = requests_on == "workers"
+        self._window = worker_window
+        self._prepare = prepare_worker
+        self._allow_insecure = allow_insecure
+        self._pumps: Pumps | None = None
 
     def start(self, report: Reporter) -> None:
         """Connect, before anything is paid for.
 
         :param report: receives all reports.
         :raises ConfigError: if there is no cluster, or the client is closed.
+        :raises FesteError: if a worker cannot be prepared.
         """
-        self._link = Link(self.target)
-        self._workers = Workers(self._link, report)
-        self._moved: dict[int, str] = {}
-        super().start(_MovedReporter(report, self._moved))
+        self._link = Link(self.target, self._allow_insecure)
+        if self._on_workers:
+            self._pumps = Pumps(self._link, report, self._window, self._prepare)
+            try:
+                self._pumps.start()
+            except BaseException:
+                self._pumps.close()
+                self._link.close()
+                raise
+        self._parts = PartReporter(report)
+        self._workers = Workers(self._link, self._parts)
+        self._needs: dict[str, Mapping[str, float]] = {"worker": {}}
+        super().start(self._parts)
 
     @property
     def stale(self) -> bool:
@@ -53,14 +90,19 @@ class DaskExecutor(LocalExecutor):
         return self._link.stale
 
     def place(self, task: Any) -> str:
-        """Return ``"worker"`` for users' tasks, sync and async.
+        """Return ``"worker"`` for users' tasks, sync and async; with resources, their place.
 
-        Tasks with ``once=True`` run in the client, where the store is.
+        So tasks that wait for resources do not fill the window of the others. Tasks with
+        ``once=True`` run in the client, where the store is.
 
         :param task: the op.
         """
         if task.kind == "task" and task.executor != "inline" and not task.once:
-            return "worker"
+            if not task.resources:
+                return "worker"
+            where = f"worker with {sorted(task.resources.items())}"
+            self._needs[where] = task.resources
+            return where
         return super().place(task)
 
     def capacity(self, where: str) -> int:
@@ -68,47 +110,102 @@ class DaskExecutor(LocalExecutor):
 
         :param where: the result of :meth:`place`, or ``"thread"``.
         """
-        if where == "worker":
-            return _WINDOW * max(1, self._workers.size)
-        return super().capacity(where)
+        needs = self._needs.get(where)
+        return super().capacity(where) if needs is None else self._workers.capacity(needs)
+
+    def chunk_seconds(self, where: str) -> float:
+        """Return how many seconds of expected work may share a chunk.
+
+        :param where: as for :meth:`capacity`.
+        """
+        return _CHUNK if where in self._needs else super().chunk_seconds(where)
 
     def call(self, where: str, chunk: Chunk) -> None:
         """Run tasks; local tasks wait until the results that they need are fetched.
 
         :param where: as for :meth:`capacity`.
-        :param chunk: the tasks; a single one on workers.
+        :param chunk: the tasks.
         """
-        refs = list(_refs(chunk))
-        if where == "worker" and (refs or not chunk[0].is_operator):
-            self._workers.run(chunk)
-        elif refs:
+        if where in self._needs:
+            self._call_there(where, chunk)
+        elif refs := refs_of(chunk):
             self._workers.fetcher.bring(refs, lambda: self._call_here(where, chunk))
-        elif where == "worker":
-            self._call_here(where, chunk)
         else:
             super().call(where, chunk)
+
+    def _call_there(self, where: str, chunk: Chunk) -> None:
+        here, there, returned = split(chunk, self._workers.shares)
+        self._parts.split(where, chunk, [here, *there] if here else there)
+        if returned:
+            self._parts.returned(returned)
+        if here:
+            super().call("thread", here)
+        for part in there:
+            self._workers.run(where, part)
 
     def _call_here(self, where: str, chunk: Chunk) -> None:
         """Run tasks in this process with the fetched values; may be called from any thread."""
         for task in chunk:
-            for values in _values(task):
+            for values in lists_of(task):
                 for position, value in enumerate(values):
                     if type(value) is Ref:
                         values[position] = value.value
                         if not value.ok:
                             task.fn, task.args, task.kwargs = _raise, (value.value,), {}
-        if where in ("worker", "inline"):
-            self._moved[id(chunk)] = where
+        if where == "inline":  # the brain would wait for it
+            self._parts.split(where, chunk, [chunk])
             where = "thread"
         super().call(where, chunk)
 
+    def preflight(self, clients: Sequence[Backend]) -> None:
+        """Raise what would keep requests from being sent; keys are looked up where they are used.
+
+        :param clients: the backends that the run may use.
+        :raises ConfigError: if a key is missing, or literal though its requests leave from workers.
+        """
+        if self._pumps is not None:
+            self._pumps.check(clients)
+        else:
+            super().preflight(clients)
+
+    @property
+    def window(self) -> int | None:
+        """How many requests the workers take at once; None where they leave from here."""
+        return self._pumps.window if self._pumps is not None else None
+
+    def send(
+        self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
+    ) -> None:
+        """Send a request, from here or from a worker.
+
+        :param handle: the brain's number for the request.
+        :param call: the operation that sends it.
+        :param request: the request.
+        :param on_chunk: receives pieces of the response's text, or None.
+        """
+        if self._pumps is not None:
+            self._pumps.send(handle, call, request, on_chunk)
+        else:
+            super().send(handle, call, request, on_chunk)
+
+    def cancel(self, handle: int) -> None:
+        """Stop waiting for a request.
+
+        :param handle: the brain's number for the request.
+        """
+        if self._pumps is not None:
+            self._pumps.cancel(handle)
+        else:
+            super().cancel(handle)
+
     def abandon(self, chunk: Chunk) -> None:
-        """Cancel a task that has not started; one that runs on a worker runs to its end.
+        """Cancel what has not started; a task that runs on a worker runs to its end.
 
         :param chunk: the list given to :meth:`call`.
         """
-        super().abandon(chunk)
-        self._workers.abandon(chunk)
+        for part in self._parts.parts(chunk):
+            super().abandon(part)
+            self._workers.abandon(part)
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
         """Fetch results into this process.
@@ -131,43 +228,10 @@ class DaskExecutor(LocalExecutor):
 
     def close(self) -> None:
         """Stop all work, and close everything that was started or connected here."""
+        if self._pumps is not None:
+            self._pumps.close()
         self._workers.close()
         super().close()
-
-
-class _MovedReporter(Reporter):
-    """Reports a moved chunk as free at the place where the brain counts it.
-
-    :param report: the reporter to forward to.
-    :param moved: the original place of each moved chunk, by its id.
-    """
-
-    __slots__ = ("_moved",)
-
-    def __init__(self, report: Reporter, moved: dict[int, str]) -> None:
-        super().__init__(report.put, report.executor)
-        self._moved = moved
-
-    def free(self, where: str, chunk: Chunk) -> None:
-        """Report that a chunk has finished.
-
-        :param where: the place where it ran.
-        :param chunk: the chunk.
-        """
-        super().free(self._moved.pop(id(chunk), where), chunk)
-
-
-def _values(task: PyTask) -> Iterator[list[Any]]:
-    """Yield the lists that may contain Refs: a task's values, and arguments of a call's halves."""
-    yield task.values
-    if task.stage != "run":
-        yield from (a for a in task.args if type(a) is list)
-
-
-def _refs(chunk: Chunk) -> Iterator[Ref]:
-    for task in chunk:
-        for values in _values(task):
-            yield from (value for value in values if type(value) is Ref)
 
 
 def _raise(error: FesteError) -> NoReturn:

@@ -11,17 +11,17 @@ import distributed
 from distributed.scheduler import KilledWorker
 
 from feste.errors import FesteError, WorkerLost
-from feste.scheduler.dask.remote import Emitted, Failed, Held
+from feste.scheduler.dask.outcomes import Failed, Held, Outcome, Several
 
-__all__ = ["Fetcher", "Promises", "Ref", "lost"]
+__all__ = ["Fetcher", "Promises", "Ref", "Result", "lost"]
 
 
 #: The number of attempts, without another suspect, of a task blamed for the death of workers.
 _TRIES_ALONE = 3
 
 
-class Ref:
-    """A reference to a result on a worker; Dask releases the result with its last Ref.
+class Result:
+    """What a task of Dask gave, on a worker; Dask releases it with the last Ref.
 
     :param future: Dask's future for it.
     """
@@ -31,14 +31,37 @@ class Ref:
     def __init__(self, future: distributed.Future[Any]) -> None:
         self.future = future
         self.loading: asyncio.Task[None] | None = None
-        #: The outcome, once it is fetched; kept as long as the Ref.
-        self.outcome: Held | Emitted | Failed | None = None
+        #: The outcome, once it is fetched; kept as long as a Ref.
+        self.outcome: Outcome | Several | None = None
+
+
+class Ref:
+    """A reference to the result of one of our tasks.
+
+    :param result: the result of Dask's task.
+    :param at: its place there, if that ran several of ours; -1 is the whole.
+    """
+
+    __slots__ = ("at", "result")
+
+    def __init__(self, result: Result, at: int = -1) -> None:
+        self.result = result
+        self.at = at
+
+    @property
+    def outcome(self) -> Any:
+        """The fetched outcome, or None."""
+        whole = self.result.outcome
+        return whole.outcomes[self.at] if self.at >= 0 and isinstance(whole, Several) else whole
 
     @property
     def value(self) -> Any:
         """The fetched value or error."""
         outcome = self.outcome
-        return outcome.raised() if isinstance(outcome, Failed) else outcome and outcome.value
+        if not isinstance(outcome, Failed):
+            return outcome and outcome.value
+        error = outcome.raised()
+        return error if self.at < 0 else error.copy()  # others may have the same
 
     @property
     def ok(self) -> bool:
@@ -101,14 +124,14 @@ class Fetcher:
         :param refs: the results.
         :param then: a quick function, called on any thread when all have arrived or failed.
         """
-        missing = [r for r in refs if r.outcome is None]
+        missing = list({id(r.result): r.result for r in refs if r.result.outcome is None}.values())
         if not missing:
             then()
             return
 
         def give_up(error: FesteError) -> None:
-            for ref in missing:
-                ref.outcome = ref.outcome or Failed(error)
+            for result in missing:
+                result.outcome = result.outcome or Failed(error)
             then()
 
         number = self._promises.make(give_up)
@@ -127,30 +150,30 @@ class Fetcher:
             return False
         return True
 
-    async def _bring(self, refs: list[Ref], number: int, then: Callable[[], None]) -> None:
-        for ref in refs:
-            if ref.loading is None:
-                ref.loading = asyncio.ensure_future(self._load(ref))
-        await asyncio.wait([r.loading for r in refs if r.loading is not None])
+    async def _bring(self, results: list[Result], number: int, then: Callable[[], None]) -> None:
+        for result in results:
+            if result.loading is None:
+                result.loading = asyncio.ensure_future(self._load(result))
+        await asyncio.wait([r.loading for r in results if r.loading is not None])
         if self._promises.keep(number):
             then()
 
-    async def _load(self, ref: Ref) -> None:
-        outcome: Held | Emitted | Failed
+    async def _load(self, result: Result) -> None:
+        outcome: Outcome | Several
         try:
-            outcome = await self._gather(ref)
+            outcome = await self._gather(result.future)
         except Exception as error:  # whatever it is, no value will arrive
             outcome = Failed(lost(error))
-        ref.outcome = ref.outcome or outcome
-        ref.loading = None
+        result.outcome = result.outcome or outcome
+        result.loading = None
 
-    async def _gather(self, ref: Ref) -> Any:
+    async def _gather(self, future: Any) -> Any:
         try:
-            (outcome,) = await self._client.gather([ref.future], asynchronous=True)
+            (outcome,) = await self._client.gather([future], asynchronous=True)
         except KilledWorker:  # the worker that held it died, then those that recomputed it
-            if await self.run_alone(ref.future) is not None:
+            if await self.run_alone(future) is not None:
                 raise
-            (outcome,) = await self._client.gather([ref.future], asynchronous=True)
+            (outcome,) = await self._client.gather([future], asynchronous=True)
         return outcome
 
     async def run_alone(

@@ -1,57 +1,68 @@
-"""Run one user's task on a worker, and keep and transfer its outcome.
-
-A worker keeps a :class:`Held` (a value), an :class:`Emitted` (a result with nodes) or a
-:class:`Failed`. The client learns the class when a result is ready, without fetching it. All three
-can always be transferred: what cannot be pickled arrives as a ``Failed`` that explains it, whereas
-Dask alone would request such a value for ever.
-"""
+"""Run users' tasks on a worker, and tell the client what they took."""
 
 from __future__ import annotations
 
 import asyncio
 import pickle
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Any, SupportsIndex
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from time import perf_counter
+from typing import Any
 
-from dask.sizeof import sizeof
-from feste.errors import FesteError, NodeError
-from feste.scheduler import Emission, describe, evaluate, inside, result_of
+import distributed
+
+from feste.errors import NodeError
+from feste.scheduler import Emission, PyTask, describe, evaluate, inside, result_of
+from feste.scheduler.dask.outcomes import Emitted, Failed, Held, Left, Outcome, Several
 from feste.scheduler.dask.pickling import dumps
+from feste.scheduler.dask.refs import Ref, Result
 
-__all__ = ["Emitted", "Failed", "Held", "packed", "work"]
+__all__ = ["packed", "work"]
+
+#: Seconds after which a chunk gives back the tasks that it has not begun; expected are 0.02 at most.
+TAIL = 0.1
 
 
-def packed(op: Any, args: Any, kwargs: Any, values: list[Any], holes: list[int]) -> bytes:
-    """Return a task as bytes, without the results that are on workers already.
+def packed(chunk: Sequence[PyTask]) -> tuple[bytes, list[Result]]:
+    """Return tasks as bytes, and the results on workers that they need besides.
 
-    :param op: the task.
-    :param args: packed positional arguments.
-    :param kwargs: packed keyword arguments.
-    :param values: the values for the slots.
-    :param holes: the positions of values that are on workers.
+    :param chunk: the tasks; each may need earlier ones.
     """
-    return dumps((op, args, kwargs, values, holes))
+    places = {id(task): at for at, task in enumerate(chunk)}
+    results: dict[int, Result] = {}
+    numbers: dict[int, int] = {}
+    items = []
+    for task in chunk:
+        values = list(task.values)
+        holes = []  # slot, number of the result or -1 for this chunk, place in it or -1 for all
+        for slot, value in enumerate(values):
+            if type(value) is Ref:
+                results[id(value.result)] = value.result
+                number = numbers.setdefault(id(value.result), len(numbers))
+                holes.append((slot, number, value.at))
+            elif type(value) is PyTask:
+                holes.append((slot, -1, places[id(value)]))
+        for slot, _, _ in holes:
+            values[slot] = None
+        items.append((task.node.op, task.args, task.kwargs, values, holes))
+    return dumps(items), list(results.values())
 
 
-def work(data: bytes, *results: Any) -> Any:
-    """Run a task on a worker and return its outcome; never raises.
+def work(topic: str, number: int, data: bytes, *results: Any) -> Any:
+    """Run tasks on a worker and return their outcomes, of one task its own; never raises.
 
-    :param data: the result of :func:`packed`.
-    :param results: the outcomes of other tasks that fill the holes.
+    :param topic: where to tell the client what the tasks took.
+    :param number: the client's number for them.
+    :param data: the bytes of :func:`packed`.
+    :param results: the results on workers that they need.
     """
     with inside("worker"):
         try:
-            op, args, kwargs, values, holes = _read(data)
-            for position, result in zip(holes, results, strict=True):
-                if type(result) is Failed:
-                    return result
-                values[position] = result.value
-            value = evaluate(op.fn, args, kwargs, values)
-            value = result_of(_awaited(value) if op.is_async else value)
-        except BaseException as error:  # a task may raise anything, even SystemExit
+            items = _read(data)
+        except BaseException as error:  # what a user's object does when it is unpickled
             return Failed.of(describe(error))
-    return Emitted(value) if type(value) is Emission else Held(value)
+        return _Chunk(topic, number, items, results).run()
 
 
 def _read(data: bytes) -> Any:
@@ -65,104 +76,70 @@ def _read(data: bytes) -> Any:
         ) from None
 
 
-class Held:
-    """A value on a worker.
+class _Chunk:
+    """Tasks that share one task of Dask.
 
-    :param value: the value.
+    :param topic: as for :func:`work`.
+    :param number: as for :func:`work`.
+    :param items: the tasks, as :func:`packed` made them.
+    :param results: as for :func:`work`.
     """
 
-    __slots__ = ("value",)
+    def __init__(self, topic: str, number: int, items: Sequence[Any], results: Sequence[Any]):
+        self._worker = distributed.get_worker()
+        self._topic = topic
+        self._number = number
+        self._items = items
+        self._results = results
+        self._left = deque(range(len(items)))
+        self._outcomes: list[Outcome] = [Left()] * len(items)
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __sizeof__(self) -> int:  # Dask uses it to measure the memory of workers
-        return int(sizeof(self.value))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.value!r})"
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        arrays: list[pickle.PickleBuffer] = []  # sent separately, so that they are not copied
-        try:
-            data = dumps(self.value, int(protocol), arrays)
-        except Exception as error:  # users' objects may raise anything
-            return Failed.of(_stuck("sent to another process", error)).__reduce__()
-        return (_arrived, (type(self), data, *arrays))
-
-
-class Emitted(Held):
-    """An :class:`~feste.scheduler.emission.Emission` on a worker."""
-
-    __slots__ = ()
-
-
-class Failed:
-    """An error on a worker, as plain data.
-
-    :param error: the error.
-    :param cause: the pickled original exception, or empty bytes.
-    """
-
-    __slots__ = ("cause", "error")
-
-    def __init__(self, error: FesteError, cause: bytes = b"") -> None:
-        self.error = error
-        self.cause = cause
-
-    @classmethod
-    def of(cls, error: FesteError) -> Failed:
-        """Return the outcome for an error; its cause is kept if it can be pickled.
-
-        :param error: the error.
-        """
-        try:
-            return cls(pickle.loads(dumps(error)), _pickled(error.__cause__))
-        except Exception:  # an error class of the user that cannot be pickled
-            return cls(NodeError(str(error), cause_type=type(error).__name__))
-
-    def raised(self) -> FesteError:
-        """Return the error, with its cause if that can be unpickled here."""
-        if self.cause:
+    def run(self) -> Outcome | Several:
+        """Run the tasks in order, and tell what they took as the last act."""
+        if len(self._items) > 1:
+            self._worker.loop.add_callback(self._worker.loop.call_later, TAIL, self._give_back)
+        seconds = [0.0] * len(self._items)
+        while self._left:
             try:
-                cause = pickle.loads(self.cause)
-                cause.add_note(f"On the worker:\n{getattr(self.error, 'traceback', '')}")
-                self.error.__cause__ = cause
-            except Exception:  # its class exists on the worker only
-                pass
-            self.cause = b""
-        return self.error
+                at = self._left.popleft()
+            except IndexError:  # given back in the meantime
+                break
+            begun = perf_counter()
+            self._outcomes[at] = self._outcome(*self._items[at])
+            seconds[at] = perf_counter() - begun
+        sizes = [o.__sizeof__() if type(o) is Held else 0 for o in self._outcomes]
+        # in the same stream as the end of Dask's task, so the client has it before that
+        self._tell(worker=str(self._worker.name), seconds=seconds, sizes=sizes)
+        return self._outcomes[0] if len(self._outcomes) == 1 else Several.of(self._outcomes)
 
-    def __repr__(self) -> str:
-        return f"Failed({self.error!r})"
+    def _outcome(self, op: Any, args: Any, kwargs: Any, values: list[Any], holes: Any) -> Outcome:
+        for slot, number, at in holes:
+            outcome = self._outcomes[at] if number < 0 else self._results[number]
+            if isinstance(outcome, Several):
+                outcome = outcome.outcomes[at]
+            if type(outcome) is not Held:  # a result that could not be sent here, or a failed task
+                return Left() if number < 0 else outcome
+            values[slot] = outcome.value
+        try:
+            value = evaluate(op.fn, args, kwargs, values)
+            value = result_of(_awaited(value) if op.is_async else value)
+        except BaseException as error:  # a task may raise anything, even SystemExit
+            return Failed.of(describe(error))
+        return Emitted(value) if type(value) is Emission else Held(value)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Failed, (self.error, self.cause))
+    def _tell(self, **what: Any) -> None:
+        self._worker.log_event(self._topic, {"number": self._number, **what})
 
-
-def _pickled(cause: BaseException | None) -> bytes:
-    if cause is None:
-        return b""
-    # drop the frames, which in the client would keep their variables alive; the text is kept
-    cause.__traceback__ = cause.__cause__ = cause.__context__ = None
-    try:
-        data = dumps(cause)
-        pickle.loads(data)
-    except Exception:  # see Held
-        return b""
-    return data
-
-
-def _arrived(kind: Callable[[Any], Any], data: bytes, *arrays: Any) -> Any:
-    try:
-        return kind(pickle.loads(data, buffers=arrays))
-    except Exception as error:  # an unknown class, or one that fails to unpickle
-        return Failed.of(_stuck("read in another process", error))
-
-
-def _stuck(what: str, error: Exception) -> NodeError:
-    kind = type(error).__name__
-    return NodeError(f"the result cannot be {what}: {kind}: {error}", cause_type=kind)
+    def _give_back(self) -> None:
+        """Give back what waits behind a long task; runs on the worker's loop."""
+        taken = []
+        while self._left:
+            try:
+                taken.append(self._left.popleft())
+            except IndexError:  # its thread took the last one
+                break
+        if taken:
+            self._tell(left=taken)
 
 
 # --- users' async tasks share one loop per worker, as in a single process -------------------------
