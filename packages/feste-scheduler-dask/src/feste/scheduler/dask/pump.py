@@ -25,7 +25,7 @@ from feste.backend import Backend, Request
 from feste.errors import ConfigError, FesteError, MissingKey, Rejected
 from feste.scheduler import Requests
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.preparing import Prepare, prepared
+from feste.scheduler.dask.preparing import Preparation, prepare
 
 __all__ = ["SILENCE", "Pump", "Shipment"]
 
@@ -45,20 +45,19 @@ class Pump(WorkerPlugin):
     """The plugin that makes a worker ready for one client.
 
     :param name: the name of its handler.
-    :param prepare: the setting ``prepare_worker``.
+    :param preparation: what to do first, or None.
     """
 
-    def __init__(self, name: str, prepare: Prepare | None = None) -> None:
+    def __init__(self, name: str, preparation: Preparation | None = None) -> None:
         self.name = name
-        self.prepare = prepare
+        self.preparation = preparation
 
     async def setup(self, worker: Any) -> None:
         """Prepare the worker, and listen.
 
         :param worker: the worker.
         """
-        # it may take minutes, and the worker has to live on
-        self.problem = await asyncio.to_thread(prepared, self.name, self.prepare)
+        self.problem = await prepare(self.preparation, worker) if self.preparation else None
         self.worker = worker
         #: Tells this pump from one that a restarted worker has under the same address.
         self.life = uuid4().hex

@@ -31,7 +31,7 @@ from feste.node import process_name
 from feste.scheduler import Reporter
 from feste.scheduler.dask.link import Link
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.preparing import Prepare
+from feste.scheduler.dask.preparing import Preparation
 from feste.scheduler.dask.pump import SILENCE, Pump, Shipment
 
 __all__ = ["Pumps"]
@@ -90,17 +90,19 @@ class Pumps:
     :param link: the connection.
     :param report: receives the outcomes.
     :param window: the most requests under way on one worker.
-    :param prepare: the setting ``prepare_worker``.
+    :param preparation: what a worker does before all else, or None.
     """
 
-    def __init__(self, link: Link, report: Reporter, window: int, prepare: Prepare | None) -> None:
+    def __init__(
+        self, link: Link, report: Reporter, window: int, preparation: Preparation | None = None
+    ) -> None:
         self._link = link
         self._client = link.client
         self._report = report
         self._window = window
         #: The name of the pumps of this client.
         self.name = f"feste-{process_name()}-{next(_numbers)}"
-        self._pump = dumps(Pump(self.name, prepare))
+        self._pump = dumps(Pump(self.name, preparation))
         self._workers: dict[str, _Worker] = {}
         self._meeting: set[str] = set()
         self._queue: deque[_Shipped] = deque()
@@ -239,7 +241,8 @@ class Pumps:
         message = {"op": "plugin-add", "name": self.name, "plugin": self._pump}
         try:
             await self._client.scheduler.proxy(worker=address, msg=message)
-            life, name, problem = await self._ask(address, "hello")
+            life, name, failed = await self._ask(address, "hello")
+            problem: FesteError | None = failed and failed.raised()
         except ImportError as error:
             life, name = "", address
             problem = ConfigError(
