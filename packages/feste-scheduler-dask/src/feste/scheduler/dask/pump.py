@@ -22,9 +22,10 @@ from uuid import uuid4
 from distributed import WorkerPlugin
 
 from feste.backend import Backend, Request
-from feste.errors import ConfigError, FesteError, MissingKey, Rejected
+from feste.errors import ConfigError, Rejected
 from feste.scheduler import Requests
 from feste.scheduler.dask.pickling import dumps
+from feste.scheduler.dask.preflight import checked
 from feste.scheduler.dask.preparing import Preparation, prepare
 
 __all__ = ["SILENCE", "Pump", "Shipment"]
@@ -111,7 +112,7 @@ class Pump(WorkerPlugin):
             self._send(*asked)
             return dumps((self.life,))
         if do == "check":
-            return dumps([_checked(self.worker, backend) for backend in asked])
+            return dumps(checked(str(self.worker.name), asked))
         if do == "farewell":
             self._give_up()
             return b""
@@ -220,19 +221,3 @@ class Outbox:
         self._events.clear()
         self.open.clear()
         self.is_empty.set()
-
-
-def _checked(worker: Any, data: bytes) -> FesteError | None:
-    """Return what would keep a backend from sending requests from here, or None."""
-    try:
-        pickle.loads(data).preflight()
-    except MissingKey as error:
-        return MissingKey(f"on the Dask worker {worker.name}: {error}")
-    except ConfigError as error:
-        return ConfigError(f"on the Dask worker {worker.name}: {error}")
-    except Exception as error:  # the class of a user's backend may not exist there
-        return ConfigError(
-            f"the Dask worker {worker.name} cannot make a backend of the run: "
-            f"{type(error).__name__}: {error}. Install what it needs on the workers"
-        )
-    return None
