@@ -23,7 +23,15 @@ import pytest
 
 import feste
 from feste.backend import Backend, Secret, operation
-from feste.errors import AuthFailed, ConfigError, FesteWarning, InvalidRequest, MissingKey, Rejected
+from feste.errors import (
+    AuthFailed,
+    ConfigError,
+    FesteWarning,
+    InvalidRequest,
+    MissingKey,
+    Rejected,
+    RunFailed,
+)
 from feste.testing import Fault, SimServer
 
 pytest.importorskip("feste.backend.openai")
@@ -217,7 +225,9 @@ def test_the_key_stays_on_the_workers(
         report = feste.last_report()
         assert report is not None
         echo = {"error": {"message": f"wrong key {KEY}, Bearer {KEY}", "code": KEY}}
-        server.add(Fault(status=401, body=echo, headers={"x-request-id": KEY}, times=2, match="echo"))
+        server.add(
+            Fault(status=401, body=echo, headers={"x-request-id": KEY}, times=2, match="echo")
+        )
         failed = feste.compute(
             llm.chat("echo"),
             Clumsy().break_down("broken"),
@@ -250,3 +260,81 @@ def test_the_key_stays_on_the_workers(
     assert any(b"question 7" in data for data in inside.values())
     assert not [p for p, data in inside.items() if KEY.encode() in data]
 
+
+# --- what is checked before anything is sent ------------------------------------------------------------
+
+
+def senders() -> set[str]:
+    """The workers that sent the requests of the last run."""
+    report = feste.last_report()
+    assert report is not None
+    return {request.worker for request in report.requests}
+
+
+def test_workers_have_all_keys_before_anything_is_sent(
+    cluster: Cluster, server: SimServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker without the key stops the run, whatever the client has, until it is prepared."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    cluster.add("good", OPENAI_API_KEY=KEY)
+    cluster.add("bad", OPENAI_API_KEY="")
+    (cluster.folder / "key").write_text(KEY + "\n")
+    place = str(cluster.folder / "key")
+    options: dict[str, Any] = {"scheduler": cluster.client, "requests_on": "workers"}
+
+    def read_key() -> None:
+        os.environ["OPENAI_API_KEY"] = Path(place).read_text().strip()
+
+    class Unsendable(Backend):
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+
+        @operation
+        async def ask(self, text: str) -> str:
+            return text
+
+    with pytest.raises(MissingKey, match="worker bad: .* OPENAI_API_KEY is not set there"):
+        feste.compute([strict(server).chat(f"{i}") for i in range(9)], **options)
+    with pytest.raises(ConfigError, match=r"literal API key.*api_key=Secret\('MY_KEY'\)"):
+        strict(server, api_key=KEY).chat("x").compute(**options)
+    with pytest.raises(ConfigError, match="Unsendable to the workers.*cannot pickle"):
+        Unsendable(threading.Lock()).ask("x").compute(**options)
+
+    assert not server.requests()
+    calls = [strict(server).chat(f"{i}") for i in range(9)]
+    assert len(feste.compute(*calls, prepare_worker=read_key, **options)) == 9
+    assert senders() == {"good", "bad"}
+
+
+def test_a_worker_that_comes_later_without_the_key_is_left_out(
+    cluster: Cluster, server: SimServer, until: Callable[..., bool]
+) -> None:
+    """It gets no requests, and a warning tells it; alone it stops a run, until it has the key."""
+    cluster.add("early", OPENAI_API_KEY=KEY)
+    options: dict[str, Any] = {"scheduler": cluster.client, "requests_on": "workers"}
+    llm = strict(server)
+
+    def give() -> None:
+        os.environ["OPENAI_API_KEY"] = key
+
+    with pytest.warns(FesteWarning, match="worker late: .* OPENAI_API_KEY is not set") as told:
+
+        @feste.task(executor="inline")
+        def grow(text: str) -> str:
+            cluster.add("late", OPENAI_API_KEY="")
+            assert until(lambda: len(told))
+            return text
+
+        first = grow(llm.chat("first"))
+        answers = feste.compute([llm.chat(first + str(i)) for i in range(20)], **options)
+    assert len(answers[0]) == 20
+    assert senders() == {"early"}
+    assert feste.compute([llm.chat(f"again {i}") for i in range(20)], **options)
+    assert senders() == {"early"}
+    cluster.processes["early"].kill()
+    with pytest.raises((MissingKey, RunFailed), match="worker late: .* OPENAI_API_KEY is not set"):
+        llm.chat("and now?").compute(**options)
+    key = KEY
+    cluster.client.run(give)
+    assert llm.chat("once more").compute(**options)
+    assert senders() == {"late"}

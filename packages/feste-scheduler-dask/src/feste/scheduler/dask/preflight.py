@@ -159,10 +159,9 @@ def warn(error: FesteError) -> None:
 def _packed(client: Backend) -> bytes:
     try:
         return dumps(client)
-    except ConfigError:  # a literal key
-        raise
-    except Exception as error:  # what a user's backend holds may be anything
+    except Exception as error:  # a literal key, or whatever a user's backend holds
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(
-            f'requests_on="workers" sends backends to the workers, and {type(client).__name__} cannot be '
-            f"pickled: {type(error).__name__}: {error}"
+            f'requests_on="workers" sends {type(client).__name__} to the workers, which cannot be done: '
+            f"{kind}{error}"
         ) from None
