@@ -293,11 +293,11 @@ def test_workers_have_all_keys_before_anything_is_sent(
         async def ask(self, text: str) -> str:
             return text
 
-    with pytest.raises(MissingKey, match="worker bad: .* OPENAI_API_KEY is not set there"):
+    with pytest.raises(MissingKey, match=r"worker bad: .* OPENAI_API_KEY is not set there"):
         feste.compute([strict(server).chat(f"{i}") for i in range(9)], **options)
     with pytest.raises(ConfigError, match=r"literal API key.*api_key=Secret\('MY_KEY'\)"):
         strict(server, api_key=KEY).chat("x").compute(**options)
-    with pytest.raises(ConfigError, match="Unsendable to the workers.*cannot pickle"):
+    with pytest.raises(ConfigError, match=r"Unsendable to the workers.*cannot pickle"):
         Unsendable(threading.Lock()).ask("x").compute(**options)
 
     assert not server.requests()
@@ -317,7 +317,7 @@ def test_a_worker_that_comes_later_without_the_key_is_left_out(
     def give() -> None:
         os.environ["OPENAI_API_KEY"] = key
 
-    with pytest.warns(FesteWarning, match="worker late: .* OPENAI_API_KEY is not set") as told:
+    with pytest.warns(FesteWarning, match=r"worker late: .* OPENAI_API_KEY is not set") as told:
 
         @feste.task(executor="inline")
         def grow(text: str) -> str:
@@ -332,7 +332,7 @@ def test_a_worker_that_comes_later_without_the_key_is_left_out(
     assert feste.compute([llm.chat(f"again {i}") for i in range(20)], **options)
     assert senders() == {"early"}
     cluster.processes["early"].kill()
-    with pytest.raises((MissingKey, RunFailed), match="worker late: .* OPENAI_API_KEY is not set"):
+    with pytest.raises((MissingKey, RunFailed), match=r"worker late: .* OPENAI_API_KEY is not set"):
         llm.chat("and now?").compute(**options)
     key = KEY
     cluster.client.run(give)

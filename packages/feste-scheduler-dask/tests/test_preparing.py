@@ -145,7 +145,7 @@ def test_what_fails_is_told_before_anything_is_sent(client: Any, where: str) -> 
 
     options: dict[str, Any] = {"scheduler": client, "requests_on": where}
     with pytest.raises(
-        NodeError, match="prepare_worker failed on the Dask worker .*no model"
+        NodeError, match=r"prepare_worker failed on the Dask worker .*no model"
     ) as told:
         llm.chat("x").compute(prepare_worker=broken, **options)
     assert "in inner" in told.value.traceback
@@ -157,7 +157,7 @@ def test_what_fails_is_told_before_anything_is_sent(client: Any, where: str) -> 
     with pytest.raises(NodeError, match="no_such_module"):
         llm.chat("x").compute(prepare_worker="no_such_module:f", **options)
     lock = threading.Lock()
-    with pytest.raises(ConfigError, match="prepare_worker=.* cannot be sent to Dask workers"):
+    with pytest.raises(ConfigError, match=r"prepare_worker=.* cannot be sent to Dask workers"):
         llm.chat("x").compute(prepare_worker=lambda: lock, **options)
     assert not llm.requests
 

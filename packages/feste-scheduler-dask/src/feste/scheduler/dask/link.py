@@ -120,6 +120,11 @@ class Link:
             # free the half-made client now: run later on a Dask thread, its __del__ would block it
             traceback.clear_frames(error.__traceback__)
         gc.collect()
+        if isinstance(given, str) and given.startswith("tls://"):
+            told += (
+                ". For tls:// set ca-file, client.cert and client.key of distributed.comm.tls in the "
+                "configuration of Dask"
+            )
         raise ConfigError(f"scheduler={given!r}: no connection: {told}")
 
     def threads(self) -> int:
