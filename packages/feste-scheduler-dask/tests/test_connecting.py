@@ -297,13 +297,36 @@ def test_a_program_without_a_guard(
     assert until(lambda: not any(alive(int(pid)) for pid in pids.split()[1:]))
 
 
+#: Loads the plugin as an installation does, and uses all that needs no cluster.
+LIGHT = """
+import sys, time
+import feste, feste.plugins, feste.scheduler
+from feste.testing import FakeBackend
+begun = time.process_time()
+import feste.scheduler.dask
+import feste.scheduler.dask._hooks as hooks
+schedulers, settings = hooks.feste_schedulers(), hooks.feste_settings()
+spent = time.process_time() - begun
+registry = feste.plugins.registry()
+registry.schedulers.update(schedulers)
+registry.settings.update(settings)
+node = FakeBackend().chat(feste.task(str)(1))
+with feste.context.set(requests_on="workers", worker_window=3, prepare_worker=print):
+    feste.explain(node)
+    node.compute(scheduler="local", allow_insecure=True)
+    feste.task(abs)(-1).compute(prepare_worker="module:name")
+print(sorted(schedulers), {"distributed", "dask"} & set(sys.modules), spent)
+"""
+
+
 def test_hooks_are_light() -> None:
-    """Reading what the plugin offers imports neither distributed nor dask."""
-    program = (
-        "import sys, feste.plugins; import feste.scheduler.dask._hooks as hooks; "
-        "print(sorted(hooks.feste_schedulers()), {'distributed', 'dask'} & set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.strip() == "['dask', 'distributed', 'tcp', 'tls'] set()"
+    """What the plugin offers, its settings, plans and local runs import neither distributed nor dask."""
+    spent = []
+    for _ in range(3):  # the best of three: load on the machine only makes one longer
+        done = subprocess.run(
+            [sys.executable, "-c", LIGHT], capture_output=True, text=True, timeout=60, check=True
+        )
+        told, _, seconds = done.stdout.strip().rpartition(" ")
+        assert told == "['dask', 'distributed', 'tcp', 'tls'] set()"
+        spent.append(float(seconds))
+    assert min(spent) < 0.02
