@@ -7,6 +7,7 @@ from feste.scheduler.emission import Emission
 from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter, Scheduler
 from feste.scheduler.hands.local import LocalExecutor
 from feste.scheduler.hands.requests import Requests
+from feste.scheduler.inputs import Later
 from feste.scheduler.work import context_of, describe, evaluate, result_of
 
 __path__ = extend_path(__path__, __name__)
@@ -15,6 +16,7 @@ __all__ = [
     "QUICK",
     "Emission",
     "Executor",
+    "Later",
     "LocalExecutor",
     "PyTask",
     "Reporter",

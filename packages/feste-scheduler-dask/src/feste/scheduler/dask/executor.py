@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 from feste.backend import Backend, Call, OnChunk, Request
 from feste.errors import FesteError
+from feste.packing import COLLECTION
 from feste.scheduler import LocalExecutor, PyTask, Reporter
+from feste.scheduler.dask.inputs import INPUT
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.parts import PartReporter, lists_of, refs_of, split
 from feste.scheduler.dask.preparing import Prepare, prepared
@@ -99,6 +102,8 @@ class DaskExecutor(LocalExecutor):
 
         :param task: the op.
         """
+        if task is COLLECTION:
+            return INPUT
         if task.kind == "task" and task.executor != "inline" and not task.once:
             if not task.resources:
                 return "worker"
@@ -112,6 +117,8 @@ class DaskExecutor(LocalExecutor):
 
         :param where: the result of :meth:`place`, or ``"thread"``.
         """
+        if where == INPUT:
+            return sys.maxsize
         needs = self._needs.get(where)
         return super().capacity(where) if needs is None else self._workers.capacity(needs)
 
@@ -122,6 +129,13 @@ class DaskExecutor(LocalExecutor):
         """
         return _CHUNK if where in self._needs else super().chunk_seconds(where)
 
+    def compute_collections(self, inputs: Sequence[Any]) -> list[Any]:
+        """Start the computation of inputs on the cluster, in one call; values stay there.
+
+        :param inputs: Dask collections, and futures, of which those of this cluster are not moved.
+        """
+        return self._workers.inputs.start(inputs)
+
     def call(self, where: str, chunk: Chunk) -> None:
         """Run tasks; local tasks wait until the results that they need are fetched.
 
@@ -130,6 +144,10 @@ class DaskExecutor(LocalExecutor):
         """
         if where in self._needs:
             self._call_there(where, chunk)
+        elif where == INPUT and self._workers.inputs.is_foreign(chunk[0].args[0]):
+            self._call_here(where, chunk)
+        elif where == INPUT:
+            self._workers.inputs.run(chunk)
         elif refs := refs_of(chunk):
             self._workers.fetcher.bring(refs, lambda: self._call_here(where, chunk))
         else:
@@ -154,7 +172,7 @@ class DaskExecutor(LocalExecutor):
                         values[position] = value.value
                         if not value.ok:
                             task.fn, task.args, task.kwargs = _raise, (value.value,), {}
-        if where == "inline":  # the brain would wait for it
+        if where in ("inline", INPUT):  # the brain would wait for it
             self._parts.split(where, chunk, [chunk])
             where = "thread"
         super().call(where, chunk)
@@ -208,6 +226,7 @@ class DaskExecutor(LocalExecutor):
         for part in self._parts.parts(chunk):
             super().abandon(part)
             self._workers.abandon(part)
+            self._workers.inputs.abandon(part)
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
         """Fetch results into this process.

@@ -20,6 +20,8 @@ from feste.backend import Backend, Call
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
 from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
+from feste.scheduler.dask.inputs import Inputs
+from feste.scheduler.dask.large import Large, quiet
 from feste.scheduler.dask.link import Link
 from feste.scheduler.dask.notes import Note, Notes
 from feste.scheduler.dask.offers import Offers
@@ -35,9 +37,10 @@ __all__ = ["Workers"]
 _REFRESH = 1.0
 #: Results of more bytes are alone in a task of Dask: others would be held and sent along with it.
 _BULKY = 65_536
-#: The chunks in flight for each thread: enough that it never waits for the client, and that an
-#: adaptive cluster sees so many seconds of work for it that it grows.
-_FEWEST, _MOST, _IN_SIGHT = 2, 16, 10.0
+#: The fewest and the most chunks in flight for each thread, and their seconds of work: so much that
+#: no thread waits for the client, and that an adaptive cluster sees enough to grow.
+_FEWEST, _MOST = 2, 16
+_IN_FLIGHT, _IN_SIGHT = 1.0, 10.0
 #: The most names of tasks in the name of their chunk.
 _NAMED = 3
 
@@ -64,6 +67,8 @@ class Workers:
         self._notes = Notes(self._client, self._give_back)
         self._promises = Promises()
         self.fetcher = Fetcher(self._client, self._promises)
+        self._large = Large(self._client)
+        self.inputs = Inputs(self._client, self._promises, self.fetcher, report)
         self._backends: WeakKeyDictionary[Any, dict[Hashable, Backend]] = WeakKeyDictionary()
         #: The chunks under way, by the number of their promise, and their futures.
         self._chunks: dict[int, Chunk] = {}
@@ -92,7 +97,8 @@ class Workers:
 
         :param needs: the resources that each needs.
         """
-        each = _IN_SIGHT / self._pace if self._pace else 0.0
+        wanted = _IN_SIGHT if self._offers.may_grow else _IN_FLIGHT
+        each = wanted / self._pace if self._pace else 0.0
         window = int(min(max(each, _FEWEST), _MOST))
         return window * max(1, self._offers.room(needs))
 
@@ -184,7 +190,7 @@ class Workers:
     def _submit(self, number: int, chunk: Chunk) -> Any:
         op: Any = chunk[0].node.op
         try:
-            data, results = packed(chunk)
+            data, futures = packed(chunk, self._large)
         except Exception as error:  # users' objects may raise anything
             raise ConfigError(
                 f"{op.name} runs on a Dask worker, but it or an argument cannot be sent there: "
@@ -199,8 +205,8 @@ class Workers:
             options["resources"] = dict(op.resources)
         if self._preparation is not None:
             options["preparation"] = self._preparation
-        futures = [result.future for result in results]
-        return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
+        with quiet():
+            return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
 
     # --- on the client's loop, mostly --------------------------------------------------------------
 
