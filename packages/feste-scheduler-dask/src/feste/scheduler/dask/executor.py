@@ -12,7 +12,7 @@ from feste.scheduler import COLLECTION, LocalExecutor, PyTask, Reporter
 from feste.scheduler.dask.inputs import INPUT
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.parts import PartReporter, lists_of, refs_of, split
-from feste.scheduler.dask.preparing import Prepare
+from feste.scheduler.dask.preparing import Prepare, prepared
 from feste.scheduler.dask.pumps import Pumps
 from feste.scheduler.dask.refs import Ref
 from feste.scheduler.dask.workers import Workers
@@ -73,16 +73,18 @@ class DaskExecutor(LocalExecutor):
         :raises FesteError: if a worker cannot be prepared.
         """
         self._link = Link(self.target, self._allow_insecure)
-        if self._on_workers:
-            self._pumps = Pumps(self._link, report, self._window, self._prepare)
-            try:
+        try:
+            preparation = prepared(self._link.client, self._prepare)
+            if self._on_workers:
+                self._pumps = Pumps(self._link, report, self._window, preparation)
                 self._pumps.start()
-            except BaseException:
+        except BaseException:
+            if self._pumps is not None:
                 self._pumps.close()
-                self._link.close()
-                raise
+            self._link.close()
+            raise
         self._parts = PartReporter(report)
-        self._workers = Workers(self._link, self._parts)
+        self._workers = Workers(self._link, self._parts, preparation)
         self._needs: dict[str, Mapping[str, float]] = {"worker": {}}
         super().start(self._parts)
 

@@ -22,10 +22,11 @@ from uuid import uuid4
 from distributed import WorkerPlugin
 
 from feste.backend import Backend, Request
-from feste.errors import ConfigError, FesteError, MissingKey, Rejected
+from feste.errors import ConfigError, Rejected
 from feste.scheduler import Requests
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.preparing import Prepare, prepared
+from feste.scheduler.dask.preflight import checked
+from feste.scheduler.dask.preparing import Preparation, prepare
 
 __all__ = ["SILENCE", "Pump", "Shipment"]
 
@@ -45,20 +46,19 @@ class Pump(WorkerPlugin):
     """The plugin that makes a worker ready for one client.
 
     :param name: the name of its handler.
-    :param prepare: the setting ``prepare_worker``.
+    :param preparation: what to do first, or None.
     """
 
-    def __init__(self, name: str, prepare: Prepare | None = None) -> None:
+    def __init__(self, name: str, preparation: Preparation | None = None) -> None:
         self.name = name
-        self.prepare = prepare
+        self.preparation = preparation
 
     async def setup(self, worker: Any) -> None:
         """Prepare the worker, and listen.
 
         :param worker: the worker.
         """
-        # it may take minutes, and the worker has to live on
-        self.problem = await asyncio.to_thread(prepared, self.name, self.prepare)
+        self.problem = await prepare(self.preparation, worker) if self.preparation else None
         self.worker = worker
         #: Tells this pump from one that a restarted worker has under the same address.
         self.life = uuid4().hex
@@ -112,7 +112,7 @@ class Pump(WorkerPlugin):
             self._send(*asked)
             return dumps((self.life,))
         if do == "check":
-            return dumps([_checked(self.worker, backend) for backend in asked])
+            return dumps(checked(str(self.worker.name), asked))
         if do == "farewell":
             self._give_up()
             return b""
@@ -221,19 +221,3 @@ class Outbox:
         self._events.clear()
         self.open.clear()
         self.is_empty.set()
-
-
-def _checked(worker: Any, data: bytes) -> FesteError | None:
-    """Return what would keep a backend from sending requests from here, or None."""
-    try:
-        pickle.loads(data).preflight()
-    except MissingKey as error:
-        return MissingKey(f"on the Dask worker {worker.name}: {error}")
-    except ConfigError as error:
-        return ConfigError(f"on the Dask worker {worker.name}: {error}")
-    except Exception as error:  # the class of a user's backend may not exist there
-        return ConfigError(
-            f"the Dask worker {worker.name} cannot make a backend of the run: "
-            f"{type(error).__name__}: {error}. Install what it needs on the workers"
-        )
-    return None

@@ -31,7 +31,8 @@ from feste.node import process_name
 from feste.scheduler import Reporter
 from feste.scheduler.dask.link import Link
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.preparing import Prepare
+from feste.scheduler.dask.preflight import Packed, Preflight, warn
+from feste.scheduler.dask.preparing import Preparation
 from feste.scheduler.dask.pump import SILENCE, Pump, Shipment
 
 __all__ = ["Pumps"]
@@ -90,23 +91,26 @@ class Pumps:
     :param link: the connection.
     :param report: receives the outcomes.
     :param window: the most requests under way on one worker.
-    :param prepare: the setting ``prepare_worker``.
+    :param preparation: what a worker does before all else, or None.
     """
 
-    def __init__(self, link: Link, report: Reporter, window: int, prepare: Prepare | None) -> None:
+    def __init__(
+        self, link: Link, report: Reporter, window: int, preparation: Preparation | None = None
+    ) -> None:
         self._link = link
         self._client = link.client
         self._report = report
         self._window = window
         #: The name of the pumps of this client.
         self.name = f"feste-{process_name()}-{next(_numbers)}"
-        self._pump = dumps(Pump(self.name, prepare))
+        self._pump = dumps(Pump(self.name, preparation))
         self._workers: dict[str, _Worker] = {}
         self._meeting: set[str] = set()
         self._queue: deque[_Shipped] = deque()
         self._names: dict[Hashable, tuple[str, bytes]] = {}
-        self._checked: set[Hashable] = set()
+        self._preflight = Preflight(self._ask)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._begun = False
         self._closed = False
 
     # --- from other threads -----------------------------------------------------------------------
@@ -124,14 +128,9 @@ class Pumps:
         :param clients: the backends.
         :raises ConfigError: if a key is literal, or missing on a worker.
         """
-        new = [client for client in clients if client.token not in self._checked]
-        if new:
-            data = dumps([dumps(client) for client in new])
-            for errors in self._wait(self._ask_all("check", data)):
-                for error in errors:
-                    if error is not None:
-                        raise error
-            self._checked.update(client.token for client in new)
+        error = self._wait(self._check(self._preflight.new(clients)))
+        if error is not None:
+            raise error
 
     def send(
         self, number: int, call: Call[Any], request: Request, on_chunk: OnChunk | None
@@ -164,7 +163,10 @@ class Pumps:
     @property
     def window(self) -> int:
         """How many requests all workers take at once."""
-        return self._window * sum(not worker.leaves for worker in list(self._workers.values()))
+        workers = [worker for worker in list(self._workers.values()) if not worker.leaves]
+        lacks = self._preflight.lacks
+        fit = [w for w in workers if w.problem is None and w.address not in lacks]
+        return self._window * len(fit or workers)  # where none is fit, requests fail
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> bool:
         try:
@@ -185,6 +187,7 @@ class Pumps:
         for worker in self._workers.values():
             if worker.problem is not None:
                 raise worker.problem
+        self._begun = True
         self._begin(self._look())
 
     async def _stop(self) -> None:
@@ -228,6 +231,20 @@ class Pumps:
 
     async def _ping(self, worker: _Worker) -> None:
         await self._exchange(worker, "hello", b"")
+        if worker.address in self._preflight.lacks:
+            await self._preflight.meet(worker.address, worker.name)
+            self._spread()
+
+    async def _check(self, new: Packed) -> FesteError | None:
+        def workers() -> dict[str, str]:
+            return {w.address: w.name for w in self._usable()}
+
+        error = await self._preflight.check(new, workers)
+        self._spread()
+        return error
+
+    def _usable(self) -> list[_Worker]:
+        return [w for w in self._workers.values() if w.problem is None and not w.leaves]
 
     async def _meet(self, address: str) -> None:
         """Give a worker its pump.
@@ -239,7 +256,12 @@ class Pumps:
         message = {"op": "plugin-add", "name": self.name, "plugin": self._pump}
         try:
             await self._client.scheduler.proxy(worker=address, msg=message)
-            life, name, problem = await self._ask(address, "hello")
+            life, name, failed = await self._ask(address, "hello")
+            problem: FesteError | None = failed and failed.raised()
+            if problem is None:
+                await self._preflight.meet(address, name)
+            elif self._begun:
+                warn(problem)
         except ImportError as error:
             life, name = "", address
             problem = ConfigError(
@@ -261,12 +283,14 @@ class Pumps:
             self._report.capacity("request")
         if not worker.flying:
             self._workers.pop(worker.address, None)
+            self._preflight.forget(worker.address)
 
     def _drop(self, worker: _Worker, why: str) -> None:
         """Give up a worker: what it had may have been billed."""
         if self._workers.get(worker.address) is not worker:
             return
         del self._workers[worker.address]
+        self._preflight.forget(worker.address)
         unsent = {shipped.number for shipped in worker.outgoing}
         self._lose([s for s in worker.flying.values() if s.number not in unsent], why)
         self._queue.extendleft(reversed(worker.outgoing))
@@ -292,9 +316,9 @@ class Pumps:
         """Hand requests to the workers that have the fewest."""
         while self._queue:
             open_ = [w for w in self._workers.values() if not w.leaves]
-            ready = [w for w in open_ if w.problem is None]
+            ready = [w for w in self._usable() if w.address not in self._preflight.lacks]
             if open_ and not ready:  # all of them came after the run had begun
-                told = str(open_[0].problem)
+                told = str(open_[0].problem or self._preflight.lacks[open_[0].address])
                 shipped = self._queue.popleft()
                 self._report.sent(shipped.number, False, Rejected(told, billed="no"), 0.0)
                 continue

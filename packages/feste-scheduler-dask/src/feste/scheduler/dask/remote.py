@@ -16,6 +16,7 @@ import distributed
 from feste.errors import NodeError
 from feste.scheduler import Emission, PyTask, describe, evaluate, inside, result_of
 from feste.scheduler.dask.outcomes import Emitted, Failed, Held, Left, Outcome, Several
+from feste.scheduler.dask.preparing import Preparation
 from feste.scheduler.dask.refs import Ref, Result
 
 if TYPE_CHECKING:
@@ -54,14 +55,21 @@ def packed(chunk: Sequence[PyTask], large: Large) -> tuple[bytes, list[Any]]:
     return data, [*(result.future for result in results.values()), *values]
 
 
-def work(topic: str, number: int, data: bytes, *results: Any) -> Any:
+def work(
+    topic: str, number: int, data: bytes, *results: Any, preparation: Preparation | None = None
+) -> Any:
     """Run tasks on a worker and return their outcomes, of one task its own; never raises.
 
     :param topic: where to tell the client what the tasks took.
     :param number: the client's number for them.
     :param data: the bytes of :func:`packed`.
     :param results: the results on workers and the large values that they need.
+    :param preparation: what the worker does first, or None.
     """
+    if preparation is not None:
+        failed = preparation.done(str(distributed.get_worker().name))
+        if failed is not None:
+            return failed
     with inside("worker"):
         try:
             items = _read(data, results)

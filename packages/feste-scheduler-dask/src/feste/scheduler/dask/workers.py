@@ -27,6 +27,7 @@ from feste.scheduler.dask.notes import Note, Notes
 from feste.scheduler.dask.offers import Offers
 from feste.scheduler.dask.outcomes import Emitted, Held, Left, Several
 from feste.scheduler.dask.pickling import was_here
+from feste.scheduler.dask.preparing import Preparation
 from feste.scheduler.dask.refs import Fetcher, Promises, Ref, Result, lost
 from feste.scheduler.dask.remote import packed, work
 
@@ -51,9 +52,13 @@ class Workers:
 
     :param link: the connection.
     :param report: receives the reports.
+    :param preparation: what a worker does before all else, or None.
     """
 
-    def __init__(self, link: Link, report: Reporter) -> None:
+    def __init__(
+        self, link: Link, report: Reporter, preparation: Preparation | None = None
+    ) -> None:
+        self._preparation = preparation
         self._link = link
         self._client = link.client
         self._report = report
@@ -198,6 +203,8 @@ class Workers:
             options["priority"] = chunk[0].run.program.rank[chunk[0].index]
         if op.resources:
             options["resources"] = dict(op.resources)
+        if self._preparation is not None:
+            options["preparation"] = self._preparation
         with quiet():
             return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
 
