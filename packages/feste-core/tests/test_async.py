@@ -48,7 +48,7 @@ def until(what: Callable[[], Any]) -> bool:
 
 
 def hands() -> LocalExecutor:
-    found = choose("local")
+    found = choose(feste.context.settings(scheduler="local"))
     assert isinstance(found, LocalExecutor)
     return found
 
@@ -321,7 +321,7 @@ def test_cancelling_gives_up_the_requests_of_the_run() -> None:
     assert until(lambda: driver().brain.runs == [])
     assert until(lambda: len(llm.cancelled) == len(llm.sent))
     assert set(llm.sent) == set(llm.cancelled) and len(llm.sent) <= 2
-    assert until(lambda: not hands().requests._tasks)
+    assert until(lambda: not hands().requests.loop._tasks)
 
 
 def test_after_a_cancelled_run_the_gate_has_all_its_places() -> None:
@@ -348,7 +348,7 @@ def test_a_request_cancelled_before_its_first_step_is_reported() -> None:
         let_go.wait(LONG)
 
     try:
-        executor.requests.start("holds", holds_the_loop)
+        executor.requests.loop.start("holds", holds_the_loop)
         assert loop_is_held.wait(LONG)
         draws = (Draw("main", "0", 0),)
         request = Request("held", "say", "plugin:held", {"prompt": "a"}, draws=draws)

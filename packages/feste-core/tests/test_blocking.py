@@ -276,7 +276,7 @@ def test_inside_a_foreign_running_loop() -> None:
 
 def places() -> int:
     """How many threads may run tasks at once."""
-    hands = choose("local")
+    hands = choose(context.settings(scheduler="local"))
     assert isinstance(hands, Executor)
     return hands.capacity("thread")
 

@@ -303,6 +303,21 @@ def test_a_cluster_of_its_own_goes_with_its_hands(until: Callable[..., bool]) ->
     assert until(lambda: not any(alive(pid) for pid in pids))
 
 
+def test_hands_share_the_cluster_of_their_own(until: Callable[..., bool]) -> None:
+    """Hands with other options use the same worker processes; the last one that closes ends them."""
+    first, second = DaskExecutor("dask"), DaskExecutor("dask", requests_on="workers")
+    for executor in (first, second):
+        executor.start(Reporter([].append, executor))
+    client = first._link.client
+    assert second._link.client is client
+    pids = {*client.run(os.getpid).values()}
+    first.close()
+    first.close()
+    assert client.status == "running" and all(alive(pid) for pid in pids)
+    second.close()
+    assert until(lambda: not any(alive(pid) for pid in pids))
+
+
 PROGRAM = """
 import os, sys
 import feste

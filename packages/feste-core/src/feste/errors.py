@@ -379,7 +379,7 @@ class ConnectionLost(Ambiguous):
 
 
 class WorkerLost(Ambiguous):
-    """The worker process that ran the task died."""
+    """The worker process that ran the task, or from which the request went out, died."""
 
 
 class Interrupted(Ambiguous):

@@ -28,7 +28,7 @@ __all__ = [
 #: Incremented when a field changes its meaning; new fields do not change it.
 SCHEMA = 1
 
-#: What a call may wait for: its inputs; a free worker for a piece of its Python; a store; the other
+#: What a call may wait for: its inputs; a free worker for its request or a piece of its Python; a store; the other
 #: calls of its request; another request that writes the beginning of its prompt into the provider's
 #: cache; the number of requests in flight; a provider's limit; a provider that is down; room under a
 #: cap on money; its next attempt; an equal call, or the same one in another run, that is under way.

@@ -78,7 +78,7 @@ def values_of(lazy: Sequence[Any]) -> tuple[Any, ...]:
 def alone(node: Node) -> Any:
     """Run one node and raise its own error."""
     settings = context.settings(progress=False, on_error="return")
-    hands = choose("local")
+    hands = choose(settings.replace(scheduler="local"))
     assert isinstance(hands, Executor)
     with blocking.waiting():
         graph = FesteGraph.of([node])

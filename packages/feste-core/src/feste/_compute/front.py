@@ -55,8 +55,8 @@ def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
         return repack([])
     forget_report()
     with blocking.waiting():
-        plan = make_plan(graph, chosen)
-        hands = choose(chosen["scheduler"])
+        hands = choose(chosen)
+        plan = make_plan(graph, chosen, hands)
         if not isinstance(hands, Executor):
             return run_elsewhere(hands, plan, repack, chosen)
         run = make_run(program_of(plan), chosen, hands)
@@ -85,8 +85,8 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
         return repack([])
     forget_report()
     with blocking.waiting(awaited=True):
-        plan = await asyncio.to_thread(make_plan, graph, chosen)
-        hands = await asyncio.to_thread(choose, chosen["scheduler"])  # may start a cluster
+        hands = await asyncio.to_thread(choose, chosen)  # may start a cluster
+        plan = await asyncio.to_thread(make_plan, graph, chosen, hands)
         if not isinstance(hands, Executor):
             return await asyncio.to_thread(run_elsewhere, hands, plan, repack, chosen)
         program = await asyncio.to_thread(program_of, plan)

@@ -102,9 +102,9 @@ class Items(Results[T]):
                 places[id(node)].append((item, slot))
             item.nodes = []
         tokens = list(places.values())
-        plan = make_plan(FesteGraph.of(nodes, scope=draw.scope()), settings)
         if self._hands is None:
-            self._hands = choose(settings["scheduler"])
+            self._hands = choose(settings)
+        plan = make_plan(FesteGraph.of(nodes, scope=draw.scope()), settings, self._hands)
         put = self._mail.put  # so that a run does not keep this iterator alive
         if not isinstance(self._hands, Executor):
             values = run_elsewhere(self._hands, plan, tuple, settings)

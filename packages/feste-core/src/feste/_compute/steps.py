@@ -45,14 +45,22 @@ __all__ = [
     "wait_for",
 ]
 
+Hands = Executor | Scheduler | Callable[..., Any]
+
 #: Seconds that requests in flight may still take after Ctrl-C.
 GRACE = 2.0
 
 
-def make_plan(graph: FesteGraph, settings: Settings) -> Plan:
-    """Optimize the graph, and raise the errors that can be known before anything is sent."""
+def make_plan(graph: FesteGraph, settings: Settings, hands: Hands | None = None) -> Plan:
+    """Optimize the graph, and raise the errors that can be known before anything is sent.
+
+    :param graph: the graph.
+    :param settings: the settings of the run.
+    :param hands: what will run it; None if that is not known.
+    """
     plan = Optimizer().run(_compute_collections(graph), settings)
-    check_nodes(plan.graph.nodes.values(), settings)
+    executor = hands if isinstance(hands, Executor) else None
+    check_nodes(plan.graph.nodes.values(), settings, executor)
     return plan
 
 

@@ -78,8 +78,8 @@ class _Stream(Results[str]):
         return self._start
 
     def _start(self) -> None:
-        plan = make_plan(self._graph, self._settings)
-        hands = choose(self._settings["scheduler"])
+        hands = choose(self._settings)
+        plan = make_plan(self._graph, self._settings, hands)
         if not isinstance(hands, Executor):
             (value,) = run_elsewhere(hands, plan, tuple, self._settings)
             self._complete(value)

@@ -177,7 +177,7 @@ def _outcomes(members: Sequence[Lowered], values: Sequence[Sequence[Any]]) -> li
     keys = [n.key for n in filled]
     graph = FesteGraph(dict(zip(keys, filled, strict=True)), keys, aliases)
     settings = _settings_of(members[0]).replace(on_error="return", progress=False)
-    hands = choose("local")
+    hands = choose(settings.replace(scheduler="local"))
     assert isinstance(hands, Executor)
     with blocking.waiting():
         program = Program(make_plan(graph, settings).graph, before)

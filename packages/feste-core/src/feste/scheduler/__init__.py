@@ -6,6 +6,7 @@ from feste.blocking import inside
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter, Scheduler
 from feste.scheduler.hands.local import LocalExecutor
+from feste.scheduler.hands.requests import Requests
 from feste.scheduler.work import context_of, describe, evaluate, result_of
 
 __path__ = extend_path(__path__, __name__)
@@ -17,6 +18,7 @@ __all__ = [
     "LocalExecutor",
     "PyTask",
     "Reporter",
+    "Requests",
     "Scheduler",
     "context_of",
     "describe",

@@ -17,6 +17,7 @@ from feste.errors import (
     RateLimited,
     Unreachable,
     Unusable,
+    WorkerLost,
 )
 from feste.scheduler.admission.retry import REFUSED_ALL, RetryPolicy, is_unreadable
 from feste.scheduler.executor import Executor
@@ -85,6 +86,7 @@ class Attempts:
         if parcel is None:
             return  # sent by an earlier brain that broke
         run, gate = parcel.run, parcel.gate
+        self.brain.windows.gave_back(parcel)
         self.brain.spending.settle(parcel, value)
         now = self.brain.now
         if ok:
@@ -149,13 +151,15 @@ class Attempts:
             self.brain.prefixes.failed(parcel, counts=False)
             self.brain.lists.refused(parcel)
             return
-        parcel.ambiguous += isinstance(error, Ambiguous)
+        parcel.lost += isinstance(error, WorkerLost)
+        parcel.ambiguous += isinstance(error, Ambiguous) and not isinstance(error, WorkerLost)
         parcel.unreadable += is_unreadable(error)
         wait = self.policy.delay(
             error,
             attempt=parcel.attempt,
             throttled=parcel.throttled,
             ambiguous=parcel.ambiguous,
+            lost=parcel.lost,
             unreadable=parcel.unreadable,
             elapsed=self.brain.now - parcel.since,
             rng=self.rng,

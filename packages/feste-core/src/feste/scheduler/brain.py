@@ -17,6 +17,7 @@ the outcomes as new events. Both are tuples that start with a name:
               ("sent", executor, handle, ok, value, seconds, worker)  a request ended
               ("fetched", executor, handle, values)           remote values arrived
               ("capacity", executor, where)                   an executor's capacity changed
+              ("broken", executor, error)                     an executor can do no more work
               ("told", ticket, ok, value)                     a store did what it was asked
     actions   ("call", executor, where, chunk)   ("reclaim", executor, chunk)
               ("send", executor, handle, call, request, on_chunk)
@@ -49,6 +50,7 @@ from feste.scheduler.admission.outages import Outages
 from feste.scheduler.admission.prefixes import Prefixes
 from feste.scheduler.admission.retry import RetryPolicy
 from feste.scheduler.admission.spending import Spending
+from feste.scheduler.admission.windows import Windows
 from feste.scheduler.attempts import Attempts
 from feste.scheduler.batching.flights import Flights
 from feste.scheduler.batching.groups import Groups
@@ -127,6 +129,7 @@ class Brain:
         self.deadlines = Deadlines(self)
         self.fallbacks = Fallbacks(self)
         self.gates = Gates(self)
+        self.windows = Windows(self)
         self.attempts = Attempts(self, policy or RetryPolicy(), random.Random(seed))
         self.calls = Calls(self)
         self._handlers: dict[str, Callable[..., None]] = {
@@ -141,7 +144,8 @@ class Brain:
             "free": self.dispatcher.on_free,
             "sent": self.attempts.on_sent,
             "fetched": self._on_fetched,
-            "capacity": self.dispatcher.on_capacity,
+            "capacity": self._on_capacity,
+            "broken": self._on_broken,
             "told": self.journaling.on_told,
         }
         self.stages: dict[str, Callable[..., None]] = {
@@ -250,6 +254,14 @@ class Brain:
     def _on_done_together(self, executor: Executor, outcomes: list[tuple[Any, ...]]) -> None:
         for outcome in outcomes:
             self.dispatcher.on_done(executor, *outcome)
+
+    def _on_broken(self, executor: Executor, error: FesteError) -> None:
+        for run in [r for r in self.runs if r.executor is executor]:
+            run.fault = run.fault or error
+            self.stop(run, error.message.partition(":")[0])
+
+    def _on_capacity(self, executor: Executor, where: str) -> None:
+        self.windows.look(executor)  # the capacity of places is read after every event
 
     def _on_submit(self, run: Run) -> None:
         run.started = self.now

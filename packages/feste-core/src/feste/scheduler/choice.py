@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from feste.context import Settings
 from feste.errors import ConfigError
 from feste.plugins import registry
 from feste.scheduler.driver import driver
@@ -43,20 +44,22 @@ def kind_of(target: Any) -> Any:
     return found
 
 
-def choose(target: Any) -> Executor | Scheduler | Callable[..., Any]:
-    """Return the executor, the scheduler, or the ``get`` function that a setting selects.
+def choose(settings: Settings) -> Executor | Scheduler | Callable[..., Any]:
+    """Return the executor, the scheduler, or the ``get`` function that the settings select.
 
-    :param target: the value of the setting.
+    :param settings: the settings of the run: ``scheduler``, and what its executor is made with.
     :raises UnknownName: if no plugin offers that name.
     """
+    target = settings["scheduler"]
     found = kind_of(target)
     if isinstance(target, Scheduler):
         return target
     if isinstance(target, Executor):
         return driver().executor(id(target), lambda: target)
     if inspect.isclass(found) and issubclass(found, Executor):
-        name = (found, target if isinstance(target, str) else id(target))
-        return driver().executor(name, lambda: found(target))
+        options = {name: settings[name] for name in found.options}
+        name = (found, target if isinstance(target, str) else id(target), *options.values())
+        return driver().executor(name, lambda: found(target, **options))
     if inspect.isclass(found) and issubclass(found, Scheduler):
         scheduler: Scheduler = found(target)
         return scheduler

@@ -191,9 +191,6 @@ class Dispatcher:
             return  # started by an earlier brain that broke
         self.busy[executor, where] -= 1
 
-    def on_capacity(self, executor: Executor, where: str) -> None:
-        """Do nothing: ``hand_out`` reads the capacity after every event."""
-
     def on_returned(self, executor: Executor, tasks: list[PyTask]) -> None:
         """Put tasks of a chunk that were not started back into the queue."""
         for task in tasks:

@@ -8,10 +8,11 @@ elsewhere, derive from it and register the class with the hook ``feste_scheduler
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from feste.backend import Call, OnChunk, Request
+from feste.backend import Backend, Call, OnChunk, Request
 from feste.context import Settings
+from feste.errors import FesteError
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
 
@@ -102,8 +103,15 @@ class Reporter:
         """
         self.put(("fetched", self.executor, handle, values))
 
+    def broken(self, error: FesteError) -> None:
+        """Report that the executor can do no more work: its runs end, with what they have.
+
+        :param error: why.
+        """
+        self.put(("broken", self.executor, error))
+
     def capacity(self, where: str) -> None:
-        """Report that :meth:`Executor.capacity` changed.
+        """Report that :meth:`Executor.capacity`, or :attr:`Executor.window`, changed.
 
         :param where: the place that it changed for.
         """
@@ -198,6 +206,10 @@ class Executor:
     (1,)
     """
 
+    #: The names of the settings that an executor is made with, besides ``scheduler``: its constructor
+    #: takes them as keywords. Each combination of their values has an executor of its own.
+    options: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, target: Any = None) -> None:
         self.target = target
 
@@ -207,6 +219,20 @@ class Executor:
         :param report: receives all reports.
         """
         raise NotImplementedError
+
+    def preflight(self, clients: Sequence[Backend]) -> None:
+        """Raise what would keep requests from being sent; called before a run, on its caller's thread.
+
+        :param clients: the backends that the run may use.
+        :raises ConfigError: if a key is missing where their requests would be sent from.
+        """
+        for client in clients:
+            client.preflight()
+
+    @property
+    def window(self) -> int | None:
+        """How many requests it takes at once, of all accounts together; None for any number."""
+        return None
 
     def send(
         self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None

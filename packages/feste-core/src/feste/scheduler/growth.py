@@ -49,7 +49,7 @@ def compile_emission(run: Run, i: int, emission: Emission) -> Program | FesteErr
             Optimizer().run, graph, unfused(run.settings, run.program.rewrites)
         )
         run.program.rewrites += plan.rewrites
-        check_nodes(plan.graph.nodes.values(), run.settings)
+        check_nodes(plan.graph.nodes.values(), run.settings, run.executor)
         program = Program(plan.graph, graph.nodes)
         join_groups(program, run.settings)
         return program

@@ -60,6 +60,7 @@ class Parcel:
         "error",
         "gate",
         "handle",
+        "lost",
         "members",
         "noted",
         "number",
@@ -112,6 +113,7 @@ class Parcel:
         self.error: CallError | None = None
         self.throttled = 0
         self.ambiguous = 0
+        self.lost = 0
         self.unreadable = 0
         self.split = split
         #: What its next attempt has waited for, by position in CAUSES; since when it waits for
@@ -131,7 +133,7 @@ class Parcel:
         request = self.requests[position]
         member = self.members[position]
         other = Parcel(self.run, self.call, [member], [request], request, self.gate, now)
-        for name in ("attempt", "since", "throttled", "ambiguous", "unreadable"):
+        for name in ("attempt", "since", "throttled", "ambiguous", "lost", "unreadable"):
             setattr(other, name, getattr(self, name))
         return other
 

@@ -48,6 +48,7 @@ class Stalls:
             or brain.dispatcher.chunks
             or brain.journaling.is_waiting
             or brain.growth.coming
+            or brain.windows.full  # an executor may get workers
             or brain.fetches
             or brain.handing.fetching
             or any(any(run.ready.values()) for run in brain.runs)  # an executor may get places

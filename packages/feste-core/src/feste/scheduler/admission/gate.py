@@ -83,8 +83,9 @@ class Gate(Generic[P]):
         self.sent = 0
         #: When the brain will check this gate again by itself.
         self.alarm = 0.0
-        #: What holds back its requests besides it: the provider is down, or a cap on money.
-        self.parked: Literal["", "outage", "budget"] = ""
+        #: What holds back its requests besides it, as in CAUSES: the provider is down, a cap on money,
+        #: no worker.
+        self.parked = ""
         self._queue: FairQueue[P] = FairQueue()
         self._flights: dict[int, _Flight] = {}
         #: Limits by the second: the user's and those in headers, of requests and of tokens.
@@ -200,24 +201,26 @@ class Gate(Generic[P]):
         """Return all items of the queue, in no order."""
         return self._queue.items()
 
-    def hold(self, lane: str) -> None:
+    def hold(self, lane: str, why: str) -> None:
         """Let other runs go first, since this one may send nothing for now.
 
         :param lane: the run's name.
+        :param why: the reason, as in CAUSES.
         """
-        self._queue.hold(lane)
+        self._queue.hold(lane, why)
 
-    def let_go(self, lane: str) -> None:
-        """Let a run have its turns again.
+    def let_go(self, lane: str, why: str) -> None:
+        """Let a run have its turns again, if nothing else holds it.
 
         :param lane: the run's name.
+        :param why: the reason that is no more.
         """
-        self._queue.let_go(lane)
+        self._queue.let_go(lane, why)
 
     @property
-    def is_held(self) -> bool:
-        """Whether all that wait here are of runs that may send nothing for now."""
-        return len(self._queue) > 0 and not self._queue.turns
+    def held_by(self) -> str:
+        """Why all that wait here may send nothing for now, as in CAUSES; else an empty text."""
+        return self._queue.held_by
 
     def queues(self, lane: str) -> bool:
         """Return whether a run has items in the queue.

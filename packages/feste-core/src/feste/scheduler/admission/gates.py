@@ -88,12 +88,14 @@ class Gates:
             self.brain.outages.give_up(parcel)
         elif not self.brain.prefixes.holds(parcel):
             self.brain.waits.entered(parcel)
+            self.brain.windows.entered(parcel.run)
             parcel.gate.push(parcel, parcel.rank, parcel.run.name, parcel.request)
 
     def admit(self) -> None:
         """Send the requests that the gates admit."""
         for scope, gate in list(self.by_scope.items()):
             while (parcel := self._next(scope, gate)) is not None:
+                self.brain.windows.took(parcel)
                 self.brain.outages.left(parcel)
                 self.brain.waits.admitted(parcel)
                 parcel.attempt += 1
@@ -105,7 +107,7 @@ class Gates:
                     self.brain.attempts.launch(parcel)
             if len(gate) or self._is_short(scope) or self.brain.groups.wait_for(gate):
                 self.watch(gate, self.brain.outages.resumes_at(scope))
-            gate.parked = "budget" if gate.is_held else ""
+            gate.parked = gate.held_by
             if not self.brain.outages.admits(scope):
                 gate.parked = "outage"
             self.brain.waits.held(gate)
@@ -150,7 +152,7 @@ class Gates:
             over = parcel.is_over or self.brain.deadlines.is_over(parcel)
             if over or self.brain.spending.has_room(parcel):
                 del self.short[short]
-                parcel.gate.let_go(parcel.run.name)
+                parcel.gate.let_go(parcel.run.name, "budget")
                 self.brain.waits.waited(parcel, BUDGET)
                 self.brain.waits.entered(parcel)
                 if over or self._is_paid(scope, parcel):
@@ -170,7 +172,7 @@ class Gates:
         if verdict == "wait":
             self.brain.waits.admitted(parcel)
             self.short[scope, parcel.run.name] = parcel
-            parcel.gate.hold(parcel.run.name)
+            parcel.gate.hold(parcel.run.name, "budget")
         elif verdict == "stop":
             self.unsent(parcel)
             if parcel.error is not None:
@@ -184,6 +186,7 @@ class Gates:
         :param parcel: the request.
         """
         parcel.gate.unsent(parcel)
+        self.brain.windows.gave_back(parcel)
         self.brain.deadlines.met(parcel)
         self.brain.outages.unsent(parcel)
         self.brain.prefixes.failed(parcel, counts=False)

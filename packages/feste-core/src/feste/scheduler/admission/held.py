@@ -10,8 +10,10 @@ from feste.scheduler.admission.gate import Gate
 __all__ = ["AT_GATE", "RATE_LIMIT", "SLOT", "Held", "cause_at"]
 
 #: Why a request waits at a gate.
-AT_GATE = tuple(CAUSES.index(cause) for cause in ("slot", "rate_limit", "outage", "budget"))
-SLOT, RATE_LIMIT, _, _ = AT_GATE
+AT_GATE = tuple(
+    CAUSES.index(cause) for cause in ("slot", "rate_limit", "outage", "budget", "worker")
+)
+SLOT, RATE_LIMIT, *_ = AT_GATE
 
 
 def cause_at(gate: Gate[Any], now: float) -> int | None:

@@ -42,8 +42,8 @@ class _Lane(Generic[P]):
     def __init__(self) -> None:
         #: How many of its items are in the queue.
         self.size = 0
-        #: Whether its turn does not come for now.
-        self.held = False
+        #: Why its turn does not come for now.
+        self.held: set[str] = set()
         #: The tokens that it has had, as compared with the other lanes.
         self.had = 0.0
         self.places: list[tuple[int, int, Place[P]]] = []
@@ -81,25 +81,36 @@ class FairQueue(Generic[P]):
         """The number of items in lanes whose turn may come."""
         return len(self._places) - sum(lane.size for lane in self._held.values())
 
-    def hold(self, lane: str) -> None:
-        """Let other lanes have their turns, until :meth:`let_go`.
+    @property
+    def held_by(self) -> str:
+        """Why all items have to wait, if they are of lanes that are held; else an empty text."""
+        if self.turns:
+            return ""
+        return next((why for lane in self._held.values() for why in lane.held), "")
+
+    def hold(self, lane: str, why: str = "held") -> None:
+        """Let other lanes have their turns, until :meth:`let_go` for the same reason.
 
         :param lane: the lane.
+        :param why: the reason.
         """
         found = self._lanes.setdefault(lane, _Lane())
-        found.held = True
+        found.held.add(why)
         self._held[lane] = found
 
-    def let_go(self, lane: str) -> None:
-        """Let a lane have turns again.
+    def let_go(self, lane: str, why: str = "held") -> None:
+        """Let a lane have turns again, if nothing else holds it.
 
         :param lane: the lane.
+        :param why: the reason that is no more.
         """
-        found = self._held.pop(lane, None)
+        found = self._held.get(lane)
         if found is not None:
-            found.held = False
-            if found.size:
-                self._line_up(found)
+            found.held.discard(why)
+            if not found.held:
+                del self._held[lane]
+                if found.size:
+                    self._line_up(found)
 
     def _line_up(self, lane: _Lane[P]) -> None:
         if not lane.waits and not lane.held:

@@ -20,6 +20,7 @@ from feste.errors import (
     QuotaExhausted,
     RateLimited,
     Transient,
+    WorkerLost,
 )
 
 __all__ = ["REFUSED_ALL", "RetryBudget", "RetryPolicy", "is_unreadable"]
@@ -42,6 +43,8 @@ class RetryPolicy:
 
     :param max_attempts: attempts of one request in total, the first included.
     :param max_ambiguous: attempts that may have been billed without a response.
+    :param max_lost: attempts whose worker process died, which is no fault of the provider: so they do
+        not count as ambiguous.
     :param max_unreadable: attempts that were billed, and whose answer cannot be read.
     :param max_elapsed: seconds since the first attempt after which no other is started.
     :param base: the bound of the first wait in seconds.
@@ -51,6 +54,7 @@ class RetryPolicy:
 
     max_attempts: int = 6
     max_ambiguous: int = 2
+    max_lost: int = 4
     max_unreadable: int = 2
     max_elapsed: float = 900.0
     base: float = 1.0
@@ -63,6 +67,7 @@ class RetryPolicy:
         attempt: int,
         throttled: int = 0,
         ambiguous: int,
+        lost: int = 0,
         unreadable: int = 0,
         elapsed: float,
         rng: random.Random,
@@ -76,6 +81,7 @@ class RetryPolicy:
         :param throttled: how many of them do not count, the last one left out: they were refused for
             rate, or asked whether a backend that was down is up again.
         :param ambiguous: how many of them may have been billed.
+        :param lost: how many of them died with their worker.
         :param unreadable: how many of them brought an answer that cannot be read.
         :param elapsed: seconds since the first attempt.
         :param rng: the source of the jitter.
@@ -87,7 +93,10 @@ class RetryPolicy:
         >>> RetryPolicy().delay(RateLimited(retry_after=7.0), **told)
         7.0
         """
-        if isinstance(error, Ambiguous):
+        if isinstance(error, WorkerLost):
+            if lost >= self.max_lost:
+                return None
+        elif isinstance(error, Ambiguous):
             if ambiguous >= self.max_ambiguous:
                 return None
         elif is_unreadable(error):

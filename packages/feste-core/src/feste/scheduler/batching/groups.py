@@ -131,7 +131,9 @@ class Groups:
                 self._decide(queue)
 
     def _opens(self, gate: Gate[Any], queues: Iterable[Queue]) -> bool:
-        return gate.room(self.brain.now) > 0 or any(map(self._is_passed_by, queues))
+        has_room = gate.room(self.brain.now) > 0
+        room = self.brain.windows.room
+        return any((has_room and room(q.run.executor) > 0) or self._is_passed_by(q) for q in queues)
 
     def _is_passed_by(self, queue: Queue) -> bool:
         """Whether the backend of a group is down, and its calls ask another one."""
@@ -143,6 +145,7 @@ class Groups:
             self._send(queue, len(queue.present))
             return
         room = queue.gate.room(self.brain.now)
+        room = int(min(room, self.brain.windows.room(queue.run.executor)))
         if room < 1:
             self._shut.setdefault(queue.gate, {})[queue] = None
             self.brain.gates.watch(queue.gate)

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import traceback
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
 from feste import blocking
-from feste.backend import Call, OnChunk, Request, redact
-from feste.errors import (
-    AuthFailed,
-    CallError,
-    CallTimeout,
-    ConnectionLost,
-    Interrupted,
-    MissingKey,
-    Rejected,
-)
+from feste.backend import Call, OnChunk, Request
 from feste.scheduler.executor import QUICK, Executor, PyTask, Reporter
 from feste.scheduler.hands.loops import LoopThread
 from feste.scheduler.hands.processes import ProcessPool
+from feste.scheduler.hands.requests import Requests
 from feste.scheduler.hands.threads import Begun, ThreadPool, run_chunk
 from feste.scheduler.work import await_task, context_of, describe, result_of
 
@@ -30,9 +21,6 @@ __all__ = ["LocalExecutor"]
 
 #: How many of users' async tasks may run at once; they mostly wait.
 _ASYNC = 1000
-
-#: Seconds after which the time limit of an attempt holds for a backend that does not keep it itself.
-_GRACE = 1.0
 
 
 def _cores() -> int:
@@ -72,7 +60,7 @@ class LocalExecutor(Executor):
         """
         self._report = report
         cores = _cores()
-        self.requests = LoopThread("feste-requests", "backend")
+        self.requests = Requests(report.sent)
         self.coroutines = _Coroutines(report)
         self.tasks = LoopThread("feste-tasks", "pool", places=self.coroutines)
         self.threads = ThreadPool("thread", min(32, cores + 4), report)
@@ -150,36 +138,7 @@ class LocalExecutor(Executor):
         :param request: the request.
         :param on_chunk: receives pieces of the response's text, or None.
         """
-        self.requests.start(handle, lambda: self._send(handle, call, request, on_chunk))
-
-    async def _send(
-        self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None
-    ) -> None:
-        begun = perf_counter()
-        ok = False
-        value: Any = None
-        try:
-            async with asyncio.timeout(request.timeout and request.timeout + _GRACE) as limit:
-                value = await call.send(request, on_chunk)
-            ok = True
-        except TimeoutError as error:
-            if limit.expired():
-                value = CallTimeout(f"no whole answer within {request.timeout:g} seconds")
-            else:
-                value = _broken(call, request, error)
-        except CallError as error:
-            value = error
-        except MissingKey as error:  # the key was removed during the run
-            value = AuthFailed(str(error))
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                value = Interrupted("the run was stopped while the request was under way")
-            else:  # code inside the backend cancelled itself
-                value = ConnectionLost(f"{call.name} of {request.plugin} cancelled itself")
-        except BaseException as error:  # a bug in the plugin: the call fails, the run continues
-            value = _broken(call, request, error)
-        self._report.sent(handle, ok, value, perf_counter() - begun)
+        self.requests.start(handle, call, request, on_chunk)
 
     def cancel(self, handle: int) -> None:
         """Stop waiting for a request.
@@ -203,18 +162,6 @@ class LocalExecutor(Executor):
         self.threads.close()
         self.quick.close()
         self.processes.close()
-
-
-def _broken(call: Call[Any], request: Request, error: BaseException) -> Rejected:
-    """Return the error for what no plugin should raise: redacted text, for it may hold the API key."""
-    secrets = call.client.secrets
-    told = redact(str(describe(error).args[0]), *secrets)
-    broken = Rejected(
-        f"{call.name} of the backend {request.plugin} broke: {told}", billed="unknown"
-    )
-    trace = "".join(traceback.format_exception(error))
-    broken.add_note(redact(trace, *secrets, limit=4000))
-    return broken
 
 
 async def _outcome(task: PyTask) -> tuple[bool, Any]:

@@ -15,8 +15,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import distributed as _untyped
 
@@ -31,13 +32,41 @@ _MOST_PROCESSES = 8
 _START, _END = 60.0, 4.0
 
 
+_lock = threading.Lock()
+
+
 class OwnCluster:
-    """A scheduler in this process, with worker processes on this machine.
+    """A scheduler in this process, with worker processes on this machine; all who take it share it.
 
     :raises ConfigError: if the workers do not start.
     """
 
+    _shared: ClassVar[OwnCluster | None] = None
+
+    @classmethod
+    def take(cls) -> OwnCluster:
+        """Return the cluster of this process, which is started if need be, until :meth:`give_back`.
+
+        :raises ConfigError: if the workers do not start.
+        """
+        with _lock:
+            if cls._shared is None or cls._shared.client.status != "running":
+                cls._shared = cls()
+            cls._shared._takers += 1
+            return cls._shared
+
+    def give_back(self) -> None:
+        """Close the cluster if nobody else uses it."""
+        with _lock:
+            self._takers -= 1
+            if self._takers:
+                return
+            if OwnCluster._shared is self:
+                OwnCluster._shared = None
+        self._close()
+
     def __init__(self) -> None:
+        self._takers = 0
         self._scheduler = _dask.LocalCluster(
             n_workers=0,
             processes=True,
@@ -53,7 +82,7 @@ class OwnCluster:
         try:
             self._wait()
         except BaseException:
-            self.close()
+            self._close()
             raise
 
     def _wait(self) -> None:
@@ -65,7 +94,7 @@ class OwnCluster:
                 raise ConfigError(f"no Dask worker has started in {_START:.0f} seconds")
             time.sleep(0.02)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Give up work under way; end the scheduler, then the workers."""
         _be_quiet()
         self.client.close()

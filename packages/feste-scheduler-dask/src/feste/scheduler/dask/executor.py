@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
+from feste.backend import Backend, Call, OnChunk, Request
 from feste.errors import FesteError
 from feste.scheduler import LocalExecutor, PyTask, Reporter
 from feste.scheduler.dask.link import Link, check_target
 from feste.scheduler.dask.parts import PartReporter, lists_of, refs_of, split
+from feste.scheduler.dask.preparing import Prepare
+from feste.scheduler.dask.pumps import Pumps
 from feste.scheduler.dask.refs import Ref
 from feste.scheduler.dask.workers import Workers
 
@@ -21,29 +24,61 @@ Chunk = list[PyTask]
 
 
 class DaskExecutor(LocalExecutor):
-    """Runs ``@feste.task`` functions on the workers of a Dask cluster.
+    """Runs ``@feste.task`` functions on the workers of a Dask cluster, and requests if they shall.
 
     Results stay on the workers and move between them. Results that a prompt, a request or an
     ``executor="inline"`` task needs are fetched first. Operators on local values run locally.
 
     :param target: a ``distributed.Client`` or cluster, an address, or ``"dask"``: the current
         client, or else a new cluster on this machine.
+    :param requests_on: where requests leave from: ``"client"`` or ``"workers"``.
+    :param worker_window: the most requests under way on one worker.
+    :param prepare_worker: is called on each worker before all else: a function, or ``"module:name"``.
+    :param allow_insecure: allow a cluster on the network without TLS.
     :raises ConfigError: for a network address without TLS.
     """
 
     remote = True
+    options: ClassVar[tuple[str, ...]] = (
+        "requests_on",
+        "worker_window",
+        "prepare_worker",
+        "allow_insecure",
+    )
 
-    def __init__(self, target: Any = None) -> None:
+    def __init__(
+        self,
+        target: Any = None,
+        *,
+        requests_on: str = "client",
+        worker_window: int = 32,
+        prepare_worker: Prepare | None = None,
+        allow_insecure: bool = False,
+    ) -> None:
         super().__init__(target)
-        check_target(target)
+        check_target(target, allow_insecure)
+        self._on_workers = requests_on == "workers"
+        self._window = worker_window
+        self._prepare = prepare_worker
+        self._allow_insecure = allow_insecure
+        self._pumps: Pumps | None = None
 
     def start(self, report: Reporter) -> None:
         """Connect, before anything is paid for.
 
         :param report: receives all reports.
         :raises ConfigError: if there is no cluster, or the client is closed.
+        :raises FesteError: if a worker cannot be prepared.
         """
-        self._link = Link(self.target)
+        self._link = Link(self.target, self._allow_insecure)
+        if self._on_workers:
+            self._pumps = Pumps(self._link, report, self._window, self._prepare)
+            try:
+                self._pumps.start()
+            except BaseException:
+                self._pumps.close()
+                self._link.close()
+                raise
         self._parts = PartReporter(report)
         self._workers = Workers(self._link, self._parts)
         self._needs: dict[str, Mapping[str, float]] = {"worker": {}}
@@ -122,6 +157,47 @@ class DaskExecutor(LocalExecutor):
             where = "thread"
         super().call(where, chunk)
 
+    def preflight(self, clients: Sequence[Backend]) -> None:
+        """Raise what would keep requests from being sent; keys are looked up where they are used.
+
+        :param clients: the backends that the run may use.
+        :raises ConfigError: if a key is missing, or literal though its requests leave from workers.
+        """
+        if self._pumps is not None:
+            self._pumps.check(clients)
+        else:
+            super().preflight(clients)
+
+    @property
+    def window(self) -> int | None:
+        """How many requests the workers take at once; None where they leave from here."""
+        return self._pumps.window if self._pumps is not None else None
+
+    def send(
+        self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
+    ) -> None:
+        """Send a request, from here or from a worker.
+
+        :param handle: the brain's number for the request.
+        :param call: the operation that sends it.
+        :param request: the request.
+        :param on_chunk: receives pieces of the response's text, or None.
+        """
+        if self._pumps is not None:
+            self._pumps.send(handle, call, request, on_chunk)
+        else:
+            super().send(handle, call, request, on_chunk)
+
+    def cancel(self, handle: int) -> None:
+        """Stop waiting for a request.
+
+        :param handle: the brain's number for the request.
+        """
+        if self._pumps is not None:
+            self._pumps.cancel(handle)
+        else:
+            super().cancel(handle)
+
     def abandon(self, chunk: Chunk) -> None:
         """Cancel what has not started; a task that runs on a worker runs to its end.
 
@@ -152,6 +228,8 @@ class DaskExecutor(LocalExecutor):
 
     def close(self) -> None:
         """Stop all work, and close everything that was started or connected here."""
+        if self._pumps is not None:
+            self._pumps.close()
         self._workers.close()
         super().close()
 

@@ -20,22 +20,30 @@ _dask: Any = _untyped
 _NAMES = ("dask", "distributed")
 
 
-def check_target(target: Any) -> None:
+def check_target(target: Any, allow_insecure: bool = False) -> None:
     """Refuse targets that are not safe or not possible to connect to.
 
     :param target: the setting.
+    :param allow_insecure: allow the network without TLS.
     :raises ConfigError: for a network address without TLS, or an object that is not a client.
     """
     if isinstance(target, str):
-        if target not in _NAMES and not target.startswith("tls://") and not _is_loopback(target):
-            raise ConfigError(
-                f"scheduler={target!r}: whoever reads or joins an unencrypted connection to a Dask "
-                "scheduler can run code on its workers. Use TLS (tls://..., with the certificates "
-                "in the Dask configuration distributed.comm.tls), or an address on this machine"
-            )
+        if target not in _NAMES and not allow_insecure:
+            _check_address(target)
     elif not isinstance(target, (_dask.Client, _dask.deploy.Cluster, type)):
         raise ConfigError(
             f"scheduler={target!r}: of distributed, a Client or a cluster can run a graph"
+        )
+
+
+def _check_address(address: str) -> None:
+    """Raise for an address where others can listen."""
+    if not address.startswith(("tls://", "inproc://")) and not _is_loopback(address):
+        raise ConfigError(
+            f"scheduler={address!r}: whoever reads or joins an unencrypted connection to a Dask "
+            "scheduler can run code on its workers. Use TLS (tls://..., with the certificates in "
+            "the Dask configuration distributed.comm.tls), an address on this machine, or "
+            "allow_insecure=True in a network where you trust everyone"
         )
 
 
@@ -51,10 +59,11 @@ class Link:
     """A client of a cluster, with everything that was made to have one.
 
     :param target: the setting.
+    :param allow_insecure: allow the network without TLS.
     :raises ConfigError: if it does not lead to a working cluster.
     """
 
-    def __init__(self, target: Any) -> None:
+    def __init__(self, target: Any, allow_insecure: bool = False) -> None:
         self._cluster: OwnCluster | None = None
         self._owned = True
         self._closed = False
@@ -65,6 +74,7 @@ class Link:
             self._owned = False
         else:
             self.client = self._connect(given)
+        self._address = getattr(self.client.scheduler, "address", "?")
         if self.client.status != "running":
             raise ConfigError(
                 f"the distributed.Client is {self.client.status}: make a new one, or leave it open "
@@ -75,6 +85,8 @@ class Link:
                 "an asynchronous distributed.Client needs its event loop, which a blocking run "
                 "would stop: use await feste.acompute(...)"
             )
+        if not allow_insecure:
+            _check_address(str(self.client.scheduler.address))
         if not self.threads():
             warnings.warn(
                 f"the Dask cluster at {self.client.scheduler.address} has no workers yet; Python "
@@ -85,7 +97,7 @@ class Link:
 
     def _connect(self, given: Any) -> Any:
         if given is None:
-            self._cluster = OwnCluster()
+            self._cluster = OwnCluster.take()
             return self._cluster.client
         try:
             return _dask.Client(given, set_as_default=False)
@@ -102,8 +114,20 @@ class Link:
 
     @property
     def closed(self) -> bool:
-        """Whether this link or its client was closed by anyone, or its cluster is gone."""
-        return self._closed or self.client.status in ("closed", "closing")
+        """Whether this link or its client was closed by anyone, or its cluster is gone.
+
+        A client that connects anew counts as closed: Dask has cancelled all that it waited for.
+        """
+        return self._closed or self.client.status != "running"
+
+    @property
+    def lost(self) -> ConfigError:
+        """The error for runs that need a cluster which is gone."""
+        return ConfigError(
+            f"the connection to the Dask scheduler at {self._address} is lost: it ended, or the client "
+            "was closed. What was paid for is in .partial, and in the store if there is one: run again, "
+            "on a cluster or without, to go on"
+        )
 
     @property
     def stale(self) -> bool:
@@ -115,9 +139,11 @@ class Link:
 
     def close(self) -> None:
         """Close the client and cluster that were made for this link."""
+        if self._closed:
+            return
         self._closed = True
         if self._cluster is not None:
-            self._cluster.close()
+            self._cluster.give_back()
         elif self._owned:
             self.client.close()
 

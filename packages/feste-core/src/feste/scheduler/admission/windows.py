@@ -1,0 +1,87 @@
+"""How many requests an executor takes at once: the runs on one that is full wait at their gates."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from feste.scheduler.executor import Executor
+from feste.scheduler.parcel import Parcel
+from feste.scheduler.run import Run
+
+if TYPE_CHECKING:
+    from feste.scheduler.brain import Brain
+
+__all__ = ["Windows"]
+
+
+class Windows:
+    """The windows of all executors that have one; see :attr:`feste.scheduler.Executor.window`.
+
+    :param brain: the brain that this belongs to.
+    """
+
+    def __init__(self, brain: Brain) -> None:
+        self.brain = brain
+        #: The requests that have left their gates and not ended, by id.
+        self._out: dict[Executor, set[int]] = {}
+        #: The executors that take no more, each with the names of the runs that wait for it.
+        self.full: dict[Executor, set[str]] = {}
+
+    def room(self, executor: Executor) -> float:
+        """Return how many more requests an executor takes.
+
+        :param executor: the executor.
+        """
+        window = executor.window
+        return math.inf if window is None else max(0, window - len(self._out.get(executor, ())))
+
+    def took(self, parcel: Parcel) -> None:
+        """Count a request that has left its gate.
+
+        :param parcel: the request.
+        """
+        executor = parcel.run.executor
+        if executor.window is not None:
+            self._out.setdefault(executor, set()).add(id(parcel))
+            self.look(executor)
+
+    def gave_back(self, parcel: Parcel) -> None:
+        """Forget a request that has ended, or was not sent after all.
+
+        :param parcel: the request.
+        """
+        out = self._out.get(parcel.run.executor)
+        if out is not None:
+            out.discard(id(parcel))
+            self.look(parcel.run.executor)
+
+    def entered(self, run: Run) -> None:
+        """Let a run wait whose request comes to a gate, if its executor is full.
+
+        :param run: the run.
+        """
+        if run.executor.window is not None:
+            self.look(run.executor)
+            if run.executor in self.full and run.name not in self.full[run.executor]:
+                self._hold(run)
+
+    def look(self, executor: Executor) -> None:
+        """Hold the runs of an executor if it is full, and let them go when it has room.
+
+        :param executor: the executor.
+        """
+        if self.room(executor):
+            for name in self.full.pop(executor, ()):
+                for gate in self.brain.gates.by_scope.values():
+                    gate.let_go(name, "worker")
+        elif executor not in self.full:
+            self.full[executor] = set()
+            for run in self.brain.runs:
+                if run.executor is executor:
+                    self._hold(run)
+
+    def _hold(self, run: Run) -> None:
+        self.full[run.executor].add(run.name)
+        for gate in self.brain.gates.by_scope.values():
+            gate.hold(run.name, "worker")

@@ -1,0 +1,106 @@
+"""Send requests on an event loop of their own, and turn whatever a backend raises into an error of a call."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from feste.backend import Call, OnChunk, Request, redact
+from feste.errors import (
+    AuthFailed,
+    CallError,
+    CallTimeout,
+    ConnectionLost,
+    Interrupted,
+    MissingKey,
+    Rejected,
+)
+from feste.scheduler.hands.loops import LoopThread
+from feste.scheduler.work import describe
+
+__all__ = ["Requests"]
+
+#: Seconds after which the time limit of an attempt holds for a backend that does not keep it itself.
+_GRACE = 1.0
+
+Sent = Callable[[int, bool, Any, float], None]
+
+
+class Requests:
+    """The requests under way in this process.
+
+    :param sent: receives the end of each on the loop: handle, whether a response arrived, the response
+        or the :class:`~feste.errors.CallError`, and its seconds; see
+        :meth:`feste.scheduler.Reporter.sent`.
+    """
+
+    def __init__(self, sent: Sent) -> None:
+        self._sent = sent
+        self.loop = LoopThread("feste-requests", "backend")
+
+    def start(
+        self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
+    ) -> None:
+        """Send a request; may be called from any thread.
+
+        :param handle: a number for it.
+        :param call: the operation that sends it.
+        :param request: the request.
+        :param on_chunk: receives pieces of the response's text, or None.
+        """
+        self.loop.start(handle, lambda: self._send(handle, call, request, on_chunk))
+
+    def cancel(self, handle: int) -> None:
+        """Stop waiting for a request, which then ends with :class:`~feste.errors.Interrupted`.
+
+        :param handle: its number.
+        """
+        self.loop.cancel(handle)
+
+    def close(self) -> None:
+        """Cancel all requests, close the clients of backends, and end the loop."""
+        self.loop.close()
+
+    async def _send(
+        self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None
+    ) -> None:
+        begun = perf_counter()
+        ok = False
+        value: Any = None
+        try:
+            async with asyncio.timeout(request.timeout and request.timeout + _GRACE) as limit:
+                value = await call.send(request, on_chunk)
+            ok = True
+        except TimeoutError as error:
+            if limit.expired():
+                value = CallTimeout(f"no whole answer within {request.timeout:g} seconds")
+            else:
+                value = _broken(call, request, error)
+        except CallError as error:
+            value = error
+        except MissingKey as error:  # the key was removed during the run
+            value = AuthFailed(str(error))
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                value = Interrupted("the run was stopped while the request was under way")
+            else:  # code inside the backend cancelled itself
+                value = ConnectionLost(f"{call.name} of {request.plugin} cancelled itself")
+        except BaseException as error:  # a bug in the plugin: the call fails, the run continues
+            value = _broken(call, request, error)
+        self._sent(handle, ok, value, perf_counter() - begun)
+
+
+def _broken(call: Call[Any], request: Request, error: BaseException) -> Rejected:
+    """Return the error for what no plugin should raise: redacted text, for it may hold the API key."""
+    secrets = call.client.secrets
+    told = redact(str(describe(error).args[0]), *secrets)
+    broken = Rejected(
+        f"{call.name} of the backend {request.plugin} broke: {told}", billed="unknown"
+    )
+    trace = "".join(traceback.format_exception(error))
+    broken.add_note(redact(trace, *secrets, limit=4000))
+    return broken
