@@ -17,6 +17,8 @@ import feste
 from feste.errors import ConfigError, NodeError, UpstreamFailed, WorkerLost
 from feste.scheduler import Reporter
 from feste.scheduler.dask import DaskExecutor
+from feste.scheduler.dask.outcomes import Failed
+from feste.scheduler.dask.refs import Ref, Result, lost
 from feste.scheduler.driver import driver
 from feste.testing import FakeBackend
 
@@ -105,28 +107,41 @@ def test_one_of_a_chunk_fails_alone(client: Any, short: Any) -> None:
 
 
 def test_one_that_cannot_be_sent_hurts_no_other(client: Any, short: Any) -> None:
-    """What does not pickle, on the way there or back, fails alone."""
+    """An argument that does not pickle fails its own task."""
 
     @feste.task
-    def lock(x: Any) -> Any:
+    def same(x: Any) -> Any:
+        return x
+
+    short(same)
+    nodes = [same(threading.Lock() if i == 5 else i) for i in range(10)]
+    results = feste.compute(nodes, scheduler=client, on_error="return")[0]
+    assert [type(r) for r in results] == [int] * 5 + [ConfigError] + [int] * 4
+
+
+def test_one_that_cannot_come_here_is_still_a_value(client: Any, short: Any) -> None:
+    """What does not pickle is a value for tasks on its worker, also if the client fetched its chunk."""
+
+    @feste.task
+    def lock_or_error(x: int) -> Any:
         import threading
 
+        if x == 2:
+            raise KeyError(x)
         return threading.Lock() if x == 3 else x
 
     @feste.task
     def is_lock(x: Any) -> bool:
         return not isinstance(x, int)
 
-    given = [threading.Lock() if i == 5 else i for i in range(10)]
-    short(lock, is_lock)
-    made = [lock(x) for x in given]
-    results = feste.compute(
+    short(lock_or_error, is_lock)
+    made = [lock_or_error(i) for i in range(6)]
+    values, locks = feste.compute(
         made, [is_lock(m) for m in made], scheduler=client, on_error="return", optimize=False
     )
-    assert [type(r) for r in results[0]] == [int] * 3 + [NodeError, int, ConfigError] + [int] * 4
-    assert "cannot pickle" in str(results[0][3])
-    assert [r for i, r in enumerate(results[1]) if i != 5] == [i == 3 for i in range(10) if i != 5]
-    assert isinstance(results[1][5], UpstreamFailed)
+    assert [type(r) for r in values] == [int, int, NodeError, NodeError, int, int]
+    assert "cannot pickle" in str(values[3])
+    assert [r for i, r in enumerate(locks) if i != 2] == [False, False, True, False, False]
 
 
 def test_one_that_workers_cannot_read_hurts_no_other(
@@ -184,6 +199,39 @@ def test_what_waits_behind_a_long_task_goes_elsewhere(
     short(first_or_last)
     nodes = [first_or_last(i) for i in range(8)]
     assert feste.compute(nodes, scheduler=client)[0] == list(range(8))
+
+
+def test_what_was_given_back_is_not_run_twice(client: Any, short: Any, tmp_path: Path) -> None:
+    """It runs elsewhere, also while its chunk ends."""
+    log, last, go_on = (tmp_path / name for name in ("ran", "last", "go on"))
+
+    @feste.task
+    def waits(x: int) -> int:
+        with log.open("a") as file:
+            file.write(f"{x}\n")
+        if x == 7:
+            last.touch()
+        deadline = time.monotonic() + 60
+        while (x == 0 and not last.exists()) or (x == 7 and not go_on.exists()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return x
+
+    @feste.task(executor="inline")
+    def tell(x: int) -> None:
+        go_on.touch()
+
+    short(waits)
+    nodes = [waits(i) for i in range(8)]
+    feste.compute(nodes, tell(nodes[0]), scheduler=client)
+    assert sorted(log.read_text().split()) == list("01234567")
+
+
+def test_each_task_of_a_lost_chunk_has_an_error_of_its_own() -> None:
+    """So each can say where its own task was called."""
+    result = Result(None)  # type: ignore[arg-type]
+    result.outcome = Failed(lost(None))
+    assert Ref(result, 0).value is not Ref(result, 1).value
 
 
 def test_results_that_were_large_stay_alone(client: Any, short: Any) -> None:
