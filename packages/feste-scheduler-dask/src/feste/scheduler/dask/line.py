@@ -73,6 +73,11 @@ class Line:
         self._silent: float | None = None
 
     @property
+    def is_silent(self) -> bool:
+        """Whether it has not answered the last time, or never did."""
+        return self._silent is not None or not self._life
+
+    @property
     def has_pump(self) -> bool:
         """Whether the worker has a pump, be it one that cannot send requests."""
         return bool(self._life)

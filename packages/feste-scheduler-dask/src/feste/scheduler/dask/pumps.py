@@ -36,11 +36,12 @@ from feste.scheduler.dask.pump import Pump
 
 __all__ = ["Pumps"]
 
-#: Seconds between two looks at the cluster; for which a worker that the scheduler has let go may still
-#: bring outcomes; and for which pumps may take to be removed.
-_LOOK, _FAREWELL, _END = 0.5, 40.0, 5.0
+#: Seconds between two looks at the cluster; that one may take; for which a worker that the scheduler has
+#: let go may still bring outcomes; and for which pumps may take to be removed.
+_LOOK, _PATIENCE, _FAREWELL, _END = 0.5, 2.0, 40.0, 5.0
 
 _BROKE = "the connection to the Dask scheduler is lost"
+_BILLED = "what it had sent may have been billed"
 
 _numbers = itertools.count()
 
@@ -173,9 +174,11 @@ class Pumps:
         """Notice workers that come and go, answers that do not come, and the end of the cluster."""
         try:
             while not self._link.closed:
-                await asyncio.sleep(_LOOK)
                 with suppress(Exception):  # of a scheduler that is gone: the next look tells
-                    self._look(set(await self._client.scheduler.ncores()), time.monotonic())
+                    async with asyncio.timeout(_PATIENCE):  # connecting to it would take longer
+                        listed = set(await self._client.scheduler.ncores())
+                    self._look(listed, time.monotonic())
+                await asyncio.sleep(_LOOK)
         finally:
             if not self._closed:
                 self._report.broken(self._link.lost)  # first, so that nothing is sent again
@@ -188,8 +191,8 @@ class Pumps:
         for line in list(self._lines.values()):
             if line.address not in listed:
                 self._leaves(line, now)
-                if not line.has_pump or now - (line.left or now) > _FAREWELL:
-                    self._drop(line, f"the Dask worker {line.name} left without an answer")
+                if line.is_silent or now - (line.left or now) > _FAREWELL:
+                    self._drop(line, f"the Dask worker {line.name} died; {_BILLED}")
             for shipped in [s for s in line.flying.values() if s.until < now]:
                 told = f"the Dask worker {line.name} did not tell of an answer in time"
                 self._end(line, shipped, CallTimeout(told))
@@ -298,7 +301,7 @@ class Pumps:
         finally:
             line.sending = False
         if why:
-            self._drop(line, f"{why}; what it had sent may have been billed")
+            self._drop(line, f"{why}; {_BILLED}")
 
     def _name_of(self, shipped: Shipped) -> tuple[str, bytes]:
         return self._name(shipped.call.client)
@@ -330,7 +333,7 @@ class Pumps:
 
         why = await line.collect(take)
         if why:
-            self._drop(line, f"{why}; what it had sent may have been billed")
+            self._drop(line, f"{why}; {_BILLED}")
 
     def _end(self, line: Line, shipped: Shipped, error: CallError) -> None:
         """Report a request that ends without an outcome of its worker."""
