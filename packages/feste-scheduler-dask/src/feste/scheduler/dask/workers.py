@@ -293,6 +293,8 @@ class Workers:
         self._finish(chunk, [], left)
 
     def _fail(self, number: int, chunk: Chunk, begun: float, error: FesteError) -> None:
+        if self._link.closed:  # first, so that the run begins nothing else
+            self._report.broken(self._link.lost)
         seconds = perf_counter() - begun
         tasks = self._not_given_back(number, chunk)
         self._apart.difference_update(task.key for task in tasks)
