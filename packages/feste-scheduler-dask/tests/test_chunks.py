@@ -249,6 +249,23 @@ def test_results_that_were_large_stay_alone(client: Any, short: Any) -> None:
     assert len({key for _, key in results}) == 6
 
 
+def test_results_that_share_a_task_are_small_together(client: Any, short: Any) -> None:
+    """Many results of middling size are held and sent by the megabyte, not all as one."""
+
+    @feste.task
+    def middling(x: int) -> str:
+        import distributed
+
+        return str(distributed.get_worker().get_current_task())
+
+    short(middling)
+    for hands in driver()._executors.values():
+        if isinstance(hands, DaskExecutor) and not hands.stale:
+            hands._workers._sizes["middling"] = 60_000
+    keys = feste.compute([middling(i) for i in range(60)], scheduler=client)[0]
+    assert max(keys.count(key) for key in keys) == 1_048_576 // 60_000
+
+
 def test_few_tasks_are_spread(client: Any, short: Any) -> None:
     """Work that takes longer than a millisecond shares a task only when every place has some."""
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import Any
@@ -35,8 +36,6 @@ __all__ = ["Workers"]
 
 #: Seconds between two checks of the cluster's size.
 _REFRESH = 1.0
-#: Results of more bytes are alone in a task of Dask: others would be held and sent along with it.
-_BULKY = 65_536
 #: The fewest and the most chunks in flight for each thread, and their seconds of work: so much that
 #: no thread waits for the client, and that an adaptive cluster sees enough to grow.
 _FEWEST, _MOST = 2, 16
@@ -85,12 +84,12 @@ class Workers:
         self._thread = threading.Thread(target=self._serve, name="feste-dask", daemon=True)
         self._thread.start()
 
-    def shares(self, task: PyTask) -> bool:
-        """Return whether a task may share a task of Dask: its results are known to be small.
+    def size(self, task: PyTask) -> float:
+        """Return the size of a task's results in bytes; infinity if it must not share a task of Dask.
 
         :param task: the task.
         """
-        return self._sizes.get(task.name, _BULKY + 1) <= _BULKY and task.key not in self._apart
+        return inf if task.key in self._apart else self._sizes.get(task.name, inf)
 
     def capacity(self, needs: Mapping[str, float]) -> int:
         """Return how many chunks may be in flight.
@@ -229,6 +228,13 @@ class Workers:
             self.fetcher.bring([Ref(result)], partial(self._sort, number, chunk, result, begun))
 
     def _sort(self, number: int, chunk: Chunk, result: Result, begun: float) -> None:
+        """Report the outcomes of a chunk."""
+        try:
+            self._report_each(number, chunk, result, begun)
+        except Exception as error:  # a bug must not leave the run waiting
+            self._fail(number, chunk, begun, describe(error))
+
+    def _report_each(self, number: int, chunk: Chunk, result: Result, begun: float) -> None:
         whole = result.outcome
         if len(chunk) > 1 and whole is not None and not isinstance(whole, Several):
             self._leave(number, chunk)  # it could not be read on the worker, or not be fetched
