@@ -500,7 +500,7 @@ def test_neither_drops_nor_silence_escape_a_deadline(server: Any, fault: Fault) 
 
 def test_a_backend_that_forgets_its_timeout_is_held_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin's ``send`` that never ends is cut off a moment after the time of the attempt."""
-    monkeypatch.setattr("feste.scheduler.hands.local._GRACE", 0.05)
+    monkeypatch.setattr("feste.scheduler.hands.requests._GRACE", 0.05)
     sent: list[Request] = []
 
     class Endless(FakeBackend):

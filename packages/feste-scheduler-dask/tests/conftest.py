@@ -20,11 +20,9 @@ from feste.scheduler.driver import driver
 registry().schedulers.update(feste_schedulers())
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    """Two workers with one thread each."""
-    made = distributed.LocalCluster(
-        n_workers=2,
+def _new_cluster(workers: int) -> Any:
+    return distributed.LocalCluster(
+        n_workers=workers,
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
@@ -32,7 +30,18 @@ def cluster() -> Iterator[Any]:
         silence_logs=logging.CRITICAL,
         scheduler_kwargs={"dashboard": False},
     )
-    with made:
+
+
+@pytest.fixture(scope="session")
+def new_cluster() -> Callable[[int], Any]:
+    """Start a cluster with so many workers, each a process with a nanny and one thread."""
+    return _new_cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """Two workers with one thread each."""
+    with _new_cluster(2) as made:
         yield made
         _disconnect()
 

@@ -207,6 +207,7 @@ class Attempts:
             self.brain.waits.waited(parcel, RETRY)
             self.brain.waits.entered(parcel)
             rank = max(parcel.run.program.rank[i] for i in alive)
+            self.brain.windows.entered(parcel)
             parcel.gate.push(parcel, rank, parcel.run.name, parcel.request)
 
     def fail_early(self, parcel: Parcel, error: CallError) -> None:

@@ -88,7 +88,7 @@ class Gates:
             self.brain.outages.give_up(parcel)
         elif not self.brain.prefixes.holds(parcel):
             self.brain.waits.entered(parcel)
-            self.brain.windows.entered(parcel.run)
+            self.brain.windows.entered(parcel)
             parcel.gate.push(parcel, parcel.rank, parcel.run.name, parcel.request)
 
     def admit(self) -> None:
@@ -150,7 +150,8 @@ class Gates:
             if short[0] != scope:
                 continue
             over = parcel.is_over or self.brain.deadlines.is_over(parcel)
-            if over or self.brain.spending.has_room(parcel):
+            room = self.brain.windows.room(parcel.run.executor)
+            if over or (room and self.brain.spending.has_room(parcel)):
                 del self.short[short]
                 parcel.gate.let_go(parcel.run.name, "budget")
                 self.brain.waits.waited(parcel, BUDGET)

@@ -130,7 +130,8 @@ class Outages:
         if isinstance(error, (RateLimited, *REFUSED_ALL)):  # the gate, or a breaker, slows these
             return wait
         budget = self._budgets.setdefault(parcel.request.scope[:2], RetryBudget())
-        cost = budget.AMBIGUOUS if isinstance(error, Ambiguous) else 1.0
+        dear = isinstance(error, Ambiguous) and not isinstance(error, WorkerLost)
+        cost = budget.AMBIGUOUS if dear else 1.0
         more = max(0.0, budget.take(cost, self.brain.now) - wait)
         parcel.since += more  # no call fails because the budget is empty
         return wait + more

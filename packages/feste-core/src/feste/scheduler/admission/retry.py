@@ -116,8 +116,9 @@ class RetryPolicy:
 class RetryBudget:
     """The tokens that pay for retries to one backend.
 
-    A retry costs 1 token, and :attr:`AMBIGUOUS` if the request before it may have been billed. An
-    answer gives 0.1 back, and time 5 a second, up to 100.
+    A retry costs 1 token, and :attr:`AMBIGUOUS` if the request before it may have been billed, unless
+    its worker died, which tells nothing of the backend. An answer gives 0.1 back, and time 5 a second,
+    up to 100.
 
     >>> budget = RetryBudget()
     >>> [budget.take(50.0, now=0.0) for _ in range(3)]

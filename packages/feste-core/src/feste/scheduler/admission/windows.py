@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from feste.scheduler.admission.gate import Gate
 from feste.scheduler.executor import Executor
 from feste.scheduler.parcel import Parcel
 from feste.scheduler.run import Run
@@ -45,26 +46,33 @@ class Windows:
         if executor.window is not None:
             self._out.setdefault(executor, set()).add(id(parcel))
             self.look(executor)
+            # the other gates go first now: else one account would take each place that comes free
+            gates, scope = self.brain.gates.by_scope, parcel.request.scope
+            gates[scope] = gates.pop(scope)
 
     def gave_back(self, parcel: Parcel) -> None:
         """Forget a request that has ended, or was not sent after all.
 
         :param parcel: the request.
         """
-        out = self._out.get(parcel.run.executor)
+        executor = parcel.run.executor
+        out = self._out.get(executor)
         if out is not None:
             out.discard(id(parcel))
-            self.look(parcel.run.executor)
+            if not out:
+                del self._out[executor]
+            self.look(executor)
 
-    def entered(self, run: Run) -> None:
+    def entered(self, parcel: Parcel) -> None:
         """Let a run wait whose request comes to a gate, if its executor is full.
 
-        :param run: the run.
+        :param parcel: the request.
         """
-        if run.executor.window is not None:
-            self.look(run.executor)
-            if run.executor in self.full and run.name not in self.full[run.executor]:
-                self._hold(run)
+        executor = parcel.run.executor
+        if executor.window is not None:
+            self.look(executor)
+            if executor in self.full:
+                self._hold(parcel.run, parcel.gate)
 
     def look(self, executor: Executor) -> None:
         """Hold the runs of an executor if it is full, and let them go when it has room.
@@ -79,9 +87,10 @@ class Windows:
             self.full[executor] = set()
             for run in self.brain.runs:
                 if run.executor is executor:
-                    self._hold(run)
+                    for gate in self.brain.gates.by_scope.values():
+                        if gate.queues(run.name):
+                            self._hold(run, gate)
 
-    def _hold(self, run: Run) -> None:
+    def _hold(self, run: Run, gate: Gate[Parcel]) -> None:
         self.full[run.executor].add(run.name)
-        for gate in self.brain.gates.by_scope.values():
-            gate.hold(run.name, "worker")
+        gate.hold(run.name, "worker")

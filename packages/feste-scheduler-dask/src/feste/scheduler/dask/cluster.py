@@ -100,7 +100,8 @@ class OwnCluster:
         self.client.close()
         self._scheduler.close()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            self._workers.communicate(b".", timeout=_END)
+            if self._workers.poll() is None:  # not closed before
+                self._workers.communicate(b".", timeout=_END)
         if self._workers.poll() is None:
             os.killpg(self._workers.pid, signal.SIGKILL)
             self._workers.wait()

@@ -3,237 +3,240 @@
 A pump is a handler of the worker's own server, added by a plugin. So it waits for none of the worker's
 threads, is not stolen or run again as tasks are, and needs nothing but the connection through the
 scheduler that Dask has anyway. The client hands requests down with ``send``, and always has one
-``collect`` waiting here that brings back many outcomes at once. An outcome is kept until the client has
-confirmed it, so that a broken connection loses no answer.
+``collect`` waiting here that brings back many outcomes at once.
+
+A message may come twice, or late, where a connection broke before its answer. So ``send`` is numbered,
+and each message names the life of the pump that it is for: a request is never sent a second time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import pickle
-import time
-from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from distributed import WorkerPlugin
+from distributed.core import Status
 
+from feste import errors
 from feste.backend import Backend, Request
-from feste.errors import ConfigError, FesteError, MissingKey, Rejected
+from feste.errors import CallError, ConfigError, FesteError, MissingKey, Rejected
 from feste.scheduler import Requests
+from feste.scheduler.dask.outbox import Outbox
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.preparing import Prepare, prepared
+from feste.scheduler.dask.preparing import Preparation, prepare
 
-__all__ = ["SILENCE", "Pump", "Shipment"]
+__all__ = ["Pump", "Shipment"]
 
-#: Seconds for which outcomes gather before they go together.
-_LINGER = 0.002
-#: Seconds without a word of the client after which its requests are given up.
-SILENCE = 120.0
+#: How often a pump looks whether it has heard of its client, and after how many looks it gives up.
+_LOOKS = 8
 #: Seconds that a worker which leaves gives its requests to end and to be collected.
 _PATIENCE = 20.0
 
-#: A request on its way: its number, the name of its backend, its operation, and whether its pieces are
-#: wanted.
-Shipment = tuple[int, str, str, Request, bool]
+
+class Shipment(NamedTuple):
+    """A request on its way.
+
+    :param number: its number.
+    :param backend: the name of its backend.
+    :param operation: the name of its operation.
+    :param request: the request.
+    :param streams: whether its pieces are wanted.
+    """
+
+    number: int
+    backend: str
+    operation: str
+    request: Request
+    streams: bool
 
 
 class Pump(WorkerPlugin):
     """The plugin that makes a worker ready for one client.
 
     :param name: the name of its handler.
-    :param prepare: the setting ``prepare_worker``.
+    :param preparation: what a worker does before all else, or None.
+    :param silence: seconds without a word of the client after which its requests are given up, whose
+        answers nobody would get. Time for which the worker itself stood still does not count.
     """
 
-    def __init__(self, name: str, prepare: Prepare | None = None) -> None:
+    def __init__(
+        self, name: str, preparation: Preparation | None = None, silence: float = 120.0
+    ) -> None:
         self.name = name
-        self.prepare = prepare
+        self.preparation = preparation
+        self.silence = silence
 
     async def setup(self, worker: Any) -> None:
         """Prepare the worker, and listen.
 
         :param worker: the worker.
         """
-        # it may take minutes, and the worker has to live on
-        self.problem = await asyncio.to_thread(prepared, self.name, self.prepare)
+        failed = await prepare(self.preparation, worker) if self.preparation else None
+        self.problem: FesteError | None = failed.error if failed else None
         self.worker = worker
         #: Tells this pump from one that a restarted worker has under the same address.
         self.life = uuid4().hex
         self.outbox = Outbox(asyncio.get_running_loop())
-        self.backends: dict[str, Backend] = {}
         self.requests = Requests(self._sent)
-        self.heard = time.monotonic()
-        self.alarm = asyncio.get_running_loop().call_later(SILENCE, self._listen)
+        #: The backends by name, or why they cannot be made here.
+        self.backends: dict[str, Backend | FesteError] = {}
+        #: The number of the last ``send`` that was taken.
+        self.taken = 0
+        self.leaves = False
+        self._listen(_LOOKS)
         worker.handlers[self.name] = self.serve
 
     async def teardown(self, worker: Any) -> None:
-        """Let requests end that are under way, as the worker leaves; then stop.
+        """Stop; as the worker leaves, first let requests end that are under way.
 
         :param worker: the worker.
         """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                await self.outbox.is_empty.wait()
+        self.leaves = True
         self.alarm.cancel()
+        if worker.status is Status.closing:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    await self.outbox.is_empty.wait()
+        self._give_up()
         worker.handlers.pop(self.name, None)
         await asyncio.to_thread(self.requests.close)
 
-    def _listen(self) -> None:
-        """Give up the requests of a client that is gone, whose answers nobody would get, and go."""
-        left = self.heard + SILENCE - time.monotonic()
-        if left > 0:
-            self.alarm = asyncio.get_running_loop().call_later(left, self._listen)
+    def _listen(self, looks: int) -> None:
+        """Give up the requests of a client that is gone, and go."""
+        self.looks = looks
+        if looks:
+            self.alarm = asyncio.get_running_loop().call_later(
+                self.silence / _LOOKS, lambda: self._listen(self.looks - 1)
+            )
         else:
             self._give_up()
             self.worker.loop.add_callback(self.worker.plugin_remove, self.name)
 
     def _give_up(self) -> None:
-        for number in list(self.outbox.open):
+        for number in self.outbox.give_up():
             self.requests.cancel(number)
-        self.outbox.clear()
 
     # --- what the client asks for -----------------------------------------------------------------
 
-    async def serve(self, do: str, data: bytes = b"") -> bytes:
+    async def serve(self, do: str, life: str, data: bytes) -> bytes:
         """Handle a message of the client.
 
-        :param do: ``"hello"``, ``"check"``, ``"send"``, ``"collect"`` or ``"farewell"``.
+        :param do: ``"hello"``, ``"send"`` or ``"collect"``.
+        :param life: the life of the pump that it is for; empty for ``"hello"``.
         :param data: its pickled arguments.
-        :returns: the pickled answer.
+        :returns: the pickled life of this pump, and the answer if it is the one that was meant.
         """
-        self.heard = time.monotonic()
-        asked = pickle.loads(data) if data else ()
-        if do == "collect":
-            return dumps((self.life, await self.outbox.take(*asked)))
-        if do == "send":
-            self._send(*asked)
-            return dumps((self.life,))
-        if do == "check":
-            return dumps([_checked(self.worker, backend) for backend in asked])
-        if do == "farewell":
-            self._give_up()
-            return b""
-        return dumps((self.life, str(self.worker.name), self.problem))
+        self.looks = _LOOKS
+        answer: Any = None
+        if do == "hello":
+            answer = (str(self.worker.name), self._met(*pickle.loads(data)))
+        elif life == self.life and do == "send":
+            answer = self._send(*pickle.loads(data))
+        elif life == self.life:
+            answer = await self.outbox.take(*pickle.loads(data))
+        return dumps((self.life, answer))
 
-    def _send(
-        self, backends: dict[str, bytes], shipments: list[Shipment], cancelled: list[int]
-    ) -> None:
-        broken: dict[str, Exception] = {}
-        for name, data in backends.items():
-            try:
-                self.backends[name] = pickle.loads(data)
-            except Exception as error:  # the class of a user's backend may not exist here
-                broken[name] = error
-        for number, name, operation, request, streams in shipments:
-            if not self.outbox.begin(number):
-                continue  # the client sent it again, since it missed that it came
-            backend = self.backends.get(name)
-            if backend is None:
-                why = broken.get(name) or ConfigError("it was not sent here")
-                self._sent(number, False, self._lacks(request, why), 0.0)
-                continue
-            pieces = partial(self._piece, number) if streams else None
-            self.requests.start(number, getattr(backend, operation), request, pieces)
-        for number in cancelled:
-            self.requests.cancel(number)
+    def _met(self, backends: Mapping[str, bytes]) -> FesteError | None:
+        """Take backends; return what keeps them from sending requests from here."""
+        problems = [self._checked(name, data) for name, data in backends.items()]
+        return self.problem or next(filter(None, problems), None)
 
-    def _lacks(self, request: Request, why: Exception) -> Rejected:
-        return Rejected(
-            f"the Dask worker {self.worker.name} cannot make the backend {request.plugin}: "
-            f"{type(why).__name__}: {why}. Install what it needs on the workers",
-            billed="no",
+    def _checked(self, name: str, data: bytes) -> FesteError | None:
+        backend = self._made(name, data)
+        if isinstance(backend, FesteError):
+            return backend
+        try:
+            backend.preflight()
+        except MissingKey as error:
+            return self._no_key(backend, error)
+        except ConfigError as error:
+            return ConfigError(f"on the Dask worker {self.worker.name}: {error}")
+        except Exception as error:  # a user's backend may raise anything
+            return self._unfit(error)
+        return None
+
+    def _made(self, name: str, data: bytes) -> Backend | FesteError:
+        try:
+            self.backends[name] = pickle.loads(data)
+        except Exception as error:  # the class of a user's backend may not exist here
+            self.backends[name] = self._unfit(error)
+        return self.backends[name]
+
+    def _no_key(self, backend: Backend, error: MissingKey) -> MissingKey:
+        names = " and ".join(secret.name for secret in backend.secrets if not secret.is_set)
+        if not names:  # a plugin has its own reason
+            return MissingKey(f"on the Dask worker {self.worker.name}: {error}")
+        return MissingKey(
+            f"no API key on the Dask worker {self.worker.name}: the environment variable {names} is not set "
+            'there. With requests_on="workers" keys are read where requests leave: set it where the worker '
+            "is started, or in prepare_worker"
         )
 
+    def _unfit(self, why: object) -> ConfigError:
+        return ConfigError(
+            f"the Dask worker {self.worker.name} cannot make a backend of the run: "
+            f"{type(why).__name__}: {why}. Install what it needs on the workers"
+        )
+
+    def _send(
+        self,
+        ordinal: int,
+        backends: Mapping[str, bytes],
+        shipments: Sequence[Shipment],
+        cancelled: Sequence[int],
+    ) -> bool:
+        """Return whether this message was taken, now or before."""
+        if ordinal > self.taken and not self.leaves:
+            self.taken = ordinal
+            for name, data in backends.items():
+                self._made(name, data)
+            for shipment in shipments:
+                self._begin(*shipment)
+        for number in cancelled:
+            self.requests.cancel(number)
+        return ordinal <= self.taken
+
+    def _begin(
+        self, number: int, name: str, operation: str, request: Request, streams: bool
+    ) -> None:
+        self.outbox.expect(number)
+        backend = self.backends.get(name)
+        call = getattr(backend, operation, None)
+        if call is None:
+            if not isinstance(backend, FesteError):
+                backend = self._unfit(AttributeError(f"{request.plugin}.{operation}"))
+            self._sent(number, False, Rejected(str(backend), billed="no"), 0.0)
+        else:
+            pieces = partial(self._piece, number) if streams else None
+            self.requests.start(number, call, request, pieces)
+
+    # --- on the thread of requests ----------------------------------------------------------------
+
     def _piece(self, number: int, text: str) -> None:
-        self.outbox.put(dumps(("piece", number, text)))
+        self.outbox.put(number, True, dumps((True, text, 0.0)))
 
     def _sent(self, number: int, ok: bool, value: Any, seconds: float) -> None:
         try:
-            event = dumps(("sent", number, ok, value, seconds))
-        except Exception as error:  # a plugin's response may hold anything
-            told = f"the answer cannot be sent to the client: {type(error).__name__}: {error}"
-            event = dumps(("sent", number, False, Rejected(told, billed="yes"), seconds))
-        self.outbox.put(event, ends=number)
+            data = dumps((ok, value, seconds))
+            if not ok:
+                pickle.loads(data)  # the errors of plugins may be made in any way
+        except Exception as error:
+            data = dumps((False, _plain(value, error), seconds))
+        self.outbox.put(number, False, data)
 
 
-class Outbox:
-    """Outcomes on their way to the client, which are kept until it has confirmed them.
-
-    :param loop: the loop of the worker, where they are taken; they are put in on any thread.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._events: deque[tuple[int, bytes, int]] = deque()
-        self._numbers = itertools.count(1)
-        self._some = asyncio.Event()
-        #: The requests that came here and whose outcome is not confirmed; set if there are none.
-        self.open: set[int] = set()
-        self.is_empty = asyncio.Event()
-        self.is_empty.set()
-
-    def begin(self, number: int) -> bool:
-        """Note a request; return False if it is here already.
-
-        :param number: its number.
-        """
-        new = number not in self.open
-        self.open.add(number)
-        self.is_empty.clear()
-        return new
-
-    def put(self, event: bytes, ends: int = 0) -> None:
-        """Add an event; may be called from any thread.
-
-        :param event: the pickled event.
-        :param ends: the number of the request that ends with it, or 0.
-        """
-        with suppress(RuntimeError):  # the worker has ended
-            self._loop.call_soon_threadsafe(self._add, event, ends)
-
-    def _add(self, event: bytes, ends: int) -> None:
-        self._events.append((next(self._numbers), event, ends))
-        self._some.set()
-
-    async def take(self, seen: int, patience: float) -> list[tuple[int, bytes]]:
-        """Return the events that the client has not seen, each with its number.
-
-        :param seen: the number of the last one that it has.
-        :param patience: seconds to wait for one.
-        """
-        while self._events and self._events[0][0] <= seen:
-            self.open.discard(self._events.popleft()[2])
-        if not self.open:
-            self.is_empty.set()
-        if not self._events and patience:
-            self._some.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await self._some.wait()
-                    await asyncio.sleep(_LINGER)
-        return [(number, event) for number, event, _ in self._events]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._events.clear()
-        self.open.clear()
-        self.is_empty.set()
-
-
-def _checked(worker: Any, data: bytes) -> FesteError | None:
-    """Return what would keep a backend from sending requests from here, or None."""
-    try:
-        pickle.loads(data).preflight()
-    except MissingKey as error:
-        return MissingKey(f"on the Dask worker {worker.name}: {error}")
-    except ConfigError as error:
-        return ConfigError(f"on the Dask worker {worker.name}: {error}")
-    except Exception as error:  # the class of a user's backend may not exist there
-        return ConfigError(
-            f"the Dask worker {worker.name} cannot make a backend of the run: "
-            f"{type(error).__name__}: {error}. Install what it needs on the workers"
-        )
-    return None
+def _plain(value: Any, why: Exception) -> CallError:
+    """Return what can be told instead of a response or an error that cannot be pickled."""
+    if not isinstance(value, CallError):
+        told = f"the answer cannot be sent to the client: {type(why).__name__}: {why}"
+        return Rejected(told, billed="yes")
+    kind = next(k for k in type(value).__mro__ if k.__module__ == errors.__name__)
+    made: CallError = kind(f"{type(value).__name__}: {value.message}", billed=value.billed)
+    for name in ("status", "code", "request_id", "retry_after", "rate_limits"):
+        setattr(made, name, getattr(value, name))
+    return made

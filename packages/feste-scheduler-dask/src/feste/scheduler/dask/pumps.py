@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import pickle
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from feste.backend import Backend, Call, OnChunk, Request
@@ -23,65 +22,29 @@ from feste.errors import (
     CallTimeout,
     ConfigError,
     FesteError,
+    FesteWarning,
     Interrupted,
     Rejected,
     WorkerLost,
 )
 from feste.node import process_name
 from feste.scheduler import Reporter
+from feste.scheduler.dask.line import Line, Shipped, unpacked
 from feste.scheduler.dask.link import Link
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.preparing import Prepare
-from feste.scheduler.dask.pump import SILENCE, Pump, Shipment
+from feste.scheduler.dask.preparing import Preparation
+from feste.scheduler.dask.pump import Pump
 
 __all__ = ["Pumps"]
 
-#: Seconds between two looks at the cluster; for which a worker is asked for outcomes before it is asked
-#: anew; and for which one that the scheduler still knows may not answer.
-_LOOK, _POLL, _SILENCE = 0.5, 10.0, 30.0
-#: Seconds after its time limit until the answer of a request is waited for no more.
-_GRACE = 30.0
+#: Seconds between two looks at the cluster; that one may take; for which a worker that the scheduler has
+#: let go may still bring outcomes; and for which pumps may take to be removed.
+_LOOK, _PATIENCE, _FAREWELL, _END = 0.5, 2.0, 40.0, 5.0
 
 _BROKE = "the connection to the Dask scheduler is lost"
+_BILLED = "what it had sent may have been billed"
 
 _numbers = itertools.count()
-
-
-@dataclass(eq=False, slots=True)
-class _Shipped:
-    """A request that goes out from a worker."""
-
-    number: int
-    call: Call[Any]
-    request: Request
-    on_chunk: OnChunk | None
-    #: When its answer is waited for no more; infinite without a time limit.
-    until: float = float("inf")
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A worker, as far as its pump is concerned."""
-
-    address: str
-    name: str
-    life: str
-    problem: FesteError | None
-    #: Requests that it has or will have, by number; those among them still to be sent there, and the
-    #: numbers of those to be given up.
-    flying: dict[int, _Shipped] = field(default_factory=dict)
-    outgoing: list[_Shipped] = field(default_factory=list)
-    cancelled: list[int] = field(default_factory=list)
-    #: The names of the backends that it has.
-    backends: set[str] = field(default_factory=set)
-    #: The number of the last event that came from it.
-    seen: int = 0
-    #: Whether it takes no more, since the scheduler has let it go.
-    leaves: bool = False
-    sending: bool = False
-    collecting: bool = False
-    #: Since when it does not answer.
-    silent: float | None = None
 
 
 class Pumps:
@@ -90,22 +53,26 @@ class Pumps:
     :param link: the connection.
     :param report: receives the outcomes.
     :param window: the most requests under way on one worker.
-    :param prepare: the setting ``prepare_worker``.
+    :param preparation: what a worker does before all else, or None.
     """
 
-    def __init__(self, link: Link, report: Reporter, window: int, prepare: Prepare | None) -> None:
+    def __init__(
+        self, link: Link, report: Reporter, window: int, preparation: Preparation | None = None
+    ) -> None:
         self._link = link
         self._client = link.client
         self._report = report
         self._window = window
         #: The name of the pumps of this client.
         self.name = f"feste-{process_name()}-{next(_numbers)}"
-        self._pump = dumps(Pump(self.name, prepare))
-        self._workers: dict[str, _Worker] = {}
+        self._pump = dumps(Pump(self.name, preparation))
+        self._lines: dict[str, Line] = {}
         self._meeting: set[str] = set()
-        self._queue: deque[_Shipped] = deque()
-        self._names: dict[Hashable, tuple[str, bytes]] = {}
-        self._checked: set[Hashable] = set()
+        self._queue: deque[Shipped] = deque()
+        #: What backends are called on workers, and how they get there; and those that were checked.
+        self._named: dict[Hashable, tuple[str, bytes]] = {}
+        self._checked: dict[str, bytes] = {}
+        self._count = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -119,19 +86,16 @@ class Pumps:
         self._wait(self._start())
 
     def check(self, clients: Sequence[Backend]) -> None:
-        """Raise what would keep backends from sending requests from any of the workers.
+        """Raise what would keep backends from sending requests from any of the workers in use.
 
         :param clients: the backends.
         :raises ConfigError: if a key is literal, or missing on a worker.
         """
-        new = [client for client in clients if client.token not in self._checked]
-        if new:
-            data = dumps([dumps(client) for client in new])
-            for errors in self._wait(self._ask_all("check", data)):
-                for error in errors:
-                    if error is not None:
-                        raise error
-            self._checked.update(client.token for client in new)
+        new = dict(map(self._name, clients))
+        new = {name: data for name, data in new.items() if name not in self._checked}
+        problem = self._wait(self._check(new))
+        if problem is not None:
+            raise problem
 
     def send(
         self, number: int, call: Call[Any], request: Request, on_chunk: OnChunk | None
@@ -143,9 +107,9 @@ class Pumps:
         :param request: the request.
         :param on_chunk: receives pieces of the response's text, or None.
         """
-        shipped = _Shipped(number, call, request, on_chunk)
+        shipped = Shipped(number, call, request, on_chunk)
         if not self._on_loop(self._add, shipped):
-            self._lose([shipped], "the client of the Dask cluster is closed", billed="no")
+            self._lose([shipped], _BROKE, billed="no")
 
     def cancel(self, number: int) -> None:
         """Stop waiting for a request.
@@ -156,15 +120,21 @@ class Pumps:
 
     def close(self) -> None:
         """Give up all requests, and remove the pumps."""
-        if not self._closed and not self._link.closed:
-            with suppress(Exception):  # of a cluster that is gone
-                self._wait(self._stop(), timeout=5.0)
-        self._closed = True
+        if not self._closed:
+            self._closed = True
+            if not self._link.closed:
+                with suppress(Exception):  # of a cluster that is gone
+                    self._wait(self._stop(), timeout=_END)
 
     @property
     def window(self) -> int:
         """How many requests all workers take at once."""
-        return self._window * sum(not worker.leaves for worker in list(self._workers.values()))
+        return self._window * len(self._open())
+
+    def _open(self) -> list[Line]:
+        """Return the workers that take requests; where none can send them, those that would fail them."""
+        lines = [line for line in list(self._lines.values()) if line.left is None]
+        return [line for line in lines if line.problem is None] or lines
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> bool:
         try:
@@ -180,19 +150,32 @@ class Pumps:
     # --- on the loop: workers ---------------------------------------------------------------------
 
     async def _start(self) -> None:
-        listed = await self._client.scheduler.ncores()
-        await asyncio.gather(*map(self._meet, listed))
-        for worker in self._workers.values():
-            if worker.problem is not None:
-                raise worker.problem
-        self._begin(self._look())
+        await asyncio.gather(*map(self._meet, await self._client.scheduler.ncores()))
+        for line in self._lines.values():
+            if line.problem is not None:
+                raise line.problem
+        self._begin(self._watch())
+
+    async def _check(self, new: dict[str, bytes]) -> FesteError | None:
+        """Return what the workers in use lack for new backends; ask those anew that are left out."""
+        left_out = [line for line in self._lines.values() if line.problem is not None]
+        checked = set[Line]()
+        while new and (lines := {*self._lines.values()} - checked - {*left_out}):  # some may join
+            for problem in await asyncio.gather(*(line.check(new) for line in lines)):
+                if problem is not None:
+                    return problem
+            checked |= lines
+        if checked:
+            self._checked.update(new)
+        for line in left_out:
+            line.problem = await line.check({**self._checked, **new})
+        self._spread()
+        usable = self._open()
+        return usable[0].problem if usable else None
 
     async def _stop(self) -> None:
         for task in list(self._tasks):
             task.cancel()
-        for worker in list(self._workers.values()):
-            self._drop(worker, "the run was closed")
-        await self._ask_all("farewell", b"")
         message = {"op": "plugin-remove", "name": self.name}
         await self._client.scheduler.broadcast(msg=message, on_error="ignore")
 
@@ -201,239 +184,187 @@ class Pumps:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _look(self) -> None:
+    async def _watch(self) -> None:
         """Notice workers that come and go, answers that do not come, and the end of the cluster."""
-        heard = time.monotonic()
-        while not self._link.closed:
-            await asyncio.sleep(_LOOK)
-            now = time.monotonic()
-            if now - heard > SILENCE / 6:
-                heard = now
-                for worker in [w for w in self._workers.values() if w.life]:
-                    self._begin(self._ping(worker))
-            for worker in list(self._workers.values()):
-                for shipped in [s for s in worker.flying.values() if s.until < now]:
-                    self._missed(worker, shipped)
-            with suppress(Exception):  # of a scheduler that is gone: the next look tells
-                listed = set(await self._client.scheduler.ncores())
-                for address in listed - self._workers.keys() - self._meeting:
-                    self._begin(self._meet(address))
-                for address in self._workers.keys() - listed:
-                    self._leaves(self._workers[address])
-        self._report.broken(self._link.lost)  # first, so that nothing is sent again
-        for worker in list(self._workers.values()):
-            self._drop(worker, _BROKE)
-        self._lose(self._queue, _BROKE, billed="no")
-        self._queue.clear()
-
-    async def _ping(self, worker: _Worker) -> None:
-        await self._exchange(worker, "hello", b"")
-
-    async def _meet(self, address: str) -> None:
-        """Give a worker its pump.
-
-        Not with ``Client.register_plugin``: the scheduler would give it to all later workers, even
-        when this client is gone.
-        """
-        self._meeting.add(address)
-        message = {"op": "plugin-add", "name": self.name, "plugin": self._pump}
         try:
-            await self._client.scheduler.proxy(worker=address, msg=message)
-            life, name, problem = await self._ask(address, "hello")
-        except ImportError as error:
-            life, name = "", address
-            problem = ConfigError(
-                f"the Dask worker {address} cannot run Feste: {type(error).__name__}: {error}. Install "
-                "feste-scheduler-dask there, in the version of the client"
-            )
-        except Exception:  # it is gone again, or does not answer: the next look tries again
-            return
+            while not self._link.closed:
+                with suppress(Exception):  # of a scheduler that is gone: the next look tells
+                    async with asyncio.timeout(_PATIENCE):  # connecting to it would take longer
+                        listed = set(await self._client.scheduler.ncores())
+                    self._look(listed, time.monotonic())
+                await asyncio.sleep(_LOOK)
+        finally:
+            if not self._closed:
+                self._report.broken(self._link.lost)  # first, so that nothing is sent again
+            for line in list(self._lines.values()):
+                self._drop(line, _BROKE)
+            self._lose(self._queue, _BROKE, billed="no")
+            self._queue.clear()
+
+    def _look(self, listed: set[str], now: float) -> None:
+        for line in list(self._lines.values()):
+            if line.address not in listed:
+                self._leaves(line, now)
+                if line.is_silent or now - (line.left or now) > _FAREWELL:
+                    self._drop(line, f"the Dask worker {line.name} died; {_BILLED}")
+            for shipped in [s for s in line.flying.values() if s.until < now]:
+                told = f"the Dask worker {line.name} did not tell of an answer in time"
+                self._end(line, shipped, CallTimeout(told))
+                line.cancelled.append(shipped.number)
+                self._wake(line)
+        for address in listed - self._lines.keys() - self._meeting:
+            self._begin(self._join(address))
+
+    async def _join(self, address: str) -> None:
+        """Give a worker that has joined its pump."""
+        line = await self._meet(address)
+        if line is not None and line.problem is not None:
+            warnings.warn(f"no requests go out from {address}: {line.problem}", FesteWarning, 1)
+
+    async def _meet(self, address: str) -> Line | None:
+        self._meeting.add(address)
+        line = Line(self._client, self.name, address)
+        try:
+            known = len(self._checked)
+            if not await line.meet(self._pump, self._checked):
+                return None  # it is gone again, or is just starting: the next look tries again
+            while known < len(self._checked):  # meanwhile there are more
+                known = len(self._checked)
+                line.problem = await line.check(self._checked)
         finally:
             self._meeting.discard(address)
-        self._workers[address] = _Worker(address, name, life, problem)
+        self._lines[address] = line
+        if line.has_pump:
+            self._begin(self._collect(line))
         self._report.capacity("request")
         self._spread()
+        return line
 
-    def _leaves(self, worker: _Worker) -> None:
+    def _leaves(self, line: Line, now: float) -> None:
         """Give a worker nothing more; if it retires, it still answers what it has."""
-        if not worker.leaves:
-            worker.leaves = True
+        if line.left is None:
+            line.left = now
+            outgoing, line.outgoing = line.outgoing, []
+            self._take_back(line, outgoing)
             self._report.capacity("request")
-        if not worker.flying:
-            self._workers.pop(worker.address, None)
 
-    def _drop(self, worker: _Worker, why: str) -> None:
-        """Give up a worker: what it had may have been billed."""
-        if self._workers.get(worker.address) is not worker:
-            return
-        del self._workers[worker.address]
-        unsent = {shipped.number for shipped in worker.outgoing}
-        self._lose([s for s in worker.flying.values() if s.number not in unsent], why)
-        self._queue.extendleft(reversed(worker.outgoing))
-        worker.flying.clear()
-        worker.outgoing.clear()
-        self._report.capacity("request")
+    def _take_back(self, line: Line, shipped: Iterable[Shipped]) -> None:
+        """Give requests that a worker has not got to others."""
+        for each in reversed(list(shipped)):
+            if line.flying.pop(each.number, None) is not None:
+                self._queue.appendleft(each)
         self._spread()
 
-    def _lose(self, shipments: Sequence[_Shipped] | deque[_Shipped], why: str, **more: Any) -> None:
+    def _drop(self, line: Line, why: str) -> None:
+        """Give up a worker: what it had may have been billed."""
+        if line.is_over:
+            return
+        line.is_over = True
+        del self._lines[line.address]
+        self._leaves(line, time.monotonic())
+        had, line.flying = line.flying, {}
+        self._lose(had.values(), why)
+
+    def _lose(self, shipments: Iterable[Shipped], why: str, **more: Any) -> None:
         for shipped in shipments:
             self._report.sent(shipped.number, False, WorkerLost(why, **more), 0.0)
 
     # --- on the loop: requests --------------------------------------------------------------------
 
-    def _add(self, shipped: _Shipped) -> None:
+    def _add(self, shipped: Shipped) -> None:
         if self._link.closed:
             self._lose([shipped], _BROKE, billed="no")
-            return
-        self._queue.append(shipped)
-        self._spread()
+        else:
+            self._queue.append(shipped)
+            self._spread()
 
     def _spread(self) -> None:
         """Hand requests to the workers that have the fewest."""
         while self._queue:
-            open_ = [w for w in self._workers.values() if not w.leaves]
-            ready = [w for w in open_ if w.problem is None]
-            if open_ and not ready:  # all of them came after the run had begun
-                told = str(open_[0].problem)
-                shipped = self._queue.popleft()
-                self._report.sent(shipped.number, False, Rejected(told, billed="no"), 0.0)
-                continue
-            worker = min(ready, key=lambda w: len(w.flying), default=None)
-            if worker is None or len(worker.flying) >= self._window:
+            line = min(self._open(), key=lambda each: len(each.flying), default=None)
+            if line is None or len(line.flying) >= self._window:
                 return
             shipped = self._queue.popleft()
-            worker.flying[shipped.number] = shipped
-            worker.outgoing.append(shipped)
-            if not worker.sending:
-                worker.sending = True
-                self._begin(self._send(worker))
+            line.flying[shipped.number] = shipped
+            if (
+                line.problem is not None
+            ):  # all workers came after the run had begun, and none is fit
+                self._end(line, shipped, Rejected(str(line.problem), billed="no"))
+            else:
+                line.outgoing.append(shipped)
+                self._wake(line)
 
     def _cancel(self, number: int) -> None:
-        for shipped in self._queue:
-            if shipped.number == number:
-                self._queue.remove(shipped)
+        for waiting in (self._queue, *(line.outgoing for line in self._lines.values())):
+            for shipped in [s for s in waiting if s.number == number]:
+                waiting.remove(shipped)
+                for line in self._lines.values():
+                    line.flying.pop(number, None)
                 told = Interrupted("the run was stopped before it was sent", billed="no")
                 self._report.sent(number, False, told, 0.0)
                 return
-        for worker in self._workers.values():
-            if number in worker.flying:
-                worker.cancelled.append(number)
-                if not worker.sending:
-                    worker.sending = True
-                    self._begin(self._send(worker))
+        for line in self._lines.values():
+            if number in line.flying:
+                line.cancelled.append(number)
+                self._wake(line)
 
-    def _missed(self, worker: _Worker, shipped: _Shipped) -> None:
-        del worker.flying[shipped.number]
-        told = f"the Dask worker {worker.name} did not tell of an answer in time"
-        self._report.sent(shipped.number, False, CallTimeout(told), 0.0)
+    def _wake(self, line: Line) -> None:
+        if not line.sending:
+            line.sending = True
+            self._begin(self._send(line))
 
-    async def _send(self, worker: _Worker) -> None:
-        """Send a worker what has gathered for it, until there is no more."""
+    async def _send(self, line: Line) -> None:
         try:
-            while worker.outgoing or worker.cancelled:
-                shipments, worker.outgoing = worker.outgoing, []
-                cancelled, worker.cancelled = worker.cancelled, []
-                backends: dict[str, bytes] = {}
-                message = [self._packed(worker, s, backends) for s in shipments]
-                data = dumps((backends, [m for m in message if m is not None], cancelled))
-                if not worker.collecting:
-                    worker.collecting = True
-                    self._begin(self._collect(worker))
-                if await self._exchange(worker, "send", data) is not None:
-                    worker.backends.update(backends)
+            why = await line.send(self._name_of, self._refused, self._end)
         finally:
-            worker.sending = False
+            line.sending = False
+        if why:
+            self._drop(line, f"{why}; {_BILLED}")
 
-    def _packed(
-        self, worker: _Worker, shipped: _Shipped, backends: dict[str, bytes]
-    ) -> Shipment | None:
-        client, request = shipped.call.client, shipped.request
-        shipped.until = time.monotonic() + (request.timeout or float("inf")) + _GRACE
-        try:
-            known = self._names.get(client.token)
-            if known is None:
-                known = (f"backend-{len(self._names)}", dumps(client))
-                self._names[client.token] = known
-        except Exception as error:  # a literal key, or a backend that cannot be pickled
-            worker.flying.pop(shipped.number, None)
-            told = error if isinstance(error, CallError) else Rejected(str(error), billed="no")
-            self._report.sent(shipped.number, False, told, 0.0)
-            return None
-        name, data = known
-        if name not in worker.backends:
-            backends[name] = data
-        return shipped.number, name, shipped.call.name, request, shipped.on_chunk is not None
+    def _name_of(self, shipped: Shipped) -> tuple[str, bytes]:
+        return self._name(shipped.call.client)
 
-    async def _collect(self, worker: _Worker) -> None:
-        """Take outcomes from a worker, as long as there are any to come."""
-        try:
-            more = True
-            while more:  # once more than there are outcomes, to confirm the last ones
-                more = bool(worker.flying)
-                asked = dumps((worker.seen, _POLL if more else 0.0))
-                told = await self._exchange(worker, "collect", asked)
-                if told is None:
-                    return
-                for number, event in told[0]:
-                    if number > worker.seen:
-                        worker.seen = number
-                        self._arrived(worker, event)
-                more = more or bool(worker.flying)
-        finally:
-            worker.collecting = False
-            if worker.leaves:
-                self._leaves(worker)
+    def _name(self, client: Backend) -> tuple[str, bytes]:
+        named = self._named.get(client.token)
+        if named is None:
+            new = (f"backend-{next(self._count)}", _packed(client))
+            named = self._named.setdefault(client.token, new)  # another thread may name it, too
+        return named
 
-    def _arrived(self, worker: _Worker, data: bytes) -> None:
-        what, number, *told = pickle.loads(data)
-        shipped = worker.flying.get(number)
-        if shipped is None:
-            return  # it was given up
-        if what == "piece":
-            if shipped.on_chunk is not None:
-                shipped.on_chunk(*told)
-            return
-        del worker.flying[number]
-        ok, value, seconds = told
-        self._report.sent(number, ok, value, seconds, worker.name)
-        self._spread()
+    def _refused(self, line: Line, shipped: list[Shipped]) -> None:
+        self._leaves(line, time.monotonic())
+        self._take_back(line, shipped)
 
-    async def _exchange(self, worker: _Worker, do: str, data: bytes) -> Any:
-        """Ask a worker's pump until it answers; give the worker up, and return None, if it is gone."""
-        while self._workers.get(worker.address) is worker:
-            try:
-                answer = await self._ask(worker.address, do, data)
-                life, *told = answer
-                if life == worker.life:
-                    worker.silent = None
-                    return told
-                why = f"the Dask worker {worker.name} was started again"
-            except Exception as error:
-                why = await self._gone(worker, error)
-            if why:
-                self._drop(worker, f"{why}; what it had sent may have been billed")
-        return None
+    async def _collect(self, line: Line) -> None:
+        def take(number: int, is_piece: bool, data: bytes) -> None:
+            shipped = line.flying.get(number)
+            if shipped is None:
+                return  # it was given up
+            ok, value, seconds = unpacked(line.name, data)
+            if is_piece:
+                if shipped.on_chunk is not None:
+                    shipped.on_chunk(value)
+                return
+            del line.flying[number]
+            self._report.sent(number, ok, value, seconds, line.name)
+            self._spread()
 
-    async def _gone(self, worker: _Worker, error: Exception) -> str:
-        """Return why a worker that did not answer is gone; an empty text, after a while, if it is not."""
-        now = time.monotonic()
-        worker.silent = worker.silent or now
-        if self._link.closed or now - worker.silent > _SILENCE:
-            return f"the Dask worker {worker.name} does not answer: {type(error).__name__}: {error}"
-        with suppress(Exception):  # the scheduler is gone: the next attempt tells
-            if worker.address not in await self._client.scheduler.ncores():
-                return f"the Dask worker {worker.name} died"
-        await asyncio.sleep(0.1)
-        return ""
+        why = await line.collect(take)
+        if why:
+            self._drop(line, f"{why}; {_BILLED}")
 
-    async def _ask(self, address: str, do: str, data: bytes = b"") -> Any:
-        message = {"op": self.name, "do": do, "data": data}
-        answer = await self._client.scheduler.proxy(worker=address, msg=message)
-        return pickle.loads(answer) if answer else None
+    def _end(self, line: Line, shipped: Shipped, error: CallError) -> None:
+        """Report a request that ends without an outcome of its worker."""
+        del line.flying[shipped.number]
+        self._report.sent(shipped.number, False, error, 0.0)
 
-    async def _ask_all(self, do: str, data: bytes) -> list[Any]:
-        message = {"op": self.name, "do": do, "data": data}
-        answers = await self._client.scheduler.broadcast(
-            msg=message, workers=list(self._workers), on_error="ignore"
-        )
-        return [pickle.loads(answer) for answer in answers.values() if answer]
+
+def _packed(client: Backend) -> bytes:
+    try:
+        return dumps(client)
+    except Exception as error:  # a literal key, or whatever a user's backend holds
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(
+            f'requests_on="workers" sends {type(client).__name__} to the workers, which cannot be done: '
+            f"{kind}{error}"
+        ) from None

@@ -21,11 +21,14 @@ from feste.backend import Backend, Call
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
 from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
+from feste.scheduler.dask.inputs import Inputs
+from feste.scheduler.dask.large import Large, quiet
 from feste.scheduler.dask.link import Link
 from feste.scheduler.dask.notes import Note, Notes
 from feste.scheduler.dask.offers import Offers
 from feste.scheduler.dask.outcomes import Emitted, Held, Left, Several
 from feste.scheduler.dask.pickling import was_here
+from feste.scheduler.dask.preparing import Preparation
 from feste.scheduler.dask.refs import Fetcher, Promises, Ref, Result, lost
 from feste.scheduler.dask.remote import packed, work
 
@@ -48,9 +51,13 @@ class Workers:
 
     :param link: the connection.
     :param report: receives the reports.
+    :param preparation: what a worker does before all else, or None.
     """
 
-    def __init__(self, link: Link, report: Reporter) -> None:
+    def __init__(
+        self, link: Link, report: Reporter, preparation: Preparation | None = None
+    ) -> None:
+        self._preparation = preparation
         self._link = link
         self._client = link.client
         self._report = report
@@ -59,6 +66,8 @@ class Workers:
         self._notes = Notes(self._client, self._give_back)
         self._promises = Promises()
         self.fetcher = Fetcher(self._client, self._promises)
+        self._large = Large(self._client)
+        self.inputs = Inputs(self._client, self._promises, self.fetcher, report)
         self._backends: WeakKeyDictionary[Any, dict[Hashable, Backend]] = WeakKeyDictionary()
         #: The chunks under way, by the number of their promise, and their futures.
         self._chunks: dict[int, Chunk] = {}
@@ -180,7 +189,7 @@ class Workers:
     def _submit(self, number: int, chunk: Chunk) -> Any:
         op: Any = chunk[0].node.op
         try:
-            data, results = packed(chunk)
+            data, futures = packed(chunk, self._large)
         except Exception as error:  # users' objects may raise anything
             raise ConfigError(
                 f"{op.name} runs on a Dask worker, but it or an argument cannot be sent there: "
@@ -193,8 +202,10 @@ class Workers:
             options["priority"] = chunk[0].run.program.rank[chunk[0].index]
         if op.resources:
             options["resources"] = dict(op.resources)
-        futures = [result.future for result in results]
-        return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
+        if self._preparation is not None:
+            options["preparation"] = self._preparation
+        with quiet():
+            return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
 
     # --- on the client's loop, mostly --------------------------------------------------------------
 
@@ -288,6 +299,8 @@ class Workers:
         self._finish(chunk, [], left)
 
     def _fail(self, number: int, chunk: Chunk, begun: float, error: FesteError) -> None:
+        if self._link.closed:  # first, so that the run begins nothing else
+            self._report.broken(self._link.lost)
         seconds = perf_counter() - begun
         tasks = self._not_given_back(number, chunk)
         self._apart.difference_update(task.key for task in tasks)

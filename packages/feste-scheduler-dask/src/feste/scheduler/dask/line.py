@@ -1,0 +1,221 @@
+"""The conversation with the pump of one worker: requests go down, outcomes come back.
+
+All of it lives on the event loop of the Dask client. A message is repeated until it is answered, or the
+worker is gone: then what it had is lost, and may have been billed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from feste.backend import Call, OnChunk, Request
+from feste.errors import CallError, ConfigError, FesteError, Rejected
+from feste.scheduler.dask.pickling import dumps
+from feste.scheduler.dask.pump import Shipment
+
+__all__ = ["Line", "Shipped", "unpacked"]
+
+#: Seconds for which a pump is asked for outcomes before it is asked anew; for which a worker that the
+#: scheduler still knows may not answer; and between two attempts.
+_POLL, _SILENCE, _PAUSE = 10.0, 30.0, 0.1
+#: Seconds after its time limit until the answer of a request is waited for no more.
+_GRACE = 30.0
+
+
+@dataclass(eq=False, slots=True)
+class Shipped:
+    """A request that goes out from a worker."""
+
+    number: int
+    call: Call[Any]
+    request: Request
+    on_chunk: OnChunk | None
+    #: When its answer is waited for no more; infinite without a time limit.
+    until: float = float("inf")
+
+
+class Line:
+    """A worker, as far as its pump is concerned.
+
+    :param client: the ``distributed.Client``; all messages go through its scheduler.
+    :param pump: the name of the pump.
+    :param address: the address of the worker.
+    """
+
+    def __init__(self, client: Any, pump: str, address: str) -> None:
+        self._client = client
+        self._pump = pump
+        self.address = address
+        #: What the user calls the worker.
+        self.name = address
+        #: Why it sends no requests, or None.
+        self.problem: FesteError | None = None
+        #: Requests that it has or will have, by number; those among them still to be sent there, and
+        #: the numbers of those to be given up.
+        self.flying: dict[int, Shipped] = {}
+        self.outgoing: list[Shipped] = []
+        self.cancelled: list[int] = []
+        #: When the scheduler let it go, after which it gets no more.
+        self.left: float | None = None
+        #: Whether it was given up.
+        self.is_over = False
+        self.sending = False
+        self._backends: set[str] = set()
+        self._life = ""
+        self._sends = 0
+        self._seen = 0
+        self._silent: float | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has not answered the last time, or never did."""
+        return self._silent is not None or not self._life
+
+    @property
+    def has_pump(self) -> bool:
+        """Whether the worker has a pump, be it one that cannot send requests."""
+        return bool(self._life)
+
+    async def meet(self, plugin: bytes, backends: Mapping[str, bytes]) -> bool:
+        """Give the worker its pump; return False if it does not answer.
+
+        Not with ``Client.register_plugin``: the scheduler would give it to all later workers, even
+        when this client is gone.
+
+        :param plugin: the pickled pump.
+        :param backends: pickled backends that it shall be able to use, by name.
+        """
+        message = {"op": "plugin-add", "name": self._pump, "plugin": plugin}
+        try:
+            await self._client.scheduler.proxy(worker=self.address, msg=message)
+            self._life, told = await self._ask("hello", dumps((backends,)))
+            self.name, self.problem = told
+            self._backends.update(backends)
+        except (OSError, TimeoutError):
+            return False
+        except Exception as error:  # of the worker, which cannot import this, or in another version
+            self.problem = ConfigError(
+                f"the Dask worker {self.address} cannot run Feste: {type(error).__name__}: {error}. "
+                "Install feste-scheduler-dask there, in the version of the client"
+            )
+        return True
+
+    async def check(self, backends: Mapping[str, bytes]) -> FesteError | None:
+        """Return what keeps the worker from sending requests of backends, or None.
+
+        :param backends: the pickled backends, by name.
+        """
+        with suppress(Exception):  # it is gone, or about to go
+            life, told = await self._ask("hello", dumps((backends,)))
+            if life == self._life:
+                self._backends.update(backends)
+                problem: FesteError | None = told[1]
+                return problem
+        return self.problem
+
+    async def send(
+        self,
+        named: Callable[[Shipped], tuple[str, bytes]],
+        refused: Callable[[Line, list[Shipped]], None],
+        failed: Callable[[Line, Shipped, CallError], None],
+    ) -> str:
+        """Send what has gathered, until there is no more; return why the worker is gone, or nothing.
+
+        :param named: returns the name of the backend of a request, and the pickled backend.
+        :param refused: takes back requests that the worker does not take, since it leaves.
+        :param failed: is told of a request whose backend cannot be sent.
+        """
+        while (self.outgoing or self.cancelled) and not self.is_over:
+            shipped, self.outgoing = self.outgoing, []
+            cancelled, self.cancelled = self.cancelled, []
+            backends: dict[str, bytes] = {}
+            shipments: list[Shipment] = []
+            for each in shipped:
+                try:
+                    name, data = named(each)
+                except Exception as error:  # a literal key, or a backend that cannot be pickled
+                    failed(self, each, Rejected(str(error), billed="no"))
+                    continue
+                if name not in self._backends:
+                    backends[name] = data
+                each.until = time.monotonic() + (each.request.timeout or float("inf")) + _GRACE
+                streams = each.on_chunk is not None
+                shipments.append(Shipment(each.number, name, each.call.name, each.request, streams))
+            self._sends += 1
+            taken, why = await self._exchange("send", self._sends, backends, shipments, cancelled)
+            if why or self.is_over:
+                return why
+            if taken:
+                self._backends.update(backends)
+            else:
+                refused(self, [each for each in shipped if each.number in self.flying])
+        return ""
+
+    async def collect(self, take: Callable[[int, bool, bytes], None]) -> str:
+        """Take outcomes from the worker until it is gone; return why it is.
+
+        :param take: takes what :class:`~feste.scheduler.dask.outbox.Told` says, without its ordinal.
+        """
+        while True:
+            told, why = await self._exchange("collect", self._seen, _POLL)
+            if why or self.is_over:
+                return why
+            for ordinal, *rest in told:
+                if ordinal > self._seen:
+                    self._seen = ordinal
+                    take(*rest)
+
+    async def _exchange(self, do: str, *asked: Any) -> tuple[Any, str]:
+        """Ask until there is an answer; return it, or why the worker is gone."""
+        data = dumps(asked)
+        why = ""
+        while not why and not self.is_over:
+            try:
+                life, answer = await self._ask(do, data)
+            except Exception as error:
+                why = await self._gone(error)
+                continue
+            if life == self._life:
+                self._silent = None
+                return answer, ""
+            why = f"the Dask worker {self.name} was started again"
+        return None, why
+
+    async def _gone(self, error: Exception) -> str:
+        """Return why a worker that did not answer is gone; an empty text, after a while, if it is not."""
+        now = time.monotonic()
+        self._silent = self._silent or now
+        if now - self._silent > _SILENCE:
+            return f"the Dask worker {self.name} does not answer: {type(error).__name__}: {error}"
+        with suppress(Exception):  # the scheduler is gone: the client ends the run
+            if self.address not in await self._client.scheduler.ncores():
+                return f"the Dask worker {self.name} died"
+        await asyncio.sleep(_PAUSE)
+        return ""
+
+    async def _ask(self, do: str, data: bytes) -> Any:
+        message = {"op": self._pump, "do": do, "life": self._life, "data": data}
+        answer = await self._client.scheduler.proxy(worker=self.address, msg=message)
+        return (
+            pickle.loads(answer) if answer else ("", None)
+        )  # without a pump, Dask answers nothing
+
+
+def unpacked(name: str, data: bytes) -> tuple[bool, Any, float]:
+    """Return what a worker told: whether a response arrived, the response or error, and its seconds.
+
+    :param name: the name of the worker.
+    :param data: what it told.
+    """
+    try:
+        told: tuple[bool, Any, float] = pickle.loads(data)
+    except Exception as error:  # it is of a class that exists on the worker only
+        text = f"the answer that came to the Dask worker {name} cannot be read here: "
+        return False, Rejected(f"{text}{type(error).__name__}: {error}", billed="yes"), 0.0
+    return told
