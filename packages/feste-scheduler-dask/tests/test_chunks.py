@@ -32,7 +32,7 @@ def know(client: Any, *tasks: Any) -> None:
     feste.compute(0, feste.task(abs)(-1), scheduler=client)
     for hands in driver()._executors.values():
         if isinstance(hands, DaskExecutor) and not hands.stale:
-            hands._workers._sizes.update({task.name: 1 for task in tasks})
+            hands._workers._sizes.update({task.name: 0 for task in tasks})
     driver().brain.dispatcher.cost.update({task.name: 1e-5 for task in tasks})
 
 
