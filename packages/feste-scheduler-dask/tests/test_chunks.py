@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dask
+import distributed
 import pytest
 from dask.utils import key_split
 
@@ -23,18 +27,19 @@ from feste.scheduler.driver import driver
 from feste.testing import FakeBackend
 
 
+def know(client: Any, *tasks: Any) -> None:
+    """Let tasks be known as short ones with small results, as they are after some have run."""
+    feste.compute(0, feste.task(abs)(-1), scheduler=client)
+    for hands in driver()._executors.values():
+        if isinstance(hands, DaskExecutor) and not hands.stale:
+            hands._workers._sizes.update({task.name: 0 for task in tasks})
+    driver().brain.dispatcher.cost.update({task.name: 1e-5 for task in tasks})
+
+
 @pytest.fixture
 def short(client: Any) -> Callable[..., None]:
-    """Let tasks be known as short ones with small results, as they are after some have run."""
-
-    def know(*tasks: Any) -> None:
-        feste.compute(0, feste.task(abs)(-1), scheduler=client)
-        for hands in driver()._executors.values():
-            if isinstance(hands, DaskExecutor) and not hands.stale:
-                hands._workers._sizes.update({task.name: 1 for task in tasks})
-        driver().brain.dispatcher.cost.update({task.name: 1e-5 for task in tasks})
-
-    return know
+    """Let tasks be known as short to the cluster of all tests."""
+    return partial(know, client)
 
 
 def test_tasks_known_as_short_share_one(client: Any) -> None:
@@ -164,18 +169,32 @@ def test_one_that_workers_cannot_read_hurts_no_other(
     assert "not_on_workers" in str(results[4])
 
 
-def test_one_that_kills_workers_hurts_no_other(client: Any, short: Any) -> None:
+def test_one_that_kills_workers_hurts_no_other() -> None:
     """A chunk that was lost with its workers is run again one by one: the guilty one fails."""
 
     @feste.task
     def maybe_deadly(x: int) -> int:
         if x == 2:
+            time.sleep(0.3)  # so that a new worker is known to its nanny
             os.kill(os.getpid(), signal.SIGKILL)
         return x
 
-    short(maybe_deadly)
-    nodes = [maybe_deadly(i) for i in range(5)]
-    results = feste.compute(nodes, scheduler=client, on_error="return")[0]
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            scheduler_kwargs={"dashboard": False},
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        know(client, maybe_deadly)
+        nodes = [maybe_deadly(i) for i in range(5)]
+        results = feste.compute(nodes, scheduler=client, on_error="return")[0]
     assert isinstance(results[2], WorkerLost)
     assert [r for i, r in enumerate(results) if i != 2] == [0, 1, 3, 4]
 

@@ -20,6 +20,19 @@ import pytest
 
 import feste
 from feste.errors import FesteWarning
+from feste.scheduler.dask import DaskExecutor
+from feste.scheduler.driver import driver
+
+
+def hands_of(client: Any) -> Any:
+    """The executor of runs with this client."""
+    (hands,) = [
+        hands
+        for hands in driver()._executors.values()
+        if type(hands) is DaskExecutor and hands.target is client
+    ]
+    return hands
+
 
 # --- resources ------------------------------------------------------------------------------------
 
@@ -109,11 +122,7 @@ def test_many_may_run_where_there_is_much(client: Any, offer: Any) -> None:
         return x
 
     assert feste.compute([slot(i) for i in range(10)], scheduler=client)[0] == list(range(10))
-    (room,) = {
-        hands._workers._offers.room({"SLOT": 1})
-        for hands in feste.scheduler.driver.driver()._executors.values()  # type: ignore[attr-defined]
-        if getattr(hands, "target", None) is client
-    }
+    room = hands_of(client)._workers._offers.room({"SLOT": 1})
     assert room == 1  # its one thread
 
 
@@ -234,11 +243,7 @@ def test_an_adaptive_cluster_sees_the_work(
 ) -> None:
     """Of long tasks few are in flight; where Dask decides by them whether to grow, seconds of work."""
     feste.compute(feste.task(abs)(-1), scheduler=client)
-    (hands,) = [
-        h
-        for h in feste.scheduler.driver.driver()._executors.values()  # type: ignore[attr-defined]
-        if getattr(h, "target", None) is client
-    ]
+    hands = hands_of(client)
     if adaptive:
         monkeypatch.setattr(client.cluster, "_adaptive", object())
     windows = []

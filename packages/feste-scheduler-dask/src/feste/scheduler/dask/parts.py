@@ -78,7 +78,7 @@ def split(chunk: Chunk, size: Callable[[PyTask], float]) -> Parts:
             home = []
             parts.there.append(home)
         else:
-            if takes > room:
+            if not shared or takes > room:
                 shared, room = [], _SHARED
                 able.add(id(shared))
                 parts.there.append(shared)
