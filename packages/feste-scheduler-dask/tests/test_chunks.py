@@ -21,8 +21,8 @@ import feste
 from feste.errors import ConfigError, NodeError, UpstreamFailed, WorkerLost
 from feste.scheduler import Reporter
 from feste.scheduler.dask import DaskExecutor
-from feste.scheduler.dask.outcomes import Failed
-from feste.scheduler.dask.refs import Ref, Result, lost
+from feste.scheduler.dask.tasks.outcomes import Failed
+from feste.scheduler.dask.tasks.refs import Ref, Result, lost
 from feste.scheduler.driver import driver
 from feste.testing import FakeBackend
 
