@@ -291,7 +291,10 @@ def senders() -> set[str]:
 
 
 def test_workers_have_all_keys_before_anything_is_sent(
-    cluster: Cluster, server: SimServer, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster,
+    server: SimServer,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[..., bool],
 ) -> None:
     """One worker without the key stops the run, whatever the client has, until it is prepared."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -323,6 +326,15 @@ def test_workers_have_all_keys_before_anything_is_sent(
     calls = [strict(server).chat(f"{i}") for i in range(9)]
     assert len(feste.compute(*calls, prepare_worker=read_key, **options)) == 9
     assert senders() == {"good", "bad"}
+
+    def is_used() -> bool:
+        calls = [strict(server).chat("once more") for _ in range(9)]
+        return (
+            bool(feste.compute(*calls, prepare_worker=read_key, **options)) and len(senders()) == 3
+        )
+
+    cluster.add("later", OPENAI_API_KEY="")
+    assert until(is_used)  # it is prepared before it is asked for its keys
 
 
 def test_a_worker_that_comes_later_without_the_key_is_left_out(

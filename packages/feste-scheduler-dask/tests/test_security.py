@@ -73,6 +73,8 @@ def test_a_refused_address_costs_nothing() -> None:
         llm.chat("x").compute(scheduler="tcp://10.1.2.3:8786")
     with pytest.raises(UnknownName):
         llm.chat("x").compute(scheduler="gopher://127.0.0.1:8786")
+    with pytest.raises(UnknownName, match="begins with its scheme"):
+        llm.chat("x").compute(scheduler="127.0.0.1:8786")
     assert not llm.requests
 
 

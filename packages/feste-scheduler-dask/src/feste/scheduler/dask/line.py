@@ -22,8 +22,8 @@ from feste.scheduler.dask.pump import Shipment
 __all__ = ["Line", "Shipped", "unpacked"]
 
 #: Seconds for which a pump is asked for outcomes before it is asked anew; for which a worker that the
-#: scheduler still knows may not answer; and between two attempts.
-_POLL, _SILENCE, _PAUSE = 10.0, 30.0, 0.1
+#: scheduler still knows may not answer; in which it has to, if it is there; and between two attempts.
+_POLL, _SILENCE, _PROBE, _PAUSE = 10.0, 30.0, 1.0, 0.1
 #: Seconds after its time limit until the answer of a request is waited for no more.
 _GRACE = 30.0
 
@@ -70,12 +70,6 @@ class Line:
         self._life = ""
         self._sends = 0
         self._seen = 0
-        self._silent: float | None = None
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether it has not answered the last time, or never did."""
-        return self._silent is not None or not self._life
 
     @property
     def has_pump(self) -> bool:
@@ -182,22 +176,26 @@ class Line:
                 why = await self._gone(error)
                 continue
             if life == self._life:
-                self._silent = None
                 return answer, ""
             why = f"the Dask worker {self.name} was started again"
         return None, why
 
     async def _gone(self, error: Exception) -> str:
-        """Return why a worker that did not answer is gone; an empty text, after a while, if it is not."""
-        now = time.monotonic()
-        self._silent = self._silent or now
-        if now - self._silent > _SILENCE:
-            return f"the Dask worker {self.name} does not answer: {type(error).__name__}: {error}"
-        with suppress(Exception):  # the scheduler is gone: the client ends the run
-            if self.address not in await self._client.scheduler.ncores():
-                return f"the Dask worker {self.name} died"
-        await asyncio.sleep(_PAUSE)
-        return ""
+        """Return why a worker that did not answer is gone; an empty text if it answers after all.
+
+        The scheduler lets go of a worker that retires, and breaks its connections, before that has ended.
+        """
+        end = time.monotonic() + _SILENCE
+        while time.monotonic() < end and not self.is_over:
+            with suppress(Exception):
+                async with asyncio.timeout(_PROBE):
+                    await self._ask("hello", dumps(({},)))
+                    return ""
+            with suppress(Exception):  # the scheduler is gone: the client ends the run
+                if self.address not in await self._client.scheduler.ncores():
+                    return f"the Dask worker {self.name} died"
+            await asyncio.sleep(_PAUSE)
+        return f"the Dask worker {self.name} does not answer: {type(error).__name__}: {error}"
 
     async def _ask(self, do: str, data: bytes) -> Any:
         message = {"op": self._pump, "do": do, "life": self._life, "data": data}

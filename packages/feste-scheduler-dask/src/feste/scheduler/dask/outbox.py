@@ -94,4 +94,5 @@ class Outbox:
         self._told.clear()
         self.open.clear()
         self.is_empty.set()
+        self._some.set()  # who waits for more need not
         return numbers

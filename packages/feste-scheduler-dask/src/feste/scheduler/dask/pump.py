@@ -23,7 +23,7 @@ from distributed import WorkerPlugin
 from distributed.core import Status
 
 from feste import errors
-from feste.backend import Backend, Request
+from feste.backend import Backend, Request, redact
 from feste.errors import CallError, ConfigError, FesteError, MissingKey, Rejected
 from feste.scheduler import Requests
 from feste.scheduler.dask.outbox import Outbox
@@ -180,7 +180,7 @@ class Pump(WorkerPlugin):
     def _unfit(self, why: object) -> ConfigError:
         return ConfigError(
             f"the Dask worker {self.worker.name} cannot make a backend of the run: "
-            f"{type(why).__name__}: {why}. Install what it needs on the workers"
+            f"{type(why).__name__}: {redact(str(why))}. Install what it needs on the workers"
         )
 
     def _send(

@@ -205,7 +205,7 @@ class Pumps:
         for line in list(self._lines.values()):
             if line.address not in listed:
                 self._leaves(line, now)
-                if line.is_silent or now - (line.left or now) > _FAREWELL:
+                if not line.has_pump or now - (line.left or now) > _FAREWELL:
                     self._drop(line, f"the Dask worker {line.name} died; {_BILLED}")
             for shipped in [s for s in line.flying.values() if s.until < now]:
                 told = f"the Dask worker {line.name} did not tell of an answer in time"
