@@ -21,8 +21,8 @@ import feste
 from feste.errors import ConfigError, NodeError, UpstreamFailed, WorkerLost
 from feste.scheduler import Reporter
 from feste.scheduler.dask import DaskExecutor
-from feste.scheduler.dask.outcomes import Failed
-from feste.scheduler.dask.refs import Ref, Result, lost
+from feste.scheduler.dask.tasks.outcomes import Failed
+from feste.scheduler.dask.tasks.refs import Ref, Result, lost
 from feste.scheduler.driver import driver
 from feste.testing import FakeBackend
 
@@ -192,6 +192,7 @@ def test_one_that_kills_workers_hurts_no_other() -> None:
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
+        cluster.adapt(minimum=1, maximum=1)  # nannies give up if a worker dies as it starts
         know(client, maybe_deadly)
         nodes = [maybe_deadly(i) for i in range(5)]
         results = feste.compute(nodes, scheduler=client, on_error="return")[0]

@@ -266,7 +266,7 @@ def test_an_input_that_kills_workers_fails(
 ) -> None:
     """An input that no worker survives is lost, with what needs it; the run goes on."""
     monkeypatch.setattr(cluster.scheduler, "allowed_failures", 0)
-    monkeypatch.setattr("feste.scheduler.dask.refs._TRIES_ALONE", 1)
+    monkeypatch.setattr("feste.scheduler.dask.tasks.refs._TRIES_ALONE", 1)
 
     def deadly() -> None:
         __import__("time").sleep(0.5)  # a nanny gives up on a worker that dies as it starts

@@ -29,7 +29,7 @@ from feste.errors import (
     ServerError,
 )
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.pump import Pump, Shipment
+from feste.scheduler.dask.requests.pump import Pump, Shipment
 from feste.testing import Fault, ServerLimits, SimServer
 
 openai = pytest.importorskip("feste.backend.openai")

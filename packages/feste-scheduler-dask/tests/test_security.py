@@ -21,7 +21,7 @@ from feste.errors import ConfigError, UnknownName
 from feste.scheduler import Reporter
 from feste.scheduler.dask import DaskExecutor
 from feste.scheduler.dask._hooks import feste_settings
-from feste.scheduler.dask.link import check_target
+from feste.scheduler.dask.cluster.link import check_target
 from feste.testing import FakeBackend
 
 QUIET: dict[str, Any] = {

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, NoReturn
 from feste.backend import Backend, Call, OnChunk, Request
 from feste.errors import FesteError
 from feste.scheduler import COLLECTION, LocalExecutor, PyTask, Reporter
-from feste.scheduler.dask.inputs import INPUT
-from feste.scheduler.dask.link import Link, check_target
-from feste.scheduler.dask.parts import PartReporter, lists_of, refs_of, split
+from feste.scheduler.dask.cluster.link import Link, check_target
 from feste.scheduler.dask.preparing import Prepare, prepared
-from feste.scheduler.dask.pumps import Pumps
-from feste.scheduler.dask.refs import Ref
-from feste.scheduler.dask.workers import Workers
+from feste.scheduler.dask.requests.pumps import Pumps
+from feste.scheduler.dask.tasks.inputs import INPUT
+from feste.scheduler.dask.tasks.parts import PartReporter, lists_of, refs_of, split
+from feste.scheduler.dask.tasks.refs import Ref
+from feste.scheduler.dask.tasks.workers import Workers
 
 __all__ = ["DaskExecutor"]
 

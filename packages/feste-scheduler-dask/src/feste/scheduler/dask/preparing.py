@@ -14,8 +14,8 @@ from typing import Any
 from feste.errors import ConfigError, NodeError
 from feste.node import process_name
 from feste.scheduler import describe, inside
-from feste.scheduler.dask.outcomes import Failed
 from feste.scheduler.dask.pickling import dumps
+from feste.scheduler.dask.tasks.outcomes import Failed
 
 __all__ = ["Preparation", "Prepare", "prepare", "prepared"]
 

@@ -29,11 +29,11 @@ from feste.errors import (
 )
 from feste.node import process_name
 from feste.scheduler import Reporter
-from feste.scheduler.dask.line import Line, Shipped, unpacked
-from feste.scheduler.dask.link import Link
+from feste.scheduler.dask.cluster.link import Link
 from feste.scheduler.dask.pickling import dumps
 from feste.scheduler.dask.preparing import Preparation
-from feste.scheduler.dask.pump import Pump
+from feste.scheduler.dask.requests.line import Line, Shipped, unpacked
+from feste.scheduler.dask.requests.pump import Pump
 
 __all__ = ["Pumps"]
 

@@ -1,6 +1,6 @@
 """Dask collections and futures as inputs: computed on the cluster of the run, and left there.
 
-A collection becomes a future of a :class:`~feste.scheduler.dask.outcomes.Held`, like the result of a
+A collection becomes a future of a :class:`~feste.scheduler.dask.tasks.outcomes.Held`, like the result of a
 task, so that tasks, prompts and the caller take both in the same way.
 """
 
@@ -18,8 +18,8 @@ from distributed.scheduler import KilledWorker
 
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.scheduler import Later, PyTask, Reporter, describe
-from feste.scheduler.dask.outcomes import Failed, Held
-from feste.scheduler.dask.refs import Fetcher, Promises, Ref, Result, lost
+from feste.scheduler.dask.tasks.outcomes import Failed, Held
+from feste.scheduler.dask.tasks.refs import Fetcher, Promises, Ref, Result, lost
 
 __all__ = ["FIRST", "INPUT", "Inputs"]
 

@@ -11,7 +11,7 @@ import distributed
 from distributed.scheduler import KilledWorker
 
 from feste.errors import FesteError, WorkerLost
-from feste.scheduler.dask.outcomes import Failed, Held, Outcome, Several
+from feste.scheduler.dask.tasks.outcomes import Failed, Held, Outcome, Several
 
 __all__ = ["Fetcher", "Promises", "Ref", "Result", "lost"]
 

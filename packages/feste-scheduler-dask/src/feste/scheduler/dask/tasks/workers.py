@@ -21,16 +21,16 @@ from feste.backend import Backend, Call
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
 from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
-from feste.scheduler.dask.inputs import Inputs
-from feste.scheduler.dask.large import Large, quiet
-from feste.scheduler.dask.link import Link
-from feste.scheduler.dask.notes import Note, Notes
-from feste.scheduler.dask.offers import Offers
-from feste.scheduler.dask.outcomes import Emitted, Held, Left, Several
+from feste.scheduler.dask.cluster.link import Link
 from feste.scheduler.dask.pickling import was_here
 from feste.scheduler.dask.preparing import Preparation
-from feste.scheduler.dask.refs import Fetcher, Promises, Ref, Result, lost
-from feste.scheduler.dask.remote import packed, work
+from feste.scheduler.dask.tasks.inputs import Inputs
+from feste.scheduler.dask.tasks.large import Large, quiet
+from feste.scheduler.dask.tasks.notes import Note, Notes
+from feste.scheduler.dask.tasks.offers import Offers
+from feste.scheduler.dask.tasks.outcomes import Emitted, Held, Left, Several
+from feste.scheduler.dask.tasks.refs import Fetcher, Promises, Ref, Result, lost
+from feste.scheduler.dask.tasks.remote import packed, work
 
 __all__ = ["Workers"]
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import distributed as _untyped
 
 from feste.errors import ConfigError, FesteWarning
-from feste.scheduler.dask.cluster import OwnCluster
+from feste.scheduler.dask.cluster.own import OwnCluster
 
 __all__ = ["Link", "check_target"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from feste.scheduler import PyTask, Reporter
-from feste.scheduler.dask.refs import Ref
+from feste.scheduler.dask.tasks.refs import Ref
 
 __all__ = ["BULKY", "PartReporter", "Parts", "lists_of", "refs_of", "split"]
 

@@ -26,9 +26,9 @@ from feste import errors
 from feste.backend import Backend, Request, redact
 from feste.errors import CallError, ConfigError, FesteError, MissingKey, Rejected
 from feste.scheduler import Requests
-from feste.scheduler.dask.outbox import Outbox
 from feste.scheduler.dask.pickling import dumps
 from feste.scheduler.dask.preparing import Preparation, prepare
+from feste.scheduler.dask.requests.outbox import Outbox
 
 __all__ = ["Pump", "Shipment"]
 

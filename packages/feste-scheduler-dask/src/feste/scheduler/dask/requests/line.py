@@ -17,7 +17,7 @@ from typing import Any
 from feste.backend import Call, OnChunk, Request
 from feste.errors import CallError, ConfigError, FesteError, Rejected
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.pump import Shipment
+from feste.scheduler.dask.requests.pump import Shipment
 
 __all__ = ["Line", "Shipped", "unpacked"]
 
@@ -154,7 +154,7 @@ class Line:
     async def collect(self, take: Callable[[int, bool, bytes], None]) -> str:
         """Take outcomes from the worker until it is gone; return why it is.
 
-        :param take: takes what :class:`~feste.scheduler.dask.outbox.Told` says, without its ordinal.
+        :param take: takes what :class:`~feste.scheduler.dask.requests.outbox.Told` says, without its ordinal.
         """
         while True:
             told, why = await self._exchange("collect", self._seen, _POLL)

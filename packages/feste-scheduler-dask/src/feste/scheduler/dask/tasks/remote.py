@@ -15,12 +15,12 @@ import distributed
 
 from feste.errors import NodeError
 from feste.scheduler import Emission, PyTask, describe, evaluate, inside, result_of
-from feste.scheduler.dask.outcomes import Emitted, Failed, Held, Left, Outcome, Several
 from feste.scheduler.dask.preparing import Preparation
-from feste.scheduler.dask.refs import Ref, Result
+from feste.scheduler.dask.tasks.outcomes import Emitted, Failed, Held, Left, Outcome, Several
+from feste.scheduler.dask.tasks.refs import Ref, Result
 
 if TYPE_CHECKING:
-    from feste.scheduler.dask.large import Large
+    from feste.scheduler.dask.tasks.large import Large
 
 __all__ = ["packed", "work"]
 
