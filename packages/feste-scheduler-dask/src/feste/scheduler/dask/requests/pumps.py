@@ -37,9 +37,8 @@ from feste.scheduler.dask.requests.pump import Pump
 
 __all__ = ["Pumps"]
 
-#: Seconds between two looks at the cluster; that one may take; for which a worker that the scheduler has
-#: let go may still bring outcomes; and for which pumps may take to be removed.
-_LOOK, _PATIENCE, _FAREWELL, _END = 0.5, 2.0, 40.0, 5.0
+#: Seconds between two looks at the cluster; that one may take; and that pumps may take to be removed.
+_LOOK, _PATIENCE, _END = 0.5, 2.0, 5.0
 
 _BROKE = "the connection to the Dask scheduler is lost"
 _BILLED = "what it had sent may have been billed"
@@ -133,7 +132,7 @@ class Pumps:
 
     def _open(self) -> list[Line]:
         """Return the workers that take requests; where none can send them, those that would fail them."""
-        lines = [line for line in list(self._lines.values()) if line.left is None]
+        lines = [line for line in list(self._lines.values()) if not line.leaves]
         return [line for line in lines if line.problem is None] or lines
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> bool:
@@ -204,9 +203,10 @@ class Pumps:
     def _look(self, listed: set[str], now: float) -> None:
         for line in list(self._lines.values()):
             if line.address not in listed:
-                self._leaves(line, now)
-                if not line.has_pump or now - (line.left or now) > _FAREWELL:
-                    self._drop(line, f"the Dask worker {line.name} died; {_BILLED}")
+                self._leaves(line)
+                if not line.sought:
+                    line.sought = True
+                    self._begin(self._seek(line))
             for shipped in [s for s in line.flying.values() if s.until < now]:
                 told = f"the Dask worker {line.name} did not tell of an answer in time"
                 self._end(line, shipped, CallTimeout(told))
@@ -214,6 +214,12 @@ class Pumps:
                 self._wake(line)
         for address in listed - self._lines.keys() - self._meeting:
             self._begin(self._join(address))
+
+    async def _seek(self, line: Line) -> None:
+        """Give a worker up that the scheduler has let go, unless it still answers."""
+        if not await line.is_there():
+            self._drop(line, f"the Dask worker {line.name} died; {_BILLED}")
+        line.sought = False
 
     async def _join(self, address: str) -> None:
         """Give a worker that has joined its pump."""
@@ -240,10 +246,10 @@ class Pumps:
         self._spread()
         return line
 
-    def _leaves(self, line: Line, now: float) -> None:
+    def _leaves(self, line: Line) -> None:
         """Give a worker nothing more; if it retires, it still answers what it has."""
-        if line.left is None:
-            line.left = now
+        if not line.leaves:
+            line.leaves = True
             outgoing, line.outgoing = line.outgoing, []
             self._take_back(line, outgoing)
             self._report.capacity("request")
@@ -261,7 +267,7 @@ class Pumps:
             return
         line.is_over = True
         del self._lines[line.address]
-        self._leaves(line, time.monotonic())
+        self._leaves(line)
         had, line.flying = line.flying, {}
         self._lose(had.values(), why)
 
@@ -332,7 +338,7 @@ class Pumps:
         return named
 
     def _refused(self, line: Line, shipped: list[Shipped]) -> None:
-        self._leaves(line, time.monotonic())
+        self._leaves(line)
         self._take_back(line, shipped)
 
     async def _collect(self, line: Line) -> None:
