@@ -367,7 +367,7 @@ def test_a_client_that_dies_leaves_nothing(
         script(
             "import feste\n"
             "from feste.backend.openai import OpenAI\n"
-            "from feste.scheduler.dask import pump\n"
+            "from feste.scheduler.dask.requests import pump\n"
             "pump.Pump.__init__.__defaults__ = (None, 2.0)\n"
             f"llm = OpenAI('m', base_url='{server.url}/v1')\n"
             "feste.compute([llm.chat(f'{i}') for i in range(20)],\n"
