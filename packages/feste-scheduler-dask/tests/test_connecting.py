@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 import feste
 from feste.errors import ConfigError, FesteWarning, RunFailed, UnknownName, WorkerLost
 from feste.scheduler import Reporter
-from feste.scheduler.dask import DaskExecutor
+from feste.scheduler.dask import DaskExecutor, preparing
 from feste.testing import FakeBackend
 
 
@@ -188,6 +189,53 @@ def test_a_cluster_without_workers_is_told() -> None:
         timer.start()
         with pytest.warns(FesteWarning, match="no workers yet"):
             assert where().compute(scheduler=client) == os.getpid()
+
+
+BARE = """
+import asyncio, sys
+sys.modules["feste"] = None  # as if it was not installed
+from distributed import Worker
+
+async def main():
+    async with Worker(sys.argv[1], name="bare", host="127.0.0.1", dashboard=False, nthreads=1):
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+def test_a_worker_without_feste_is_told(new_cluster: Callable[[int], Any]) -> None:
+    """One that comes during a run fails its tasks, and is not ended by them."""
+    with (
+        new_cluster(0) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+        ThreadPoolExecutor(1) as pool,
+        pytest.warns(FesteWarning, match="has no workers yet"),
+    ):
+        run = pool.submit(feste.compute, where(), scheduler=client)
+        command = [sys.executable, "-c", BARE, cluster.scheduler_address]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as bare:
+            with pytest.raises(RunFailed, match="Install feste-scheduler-dask there"):
+                run.result()
+            assert client.nthreads()
+            with (
+                distributed.Client(cluster, set_as_default=False) as other,
+                pytest.raises(ConfigError, match="cannot run Feste: ModuleNotFoundError"),
+            ):
+                feste.compute(where(), scheduler=other)
+            assert bare.stdin is not None
+            bare.stdin.close()
+
+
+def test_another_version_of_feste_is_told(
+    threads: Any, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    told = iter(["0.0.9"])
+    resolve = preparing.resolve_name
+    monkeypatch.setattr(preparing, "resolve_name", lambda name: next(told, None) or resolve(name))
+    feste.compute(where(), scheduler=threads)
+    (warning,) = [str(w.message) for w in recwarn if w.category is FesteWarning]
+    assert "has Feste 0.0.9, this process" in warning
 
 
 def test_new_workers_are_used() -> None:

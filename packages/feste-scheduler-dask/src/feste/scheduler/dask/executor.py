@@ -10,7 +10,7 @@ from feste.backend import Backend, Call, OnChunk, Request
 from feste.errors import FesteError
 from feste.scheduler import COLLECTION, LocalExecutor, PyTask, Reporter
 from feste.scheduler.dask.cluster.link import Link, check_target
-from feste.scheduler.dask.preparing import Prepare, prepared
+from feste.scheduler.dask.preparing import Prepare, check_workers, prepared
 from feste.scheduler.dask.requests.pumps import Pumps
 from feste.scheduler.dask.tasks.inputs import INPUT
 from feste.scheduler.dask.tasks.parts import PartReporter, lists_of, refs_of, split
@@ -74,6 +74,7 @@ class DaskExecutor(LocalExecutor):
         """
         self._link = Link(self.target, self._allow_insecure)
         try:
+            check_workers(self._link.client)
             preparation = prepared(self._link.client, self._prepare)
             if self._on_workers:
                 self._pumps = Pumps(self._link, report, self._window, preparation)

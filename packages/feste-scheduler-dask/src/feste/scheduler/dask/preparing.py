@@ -7,17 +7,23 @@ import inspect
 import itertools
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
-from feste.errors import ConfigError, NodeError
+from feste import __version__ as VERSION
+from feste.errors import ConfigError, FesteWarning, NodeError
 from feste.node import process_name
 from feste.scheduler import describe, inside
 from feste.scheduler.dask.pickling import dumps
 from feste.scheduler.dask.tasks.outcomes import Failed
 
-__all__ = ["Preparation", "Prepare", "prepare", "prepared"]
+__all__ = ["Preparation", "Prepare", "check_workers", "prepare", "prepared"]
+
+#: Seconds that all workers may take to say which version they have.
+_PATIENCE = 10.0
 
 Prepare = Callable[[], Any] | str
 """A function, sync or async, or its ``"module:name"``."""
@@ -86,6 +92,35 @@ def _called(data: bytes, worker: str) -> NodeError | None:
     return None
 
 
+def check_workers(client: Any) -> None:
+    """Raise, before anything is paid for, if a worker lacks Feste; warn if its version is another.
+
+    :param client: a ``distributed.Client``.
+    :raises ConfigError: naming the worker.
+    """
+    try:  # with a function that any worker knows, and can fail in
+        told = client.run(
+            resolve_name, f"{__name__}:VERSION", on_error="return", callback_timeout=_PATIENCE
+        )
+    except TimeoutError:  # one is too busy to answer: its first work will tell
+        return
+    for address, version in told.items():
+        if isinstance(version, (ImportError, AttributeError)):
+            raise ConfigError(
+                f"the Dask worker {address} cannot run Feste: {type(version).__name__}: {version}. "
+                "Install feste-scheduler-dask there, in the version of the client"
+            )
+    others = {a: v for a, v in told.items() if isinstance(v, str) and v != VERSION}
+    if others:
+        address, version = next(iter(others.items()))
+        warnings.warn(
+            f"the Dask worker {address} has Feste {version}, this process {VERSION}, and so it is for "
+            f"{len(others)} of {len(told)} workers: install one version everywhere",
+            FesteWarning,
+            stacklevel=2,
+        )
+
+
 def prepared(client: Any, function: Prepare | None) -> Preparation | None:
     """Prepare all workers that there are.
 
@@ -97,14 +132,9 @@ def prepared(client: Any, function: Prepare | None) -> Preparation | None:
     if function is None:
         return None
     preparation = Preparation(f"{process_name()}-{next(_numbers)}", function)
-    for address, outcome in client.run(prepare, preparation, on_error="return").items():
+    for outcome in client.run(prepare, preparation, on_error="return").values():
         if isinstance(outcome, Failed):
             raise outcome.raised()
-        if isinstance(outcome, ImportError):
-            raise ConfigError(
-                f"the Dask worker {address} cannot run Feste: {type(outcome).__name__}: {outcome}. "
-                "Install feste-scheduler-dask there, in the version of the client"
-            )
         # any other error is of a worker that is gone: the one after it is prepared by its first work
     return preparation
 

@@ -55,19 +55,18 @@ def packed(chunk: Sequence[PyTask], large: Large) -> tuple[bytes, list[Any]]:
     return data, [*(result.future for result in results.values()), *values]
 
 
-def work(
-    topic: str, number: int, data: bytes, *results: Any, preparation: Preparation | None = None
-) -> Any:
+def work(topic: str, number: int, data: bytes, *results: Any, preparation: bytes = b"") -> Any:
     """Run tasks on a worker and return their outcomes, of one task its own; never raises.
 
     :param topic: where to tell the client what the tasks took.
     :param number: the client's number for them.
     :param data: the bytes of :func:`packed`.
     :param results: the results on workers and the large values that they need.
-    :param preparation: what the worker does first, or None.
+    :param preparation: what the worker does first, pickled; or nothing.
     """
-    if preparation is not None:
-        failed = preparation.done(str(distributed.get_worker().name))
+    if preparation:
+        todo: Preparation = pickle.loads(preparation)
+        failed = todo.done(str(distributed.get_worker().name))
         if failed is not None:
             return failed
     with inside("worker"):

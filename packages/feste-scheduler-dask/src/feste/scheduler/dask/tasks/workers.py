@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from math import inf
+from pkgutil import resolve_name
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import Any
@@ -16,13 +18,14 @@ from weakref import WeakKeyDictionary
 
 from distributed.scheduler import KilledWorker
 
+from dask._task_spec import Task
 from dask.base import get_annotations
 from feste.backend import Backend, Call
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
 from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
 from feste.scheduler.dask.cluster.link import Link
-from feste.scheduler.dask.pickling import was_here
+from feste.scheduler.dask.pickling import dumps, was_here
 from feste.scheduler.dask.preparing import Preparation
 from feste.scheduler.dask.tasks.inputs import Inputs
 from feste.scheduler.dask.tasks.large import Large, quiet
@@ -40,6 +43,9 @@ _REFRESH = 1.0
 #: no thread waits for the client, and that an adaptive cluster sees enough to grow.
 _FEWEST, _MOST = 2, 16
 _IN_FLIGHT, _IN_SIGHT = 1.0, 10.0
+#: The function that runs a chunk, by its name: a worker that cannot import it fails the task, where it
+#: would end with an object that it cannot even read.
+_WORK = Task(None, resolve_name, f"{work.__module__}:{work.__name__}")
 #: The most names of tasks in the name of their chunk.
 _NAMED = 3
 
@@ -57,7 +63,7 @@ class Workers:
     def __init__(
         self, link: Link, report: Reporter, preparation: Preparation | None = None
     ) -> None:
-        self._preparation = preparation
+        self._preparation = dumps(preparation) if preparation is not None else b""
         self._link = link
         self._client = link.client
         self._report = report
@@ -202,10 +208,12 @@ class Workers:
             options["priority"] = chunk[0].run.program.rank[chunk[0].index]
         if op.resources:
             options["resources"] = dict(op.resources)
-        if self._preparation is not None:
+        if self._preparation:
             options["preparation"] = self._preparation
         with quiet():
-            return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
+            return self._client.submit(
+                operator.call, _WORK, self._notes.topic, number, data, *futures, **options
+            )
 
     # --- on the client's loop, mostly --------------------------------------------------------------
 
