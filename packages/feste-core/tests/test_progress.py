@@ -274,6 +274,21 @@ def test_the_time_left_is_learnt_from_what_was_done() -> None:
     assert headway.look(61.0).parts[-1] == ""
 
 
+def test_after_the_last_call_the_nodes_that_are_left_count() -> None:
+    """Python that is slow after the calls does not look like a run that stands still."""
+    llm = FakeBackend()
+    run = a_run([feste.task(str.upper)(llm.chat(f"{i}")) for i in range(50)])
+    headway = Headway(run)
+    run.calls_done, run.open = 50, 40
+    assert headway.look(0.0).words == "50/50 calls, 60/100 nodes"
+    run.open = 20
+    look = headway.look(10.0)
+    assert (look.done, look.total) == (80, 100)
+    assert look.words == "50/50 calls, 80/100 nodes, ~10 s left"
+    run.open = 0
+    assert headway.look(11.0).words == "50/50 calls, 0 in flight"
+
+
 def test_a_plugin_without_prices_does_not_end_the_bar() -> None:
     """What raises in a plugin is the report's to tell."""
 

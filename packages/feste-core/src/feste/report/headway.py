@@ -32,7 +32,7 @@ _NEEDED_LEAST = (5, 1, 2, 4, 6, 3)
 class Look:
     """What a run shows at one moment.
 
-    :param done: how many calls, or nodes, are done.
+    :param done: how many calls are done; or nodes, if no call is left.
     :param total: how many there are so far.
     :param parts: the words next to a bar: what is done, by how many workers, what is in flight, held by
         a gate, waits for something else, generated, paid, failed, left; those that there is nothing to
@@ -75,6 +75,7 @@ class Headway:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._prices = Prices(quiet=True)  # the report tells of a plugin that has none
+        self._counts = ""
         self._seen: deque[tuple[float, int]] = deque(maxlen=_LOOKS)
 
     def look(self, now: float | None = None) -> Look:
@@ -83,16 +84,21 @@ class Headway:
         :param now: the monotonic time in seconds; None is the present.
         """
         run, now = self._run, time.monotonic() if now is None else now
-        if run.calls:
-            done, total, what = run.calls_done, run.calls, "call"
-        else:
-            done, total, what = len(run.state) - run.open, len(run.state), "node"
+        told = [(run.calls_done, run.calls, "call")] if run.calls else []
+        in_flight = bool(run.calls)
+        if run.calls_done == run.calls and (run.open or not told):  # only Python is left
+            told.append((len(run.state) - run.open, len(run.state), "node"))
+            in_flight = False
+        done, total, what = told[-1]
+        if what != self._counts:  # the rate was that of something else
+            self._counts = what
+            self._seen.clear()
         self._remember(now, done)
         workers = len(run.workers.rows)
         parts = (
-            f"{done:,}/{counted(total, what)}",
+            ", ".join(f"{some:,}/{counted(all_, kind)}" for some, all_, kind in told),
             counted(workers, "worker") if workers else "",
-            f"{run.in_flight:,} in flight" if run.calls else "",
+            f"{run.in_flight:,} in flight" if in_flight else "",
             self._held(now),
             self._waiting(),
             f"{counted(run.output_tokens, 'token')} out" if run.output_tokens else "",
