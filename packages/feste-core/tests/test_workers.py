@@ -354,6 +354,20 @@ def test_each_worker_has_a_lane(crew: Crew) -> None:
     assert re.fullmatch(r"1 span, mean .*", drawn["chat here"])
 
 
+def test_a_workers_strip_tells_tasks_and_calls_apart() -> None:
+    """Few tasks among very many calls are seen, above them and in their own colour."""
+    run = [Span("chat m", "chat", 0.0, 4.0, worker="w") for _ in range(20)]
+    run.append(Span("task clean", "clean", 1.0, 2.0, worker="w"))
+    ((_, lane),) = lanes(draw_timeline(run, max_spans=10))
+    strips = [(g.get("class"), g.findall(f"{SVG}rect")) for g in lane.findall(f"{SVG}g")]
+
+    assert [(kind, len(rects)) for kind, rects in strips] == [("task", 1), ("call", 1)]
+    (_, (task,)), (_, (calls,)) = strips
+    end = float(task.get("y", "nan")) + float(task.get("height", "nan"))
+    assert end <= float(calls.get("y", "nan"))
+    assert float(task.get("width", "nan")) < float(calls.get("width", "nan")) / 3
+
+
 def test_a_workers_lane_tells_tasks_and_calls_apart() -> None:
     """Each has its colour and rows of its own, tasks first; a bar tells what ran where, and when."""
     run = [
@@ -369,7 +383,8 @@ def test_a_workers_lane_tells_tasks_and_calls_apart() -> None:
         assert title is not None and rect is not None
         tops[title.text] = (bar.get("class"), float(rect.get("y", "nan")))
 
-    assert words == ["w", "worker: 5 s in 3 spans"] and "task" in lane.get("class", "")
+    assert words == ["w", "worker: 5 s in 3 spans"]
+    assert lane.get("class") == "lane worker"  # a kind would colour all of its bars
     clean, score, chat = (
         "clean-1\ntask clean on w, 1 s to 3 s (2 s)",
         "score-1\ntask score on w, 3 s to 4 s (1 s), failed",

@@ -76,7 +76,7 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
         words = _name_lines(name)
         height = max(24.0 + 14.0 * len(words), rows * pitch + 10)
         inside = Rect(0, y + 5 + (height - 10 - rows * pitch) / 2, 0, pitch)
-        strip = _strip(members, axis, y + 6, height - 12) if i in folded else ""
+        strip = _strips(members, axis, y + 6, height - 12) if i in folded else ""
         drawn = strip or _bars(rows_of[i], axis, inside)
         body.append(_lane(name, words, members, drawn, Rect(0, y, GUTTER + CHART, height)))
         y += height + 4
@@ -105,10 +105,14 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
 
 def _rows(spans: Sequence[Span]) -> list[list[Span]]:
     """Pack the spans of a lane into rows; on a worker, tasks and calls have rows of their own."""
+    return [row for members in _by_kind(spans).values() for row in packed(members)]
+
+
+def _by_kind(spans: Sequence[Span]) -> dict[str, list[Span]]:
     by_kind: dict[str, list[Span]] = {kind: [] for kind in ("task", *KINDS)}
     for span in spans:
         by_kind[_kind(span.lane)].append(span)
-    return [row for members in by_kind.values() for row in packed(members)]
+    return by_kind
 
 
 def _folded(rows: Sequence[int]) -> set[int]:
@@ -180,6 +184,18 @@ def _words(span: Span, room: float) -> str:
     return fit(next(whole, full if room > 56 else ""), room, SMALL)
 
 
+def _strips(spans: Sequence[Span], axis: Axis, y: float, height: float) -> str:
+    """Draw a lane as a strip; that of a worker as one for each kind, the tasks above the calls."""
+    if not _is_worker(spans):
+        return _strip(spans, axis, y, height)
+    kinds = [(kind, members) for kind, members in _by_kind(spans).items() if members]
+    each = height / len(kinds)
+    return "".join(
+        f'<g class="{kind}">{_strip(members, axis, y + at * each, each - (at < len(kinds) - 1))}</g>'
+        for at, (kind, members) in enumerate(kinds)
+    )
+
+
 def _strip(spans: Sequence[Span], axis: Axis, y: float, height: float) -> str:
     """Draw how much ran at each time as shades, with failures as ticks at the lower edge."""
     wide = (axis.high - axis.low) / BINS
@@ -203,8 +219,8 @@ def _strip(spans: Sequence[Span], axis: Axis, y: float, height: float) -> str:
 def _lane(name: str, words: Sequence[str], spans: Sequence[Span], drawn: str, at: Rect) -> str:
     took, count = sum(span.end - span.start for span in spans), counted(len(spans), "span")
     kind, sizes = _kind(name), f"{count}, mean {clock(took / len(spans))}"
-    if len({span.worker for span in spans}) == 1 and spans[0].worker:
-        kind, sizes = _most(spans), f"worker: {clock(took)} in {count}"
+    if _is_worker(spans):
+        kind, sizes = "worker", f"worker: {clock(took)} in {count}"
     lines = [*words, sizes]
     y = at.y + min(at.height, 52.0) / 2 + 5 - 7 * (len(lines) - 1)
     texts = [
@@ -215,17 +231,13 @@ def _lane(name: str, words: Sequence[str], spans: Sequence[Span], drawn: str, at
     return f'<g class="lane {kind}">{parts}</g>'
 
 
+def _is_worker(spans: Sequence[Span]) -> bool:
+    return spans[0].worker != "" and len({span.worker for span in spans}) == 1
+
+
 def _kind(lane: str) -> str:
     kind = lane.partition(" ")[0]
     return kind if kind in ("task", "prompt", "data") else "call"
-
-
-def _most(spans: Sequence[Span]) -> str:
-    """Return the kind that most of the time of a worker's spans went to, which colours its strip."""
-    took: dict[str, float] = defaultdict(float)
-    for span in spans:
-        took[_kind(span.lane)] += span.end - span.start
-    return max(took, key=took.__getitem__)
 
 
 def _curve(spans: Sequence[Span], axis: Axis, y: float) -> tuple[int, str]:
