@@ -22,6 +22,7 @@ import feste
 from feste.errors import ConfigError, FesteWarning, RunFailed, UnknownName, WorkerLost
 from feste.scheduler import Reporter
 from feste.scheduler.dask import DaskExecutor, preparing
+from feste.scheduler.dask._hooks import feste_settings
 from feste.testing import FakeBackend
 
 
@@ -378,3 +379,11 @@ def test_hooks_are_light() -> None:
         assert told == "['dask', 'distributed', 'tcp', 'tls'] set()"
         spent.append(float(seconds))
     assert min(spent) < 0.02
+
+
+@pytest.mark.parametrize("text", ["", "many", "0", "-1", "1.5"])
+def test_a_window_in_the_environment_that_is_none_is_told(text: str) -> None:
+    window = feste_settings()["worker_window"]
+    assert window.parse("worker_window", " 8 ") == 8
+    with pytest.raises(ConfigError, match=f"FESTE_WORKER_WINDOW='{text}': .* whole number from 1"):
+        window.parse("worker_window", text)

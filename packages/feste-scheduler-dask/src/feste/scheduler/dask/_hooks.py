@@ -36,7 +36,7 @@ def feste_settings() -> dict[str, Setting]:
 
 
 def _window(value: Any) -> int:
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip().isdecimal():
         value = int(value)
     if type(value) is not int or value < 1:
         raise ValueError("expected a whole number from 1")
