@@ -417,6 +417,7 @@ class Brain:
 
     def _finish(self, run: Run) -> None:
         self.runs.remove(run)
+        self.windows.forget(run)
         run.series.calls += run.calls
         for scope in run.scopes:
             draw.forget(scope)

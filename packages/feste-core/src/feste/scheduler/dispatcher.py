@@ -189,7 +189,9 @@ class Dispatcher:
         """Handle the end of a chunk."""
         if self.chunks.pop(id(chunk), None) is None:
             return  # started by an earlier brain that broke
-        self.busy[executor, where] -= 1
+        left = self.busy.pop((executor, where)) - 1
+        if left:  # else the executor may be closed, and nothing is to keep it
+            self.busy[executor, where] = left
 
     def on_returned(self, executor: Executor, tasks: list[PyTask]) -> None:
         """Put tasks of a chunk that were not started back into the queue."""

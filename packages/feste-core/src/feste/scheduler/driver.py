@@ -42,6 +42,8 @@ class Driver:
         self.brain = Brain()
         self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._executors: dict[Hashable, Executor] = {}
+        #: Stale executors; each is closed when a run begins after its last one has ended.
+        self._retired: list[Executor] = []
         self._observers = Observers()
         self._growth = Lane("feste-grow")
         self._closed = False
@@ -59,7 +61,8 @@ class Driver:
         """
         with self._lock:
             for old in [n for n, e in self._executors.items() if e.stale]:
-                self._retire(self._executors.pop(old))
+                self._retired.append(self._executors.pop(old))
+            self._close_retired()
             found = self._executors.get(name)
             if found is None:
                 found = make()
@@ -67,9 +70,11 @@ class Driver:
                 self._executors[name] = found
             return found
 
-    def _retire(self, executor: Executor) -> None:
-        """Close a stale executor, unless a run still uses it."""
-        if not any(run.executor is executor for run in list(self.brain.runs)):
+    def _close_retired(self) -> None:
+        """Close stale executors, apart from those that a run still uses."""
+        used = {run.executor for run in list(self.brain.runs)}
+        for executor in [e for e in self._retired if e not in used]:
+            self._retired.remove(executor)
             executor.close()
 
     def submit(self, run: Run) -> None:
@@ -116,7 +121,7 @@ class Driver:
         self._closed = True
         self._events.put(("close",))
         self._thread.join(timeout=_PATIENCE)
-        for executor in self._executors.values():
+        for executor in [*self._retired, *self._executors.values()]:
             executor.close()
         self._growth.close()
         self._observers.close()

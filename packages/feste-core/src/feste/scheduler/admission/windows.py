@@ -26,7 +26,7 @@ class Windows:
         self.brain = brain
         #: The requests that have left their gates and not ended, by id.
         self._out: dict[Executor, set[int]] = {}
-        #: The executors that take no more, each with the names of the runs that wait for it.
+        #: The executors that runs wait for, since they take no more, with the names of these runs.
         self.full: dict[Executor, set[str]] = {}
 
     def room(self, executor: Executor) -> float:
@@ -69,10 +69,8 @@ class Windows:
         :param parcel: the request.
         """
         executor = parcel.run.executor
-        if executor.window is not None:
-            self.look(executor)
-            if executor in self.full:
-                self._hold(parcel.run, parcel.gate)
+        if not self.room(executor):
+            self._hold(parcel.run, parcel.gate)
 
     def look(self, executor: Executor) -> None:
         """Hold the runs of an executor if it is full, and let them go when it has room.
@@ -83,14 +81,23 @@ class Windows:
             for name in self.full.pop(executor, ()):
                 for gate in self.brain.gates.by_scope.values():
                     gate.let_go(name, "worker")
-        elif executor not in self.full:
-            self.full[executor] = set()
+        else:
             for run in self.brain.runs:
                 if run.executor is executor:
                     for gate in self.brain.gates.by_scope.values():
                         if gate.queues(run.name):
                             self._hold(run, gate)
 
+    def forget(self, run: Run) -> None:
+        """Forget a run that has ended.
+
+        :param run: the run.
+        """
+        waiting = self.full.get(run.executor, set())
+        waiting.discard(run.name)
+        if not waiting:
+            self.full.pop(run.executor, None)
+
     def _hold(self, run: Run, gate: Gate[Parcel]) -> None:
-        self.full[run.executor].add(run.name)
+        self.full.setdefault(run.executor, set()).add(run.name)
         gate.hold(run.name, "worker")
