@@ -108,14 +108,19 @@ class Line:
 
         :param backends: the pickled backends, by name.
         """
-        with suppress(Exception):  # it is gone, or about to go
-            async with asyncio.timeout(_CHECK):
-                life, told = await self._ask("hello", dumps((backends,)))
-            if life == self._life:
-                self._backends.update(backends)
-                problem: FesteError | None = told[1]
-                return problem
-        return None
+        asked = asyncio.ensure_future(self._ask("hello", dumps((backends,))))
+        end = time.monotonic() + _CHECK
+        while not asked.done() and not self.is_over and time.monotonic() < end:
+            await asyncio.wait({asked}, timeout=_PAUSE)
+        if not asked.done() or asked.exception() is not None:  # it is gone, or about to go
+            asked.cancel()
+            return None
+        life, told = asked.result()
+        if life != self._life:
+            return None
+        self._backends.update(backends)
+        problem: FesteError | None = told[1]
+        return problem
 
     async def send(
         self,
