@@ -75,7 +75,7 @@ def tree(n: int) -> Any:
 
 
 def compiled(plan: Plan, settings: context.Settings) -> Run:
-    hands = choose("local")
+    hands = choose(settings)
     assert isinstance(hands, Executor)
     return Run(Program(plan.graph, plan.before.nodes), settings, hands)
 

@@ -429,3 +429,13 @@ def test_the_class_is_that_of_what_is_sent(params: Extra, one: bool) -> None:
     client = Open()
 
     assert are_one(client.chat("a", params), client.chat("a", params)) is one
+
+
+def test_tasks_with_other_resources_stay_two() -> None:
+    """What runs elsewhere is another task, even of the same function."""
+    fn = pure.fn
+    small, large = (feste.task(pure=True, resources={"GPU": n})(fn) for n in (1, 2))
+
+    assert are_one(small(1), small(1))
+    assert not are_one(small(1), large(1))
+    assert not are_one(small(1), feste.task(pure=True)(fn)(1))

@@ -17,7 +17,7 @@ import pytest
 from dask.graph_manipulation import clone
 
 import feste
-from feste.errors import InvalidRequest, NodeError, RunFailed, UngatedCall
+from feste.errors import ConfigError, InvalidRequest, NodeError, RunFailed, UngatedCall
 from feste.graph import FesteGraph
 from feste.prompt import Prompt
 from feste.testing import FakeBackend, FakeParams, fresh_draws
@@ -290,6 +290,40 @@ def test_arrays_of_dask_are_inputs_of_nodes() -> None:
     total = feste.task(lambda a, b: int(a.sum()) + b)(array, add(1, 1))
     assert total.compute() == 47
     assert [int(v) for v in dask.compute(array.sum(), total, add(0, 1))] == [45, 47, 1]
+
+
+def test_a_failed_collection_costs_what_needs_it() -> None:
+    """If one of the collections of a run fails, the others are computed all the same."""
+
+    def boom(text: str) -> None:
+        raise KeyError(text)
+
+    nodes = [
+        join(dask.delayed(boom)("oh")),
+        join(dask.delayed(add.fn)(1, 2)),
+        FakeBackend().chat("x"),
+    ]
+    with pytest.raises(RunFailed) as caught:
+        feste.compute(nodes)
+    (error,) = caught.value.errors
+    assert isinstance(error, NodeError)
+    assert error.cause_type == "KeyError"
+    assert "in boom" in error.traceback
+    assert "test_dask_protocol.py" in error.origin
+    (partial,) = caught.value.partial
+    assert partial[1] == "3"
+    assert partial[2]
+
+
+def test_mistakes_are_told_before_a_collection_is_computed() -> None:
+    """What can be known without the values of collections is told before Dask computes them."""
+    ran: list[int] = []
+    value = dask.delayed(ran.append)(1)
+    once = feste.task(once=True)(lambda value: value)
+    for scheduler in ("local", dask.get):
+        with pytest.raises(ConfigError, match="store"):
+            feste.compute(once(value), scheduler=scheduler)
+    assert not ran
 
 
 def test_emitted_nodes_may_need_collections_of_dask() -> None:

@@ -747,6 +747,39 @@ def test_an_unknown_executor_is_refused(executor: Any) -> None:
         feste.task(executor=executor)
 
 
+@pytest.mark.parametrize(
+    "resources", [{"GPU": 0}, {"GPU": -1}, {1: 1}, {"GPU": "1"}, {"GPU": True}]
+)
+def test_resources_are_names_with_amounts(resources: Any) -> None:
+    """Anything else is refused, with an example."""
+    with pytest.raises(ConfigError, match=r"resources=\{'GPU': 1\}"):
+        feste.task(resources=resources)
+
+
+@pytest.mark.parametrize(
+    "option", [{"executor": "process"}, {"executor": "inline"}, {"once": True}]
+)
+def test_resources_are_those_of_a_cluster(option: Any) -> None:
+    """A task that runs on the program's own machine cannot ask a worker for something."""
+    with pytest.raises(ConfigError, match="runs on the machine of the program"):
+        feste.task(resources={"GPU": 1}, **option)
+
+
+def test_resources_change_nothing_on_one_machine() -> None:
+    """The task runs as without; it keeps them when it goes by value, and cannot be changed by them."""
+    given = {"GPU": 1.5}
+
+    @feste.task(resources=given)
+    def render(x: int) -> int:
+        return 2 * x
+
+    given["GPU"] = 7
+    build, args = render.by_value()
+    assert render(3).compute() == 6
+    assert render.resources == build(*args).resources == {"GPU": 1.5}
+    assert feste.task(abs).resources == {}
+
+
 @pytest.mark.parametrize("executor", ["process", "inline"])
 def test_an_async_task_runs_on_its_loop_only(executor: Any) -> None:
     """``async def`` and another place contradict each other."""

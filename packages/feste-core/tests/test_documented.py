@@ -95,16 +95,35 @@ def test_each_hook_is_used_in_a_test(name: str) -> None:
 @pytest.mark.parametrize("name", context.SETTINGS)
 def test_each_setting_is_in_the_table_with_its_default(name: str) -> None:
     """The second cell of a setting's row is its default; another is its environment variable."""
-    cells = rows(document("reference/settings")).get(name, [])
-
-    assert cells, f"settings.md has no row for {name}"
-    assert cells[0] == f"`{context.SETTINGS[name].default!r}`"
-    assert f"`FESTE_{name.upper()}`" in cells
+    says(settings()[0].get(name, []), name, context.SETTINGS[name])
 
 
 def test_no_row_names_a_setting_that_there_is_not() -> None:
     """A setting that was renamed or removed leaves no row behind."""
-    assert rows(document("reference/settings")).keys() == context.SETTINGS.keys()
+    assert settings()[0].keys() == context.SETTINGS.keys()
+
+
+def test_the_settings_of_the_dask_plugin_are_there() -> None:
+    """They have a table of their own, checked likewise."""
+    declared = pytest.importorskip("feste.scheduler.dask._hooks").feste_settings()
+    found = settings()[1]
+
+    assert found.keys() == declared.keys()
+    for name, setting in declared.items():
+        says(found[name], name, setting)
+
+
+def settings() -> list[dict[str, list[str]]]:
+    """The rows of Feste's own settings, and of those of its plugin for Dask."""
+    own, _, dask = document("reference/settings").partition("## Settings of `feste-scheduler-dask`")
+    return [rows(own), rows(dask)]
+
+
+def says(cells: list[str], name: str, setting: context.Setting) -> None:
+    """Check a row of settings."""
+    assert cells, f"settings.md has no row for {name}"
+    assert cells[0] == f"`{setting.default!r}`"
+    assert f"`FESTE_{name.upper()}`" in cells
 
 
 def test_the_passes_are_listed_as_they_run() -> None:

@@ -327,6 +327,21 @@ def test_tasks_run_where_they_say() -> None:
     assert (first == os.getpid(), second == os.getpid()) == (False, True)
 
 
+def test_tasks_that_need_other_resources_stay_apart() -> None:
+    """Steps of one node need the same of the worker that runs them, and equal ones are fused."""
+
+    def needs(**resources: float) -> Any:
+        return feste.task(resources=resources)(lambda *values: len(values))
+
+    one, same, more = needs(GPU=1), needs(GPU=1), needs(GPU=2)
+    plain = needs()
+
+    for other in (more, plain, needs(TPU=1)):
+        assert nodes_of(other(one())) == nodes_of(one(other())) == ["lambda", "lambda"]
+    assert nodes_of(same(one())) == ["lambda+lambda"]
+    assert in_graph(same(one())).resources == {"GPU": 1}
+
+
 def test_a_task_waits_for_no_more_than_before() -> None:
     """What a consumer needs besides does not keep a task from running."""
     last = note("b", note("a"), fail())

@@ -248,10 +248,10 @@ def test_dollars_so_far_are_known_or_said_to_be_unknown() -> None:
     for nodes in wanted:
         clock = VirtualClock(priced.answer)
         run = clock.run(*nodes)
-        assert Headway(run).look().parts[5] == ""
+        assert Headway(run).look().parts[6] == ""
         clock.tell(0.0, ("submit", run))
         clock.drive()
-        said.append(Headway(run).look().parts[5])
+        said.append(Headway(run).look().parts[6])
 
     assert said == ["$1.00", ">= $1.00", "cost unknown"]
 

@@ -11,6 +11,7 @@ from typing import Any
 import dask
 import distributed
 import pytest
+from dask.graph_manipulation import bind, checkpoint, clone, wait_on
 
 import feste
 from feste.errors import RunFailed, UngatedCall
@@ -112,6 +113,44 @@ def test_threads_of_this_process_may_pay(threads: Any) -> None:
     assert tuple(threads.gather(threads.compute(nodes))) == expected
     assert feste.compute(*nodes) == expected
     assert len(llm.requests) == bought
+
+
+def test_persisted_nodes_are_values(client: Any) -> None:
+    """client.persist gives the node with its value, which every run takes; a paid call refuses."""
+
+    @feste.task
+    def plus(a: int, b: int) -> int:
+        return a + b
+
+    one = client.persist(plus(1, 2))
+    two, three = client.persist([plus(one, 1), plus(one, 2)])
+    assert feste.compute(one, plus(two, three), scheduler=client) == (3, 9)
+    assert plus(one, two).compute() == 7
+    assert plus(client.compute(plus(4, 4)), 1).compute(scheduler=client) == 9
+    llm = FakeBackend()
+    with pytest.raises(UngatedCall):
+        client.persist(llm.chat("x"))
+    assert not llm.requests
+
+
+def test_graph_manipulation_on_a_cluster(client: Any) -> None:
+    """What only waits for a node works, and is refused a paid call; what would copy one says so."""
+
+    @feste.task
+    def plus(a: int, b: int) -> int:
+        return a + b
+
+    llm = FakeBackend()
+    with client.as_current():
+        assert dask.compute(bind(dask.delayed(int)(3), plus(1, 2))) == (3,)
+        assert dask.compute(checkpoint(plus(1, 2), plus(3, 4))) == (None,)
+        for waiting in (bind(dask.delayed(int)(3), llm.chat("x")), checkpoint(llm.chat("x"))):
+            with pytest.raises(UngatedCall):
+                dask.compute(waiting)
+        for copy in (clone, wait_on, lambda node: bind(node, plus(1, 2))):
+            with pytest.raises(NotImplementedError, match="build the lazy value anew"):
+                copy(plus(1, 2))
+    assert not llm.requests
 
 
 def test_collections_on_the_cluster_are_inputs(client: Any) -> None:

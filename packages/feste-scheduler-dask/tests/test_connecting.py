@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -100,50 +99,6 @@ def test_threads_of_this_process_will_do(threads: Any) -> None:
             nested(1).compute(scheduler=client)
 
 
-def test_the_network_needs_tls() -> None:
-    """An address on the network without encryption is refused before anything is connected."""
-    for url in ("tcp://10.1.2.3:8786", "tcp://scheduler.example:8786", "tcp://[fe80::1]:8786"):
-        with pytest.raises(ConfigError, match="TLS"):
-            where().compute(scheduler=url)
-
-
-def test_tls_needs_certificates() -> None:
-    """A tls:// address without certificates is a ConfigError that tells what is missing."""
-    with pytest.raises(ConfigError, match="no connection"):
-        where().compute(scheduler="tls://127.0.0.1:9")
-
-
-def test_tls_works(tmp_path: Path, disconnect: Callable[[], None]) -> None:
-    """With certificates in the configuration of Dask, a tls:// address is all that it takes."""
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl to make a certificate")
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
-    options = "-newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()
-    subprocess.run(
-        ["openssl", "req", "-x509", *options, "-keyout", key, "-out", certificate],
-        capture_output=True,
-        check=True,
-    )
-    tls = {"distributed.comm.tls.ca-file": certificate}
-    for role in ("scheduler", "worker", "client"):
-        tls[f"distributed.comm.tls.{role}.cert"] = certificate
-        tls[f"distributed.comm.tls.{role}.key"] = key
-    with (
-        dask.config.set(tls),
-        distributed.LocalCluster(
-            n_workers=1,
-            processes=False,
-            protocol="tls://",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
-    ):
-        assert cluster.scheduler_address.startswith("tls://")
-        assert where().compute(scheduler=cluster.scheduler_address) == os.getpid()
-        disconnect()
-
-
 def test_what_is_no_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """An address where nobody is, and an object that is no client, are ConfigErrors."""
     with distributed.LocalCluster(
@@ -159,14 +114,6 @@ def test_what_is_no_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         where().compute(scheduler=distributed.Security())
     with pytest.raises(UnknownName):
         where().compute(scheduler="dusk")
-
-
-def test_a_refused_target_costs_nothing() -> None:
-    """No request is sent if the cluster is not there: it is looked for before anything is paid."""
-    llm = FakeBackend()
-    with pytest.raises(ConfigError):
-        llm.chat("x").compute(scheduler="tcp://10.1.2.3:8786")
-    assert not llm.requests
 
 
 def test_a_closed_client_is_noticed(threads: Any) -> None:
@@ -350,13 +297,36 @@ def test_a_program_without_a_guard(
     assert until(lambda: not any(alive(int(pid)) for pid in pids.split()[1:]))
 
 
+#: Loads the plugin as an installation does, and uses all that needs no cluster.
+LIGHT = """
+import sys, time
+import feste, feste.plugins, feste.scheduler
+from feste.testing import FakeBackend
+begun = time.process_time()
+import feste.scheduler.dask
+import feste.scheduler.dask._hooks as hooks
+schedulers, settings = hooks.feste_schedulers(), hooks.feste_settings()
+spent = time.process_time() - begun
+registry = feste.plugins.registry()
+registry.schedulers.update(schedulers)
+registry.settings.update(settings)
+node = FakeBackend().chat(feste.task(str)(1))
+with feste.context.set(requests_on="workers", worker_window=3, prepare_worker=print):
+    feste.explain(node)
+    node.compute(scheduler="local", allow_insecure=True)
+    feste.task(abs)(-1).compute(prepare_worker="module:name")
+print(sorted(schedulers), {"distributed", "dask"} & set(sys.modules), spent)
+"""
+
+
 def test_hooks_are_light() -> None:
-    """Reading what the plugin offers imports neither distributed nor dask."""
-    program = (
-        "import sys, feste.plugins; import feste.scheduler.dask._hooks as hooks; "
-        "print(sorted(hooks.feste_schedulers()), {'distributed', 'dask'} & set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.strip() == "['dask', 'distributed', 'tcp', 'tls'] set()"
+    """What the plugin offers, its settings, plans and local runs import neither distributed nor dask."""
+    spent = []
+    for _ in range(3):  # the best of three: load on the machine only makes one longer
+        done = subprocess.run(
+            [sys.executable, "-c", LIGHT], capture_output=True, text=True, timeout=60, check=True
+        )
+        told, _, seconds = done.stdout.strip().rpartition(" ")
+        assert told == "['dask', 'distributed', 'tcp', 'tls'] set()"
+        spent.append(float(seconds))
+    assert min(spent) < 0.02

@@ -290,12 +290,18 @@ def _pack_other(value: Iterable[Any], deps: Deps, depth: int) -> Any:
 
 
 def _pack_collection(value: Any, deps: Deps, depth: int) -> Any:
-    """Make a Dask collection a node of its own, which Dask computes before the run."""
+    """Make a Dask collection or future a node of its own, which the executor computes."""
     return deps.slot(Node(COLLECTION, (value,)))
 
 
+def _is_future(kind: type) -> bool:
+    """Whether a class is that of Dask's futures, which is not imported for this."""
+    names = ((base.__module__, base.__qualname__) for base in kind.__mro__)
+    return ("distributed.client", "Future") in names
+
+
 class _Collection:
-    """The op of a node that stands for a Dask collection."""
+    """The op of a node that stands for a Dask collection, or a future of ``distributed``."""
 
     name = "dask"
     kind = "data"
@@ -305,11 +311,13 @@ class _Collection:
     is_async = False
 
     @staticmethod
-    def fn(collection: Any) -> Any:
-        """Return the value of a collection that was not computed before the run."""
+    def fn(given: Any) -> Any:
+        """Return the value of a future, or of a collection that was not computed before the run."""
+        if _is_future(type(given)):
+            return given.result()
         import dask
 
-        return dask.compute(collection)[0]  # type: ignore[attr-defined, no-untyped-call]
+        return dask.compute(given)[0]  # type: ignore[attr-defined, no-untyped-call]
 
     def determinism(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Determinism:
         return Determinism.EFFECT
@@ -348,7 +356,7 @@ def _packer_for(kind: type) -> _Packer | None:
         return _pack_subclass
     if dataclasses.is_dataclass(kind):
         return _pack_dataclass
-    if hasattr(kind, "__dask_graph__"):
+    if hasattr(kind, "__dask_graph__") or _is_future(kind):
         return _pack_collection
     return None
 

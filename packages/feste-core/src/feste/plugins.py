@@ -220,6 +220,8 @@ class Registry:
             off = [p.name for p in self.plugins if p.state != "loaded"]
             hint = f" Not loaded: {', '.join(off)} (see `feste plugins`)." if off else ""
             package = f" Is feste-{kind[:-1]}-{name} installed?"
+            if ":" in name:
+                package = " An address begins with its scheme, as in tls://host:port."
             raise UnknownName(f"no {kind[:-1]} {name!r}.{suggest(name, table)}{package}{hint}")
         return resolve(table[name])
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from feste import draw
 from feste._compute.iterating import Results
 from feste._compute.results import errors_of
-from feste._compute.steps import make_plan, make_run, program_of, run_elsewhere
+from feste._compute.steps import make_plan, make_run, program_of, run_elsewhere, start_inputs
 from feste.context import Settings
 from feste.errors import FesteError, RunFailed
 from feste.graph import FesteGraph
@@ -115,6 +115,7 @@ class Items(Results[T]):
         if grows:
             join_groups(program, settings)
         if self._growing is not None:
+            start_inputs(program, self._hands)
             driver().add(self._growing, program, tokens)
             return
         run = make_run(program, settings, self._hands)

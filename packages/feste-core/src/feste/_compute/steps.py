@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from feste.report.progress import in_terminal, shown
 from feste.scheduler.checks import check_nodes
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor, Scheduler
+from feste.scheduler.inputs import Later, compute_together
 from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 from feste.scheduler.states import STATES, VALUED
@@ -41,6 +41,7 @@ __all__ = [
     "make_run",
     "program_of",
     "run_elsewhere",
+    "start_inputs",
     "stop_gently",
     "wait_for",
 ]
@@ -58,34 +59,43 @@ def make_plan(graph: FesteGraph, settings: Settings, hands: Hands | None = None)
     :param settings: the settings of the run.
     :param hands: what will run it; None if that is not known.
     """
-    plan = Optimizer().run(_compute_collections(graph), settings)
+    plan = Optimizer().run(graph, settings)
     executor = hands if isinstance(hands, Executor) else None
     check_nodes(plan.graph.nodes.values(), settings, executor)
     return plan
 
 
-def _compute_collections(graph: FesteGraph) -> FesteGraph:
-    """Compute the Dask collections among the inputs, those with the same scheduler in one call."""
-    nodes = [n for n in graph.nodes.values() if n.op is COLLECTION and n.value is PENDING]
-    if not nodes:
-        return graph
-    import dask
-    from dask.base import get_scheduler
+def start_inputs(program: Program, hands: Executor) -> None:
+    """Let the executor compute the Dask collections among a program's inputs, all in one call."""
+    places = [i for i, node in enumerate(program.nodes) if _is_input(node)]
+    for i, node in zip(places, _given([program.nodes[i] for i in places], hands), strict=True):
+        if not node.origin and program.consumers[i]:  # then it is where the first call takes it
+            node.origin = program.nodes[program.consumers[i][0]].origin
+        program.nodes[i] = node
 
-    one = get_scheduler()  # type: ignore[no-untyped-call]
-    groups: dict[Any, dict[Any, list[Node]]] = {}
-    for node in nodes:
-        # without a global scheduler, bags and arrays use different ones, which one call cannot mix
-        own = None if one else getattr(node.args[0], "__dask_scheduler__", None)
-        # Dask returns results grouped by kind of collection, so group the nodes in the same way
-        kind = getattr(node.args[0], "__dask_optimize__", None)
-        groups.setdefault(own, {}).setdefault(kind, []).append(node.replace())
-    calls = [[n for kind in kinds.values() for n in kind] for kinds in groups.values()]
-    for call in calls:
-        values = dask.compute(*[n.args[0] for n in call])  # type: ignore[attr-defined, no-untyped-call]
-        for node, value in zip(call, values, strict=True):
+
+def _with_inputs(graph: FesteGraph) -> FesteGraph:
+    """Compute the Dask collections among a graph's inputs, which another scheduler than ours runs."""
+    return graph.with_nodes(_given([n for n in graph.nodes.values() if _is_input(n)]))
+
+
+def _is_input(node: Node) -> bool:
+    return node.op is COLLECTION and node.value is PENDING
+
+
+def _given(nodes: Sequence[Node], hands: Executor | None = None) -> list[Node]:
+    """Return copies of collections' nodes that have values, or what they are to be run with."""
+    if not nodes:
+        return []
+    inputs = [node.args[0] for node in nodes]
+    found = compute_together(inputs) if hands is None else hands.compute_collections(inputs)
+    given = [node.replace() for node in nodes]
+    for node, value in zip(given, found, strict=True):
+        if type(value) is Later:
+            node.args = (value.given,)
+        else:
             node.value = value
-    return graph.with_nodes(itertools.chain.from_iterable(calls))
+    return given
 
 
 def program_of(plan: Plan) -> Program:
@@ -95,8 +105,10 @@ def program_of(plan: Plan) -> Program:
 
 
 def make_run(program: Program, settings: Settings, hands: Executor, prefix: str = "run") -> Run:
-    """Make a run, and open its store and cache: after this, money may be spent."""
-    return Run(program, settings, hands, answers_of(settings), prefix)
+    """Make a run, open its store and cache, start its inputs: after this, money may be spent."""
+    run = Run(program, settings, hands, answers_of(settings), prefix)
+    start_inputs(program, hands)
+    return run
 
 
 def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
@@ -167,7 +179,7 @@ def run_elsewhere(
     keys = list(plan.graph.outputs)
     try:
         if isinstance(hands, Scheduler):
-            values = hands.run(plan.graph, keys, settings)
+            values = hands.run(_with_inputs(plan.graph), keys, settings)
         else:
             values = hands(for_dask(plan, settings), keys)
     except FesteError as error:
@@ -183,7 +195,7 @@ def _failed_elsewhere(error: FesteError) -> RunFailed:
 
 def for_dask(plan: Plan, settings: Settings | None = None) -> dict[str, Any]:
     """Return a plan's Dask tasks; paid values are stored in the user's own nodes."""
-    dsk = dict(plan.graph)
+    dsk = dict(_with_inputs(plan.graph))
     keepers = program_of(plan).keepers
     own = dict(zip(plan.graph.nodes, keepers, strict=True))
     for task in dsk.values():

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from feste.events import RequestFinished
 from feste.report import Closing, OperationRow, RunReport, Span
 from feste.report.operations import sum_if_known
+from feste.report.workers import busiest
 from feste.scheduler.request_log import RequestLog
 
 __all__ = ["total"]
@@ -53,6 +54,7 @@ def total(before: RunReport | None, after: RunReport, offset: float) -> RunRepor
         ),
         task_spans=_together(before.task_spans, after.task_spans, offset),
         closings=_together(before.closings, after.closings, offset),
+        workers=busiest([*before.workers, *after.workers]),
         peak=max(before.peak, after.peak),
         dollars_possible=sum_if_known(before.dollars_possible, after.dollars_possible),
         dollars_saved=sum_if_known(before.dollars_saved, after.dollars_saved),

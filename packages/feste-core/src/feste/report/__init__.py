@@ -8,6 +8,7 @@ from feste.report.operations import OperationRow
 from feste.report.remarks import UnknownRequest
 from feste.report.run_report import Closing, RunReport
 from feste.report.timeline import Span, draw_timeline
+from feste.report.workers import WorkerRow
 
 __all__ = [
     "Actual",
@@ -24,6 +25,7 @@ __all__ = [
     "RunReport",
     "Span",
     "UnknownRequest",
+    "WorkerRow",
     "draw_mermaid",
     "draw_svg",
     "draw_timeline",

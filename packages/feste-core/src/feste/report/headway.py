@@ -23,9 +23,9 @@ __all__ = ["Headway", "Look"]
 _WINDOW, _LOOKS = 30.0, 60
 #: The time that is left is told when a run has done something for so many seconds.
 _SOON = 2.0
-#: Positions of the parts that are left out where there is little room: tokens, in flight, other waits,
-#: dollars, gates.
-_NEEDED_LEAST = (4, 1, 3, 5, 2)
+#: Positions of the parts that are left out where there is little room: tokens, workers, in flight,
+#: other waits, dollars, gates.
+_NEEDED_LEAST = (5, 1, 2, 4, 6, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,9 @@ class Look:
 
     :param done: how many calls, or nodes, are done.
     :param total: how many there are so far.
-    :param parts: the words next to a bar: what is done, in flight, held by a gate, waits for something
-        else, generated, paid, failed, left; those that there is nothing to say of are empty.
+    :param parts: the words next to a bar: what is done, by how many workers, what is in flight, held by
+        a gate, waits for something else, generated, paid, failed, left; those that there is nothing to
+        say of are empty.
     """
 
     done: int
@@ -52,7 +53,8 @@ class Look:
 
         :param room: the characters.
 
-        >>> look = Look(1, 9, ("1/9 calls", "2 in flight", "", "", "40 tokens out", "$0.10", "", "~3 s left"))
+        >>> parts = "1/9 calls", "2 workers", "2 in flight", "", "", "", "$0.10", "", "~3 s left"
+        >>> look = Look(1, 9, parts)
         >>> look.fit(45), look.fit(25)
         ('1/9 calls, 2 in flight, $0.10, ~3 s left', '1/9 calls, ~3 s left')
         """
@@ -86,8 +88,10 @@ class Headway:
         else:
             done, total, what = len(run.state) - run.open, len(run.state), "node"
         self._remember(now, done)
+        workers = len(run.workers.rows)
         parts = (
             f"{done:,}/{counted(total, what)}",
+            counted(workers, "worker") if workers else "",
             f"{run.in_flight:,} in flight" if run.calls else "",
             self._held(now),
             self._waiting(),

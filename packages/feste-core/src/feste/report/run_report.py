@@ -19,6 +19,7 @@ from feste.report.remarks import UnknownRequest, passed_on, unknown_requests
 from feste.report.run_text import headline, html_of, table_of, text_of
 from feste.report.timeline import Span, draw_timeline
 from feste.report.waiting import in_order
+from feste.report.workers import WorkerRow, busiest
 from feste.scheduler.request_log import RequestLog
 from feste.scheduler.states import KEPT
 from feste.wording import counted
@@ -87,6 +88,8 @@ class RunReport:
     :param versions: the versions of Feste and of its plugins, by distribution.
     :param closings: the times for which no request went to a model's provider.
     :param task_spans: when tasks ran that took longer than a millisecond.
+    :param workers: a row for each worker that did something, the busiest first; empty if this process
+        did all.
 
     >>> import feste
     >>> from feste.testing import FakeBackend
@@ -131,6 +134,7 @@ class RunReport:
     versions: dict[str, str] = field(default_factory=dict)
     closings: list[Closing] = field(default_factory=list)
     task_spans: list[Span] = field(default_factory=list)
+    workers: list[WorkerRow] = field(default_factory=list)
 
     @classmethod
     def of(cls, run: Run) -> RunReport:
@@ -176,9 +180,10 @@ class RunReport:
             versions={info.distribution: info.version for info in registry().plugins},
             closings=[Closing(*closing) for closing in run.closings],
             task_spans=[
-                Span(lane, label, begun, end, ok, waits=[("worker", wait)] if wait else [])
-                for lane, label, begun, end, wait, ok in run.spans
+                Span(lane, label, begun, end, ok, 1, [("worker", wait)] if wait else [], worker)
+                for lane, label, begun, end, wait, ok, worker in run.spans
             ],
+            workers=busiest(list(run.workers.rows.values())),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -190,6 +195,7 @@ class RunReport:
         data["unknown"] = [asdict(unknown) for unknown in self.unknown]
         data["closings"] = [asdict(closing) for closing in self.closings]
         data["task_spans"] = [asdict(span) for span in self.task_spans]
+        data["workers"] = [asdict(row) for row in self.workers]
         data["sizes"] = {str(size): count for size, count in self.sizes.items()}
         return {"schema": SCHEMA, **data}
 
@@ -212,6 +218,7 @@ class RunReport:
             "unknown": UnknownRequest,
             "closings": Closing,
             "task_spans": Span,
+            "workers": WorkerRow,
         }
         for name, kind in kinds.items():
             own[name] = [kind(**_known(kind, each)) for each in own.get(name, ())]
@@ -315,4 +322,5 @@ def _request_span(request: RequestFinished, closed: Sequence[tuple[float, float]
         not request.error,
         request.items,
         in_order(request.waits, request.sent, closed),
+        request.worker,
     )

@@ -10,6 +10,7 @@ from feste.optimization.analysis.ranges import Range
 from feste.report.figures import dollars, money
 from feste.report.remarks import remarks
 from feste.report.table import aligned, telling
+from feste.report.workers import workers_table
 from feste.wording import counted, wrapped
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ def text_of(report: RunReport) -> str:
     if report.operations:
         rows = table_of(report.operations, waits=False)  # it is in the facts; a line has no room
         lines += ["", *aligned(rows, 1 + ("model" in rows[0]))]
+    if report.workers:
+        lines += ["", *aligned(workers_table(report.workers), 1)]
     lines += [line for remark in remarks(report) for line in wrapped(remark, 2)]
     if report.errors:
         lines += ["", "errors:", *(line for e in report.errors[:5] for line in wrapped(e, 2))]
@@ -177,10 +180,9 @@ def html_of(report: RunReport) -> str:
     """
     parts = [_p(line) for line in (headline(report), states(report), *facts(report))]
     if report.operations:
-        heading, *rows = report.table()
-        body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
-        head = f"<thead><tr>{_html_cells('th', heading)}</tr></thead>"
-        parts.append(f'<table style="margin-bottom:1em">{head}<tbody>{body}</tbody></table>')
+        parts.append(_html_table(report.table()))
+    if report.workers:
+        parts.append(_html_table(workers_table(report.workers)))
     parts += [_p(remark) for remark in remarks(report)]
     parts += [f"<pre>{html.escape(error)}</pre>" for error in report.errors[:5]]
     return "".join(parts)
@@ -188,6 +190,13 @@ def html_of(report: RunReport) -> str:
 
 def _p(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
+
+
+def _html_table(table: Sequence[Sequence[str]]) -> str:
+    heading, *rows = table
+    body = "".join(f"<tr>{_html_cells('td', row)}</tr>" for row in rows)
+    head = f"<thead><tr>{_html_cells('th', heading)}</tr></thead>"
+    return f'<table style="margin-bottom:1em">{head}<tbody>{body}</tbody></table>'
 
 
 def _html_cells(tag: str, row: Sequence[str]) -> str:

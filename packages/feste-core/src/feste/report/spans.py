@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class Span:
     :param ok: whether it succeeded.
     :param items: the number of calls that it carried.
     :param waits: causes and seconds of what it waited for before its start, in this order.
+    :param worker: the name of the worker that it ran on; empty for the process of the run.
     """
 
     lane: str
@@ -30,6 +32,7 @@ class Span:
     ok: bool = True
     items: int = 1
     waits: Sequence[tuple[str, float]] = ()
+    worker: str = ""
 
     @property
     def wait(self) -> float:
@@ -55,18 +58,33 @@ def extent_of(spans: Sequence[Span]) -> tuple[float, float]:
 
 
 def lanes_of(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
-    """Group spans by lane, in order of start; if there are too many lanes, merge the idlest."""
-    lanes: dict[str, list[Span]] = {}
+    """Group spans by lane, in order of start; if there are too many lanes, merge the idlest.
+
+    What ran on workers comes last, with a lane for each worker, in the order of their names.
+    """
+    found: dict[tuple[str, str], list[Span]] = {}
     for span in sorted(spans, key=lambda span: (span.start, span.end)):
-        lanes.setdefault(span.lane, []).append(span)
+        name = ("", span.lane) if not span.worker else (span.worker, "")
+        found.setdefault(name, []).append(span)
+    lanes = sorted(found.items(), key=lambda lane: _in_order(lane[0][0]))
     if len(lanes) > MAX_LANES:
-        busy = {name: sum(s.end - s.start for s in members) for name, members in lanes.items()}
-        kept = set(heapq.nlargest(MAX_LANES - 1, lanes, key=busy.__getitem__))
-        rest = [span for name, members in lanes.items() if name not in kept for span in members]
-        name = f"{len(lanes) - len(kept):,} other lanes"
-        lanes = {name: members for name, members in lanes.items() if name in kept}
-        lanes[name] = sorted(rest, key=lambda span: (span.start, span.end))
-    return list(lanes.items())
+        busy = {name: sum(s.end - s.start for s in members) for name, members in lanes}
+        kept = set(heapq.nlargest(MAX_LANES - 1, busy, key=busy.__getitem__))
+        rest = [span for name, members in lanes if name not in kept for span in members]
+        others = f"{len(lanes) - len(kept):,} other lanes"
+        lanes = [lane for lane in lanes if lane[0] in kept]
+        lanes.append((("", others), sorted(rest, key=lambda span: (span.start, span.end))))
+    return [(worker or lane, members) for (worker, lane), members in lanes]
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts names by the numbers in them.
+
+    >>> sorted(["worker-10", "worker-2", ""], key=_in_order)
+    ['', 'worker-2', 'worker-10']
+    """
+    parts = (part.lstrip("0") if part.isdecimal() else part for part in re.split(r"(\d+)", name))
+    return [(len(part) * (n % 2), part) for n, part in enumerate(parts)]
 
 
 def packed(spans: Iterable[Span]) -> list[list[Span]]:

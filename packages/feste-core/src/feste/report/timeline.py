@@ -60,7 +60,7 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
     axis = Axis(*extent_of(spans))
     lanes = lanes_of(spans)
     dense = len(spans) > max_spans
-    rows_of = [[members] if dense else packed(members) for _, members in lanes]
+    rows_of = [[members] if dense else _rows(members) for _, members in lanes]
     folded = set(range(len(lanes))) if dense else _folded([len(rows) for rows in rows_of])
     pitch = (
         19.0 if sum(len(rows) for i, rows in enumerate(rows_of) if i not in folded) <= 20 else 12.0
@@ -101,6 +101,14 @@ def draw_timeline(spans: Sequence[Span], *, title: str = "", max_spans: int = 20
         notes=notes,
         style=style_of("timeline", SHAPES, _colours),
     )
+
+
+def _rows(spans: Sequence[Span]) -> list[list[Span]]:
+    """Pack the spans of a lane into rows; on a worker, tasks and calls have rows of their own."""
+    by_kind: dict[str, list[Span]] = {kind: [] for kind in ("task", *KINDS)}
+    for span in spans:
+        by_kind[_kind(span.lane)].append(span)
+    return [row for members in by_kind.values() for row in packed(members)]
 
 
 def _folded(rows: Sequence[int]) -> set[int]:
@@ -144,7 +152,8 @@ def _bars(rows: Sequence[Sequence[Span]], axis: Axis, first: Rect) -> str:
 
 
 def _bar(span: Span, at: Rect) -> str:
-    facts = [f"{clock(span.start)} to {clock(span.end)} ({clock(span.end - span.start)})"]
+    facts = [f"{span.lane} on {span.worker}"] if span.worker else []
+    facts.append(f"{clock(span.start)} to {clock(span.end)} ({clock(span.end - span.start)})")
     waits: dict[str, float] = {}
     for cause, wait in span.waits:
         waits[cause] = wait + waits.get(cause, 0.0)
@@ -159,7 +168,8 @@ def _bar(span: Span, at: Rect) -> str:
     drawn = svg_rect(state, at, min(3.0, at.height / 3))
     if at.height > 10 and (words := _words(span, at.width - 10)):
         drawn += svg_text("inbar", at.x + 5, at.y + at.height / 2 + 3.5, words)
-    return f"<g><title>{xml(span.label)}&#10;{xml(', '.join(facts))}</title>{drawn}</g>"
+    kind = f' class="{_kind(span.lane)}"' if span.worker else ""
+    return f"<g{kind}><title>{xml(span.label)}&#10;{xml(', '.join(facts))}</title>{drawn}</g>"
 
 
 def _words(span: Span, room: float) -> str:
@@ -191,20 +201,31 @@ def _strip(spans: Sequence[Span], axis: Axis, y: float, height: float) -> str:
 
 
 def _lane(name: str, words: Sequence[str], spans: Sequence[Span], drawn: str, at: Rect) -> str:
-    mean = sum(span.end - span.start for span in spans) / len(spans)
-    lines = [*words, f"{counted(len(spans), 'span')}, mean {clock(mean)}"]
+    took, count = sum(span.end - span.start for span in spans), counted(len(spans), "span")
+    kind, sizes = _kind(name), f"{count}, mean {clock(took / len(spans))}"
+    if len({span.worker for span in spans}) == 1 and spans[0].worker:
+        kind, sizes = _most(spans), f"worker: {clock(took)} in {count}"
+    lines = [*words, sizes]
     y = at.y + min(at.height, 52.0) / 2 + 5 - 7 * (len(lines) - 1)
     texts = [
         svg_text("small" if number else "label", 12, y + 14 * number, line)
         for number, line in enumerate(lines)
     ]
     parts = f"<title>{xml(name)}</title>{svg_rect('band', at, 8)}{''.join(texts)}{drawn}"
-    return f'<g class="lane {_kind(name)}">{parts}</g>'
+    return f'<g class="lane {kind}">{parts}</g>'
 
 
 def _kind(lane: str) -> str:
     kind = lane.partition(" ")[0]
     return kind if kind in ("task", "prompt", "data") else "call"
+
+
+def _most(spans: Sequence[Span]) -> str:
+    """Return the kind that most of the time of a worker's spans went to, which colours its strip."""
+    took: dict[str, float] = defaultdict(float)
+    for span in spans:
+        took[_kind(span.lane)] += span.end - span.start
+    return max(took, key=took.__getitem__)
 
 
 def _curve(spans: Sequence[Span], axis: Axis, y: float) -> tuple[int, str]:

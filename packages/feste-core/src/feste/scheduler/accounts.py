@@ -111,6 +111,8 @@ class Accounts:
         parcel.handle = 0
         run.in_flight -= 1
         run.requests.append(record)
+        if worker:
+            run.workers.sent(parcel.members, record.at - record.sent, worker)
         run.sizes[record.items] += 1
         unknown = record.billed == "unknown"
         totals = self.brain.waits.row(run, parcel.call, request.plugin, request.model)

@@ -227,6 +227,8 @@ class Dispatcher:
         run = task.run
         run.seconds[name] += seconds
         self.brain.waits.ran(task, ok, value, seconds)
+        if worker:
+            run.workers.ran(task, seconds, worker)
         if _is_wanted(task):
             self.brain.stages[task.stage](run, task, ok, value, seconds)
 
@@ -237,7 +239,8 @@ class Dispatcher:
             lane = f"{task.node.op.kind} {task.name}"
             waited = max(0.0, begun - run.ready_at[task.index])
             end = self.brain.now - run.started
-            run.spans.append((lane, task.key, begun - run.started, end, waited, ok))
+            worker = run.workers.of(task.index)
+            run.spans.append((lane, task.key, begun - run.started, end, waited, ok, worker))
         if type(value) is StepFailed and value.error is not None:
             step = self.brain.lifecycle.take_apart(run, task.index, value.at)
             value.error.__cause__ = value.__cause__  # which does not travel with it

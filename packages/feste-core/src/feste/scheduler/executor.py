@@ -15,6 +15,7 @@ from feste.context import Settings
 from feste.errors import FesteError
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
+from feste.scheduler.inputs import compute_together
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
@@ -256,6 +257,17 @@ class Executor:
         :param chunk: the tasks in order; the list object identifies the chunk.
         """
         raise NotImplementedError
+
+    def compute_collections(self, inputs: Sequence[Any]) -> list[Any]:
+        """Compute the Dask collections among the inputs of a run, on the thread of its caller.
+
+        It may block, and what it raises is raised there.
+
+        :param inputs: collections, and futures of ``distributed``.
+        :returns: for each its value, or a :class:`~feste.scheduler.Later`: then its node, whose op is
+            :data:`feste.scheduler.COLLECTION`, is run by :meth:`call` with what that holds.
+        """
+        return compute_together(inputs)
 
     def reclaim(self, chunk: list[PyTask]) -> None:
         """Return the unstarted tasks of a chunk if it has made no progress since the last call.

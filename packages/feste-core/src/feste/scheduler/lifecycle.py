@@ -167,6 +167,8 @@ class Lifecycle:
         inputs, state = program.deps[i], run.state[i]
         program.nodes[i], run.state[i] = nodes[-1], WAITING
         run.state[places[at]] = state
+        if worker := run.workers.take(i):
+            run.workers.put(places[: at + 1], worker)
         for n, j in enumerate(places):
             run.ready_at[j] = run.ready_at[i]
             if n < at:
@@ -279,8 +281,9 @@ class Lifecycle:
                 for j in held:
                     if not run.uses[j]:
                         self.release(run, j)
+        worker = run.workers.take(i) if run.workers.rows else ""
         if NodeFinished.name in run.heard:
-            self._tell(run, i, node, state)
+            self._tell(run, i, node, state, worker)
         if not run.open:
             self.brain.end_if_done(run)
 
@@ -307,13 +310,15 @@ class Lifecycle:
             self.brain.act("release", run.executor, run.values[i])
         run.values[i] = None
 
-    def _tell(self, run: Run, i: int, node: Node, state: int) -> None:
+    def _tell(self, run: Run, i: int, node: Node, state: int, worker: str) -> None:
         now = self.brain.now - run.started
         ready = run.ready_at[i] - run.started if run.ready_at[i] >= 0 else now
-        self.brain.act("notify", run, partial(_finished, run, i, node, state, now, ready))
+        self.brain.act("notify", run, partial(_finished, run, i, node, state, now, ready, worker))
 
 
-def _finished(run: Run, i: int, node: Node, state: int, now: float, ready: float) -> NodeFinished:
+def _finished(
+    run: Run, i: int, node: Node, state: int, now: float, ready: float, worker: str
+) -> NodeFinished:
     """Make a node's event; called on the observers' thread, since resolving a line is slow."""
     error = run.errors.get(i)
     return NodeFinished(
@@ -326,4 +331,5 @@ def _finished(run: Run, i: int, node: Node, state: int, now: float, ready: float
         ready,
         node.where,
         str(error) if error is not None else "",
+        worker,
     )

@@ -66,8 +66,9 @@ def log(event: Event) -> None:
 def _request(event: RequestFinished) -> str:
     what = printable(f"{event.backend}.{event.operation} {event.model}".rstrip())
     waited = "".join(f", {name} {wait:.3f} s" for name, wait in event.waits.items())
+    where = f" on {printable(event.worker)}" if event.worker else ""
     told = [
-        f"{event.run}: request {event.number} of {what}: {counted(event.items, 'call')}",
+        f"{event.run}: request {event.number} of {what}{where}: {counted(event.items, 'call')}",
         f"attempt {event.attempt}",
         f"{event.at - event.sent:.3f} s{waited}",
     ]

@@ -36,6 +36,7 @@ from feste.scheduler.states import (
     WAITING,
 )
 from feste.scheduler.totals import Totals
+from feste.scheduler.workers import Workers
 
 if TYPE_CHECKING:
     from feste.scheduler.executor import Executor
@@ -174,7 +175,8 @@ class Run:
         #: Tokens of the requests so far, where providers reported them.
         self.input_tokens = 0
         self.output_tokens = 0
-        self.spans: list[tuple[str, str, float, float, float, bool]] = []
+        self.spans: list[tuple[str, str, float, float, float, bool, str]] = []
+        self.workers = Workers()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls = sum(n.op.kind == "call" for n in program.nodes)
         self.calls_done = 0

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 from feste.backend import Backend, Call, OnChunk, Request
 from feste.errors import FesteError
-from feste.scheduler import LocalExecutor, PyTask, Reporter
-from feste.scheduler.dask.link import Link, check_target
-from feste.scheduler.dask.parts import PartReporter, lists_of, refs_of, split
-from feste.scheduler.dask.preparing import Prepare
-from feste.scheduler.dask.pumps import Pumps
-from feste.scheduler.dask.refs import Ref
-from feste.scheduler.dask.workers import Workers
+from feste.scheduler import COLLECTION, LocalExecutor, PyTask, Reporter
+from feste.scheduler.dask.cluster.link import Link, check_target
+from feste.scheduler.dask.preparing import Prepare, prepared
+from feste.scheduler.dask.requests.pumps import Pumps
+from feste.scheduler.dask.tasks.inputs import INPUT
+from feste.scheduler.dask.tasks.parts import PartReporter, lists_of, refs_of, split
+from feste.scheduler.dask.tasks.refs import Ref
+from feste.scheduler.dask.tasks.workers import Workers
 
 __all__ = ["DaskExecutor"]
 
@@ -71,16 +73,18 @@ class DaskExecutor(LocalExecutor):
         :raises FesteError: if a worker cannot be prepared.
         """
         self._link = Link(self.target, self._allow_insecure)
-        if self._on_workers:
-            self._pumps = Pumps(self._link, report, self._window, self._prepare)
-            try:
+        try:
+            preparation = prepared(self._link.client, self._prepare)
+            if self._on_workers:
+                self._pumps = Pumps(self._link, report, self._window, preparation)
                 self._pumps.start()
-            except BaseException:
+        except BaseException:
+            if self._pumps is not None:
                 self._pumps.close()
-                self._link.close()
-                raise
+            self._link.close()
+            raise
         self._parts = PartReporter(report)
-        self._workers = Workers(self._link, self._parts)
+        self._workers = Workers(self._link, self._parts, preparation)
         self._needs: dict[str, Mapping[str, float]] = {"worker": {}}
         super().start(self._parts)
 
@@ -97,6 +101,8 @@ class DaskExecutor(LocalExecutor):
 
         :param task: the op.
         """
+        if task is COLLECTION:
+            return INPUT
         if task.kind == "task" and task.executor != "inline" and not task.once:
             if not task.resources:
                 return "worker"
@@ -110,6 +116,8 @@ class DaskExecutor(LocalExecutor):
 
         :param where: the result of :meth:`place`, or ``"thread"``.
         """
+        if where == INPUT:
+            return sys.maxsize
         needs = self._needs.get(where)
         return super().capacity(where) if needs is None else self._workers.capacity(needs)
 
@@ -120,6 +128,13 @@ class DaskExecutor(LocalExecutor):
         """
         return _CHUNK if where in self._needs else super().chunk_seconds(where)
 
+    def compute_collections(self, inputs: Sequence[Any]) -> list[Any]:
+        """Start the computation of inputs on the cluster, in one call; values stay there.
+
+        :param inputs: Dask collections, and futures, of which those of this cluster are not moved.
+        """
+        return self._workers.inputs.start(inputs)
+
     def call(self, where: str, chunk: Chunk) -> None:
         """Run tasks; local tasks wait until the results that they need are fetched.
 
@@ -128,13 +143,17 @@ class DaskExecutor(LocalExecutor):
         """
         if where in self._needs:
             self._call_there(where, chunk)
+        elif where == INPUT and self._workers.inputs.is_foreign(chunk[0].args[0]):
+            self._call_here(where, chunk)
+        elif where == INPUT:
+            self._workers.inputs.run(chunk)
         elif refs := refs_of(chunk):
             self._workers.fetcher.bring(refs, lambda: self._call_here(where, chunk))
         else:
             super().call(where, chunk)
 
     def _call_there(self, where: str, chunk: Chunk) -> None:
-        here, there, returned = split(chunk, self._workers.shares)
+        here, there, returned = split(chunk, self._workers.size)
         self._parts.split(where, chunk, [here, *there] if here else there)
         if returned:
             self._parts.returned(returned)
@@ -152,7 +171,7 @@ class DaskExecutor(LocalExecutor):
                         values[position] = value.value
                         if not value.ok:
                             task.fn, task.args, task.kwargs = _raise, (value.value,), {}
-        if where == "inline":  # the brain would wait for it
+        if where in ("inline", INPUT):  # the brain would wait for it
             self._parts.split(where, chunk, [chunk])
             where = "thread"
         super().call(where, chunk)
@@ -206,6 +225,7 @@ class DaskExecutor(LocalExecutor):
         for part in self._parts.parts(chunk):
             super().abandon(part)
             self._workers.abandon(part)
+            self._workers.inputs.abandon(part)
 
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
         """Fetch results into this process.

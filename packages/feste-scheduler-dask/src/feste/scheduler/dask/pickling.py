@@ -19,7 +19,7 @@ import cloudpickle
 from feste.backend import Backend
 from feste.node import process_name
 
-__all__ = ["dumps", "was_here"]
+__all__ = ["Pickler", "dumps", "was_here"]
 
 _backends: WeakValueDictionary[str, Backend] = WeakValueDictionary()
 _numbers = itertools.count()
@@ -35,11 +35,13 @@ def dumps(value: Any, protocol: int = 5, arrays: list[pickle.PickleBuffer] | Non
     """
     beside = arrays.append if arrays is not None and protocol >= 5 else None
     with io.BytesIO() as file:
-        _Pickler(file, protocol=protocol, buffer_callback=beside).dump(value)
+        Pickler(file, protocol=protocol, buffer_callback=beside).dump(value)
         return file.getvalue()
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles by value, and backends by name."""
+
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Backend):
             return (_arrived, (_name(obj), *obj.__reduce__()))

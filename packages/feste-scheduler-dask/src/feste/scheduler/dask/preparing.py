@@ -4,57 +4,116 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
+import pickle
 import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from feste.errors import NodeError
-from feste.scheduler import describe
+from feste.errors import ConfigError, NodeError
+from feste.node import process_name
+from feste.scheduler import describe, inside
+from feste.scheduler.dask.pickling import dumps
+from feste.scheduler.dask.tasks.outcomes import Failed
 
-__all__ = ["Prepare", "prepared"]
+__all__ = ["Preparation", "Prepare", "prepare", "prepared"]
 
 Prepare = Callable[[], Any] | str
 """A function, sync or async, or its ``"module:name"``."""
 
+_numbers = itertools.count()
 _lock = threading.Lock()
-#: What came of it, by the name of the client.
+#: What came of it in this process, by name.
 _outcomes: dict[str, NodeError | None] = {}
 
 
-def prepared(name: str, prepare: Prepare | None) -> NodeError | None:
-    """Prepare this process if that is not done yet; blocks until it is.
+class Preparation:
+    """What workers do first, on its way to them.
 
-    :param name: the name of the client whose preparation it is.
-    :param prepare: what to call, or None.
-    :returns: why it failed, or None.
-
-    >>> prepared("a client", lambda: print("loading the model"))
-    loading the model
-    >>> prepared("a client", lambda: print("loading the model"))
+    :param name: distinguishes it from that of other clients, and from an earlier attempt.
+    :param prepare: what to call.
+    :raises ConfigError: if it cannot be sent.
     """
-    if prepare is None:
-        return None
-    with _lock:
-        if name not in _outcomes:
-            _outcomes[name] = _call(prepare)
-        return _outcomes[name]
+
+    def __init__(self, name: str, prepare: Prepare) -> None:
+        self.name = name
+        try:
+            self._data = dumps(prepare)
+        except Exception as error:  # what it holds may be anything
+            raise ConfigError(
+                f"prepare_worker={prepare!r} cannot be sent to Dask workers: {type(error).__name__}: "
+                f"{error}"
+            ) from None
+
+    def done(self, worker: str) -> Failed | None:
+        """Prepare this process if that is not done yet; blocks until it is.
+
+        :param worker: the name of the worker, for the error.
+        :returns: why it failed, or None.
+
+        >>> preparation = Preparation("a client", lambda: print("loading the model"))
+        >>> preparation.done("a worker")
+        loading the model
+        >>> preparation.done("a worker")
+        """
+        with _lock:
+            if self.name not in _outcomes:
+                _outcomes[self.name] = _called(self._data, worker)
+            error = _outcomes[self.name]
+        return None if error is None else Failed.of(error)  # each time another
 
 
-def _call(prepare: Prepare) -> NodeError | None:
+def _called(data: bytes, worker: str) -> NodeError | None:
     try:
-        if isinstance(prepare, str):
-            module, _, attribute = prepare.partition(":")
-            prepare = getattr(import_module(module), attribute)
-        assert callable(prepare), "checked as a setting"
-        done = prepare()
-        if inspect.iscoroutine(done):
-            asyncio.run(done)
+        with inside("worker"):  # where it may start no run of its own
+            prepare = pickle.loads(data)
+            if isinstance(prepare, str):
+                module, _, attribute = prepare.partition(":")
+                prepare = getattr(import_module(module), attribute)
+            done = prepare()
+            if inspect.iscoroutine(done):
+                asyncio.run(done)
     except BaseException as error:  # users' code may raise anything, even SystemExit
         told = describe(error)
-        return NodeError(
-            f"prepare_worker failed on a Dask worker: {told.args[0]}",
+        failed = NodeError(
+            f"prepare_worker failed on the Dask worker {worker}: {told}",
             cause_type=type(error).__name__,
             traceback=getattr(told, "traceback", ""),
         )
+        failed.__cause__ = error
+        return failed
     return None
+
+
+def prepared(client: Any, function: Prepare | None) -> Preparation | None:
+    """Prepare all workers that there are.
+
+    :param client: a ``distributed.Client``.
+    :param function: the setting ``prepare_worker``.
+    :returns: what workers that come later have to do, or None.
+    :raises FesteError: if one of the workers cannot be prepared.
+    """
+    if function is None:
+        return None
+    preparation = Preparation(f"{process_name()}-{next(_numbers)}", function)
+    for address, outcome in client.run(prepare, preparation, on_error="return").items():
+        if isinstance(outcome, Failed):
+            raise outcome.raised()
+        if isinstance(outcome, ImportError):
+            raise ConfigError(
+                f"the Dask worker {address} cannot run Feste: {type(outcome).__name__}: {outcome}. "
+                "Install feste-scheduler-dask there, in the version of the client"
+            )
+        # any other error is of a worker that is gone: the one after it is prepared by its first work
+    return preparation
+
+
+async def prepare(preparation: Preparation, dask_worker: Any) -> Failed | None:
+    """Prepare a worker while its event loop runs on, for it may take minutes.
+
+    :param preparation: what to do.
+    :param dask_worker: the worker; Dask gives it under this name.
+    :returns: why it failed, or None.
+    """
+    return await asyncio.to_thread(preparation.done, str(dask_worker.name))

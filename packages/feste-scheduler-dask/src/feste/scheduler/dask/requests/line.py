@@ -17,7 +17,7 @@ from typing import Any
 from feste.backend import Call, OnChunk, Request
 from feste.errors import CallError, ConfigError, FesteError, Rejected
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.pump import Shipment
+from feste.scheduler.dask.requests.pump import Shipment
 
 __all__ = ["Line", "Shipped", "unpacked"]
 
@@ -104,7 +104,7 @@ class Line:
         return True
 
     async def check(self, backends: Mapping[str, bytes]) -> FesteError | None:
-        """Return what keeps backends from sending requests from the worker, or None.
+        """Return what keeps the worker from sending requests of backends, or None.
 
         :param backends: the pickled backends, by name.
         """
@@ -114,10 +114,10 @@ class Line:
             await asyncio.wait({asked}, timeout=_PAUSE)
         if not asked.done() or asked.exception() is not None:  # it is gone, or about to go
             asked.cancel()
-            return None
+            return self.problem
         life, told = asked.result()
         if life != self._life:
-            return None
+            return self.problem
         self._backends.update(backends)
         problem: FesteError | None = told[1]
         return problem
@@ -163,7 +163,7 @@ class Line:
     async def collect(self, take: Callable[[int, bool, bytes], None]) -> str:
         """Take outcomes from the worker until it is gone; return why it is.
 
-        :param take: takes what :class:`~feste.scheduler.dask.outbox.Told` says, without its ordinal.
+        :param take: takes what :class:`~feste.scheduler.dask.requests.outbox.Told` says, without its ordinal.
         """
         while True:
             told, why = await self._exchange("collect", self._seen, _POLL)
@@ -215,9 +215,8 @@ class Line:
     async def _ask(self, do: str, data: bytes) -> Any:
         message = {"op": self._pump, "do": do, "life": self._life, "data": data}
         answer = await self._client.scheduler.proxy(worker=self.address, msg=message)
-        return (
-            pickle.loads(answer) if answer else ("", None)
-        )  # without a pump, Dask answers nothing
+        # where there is no pump, Dask answers nothing
+        return pickle.loads(answer) if answer else ("", None)
 
 
 def unpacked(name: str, data: bytes) -> tuple[bool, Any, float]:

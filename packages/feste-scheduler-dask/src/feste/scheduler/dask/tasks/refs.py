@@ -11,7 +11,7 @@ import distributed
 from distributed.scheduler import KilledWorker
 
 from feste.errors import FesteError, WorkerLost
-from feste.scheduler.dask.outcomes import Failed, Held, Outcome, Several
+from feste.scheduler.dask.tasks.outcomes import Failed, Held, Outcome, Several
 
 __all__ = ["Fetcher", "Promises", "Ref", "Result", "lost"]
 
@@ -109,7 +109,7 @@ class Promises:
 class Fetcher:
     """Fetches results on the event loop of the client, without blocking a thread.
 
-    :param client: a ``distributed.Client``. It joins requests made at the same time.
+    :param client: a ``distributed.Client``.
     :param promises: records the pending results.
     """
 
@@ -151,12 +151,28 @@ class Fetcher:
         return True
 
     async def _bring(self, results: list[Result], number: int, then: Callable[[], None]) -> None:
-        for result in results:
-            if result.loading is None:
-                result.loading = asyncio.ensure_future(self._load(result))
-        await asyncio.wait([r.loading for r in results if r.loading is not None])
+        fresh = [r for r in results if r.loading is None and r.outcome is None]
+        if fresh:
+            loading = asyncio.ensure_future(self._load_all(fresh))
+            for result in fresh:
+                result.loading = loading
+        loads = {r.loading for r in results if r.loading is not None}
+        if loads:
+            await asyncio.wait(loads)
         if self._promises.keep(number):
             then()
+
+    async def _load_all(self, results: list[Result]) -> None:
+        """Fetch results in one go, or, if one of them is lost, each by itself."""
+        try:
+            got = await self._client.gather([r.future for r in results], asynchronous=True)
+        except Exception:
+            await asyncio.gather(*map(self._load, results))
+        else:
+            for result, outcome in zip(results, got, strict=True):
+                result.outcome = result.outcome or outcome
+        for result in results:
+            result.loading = None
 
     async def _load(self, result: Result) -> None:
         outcome: Outcome | Several
@@ -165,7 +181,6 @@ class Fetcher:
         except Exception as error:  # whatever it is, no value will arrive
             outcome = Failed(lost(error))
         result.outcome = result.outcome or outcome
-        result.loading = None
 
     async def _gather(self, future: Any) -> Any:
         try:

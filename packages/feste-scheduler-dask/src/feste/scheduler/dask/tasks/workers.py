@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import Any
@@ -20,23 +21,25 @@ from feste.backend import Backend, Call
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.node import topological
 from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
-from feste.scheduler.dask.link import Link
-from feste.scheduler.dask.notes import Note, Notes
-from feste.scheduler.dask.offers import Offers
-from feste.scheduler.dask.outcomes import Emitted, Held, Left, Several
+from feste.scheduler.dask.cluster.link import Link
 from feste.scheduler.dask.pickling import was_here
-from feste.scheduler.dask.refs import Fetcher, Promises, Ref, Result, lost
-from feste.scheduler.dask.remote import packed, work
+from feste.scheduler.dask.preparing import Preparation
+from feste.scheduler.dask.tasks.inputs import Inputs
+from feste.scheduler.dask.tasks.large import Large, quiet
+from feste.scheduler.dask.tasks.notes import Note, Notes
+from feste.scheduler.dask.tasks.offers import Offers
+from feste.scheduler.dask.tasks.outcomes import Emitted, Held, Left, Several
+from feste.scheduler.dask.tasks.refs import Fetcher, Promises, Ref, Result, lost
+from feste.scheduler.dask.tasks.remote import packed, work
 
 __all__ = ["Workers"]
 
 #: Seconds between two checks of the cluster's size.
 _REFRESH = 1.0
-#: Results of more bytes are alone in a task of Dask: others would be held and sent along with it.
-_BULKY = 65_536
-#: The chunks in flight for each thread: enough that it never waits for the client, and that an
-#: adaptive cluster sees so many seconds of work for it that it grows.
-_FEWEST, _MOST, _IN_SIGHT = 2, 16, 10.0
+#: The fewest and the most chunks in flight for each thread, and their seconds of work: so much that
+#: no thread waits for the client, and that an adaptive cluster sees enough to grow.
+_FEWEST, _MOST = 2, 16
+_IN_FLIGHT, _IN_SIGHT = 1.0, 10.0
 #: The most names of tasks in the name of their chunk.
 _NAMED = 3
 
@@ -48,9 +51,13 @@ class Workers:
 
     :param link: the connection.
     :param report: receives the reports.
+    :param preparation: what a worker does before all else, or None.
     """
 
-    def __init__(self, link: Link, report: Reporter) -> None:
+    def __init__(
+        self, link: Link, report: Reporter, preparation: Preparation | None = None
+    ) -> None:
+        self._preparation = preparation
         self._link = link
         self._client = link.client
         self._report = report
@@ -59,6 +66,8 @@ class Workers:
         self._notes = Notes(self._client, self._give_back)
         self._promises = Promises()
         self.fetcher = Fetcher(self._client, self._promises)
+        self._large = Large(self._client)
+        self.inputs = Inputs(self._client, self._promises, self.fetcher, report)
         self._backends: WeakKeyDictionary[Any, dict[Hashable, Backend]] = WeakKeyDictionary()
         #: The chunks under way, by the number of their promise, and their futures.
         self._chunks: dict[int, Chunk] = {}
@@ -75,19 +84,20 @@ class Workers:
         self._thread = threading.Thread(target=self._serve, name="feste-dask", daemon=True)
         self._thread.start()
 
-    def shares(self, task: PyTask) -> bool:
-        """Return whether a task may share a task of Dask: its results are known to be small.
+    def size(self, task: PyTask) -> float:
+        """Return the size of a task's results in bytes; infinity if it must not share a task of Dask.
 
         :param task: the task.
         """
-        return self._sizes.get(task.name, _BULKY + 1) <= _BULKY and task.key not in self._apart
+        return inf if task.key in self._apart else self._sizes.get(task.name, inf)
 
     def capacity(self, needs: Mapping[str, float]) -> int:
         """Return how many chunks may be in flight.
 
         :param needs: the resources that each needs.
         """
-        each = _IN_SIGHT / self._pace if self._pace else 0.0
+        wanted = _IN_SIGHT if self._offers.may_grow else _IN_FLIGHT
+        each = wanted / self._pace if self._pace else 0.0
         window = int(min(max(each, _FEWEST), _MOST))
         return window * max(1, self._offers.room(needs))
 
@@ -179,7 +189,7 @@ class Workers:
     def _submit(self, number: int, chunk: Chunk) -> Any:
         op: Any = chunk[0].node.op
         try:
-            data, results = packed(chunk)
+            data, futures = packed(chunk, self._large)
         except Exception as error:  # users' objects may raise anything
             raise ConfigError(
                 f"{op.name} runs on a Dask worker, but it or an argument cannot be sent there: "
@@ -192,8 +202,10 @@ class Workers:
             options["priority"] = chunk[0].run.program.rank[chunk[0].index]
         if op.resources:
             options["resources"] = dict(op.resources)
-        futures = [result.future for result in results]
-        return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
+        if self._preparation is not None:
+            options["preparation"] = self._preparation
+        with quiet():
+            return self._client.submit(work, self._notes.topic, number, data, *futures, **options)
 
     # --- on the client's loop, mostly --------------------------------------------------------------
 
@@ -216,6 +228,13 @@ class Workers:
             self.fetcher.bring([Ref(result)], partial(self._sort, number, chunk, result, begun))
 
     def _sort(self, number: int, chunk: Chunk, result: Result, begun: float) -> None:
+        """Report the outcomes of a chunk."""
+        try:
+            self._report_each(number, chunk, result, begun)
+        except Exception as error:  # a bug must not leave the run waiting
+            self._fail(number, chunk, begun, describe(error))
+
+    def _report_each(self, number: int, chunk: Chunk, result: Result, begun: float) -> None:
         whole = result.outcome
         if len(chunk) > 1 and whole is not None and not isinstance(whole, Several):
             self._leave(number, chunk)  # it could not be read on the worker, or not be fetched

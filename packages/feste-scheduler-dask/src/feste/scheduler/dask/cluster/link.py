@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 import distributed as _untyped
 
 from feste.errors import ConfigError, FesteWarning
-from feste.scheduler.dask.cluster import OwnCluster
+from feste.scheduler.dask.cluster.own import OwnCluster
 
 __all__ = ["Link", "check_target"]
 
 _dask: Any = _untyped
 _NAMES = ("dask", "distributed")
+#: Encrypted, with certificates on both sides; or within a process.
+_SAFE = ("tls://", "wss://", "inproc://")
 
 
 def check_target(target: Any, allow_insecure: bool = False) -> None:
@@ -29,21 +31,21 @@ def check_target(target: Any, allow_insecure: bool = False) -> None:
     """
     if isinstance(target, str):
         if target not in _NAMES and not allow_insecure:
-            _check_address(target)
+            _check_address(target, f"scheduler={target!r}")
     elif not isinstance(target, (_dask.Client, _dask.deploy.Cluster, type)):
         raise ConfigError(
             f"scheduler={target!r}: of distributed, a Client or a cluster can run a graph"
         )
 
 
-def _check_address(address: str) -> None:
-    """Raise for an address where others can listen."""
-    if not address.startswith(("tls://", "inproc://")) and not _is_loopback(address):
+def _check_address(address: str, what: str) -> None:
+    """Raise for an address where others can listen or read along."""
+    if not address.startswith(_SAFE) and not _is_loopback(address):
         raise ConfigError(
-            f"scheduler={address!r}: whoever reads or joins an unencrypted connection to a Dask "
-            "scheduler can run code on its workers. Use TLS (tls://..., with the certificates in "
-            "the Dask configuration distributed.comm.tls), an address on this machine, or "
-            "allow_insecure=True in a network where you trust everyone"
+            f"{what} is on the network without TLS: whoever reads or joins an unencrypted connection "
+            "of a Dask cluster can run code on its workers. Use TLS (tls://..., with the certificates "
+            "in the Dask configuration distributed.comm.tls), addresses on this machine "
+            '(host="127.0.0.1"), or allow_insecure=True in a network where you trust everyone'
         )
 
 
@@ -75,6 +77,13 @@ class Link:
         else:
             self.client = self._connect(given)
         self._address = getattr(self.client.scheduler, "address", "?")
+        try:
+            self._check(allow_insecure)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, allow_insecure: bool) -> None:
         if self.client.status != "running":
             raise ConfigError(
                 f"the distributed.Client is {self.client.status}: make a new one, or leave it open "
@@ -85,14 +94,19 @@ class Link:
                 "an asynchronous distributed.Client needs its event loop, which a blocking run "
                 "would stop: use await feste.acompute(...)"
             )
+        workers = self.client.nthreads()
         if not allow_insecure:
-            _check_address(str(self.client.scheduler.address))
-        if not self.threads():
+            # one that is reached on this machine may listen elsewhere, too, and then says so
+            for address in (self._address, self.client.scheduler_info()["address"]):
+                _check_address(address, f"the Dask scheduler {address}")
+            for address in workers:
+                _check_address(address, f"the Dask worker {address}")
+        if not workers:
             warnings.warn(
-                f"the Dask cluster at {self.client.scheduler.address} has no workers yet; Python "
-                "tasks wait until it has",
+                f"the Dask cluster at {self._address} has no workers yet; Python tasks wait until it "
+                "has",
                 FesteWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def _connect(self, given: Any) -> Any:
@@ -106,6 +120,11 @@ class Link:
             # free the half-made client now: run later on a Dask thread, its __del__ would block it
             traceback.clear_frames(error.__traceback__)
         gc.collect()
+        if isinstance(given, str) and given.startswith("tls://"):
+            told += (
+                ". For tls:// set ca-file, client.cert and client.key of distributed.comm.tls in the "
+                "configuration of Dask"
+            )
         raise ConfigError(f"scheduler={given!r}: no connection: {told}")
 
     def threads(self) -> int:

@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from feste.scheduler import PyTask, Reporter
-from feste.scheduler.dask.refs import Ref
+from feste.scheduler.dask.tasks.refs import Ref
 
-__all__ = ["PartReporter", "Parts", "lists_of", "refs_of", "split"]
+__all__ = ["BULKY", "PartReporter", "Parts", "lists_of", "refs_of", "split"]
+
+#: A result of more bytes is alone in a task of Dask: others would be held and sent along with it.
+BULKY = 65_536
+#: The most bytes of results that share one.
+_SHARED = 1_048_576
 
 Chunk = list[PyTask]
 
@@ -45,35 +50,43 @@ class Parts(NamedTuple):
     returned: Chunk
 
 
-def split(chunk: Chunk, shares: Callable[[PyTask], bool]) -> Parts:
+def split(chunk: Chunk, size: Callable[[PyTask], float]) -> Parts:
     """Split a chunk for workers.
 
     :param chunk: the tasks.
-    :param shares: whether a task may share a task of Dask with others.
+    :param size: returns the size of a task's result in bytes; infinity if it must be alone.
     """
-    here: Chunk = []
-    together: Chunk = []
-    alone: list[Chunk] = []
-    returned: Chunk = []
+    parts = Parts([], [], [])
+    shared: Chunk = []
+    room = 0.0
     homes: dict[int, Chunk] = {}
+    able: set[int] = set()
     for task in chunk:
         inputs = [homes[id(v)] for v in task.values if type(v) is PyTask]
+        takes = size(task)
         if (
             task.is_operator
-            and all(home is here for home in inputs)
+            and all(home is parts.here for home in inputs)
             and not any(type(v) is Ref for v in task.values)
         ):
-            home = here
-        elif not inputs and (len(chunk) == 1 or not shares(task)):
+            home = parts.here
+        elif inputs:
+            home = inputs[0]
+            if takes > BULKY or id(home) not in able or any(i is not home for i in inputs):
+                home = parts.returned
+        elif takes > BULKY:
             home = []
-            alone.append(home)
-        elif shares(task) and all(home is together for home in inputs):
-            home = together
+            parts.there.append(home)
         else:
-            home = returned
+            if not shared or takes > room:
+                shared, room = [], _SHARED
+                able.add(id(shared))
+                parts.there.append(shared)
+            room -= takes
+            home = shared
         homes[id(task)] = home
         home.append(task)
-    return Parts(here, [*alone, together] if together else alone, returned)
+    return parts
 
 
 class _Whole:

@@ -23,12 +23,12 @@ from distributed import WorkerPlugin
 from distributed.core import Status
 
 from feste import errors
-from feste.backend import Backend, Request
+from feste.backend import Backend, Request, redact
 from feste.errors import CallError, ConfigError, FesteError, MissingKey, Rejected
 from feste.scheduler import Requests
-from feste.scheduler.dask.outbox import Outbox
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.preparing import Prepare, prepared
+from feste.scheduler.dask.preparing import Preparation, prepare
+from feste.scheduler.dask.requests.outbox import Outbox
 
 __all__ = ["Pump", "Shipment"]
 
@@ -59,14 +59,16 @@ class Pump(WorkerPlugin):
     """The plugin that makes a worker ready for one client.
 
     :param name: the name of its handler.
-    :param prepare: the setting ``prepare_worker``.
+    :param preparation: what a worker does before all else, or None.
     :param silence: seconds without a word of the client after which its requests are given up, whose
         answers nobody would get. Time for which the worker itself stood still does not count.
     """
 
-    def __init__(self, name: str, prepare: Prepare | None = None, silence: float = 120.0) -> None:
+    def __init__(
+        self, name: str, preparation: Preparation | None = None, silence: float = 120.0
+    ) -> None:
         self.name = name
-        self.prepare = prepare
+        self.preparation = preparation
         self.silence = silence
 
     async def setup(self, worker: Any) -> None:
@@ -74,8 +76,8 @@ class Pump(WorkerPlugin):
 
         :param worker: the worker.
         """
-        # it may take minutes, and the worker has to live on
-        self.problem: FesteError | None = await asyncio.to_thread(prepared, self.name, self.prepare)
+        failed = await prepare(self.preparation, worker) if self.preparation else None
+        self.problem: FesteError | None = failed.error if failed else None
         self.worker = worker
         #: Tells this pump from one that a restarted worker has under the same address.
         self.life = uuid4().hex
@@ -150,8 +152,10 @@ class Pump(WorkerPlugin):
             return backend
         try:
             backend.preflight()
-        except (MissingKey, ConfigError) as error:
-            return type(error)(f"on the Dask worker {self.worker.name}: {error}")
+        except MissingKey as error:
+            return self._no_key(backend, error)
+        except ConfigError as error:
+            return ConfigError(f"on the Dask worker {self.worker.name}: {error}")
         except Exception as error:  # a user's backend may raise anything
             return self._unfit(error)
         return None
@@ -163,10 +167,20 @@ class Pump(WorkerPlugin):
             self.backends[name] = self._unfit(error)
         return self.backends[name]
 
+    def _no_key(self, backend: Backend, error: MissingKey) -> MissingKey:
+        names = " and ".join(secret.name for secret in backend.secrets if not secret.is_set)
+        if not names:  # a plugin has its own reason
+            return MissingKey(f"on the Dask worker {self.worker.name}: {error}")
+        return MissingKey(
+            f"no API key on the Dask worker {self.worker.name}: the environment variable {names} is not set "
+            'there. With requests_on="workers" keys are read where requests leave: set it where the worker '
+            "is started, or in prepare_worker"
+        )
+
     def _unfit(self, why: object) -> ConfigError:
         return ConfigError(
             f"the Dask worker {self.worker.name} cannot make a backend of the run: "
-            f"{type(why).__name__}: {why}. Install what it needs on the workers"
+            f"{type(why).__name__}: {redact(str(why))}. Install what it needs on the workers"
         )
 
     def _send(

@@ -100,7 +100,8 @@ class OwnCluster:
         self.client.close()
         self._scheduler.close()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            self._workers.communicate(b".", timeout=_END)
+            if self._workers.poll() is None:  # not closed before
+                self._workers.communicate(b".", timeout=_END)
         if self._workers.poll() is None:
             os.killpg(self._workers.pid, signal.SIGKILL)
             self._workers.wait()
@@ -114,7 +115,7 @@ def _be_quiet() -> None:
 def _start_workers(address: str) -> subprocess.Popen[bytes]:
     processes = min(CPU_COUNT, _MOST_PROCESSES)
     threads = math.ceil(CPU_COUNT / processes)
-    program = [sys.executable, "-P", "-m", "feste.scheduler.dask.nannies"]
+    program = [sys.executable, "-P", "-m", "feste.scheduler.dask.cluster.nannies"]
     return subprocess.Popen(
         [*program, address, str(processes), str(threads)],
         stdin=subprocess.PIPE,

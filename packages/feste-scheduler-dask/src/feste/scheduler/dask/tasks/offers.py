@@ -23,15 +23,24 @@ class Offers:
         self.threads: int = link.threads()
         #: The threads and resources of each worker, once a task needs resources.
         self.workers: Sequence[tuple[int, Mapping[str, float]]] = ()
+        self._was_empty = not self.threads
         self._needed = False
         self._warned: set[frozenset[tuple[str, float]]] = set()
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether the cluster seems to be adaptive: it decides by the work that it sees."""
+        return self._was_empty or bool(getattr(self._link.client.cluster, "_adaptive", None))
 
     def look(self) -> bool:
         """Ask the scheduler; return whether something has changed."""
         before = self.threads, self.workers
         if self._needed:
             seen = self._link.client.scheduler_info(n_workers=-1)["workers"].values()
-            self.workers = [(w["nthreads"], dict(w["resources"])) for w in seen]
+            self.workers = [
+                (w["nthreads"], {name: much for name, much in w["resources"].items() if much})
+                for w in seen
+            ]
             self.threads = sum(threads for threads, _ in self.workers)
         else:
             self.threads = self._link.threads()
@@ -55,13 +64,13 @@ class Offers:
         wanted = frozenset(needs.items())
         if not needs or wanted in self._warned:
             return False
-        changed = False
-        if not self._needed:
-            self._needed = True
-            changed = self.look()
-        if not any(_times(offer, needs) for _, offer in self.workers):
+        self._needed = True
+        if self._is_met(needs):
+            return False
+        changed = self.look()
+        if not self._is_met(needs):
             self._warned.add(wanted)
-            offers = list({repr(offer): None for _, offer in self.workers if offer})
+            offers = dict.fromkeys(repr(offer) for _, offer in self.workers if offer)
             warnings.warn(
                 f"{name} needs resources={dict(needs)!r}, and no worker of the Dask cluster at "
                 f"{self._link.client.scheduler.address} has them: it waits for one. The workers "
@@ -70,6 +79,9 @@ class Offers:
                 stacklevel=2,
             )
         return changed
+
+    def _is_met(self, needs: Mapping[str, float]) -> bool:
+        return any(_times(offer, needs) for _, offer in self.workers)
 
 
 def _times(offer: Mapping[str, float], needs: Mapping[str, float]) -> int:

@@ -20,6 +20,7 @@ from feste.backend import Backend, Call, OnChunk, Request
 from feste.errors import (
     CallError,
     CallTimeout,
+    ConfigError,
     FesteError,
     FesteWarning,
     Interrupted,
@@ -28,11 +29,11 @@ from feste.errors import (
 )
 from feste.node import process_name
 from feste.scheduler import Reporter
-from feste.scheduler.dask.line import Line, Shipped, unpacked
-from feste.scheduler.dask.link import Link
+from feste.scheduler.dask.cluster.link import Link
 from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.preparing import Prepare
-from feste.scheduler.dask.pump import Pump
+from feste.scheduler.dask.preparing import Preparation
+from feste.scheduler.dask.requests.line import Line, Shipped, unpacked
+from feste.scheduler.dask.requests.pump import Pump
 
 __all__ = ["Pumps"]
 
@@ -51,17 +52,19 @@ class Pumps:
     :param link: the connection.
     :param report: receives the outcomes.
     :param window: the most requests under way on one worker.
-    :param prepare: the setting ``prepare_worker``.
+    :param preparation: what a worker does before all else, or None.
     """
 
-    def __init__(self, link: Link, report: Reporter, window: int, prepare: Prepare | None) -> None:
+    def __init__(
+        self, link: Link, report: Reporter, window: int, preparation: Preparation | None = None
+    ) -> None:
         self._link = link
         self._client = link.client
         self._report = report
         self._window = window
         #: The name of the pumps of this client.
         self.name = f"feste-{process_name()}-{next(_numbers)}"
-        self._pump = dumps(Pump(self.name, prepare))
+        self._pump = dumps(Pump(self.name, preparation))
         self._lines: dict[str, Line] = {}
         self._meeting: set[str] = set()
         self._queue: deque[Shipped] = deque()
@@ -82,18 +85,16 @@ class Pumps:
         self._wait(self._start())
 
     def check(self, clients: Sequence[Backend]) -> None:
-        """Raise what would keep backends from sending requests from any of the workers.
+        """Raise what would keep backends from sending requests from any of the workers in use.
 
         :param clients: the backends.
         :raises ConfigError: if a key is literal, or missing on a worker.
         """
         new = dict(map(self._name, clients))
         new = {name: data for name, data in new.items() if name not in self._checked}
-        if new:
-            for problem in self._wait(self._check(new)):
-                if problem is not None:
-                    raise problem
-            self._checked.update(new)
+        problem = self._wait(self._check(new))
+        if problem is not None:
+            raise problem
 
     def send(
         self, number: int, call: Call[Any], request: Request, on_chunk: OnChunk | None
@@ -154,9 +155,22 @@ class Pumps:
                 raise line.problem
         self._begin(self._watch())
 
-    async def _check(self, new: dict[str, bytes]) -> list[FesteError | None]:
-        fit = [line for line in self._open() if line.problem is None]
-        return await asyncio.gather(*(line.check(new) for line in fit))
+    async def _check(self, new: dict[str, bytes]) -> FesteError | None:
+        """Return what the workers in use lack for new backends; ask those anew that are left out."""
+        left_out = [line for line in self._lines.values() if line.problem is not None]
+        checked = set[Line]()
+        while new and (lines := {*self._lines.values()} - checked - {*left_out}):  # some may join
+            for problem in await asyncio.gather(*(line.check(new) for line in lines)):
+                if problem is not None:
+                    return problem
+            checked |= lines
+        if checked:
+            self._checked.update(new)
+        for line in left_out:
+            line.problem = await line.check({**self._checked, **new})
+        self._spread()
+        usable = self._open()
+        return usable[0].problem if usable else None
 
     async def _stop(self) -> None:
         for task in list(self._tasks):
@@ -217,8 +231,12 @@ class Pumps:
         self._meeting.add(address)
         line = Line(self._client, self.name, address)
         try:
+            known = len(self._checked)
             if not await line.meet(self._pump, self._checked):
                 return None  # it is gone again, or is just starting: the next look tries again
+            while known < len(self._checked):  # meanwhile there are more
+                known = len(self._checked)
+                line.problem = await line.check(self._checked)
         finally:
             self._meeting.discard(address)
         self._lines[address] = line
@@ -274,9 +292,7 @@ class Pumps:
                 return
             shipped = self._queue.popleft()
             line.flying[shipped.number] = shipped
-            if (
-                line.problem is not None
-            ):  # all workers came after the run had begun, and none is fit
+            if line.problem is not None:  # so no worker is fit; all came after the run had begun
                 self._end(line, shipped, Rejected(str(line.problem), billed="no"))
             else:
                 line.outgoing.append(shipped)
@@ -315,7 +331,7 @@ class Pumps:
     def _name(self, client: Backend) -> tuple[str, bytes]:
         named = self._named.get(client.token)
         if named is None:
-            new = (f"backend-{next(self._count)}", dumps(client))
+            new = (f"backend-{next(self._count)}", _packed(client))
             named = self._named.setdefault(client.token, new)  # another thread may name it, too
         return named
 
@@ -345,3 +361,14 @@ class Pumps:
         """Report a request that ends without an outcome of its worker."""
         del line.flying[shipped.number]
         self._report.sent(shipped.number, False, error, 0.0)
+
+
+def _packed(client: Backend) -> bytes:
+    try:
+        return dumps(client)
+    except Exception as error:  # a literal key, or whatever a user's backend holds
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(
+            f'requests_on="workers" sends {type(client).__name__} to the workers, which cannot be done: '
+            f"{kind}{error}"
+        ) from None

@@ -64,6 +64,6 @@ class Notes:
         if number not in self._notes:
             return
         if "left" not in told:
-            self._notes[number] = Note(told["worker"], told["seconds"], told["sizes"])
+            self._notes[number] = Note(told["name"], told["seconds"], told["sizes"])
         elif self._on_left is not None:
             self._on_left(number, told["left"])

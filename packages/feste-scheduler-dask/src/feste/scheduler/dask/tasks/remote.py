@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import pickle
 import threading
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import distributed
 
 from feste.errors import NodeError
 from feste.scheduler import Emission, PyTask, describe, evaluate, inside, result_of
-from feste.scheduler.dask.outcomes import Emitted, Failed, Held, Left, Outcome, Several
-from feste.scheduler.dask.pickling import dumps
-from feste.scheduler.dask.refs import Ref, Result
+from feste.scheduler.dask.preparing import Preparation
+from feste.scheduler.dask.tasks.outcomes import Emitted, Failed, Held, Left, Outcome, Several
+from feste.scheduler.dask.tasks.refs import Ref, Result
+
+if TYPE_CHECKING:
+    from feste.scheduler.dask.tasks.large import Large
 
 __all__ = ["packed", "work"]
 
@@ -24,10 +28,11 @@ __all__ = ["packed", "work"]
 TAIL = 0.1
 
 
-def packed(chunk: Sequence[PyTask]) -> tuple[bytes, list[Result]]:
-    """Return tasks as bytes, and the results on workers that they need besides.
+def packed(chunk: Sequence[PyTask], large: Large) -> tuple[bytes, list[Any]]:
+    """Return tasks as bytes, and the futures of what they need besides: results and large values.
 
     :param chunk: the tasks; each may need earlier ones.
+    :param large: sends the large values.
     """
     places = {id(task): at for at, task in enumerate(chunk)}
     results: dict[int, Result] = {}
@@ -46,28 +51,58 @@ def packed(chunk: Sequence[PyTask]) -> tuple[bytes, list[Result]]:
         for slot, _, _ in holes:
             values[slot] = None
         items.append((task.node.op, task.args, task.kwargs, values, holes))
-    return dumps(items), list(results.values())
+    data, values = large.packed(chunk, items, len(results))
+    return data, [*(result.future for result in results.values()), *values]
 
 
-def work(topic: str, number: int, data: bytes, *results: Any) -> Any:
+def work(
+    topic: str, number: int, data: bytes, *results: Any, preparation: Preparation | None = None
+) -> Any:
     """Run tasks on a worker and return their outcomes, of one task its own; never raises.
 
     :param topic: where to tell the client what the tasks took.
     :param number: the client's number for them.
     :param data: the bytes of :func:`packed`.
-    :param results: the results on workers that they need.
+    :param results: the results on workers and the large values that they need.
+    :param preparation: what the worker does first, or None.
     """
+    if preparation is not None:
+        failed = preparation.done(str(distributed.get_worker().name))
+        if failed is not None:
+            return failed
     with inside("worker"):
         try:
-            items = _read(data)
+            items = _read(data, results)
         except BaseException as error:  # what a user's object does when it is unpickled
             return Failed.of(describe(error))
         return _Chunk(topic, number, items, results).run()
 
 
-def _read(data: bytes) -> Any:
+class _Unpickler(pickle.Unpickler):
+    """Puts large values back where they were left out.
+
+    :param data: the bytes.
+    :param results: what a task of Dask was given.
+    """
+
+    def __init__(self, data: bytes, results: Sequence[Any]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._results = results
+
+    def persistent_load(self, pid: int) -> Any:
+        """Return a large value.
+
+        :param pid: its position.
+        """
+        outcome = self._results[pid]
+        if type(outcome) is Failed:
+            raise outcome.raised()
+        return outcome.value
+
+
+def _read(data: bytes, results: Sequence[Any]) -> Any:
     try:
-        return pickle.loads(data)
+        return _Unpickler(data, results).load()
     except ImportError as error:
         raise NodeError(
             f"a worker lacks something that the task needs: {type(error).__name__}: {error}. "
@@ -109,7 +144,7 @@ class _Chunk:
             seconds[at] = perf_counter() - begun
         sizes = [o.__sizeof__() if type(o) is Held else 0 for o in self._outcomes]
         # in the same stream as the end of Dask's task, so the client has it before that
-        self._tell(worker=str(self._worker.name), seconds=seconds, sizes=sizes)
+        self._tell(name=str(self._worker.name), seconds=seconds, sizes=sizes)
         return self._outcomes[0] if len(self._outcomes) == 1 else Several.of(self._outcomes)
 
     def _outcome(self, op: Any, args: Any, kwargs: Any, values: list[Any], holes: Any) -> Outcome:

@@ -1,0 +1,1 @@
+"""Python tasks on workers: sending them, their results, and their inputs."""
