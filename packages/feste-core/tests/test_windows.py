@@ -302,9 +302,10 @@ def test_an_executor_that_is_done_with_is_forgotten() -> None:
     llm = FakeBackend()
     clock = VirtualClock(llm.answer)
     hands = Windowed(clock, 2)
-    run = on(clock, hands, chats(llm, 4), deadline=5.0, on_error="return")
-    waits = on(clock, hands, chats(llm, 4, "waits"), at=3.0, deadline=5.0, on_error="return")
+    run = on(clock, hands, chats(llm, 4))
+    waits = on(clock, hands, chats(llm, 4, "waits"), at=3.0)
     hands.resize(2.5, 0)
+    clock.tell(4.0, ("stop", waits, 0.0))
 
     clock.drive()
 
