@@ -24,6 +24,8 @@ __all__ = ["Line", "Shipped", "unpacked"]
 #: Seconds for which a pump is asked for outcomes before it is asked anew; for which a worker that the
 #: scheduler still knows may not answer; in which it has to, if it is there; and between two attempts.
 _POLL, _SILENCE, _PROBE, _PAUSE = 10.0, 30.0, 1.0, 0.1
+#: Seconds that a worker may take to import backends, after which it is not waited for.
+_CHECK = 30.0
 #: Seconds after its time limit until the answer of a request is waited for no more.
 _GRACE = 30.0
 
@@ -61,8 +63,9 @@ class Line:
         self.flying: dict[int, Shipped] = {}
         self.outgoing: list[Shipped] = []
         self.cancelled: list[int] = []
-        #: When the scheduler let it go, after which it gets no more.
-        self.left: float | None = None
+        #: Whether the scheduler has let it go, so that it gets no more; and is looked for.
+        self.leaves = False
+        self.sought = False
         #: Whether it was given up.
         self.is_over = False
         #: When it last answered, and whether it has not for so long that it gets no more for now.
@@ -115,14 +118,19 @@ class Line:
 
         :param backends: the pickled backends, by name.
         """
-        with suppress(Exception):  # it is gone, or about to go, or stands still
-            async with asyncio.timeout(_SILENCE):
-                life, told = await self._ask("hello", dumps((backends,)))
-            if life == self._life:
-                self._backends.update(backends)
-                problem: FesteError | None = told[1]
-                return problem
-        return self.problem
+        asked = asyncio.ensure_future(self._ask("hello", dumps((backends,))))
+        end = time.monotonic() + _CHECK
+        while not asked.done() and not self.is_over and time.monotonic() < end:
+            await asyncio.wait({asked}, timeout=_PAUSE)
+        if not asked.done() or asked.exception() is not None:  # it is gone, or about to go
+            asked.cancel()
+            return self.problem
+        life, told = asked.result()
+        if life != self._life:
+            return self.problem
+        self._backends.update(backends)
+        problem: FesteError | None = told[1]
+        return problem
 
     async def send(
         self,
@@ -191,6 +199,14 @@ class Line:
             why = f"the Dask worker {self.name} was started again"
         return None, why
 
+    async def is_there(self) -> bool:
+        """Return whether the worker answers within a moment."""
+        with suppress(Exception):
+            async with asyncio.timeout(_PROBE):
+                await self._ask("hello", dumps(({},)))
+                return True
+        return False
+
     async def _gone(self, error: Exception) -> str:
         """Return why a worker that did not answer is gone; an empty text if it answers after all.
 
@@ -198,10 +214,8 @@ class Line:
         """
         end = time.monotonic() + _SILENCE
         while time.monotonic() < end and not self.is_over:
-            with suppress(Exception):
-                async with asyncio.timeout(_PROBE):
-                    await self._ask("hello", dumps(({},)))
-                    return ""
+            if await self.is_there():
+                return ""
             with suppress(Exception):  # the scheduler is gone: the client ends the run
                 if self.address not in await self._client.scheduler.ncores():
                     return f"the Dask worker {self.name} died"
@@ -212,9 +226,8 @@ class Line:
         message = {"op": self._pump, "do": do, "life": self._life, "data": data}
         answer = await self._client.scheduler.proxy(worker=self.address, msg=message)
         self.heard = time.monotonic()
-        return (
-            pickle.loads(answer) if answer else ("", None)
-        )  # without a pump, Dask answers nothing
+        # where there is no pump, Dask answers nothing
+        return pickle.loads(answer) if answer else ("", None)
 
 
 def unpacked(name: str, data: bytes) -> tuple[bool, Any, float]:

@@ -38,9 +38,8 @@ from feste.scheduler.dask.requests.pump import Pump
 __all__ = ["Pumps"]
 
 #: Seconds between two looks at the cluster; that one may take; for which the workers that are there may
-#: take to get their pumps; for which one that the scheduler has let go may still bring outcomes; and for
-#: which pumps may take to be removed.
-_LOOK, _PATIENCE, _MEET, _FAREWELL, _END = 0.5, 2.0, 30.0, 40.0, 5.0
+#: take to get their pumps; and that pumps may take to be removed.
+_LOOK, _PATIENCE, _MEET, _END = 0.5, 2.0, 30.0, 5.0
 
 _BROKE = "the connection to the Dask scheduler is lost"
 _BILLED = "what it had sent may have been billed"
@@ -134,9 +133,7 @@ class Pumps:
 
     def _open(self) -> list[Line]:
         """Return the workers that take requests; where none can send them, those that would fail them."""
-        lines = [
-            one for one in list(self._lines.values()) if one.left is None and not one.is_silent
-        ]
+        lines = [one for one in list(self._lines.values()) if not one.leaves and not one.is_silent]
         return [line for line in lines if line.problem is None] or lines
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> bool:
@@ -213,9 +210,10 @@ class Pumps:
     def _look(self, listed: set[str], now: float) -> None:
         for line in list(self._lines.values()):
             if line.address not in listed:
-                self._leaves(line, now)
-                if not line.has_pump or now - (line.left or now) > _FAREWELL:
-                    self._drop(line, f"the Dask worker {line.name} died; {_BILLED}")
+                self._leaves(line)
+                if not line.sought:
+                    line.sought = True
+                    self._begin(self._seek(line))
             if line.is_silent is line.listens(now):
                 line.is_silent = not line.is_silent
                 self._withhold(line)
@@ -227,6 +225,12 @@ class Pumps:
         for address in listed - self._lines.keys() - self._meeting:
             self._begin(self._join(address))
         self._spread()
+
+    async def _seek(self, line: Line) -> None:
+        """Give a worker up that the scheduler has let go, unless it still answers."""
+        if not await line.is_there():
+            self._drop(line, f"the Dask worker {line.name} died; {_BILLED}")
+        line.sought = False
 
     async def _join(self, address: str) -> None:
         """Give a worker that has joined its pump."""
@@ -253,10 +257,10 @@ class Pumps:
         self._spread()
         return line
 
-    def _leaves(self, line: Line, now: float) -> None:
+    def _leaves(self, line: Line) -> None:
         """Give a worker nothing more; if it retires, it still answers what it has."""
-        if line.left is None:
-            line.left = now
+        if not line.leaves:
+            line.leaves = True
             self._withhold(line)
 
     def _withhold(self, line: Line) -> None:
@@ -278,7 +282,7 @@ class Pumps:
             return
         line.is_over = True
         del self._lines[line.address]
-        self._leaves(line, time.monotonic())
+        self._leaves(line)
         had, line.flying = line.flying, {}
         self._lose(had.values(), why)
 
@@ -303,9 +307,7 @@ class Pumps:
                 return
             shipped = self._queue.popleft()
             line.flying[shipped.number] = shipped
-            if (
-                line.problem is not None
-            ):  # all workers came after the run had begun, and none is fit
+            if line.problem is not None:  # so no worker is fit; all came after the run had begun
                 self._end(line, shipped, Rejected(str(line.problem), billed="no"))
             else:
                 line.outgoing.append(shipped)
@@ -349,7 +351,7 @@ class Pumps:
         return named
 
     def _refused(self, line: Line, shipped: list[Shipped]) -> None:
-        self._leaves(line, time.monotonic())
+        self._leaves(line)
         self._take_back(line, shipped)
 
     async def _collect(self, line: Line) -> None:
