@@ -259,6 +259,33 @@ def test_workers_join_pause_and_retire(
         assert told.perhaps_billed == 0
 
 
+def test_who_does_not_answer_gets_nothing_more(
+    cluster: Any,
+    there: Any,
+    server: SimServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A suspended worker has nothing under way once all of it is late: then it must not attract the rest."""
+    rooms = "feste.scheduler.dask.requests"
+    monkeypatch.setattr(f"{rooms}.line._POLL", 0.1)
+    for name in "line._SILENCE", "line._CHECK", "line._GRACE", "pumps._MEET":
+        monkeypatch.setattr(f"{rooms}.{name}", 0.5)
+    hasty = openai.OpenAI("hasty", base_url=f"{server.url}/v1", timeout=0.5)
+    assert feste.compute(chats(hasty, 8)) == (texts(8),)
+    server.add(Fault(kind="slow", pause=0.1, times=None))
+    still = cluster.workers[0].process.pid
+    os.kill(still, signal.SIGSTOP)
+    try:
+        assert feste.compute(chats(hasty, 160)) == (texts(160),)
+        assert sum(bool(request.error) for request in report().requests) <= 8  # two windows
+        new = openai.OpenAI("new", base_url=f"{server.url}/v1")
+        assert feste.compute(chats(new, 8), worker_window=5) == (texts(8),)  # with new pumps
+    finally:
+        os.kill(still, signal.SIGCONT)
+    while len({request.worker for request in report().requests}) < 2:  # it is used again
+        assert feste.compute(chats(hasty, 16)) == (texts(16),)
+
+
 def test_an_adaptive_cluster_and_one_without_workers(
     new_cluster: Callable[[int], Any], server: SimServer, llm: Any
 ) -> None:

@@ -68,6 +68,9 @@ class Line:
         self.sought = False
         #: Whether it was given up.
         self.is_over = False
+        #: When it last answered, and whether it has not for so long that it gets no more for now.
+        self.heard = time.monotonic()
+        self.is_silent = False
         self.sending = False
         self._backends: set[str] = set()
         self._life = ""
@@ -78,6 +81,13 @@ class Line:
     def has_pump(self) -> bool:
         """Whether the worker has a pump, be it one that cannot send requests."""
         return bool(self._life)
+
+    def listens(self, now: float) -> bool:
+        """Return whether the worker has answered lately: a suspended one, or one that holds the GIL, has not.
+
+        :param now: the time of the monotonic clock.
+        """
+        return now - self.heard < _SILENCE or not self.has_pump
 
     async def meet(self, plugin: bytes, backends: Mapping[str, bytes]) -> bool:
         """Give the worker its pump; return False if it does not answer.
@@ -215,6 +225,7 @@ class Line:
     async def _ask(self, do: str, data: bytes) -> Any:
         message = {"op": self._pump, "do": do, "life": self._life, "data": data}
         answer = await self._client.scheduler.proxy(worker=self.address, msg=message)
+        self.heard = time.monotonic()
         # where there is no pump, Dask answers nothing
         return pickle.loads(answer) if answer else ("", None)
 
