@@ -386,6 +386,18 @@ def test_a_pump_gives_up_a_client_that_is_gone(
     assert say("collect", 0, 0.0, life=life) is None
 
 
+def test_a_cluster_that_ends_after_a_run_has_nothing_to_complain_of(
+    llm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with distributed.Client(
+        processes=False, dashboard_address=None, set_as_default=False
+    ) as client:
+        settings = {"scheduler": client, "requests_on": "workers"}
+        for _ in range(2):  # a worker that had nothing to do gets requests again
+            assert feste.compute(chats(llm, 5), **settings)[0] == texts(5)
+    assert [record.getMessage() for record in caplog.records if record.levelno > 20] == []
+
+
 def test_a_client_that_dies_leaves_nothing(
     cluster: Any, there: Any, server: SimServer, until: Until, script: Callable[[str], list[str]]
 ) -> None:
