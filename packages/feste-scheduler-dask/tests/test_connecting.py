@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -288,6 +289,21 @@ def test_hands_share_the_cluster_of_their_own(until: Callable[..., bool]) -> Non
     assert client.status == "running" and all(alive(pid) for pid in pids)
     second.close()
     assert until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_the_program_of_its_workers_is_killed() -> None:
+    """Runs end, and do not wait for workers that nobody starts; the next run has another cluster."""
+
+    @feste.task
+    def kill_all(x: int) -> int:
+        os.killpg(os.getppid(), signal.SIGKILL)
+        return x
+
+    executor = DaskExecutor("dask")
+    with pytest.raises(RunFailed, match=r"connection to the Dask scheduler .* is lost"):
+        feste.compute(kill_all(1), scheduler=executor)
+    assert feste.compute(feste.task(abs)(-2), scheduler=executor) == (2,)
+    executor.close()
 
 
 PROGRAM = """

@@ -189,9 +189,9 @@ class Dispatcher:
         """Handle the end of a chunk."""
         if self.chunks.pop(id(chunk), None) is None:
             return  # started by an earlier brain that broke
-        left = self.busy.pop((executor, where)) - 1
-        if left:  # else the executor may be closed, and nothing is to keep it
-            self.busy[executor, where] = left
+        self.busy[executor, where] -= 1
+        if not self.busy[executor, where]:  # nothing keeps an executor that is done with
+            del self.busy[executor, where]
 
     def on_returned(self, executor: Executor, tasks: list[PyTask]) -> None:
         """Put tasks of a chunk that were not started back into the queue."""

@@ -26,7 +26,7 @@ class Windows:
         self.brain = brain
         #: The requests that have left their gates and not ended, by id.
         self._out: dict[Executor, set[int]] = {}
-        #: The executors that runs wait for, since they take no more, with the names of these runs.
+        #: The executors that take no more, each with the names of the runs that wait for it.
         self.full: dict[Executor, set[str]] = {}
 
     def room(self, executor: Executor) -> float:
@@ -69,35 +69,28 @@ class Windows:
         :param parcel: the request.
         """
         executor = parcel.run.executor
-        if not self.room(executor):
-            self._hold(parcel.run, parcel.gate)
+        if executor.window is not None:
+            self.look(executor)
+            if executor in self.full:
+                self._hold(parcel.run, parcel.gate)
 
     def look(self, executor: Executor) -> None:
-        """Hold the runs of an executor if it is full, and let them go when it has room.
+        """Hold the runs of an executor if it is full; let them go when it has room, or none is left.
 
         :param executor: the executor.
         """
-        if self.room(executor):
+        runs = () if self.room(executor) else [r for r in self.brain.runs if r.executor is executor]
+        if not runs:
             for name in self.full.pop(executor, ()):
                 for gate in self.brain.gates.by_scope.values():
                     gate.let_go(name, "worker")
-        else:
-            for run in self.brain.runs:
-                if run.executor is executor:
-                    for gate in self.brain.gates.by_scope.values():
-                        if gate.queues(run.name):
-                            self._hold(run, gate)
-
-    def forget(self, run: Run) -> None:
-        """Forget a run that has ended.
-
-        :param run: the run.
-        """
-        waiting = self.full.get(run.executor, set())
-        waiting.discard(run.name)
-        if not waiting:
-            self.full.pop(run.executor, None)
+        elif executor not in self.full:
+            self.full[executor] = set()
+            for run in runs:
+                for gate in self.brain.gates.by_scope.values():
+                    if gate.queues(run.name):
+                        self._hold(run, gate)
 
     def _hold(self, run: Run, gate: Gate[Parcel]) -> None:
-        self.full.setdefault(run.executor, set()).add(run.name)
+        self.full[run.executor].add(run.name)
         gate.hold(run.name, "worker")

@@ -21,9 +21,12 @@ from feste.scheduler.dask.requests.pump import Shipment
 
 __all__ = ["Line", "Shipped", "unpacked"]
 
-#: Seconds for which a pump is asked for outcomes before it is asked anew; for which a worker that the
-#: scheduler still knows may not answer; in which it has to, if it is there; and between two attempts.
+#: Seconds for which a pump is asked for outcomes before it is asked anew, and after which one that has
+#: no requests hears of its client; for which a worker that the scheduler still knows may not answer; in
+#: which it has to, if it is there; and between two attempts.
 _POLL, _SILENCE, _PROBE, _PAUSE = 10.0, 30.0, 1.0, 0.1
+#: Seconds that a worker may take to import backends, after which it is not waited for.
+_CHECK = 30.0
 #: Seconds after its time limit until the answer of a request is waited for no more.
 _GRACE = 30.0
 
@@ -61,11 +64,17 @@ class Line:
         self.flying: dict[int, Shipped] = {}
         self.outgoing: list[Shipped] = []
         self.cancelled: list[int] = []
-        #: When the scheduler let it go, after which it gets no more.
-        self.left: float | None = None
+        #: Whether the scheduler has let it go, so that it gets no more; and is looked for.
+        self.leaves = False
+        self.sought = False
         #: Whether it was given up.
         self.is_over = False
+        #: When it last answered, and whether it has not for so long that it gets no more for now.
+        self.heard = time.monotonic()
+        self.is_silent = False
         self.sending = False
+        #: Whether it got requests, or was given up, since it had none.
+        self._stirred = asyncio.Event()
         self._backends: set[str] = set()
         self._life = ""
         self._sends = 0
@@ -75,6 +84,29 @@ class Line:
     def has_pump(self) -> bool:
         """Whether the worker has a pump, be it one that cannot send requests."""
         return bool(self._life)
+
+    def listens(self, now: float) -> bool:
+        """Return whether the worker has answered lately: a suspended one, or one that holds the GIL, has not.
+
+        :param now: the time of the monotonic clock.
+        """
+        return now - self.heard < _SILENCE or not self.has_pump
+
+    def give(self, shipped: Shipped) -> None:
+        """Let the worker have a request, which goes with the next :meth:`send`.
+
+        :param shipped: the request.
+        """
+        self.flying[shipped.number] = shipped
+        self.outgoing.append(shipped)
+        self._stirred.set()
+
+    def end(self) -> list[Shipped]:
+        """Give the worker up; return the requests that it had."""
+        self.is_over = True
+        self._stirred.set()
+        had, self.flying = self.flying, {}
+        return list(had.values())
 
     async def meet(self, plugin: bytes, backends: Mapping[str, bytes]) -> bool:
         """Give the worker its pump; return False if it does not answer.
@@ -105,13 +137,19 @@ class Line:
 
         :param backends: the pickled backends, by name.
         """
-        with suppress(Exception):  # it is gone, or about to go
-            life, told = await self._ask("hello", dumps((backends,)))
-            if life == self._life:
-                self._backends.update(backends)
-                problem: FesteError | None = told[1]
-                return problem
-        return self.problem
+        asked = asyncio.ensure_future(self._ask("hello", dumps((backends,))))
+        end = time.monotonic() + _CHECK
+        while not asked.done() and not self.is_over and time.monotonic() < end:
+            await asyncio.wait({asked}, timeout=_PAUSE)
+        if not asked.done() or asked.exception() is not None:  # it is gone, or about to go
+            asked.cancel()
+            return self.problem
+        life, told = asked.result()
+        if life != self._life:
+            return self.problem
+        self._backends.update(backends)
+        problem: FesteError | None = told[1]
+        return problem
 
     async def send(
         self,
@@ -154,10 +192,21 @@ class Line:
     async def collect(self, take: Callable[[int, bool, bytes], None]) -> str:
         """Take outcomes from the worker until it is gone; return why it is.
 
+        A worker without requests is not asked: Dask's scheduler would log an error for what is still
+        open when it ends.
+
         :param take: takes what :class:`~feste.scheduler.dask.requests.outbox.Told` says, without its ordinal.
         """
+        confirmed = 0
         while True:
-            told, why = await self._exchange("collect", self._seen, _POLL)
+            if not self.flying and confirmed == self._seen:
+                self._stirred.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL):
+                        await self._stirred.wait()
+            confirmed = self._seen
+            patience = _POLL if self.flying else 0.0
+            told, why = await self._exchange("collect", confirmed, patience)
             if why or self.is_over:
                 return why
             for ordinal, *rest in told:
@@ -180,6 +229,14 @@ class Line:
             why = f"the Dask worker {self.name} was started again"
         return None, why
 
+    async def is_there(self) -> bool:
+        """Return whether the worker answers within a moment."""
+        with suppress(Exception):
+            async with asyncio.timeout(_PROBE):
+                await self._ask("hello", dumps(({},)))
+                return True
+        return False
+
     async def _gone(self, error: Exception) -> str:
         """Return why a worker that did not answer is gone; an empty text if it answers after all.
 
@@ -187,10 +244,8 @@ class Line:
         """
         end = time.monotonic() + _SILENCE
         while time.monotonic() < end and not self.is_over:
-            with suppress(Exception):
-                async with asyncio.timeout(_PROBE):
-                    await self._ask("hello", dumps(({},)))
-                    return ""
+            if await self.is_there():
+                return ""
             with suppress(Exception):  # the scheduler is gone: the client ends the run
                 if self.address not in await self._client.scheduler.ncores():
                     return f"the Dask worker {self.name} died"
@@ -200,9 +255,9 @@ class Line:
     async def _ask(self, do: str, data: bytes) -> Any:
         message = {"op": self._pump, "do": do, "life": self._life, "data": data}
         answer = await self._client.scheduler.proxy(worker=self.address, msg=message)
-        return (
-            pickle.loads(answer) if answer else ("", None)
-        )  # without a pump, Dask answers nothing
+        self.heard = time.monotonic()
+        # where there is no pump, Dask answers nothing
+        return pickle.loads(answer) if answer else ("", None)
 
 
 def unpacked(name: str, data: bytes) -> tuple[bool, Any, float]:

@@ -37,9 +37,9 @@ from feste.scheduler.dask.requests.pump import Pump
 
 __all__ = ["Pumps"]
 
-#: Seconds between two looks at the cluster; that one may take; for which a worker that the scheduler has
-#: let go may still bring outcomes; and for which pumps may take to be removed.
-_LOOK, _PATIENCE, _FAREWELL, _END = 0.5, 2.0, 40.0, 5.0
+#: Seconds between two looks at the cluster; that one may take; for which the workers that are there may
+#: take to get their pumps; and that pumps may take to be removed.
+_LOOK, _PATIENCE, _MEET, _END = 0.5, 2.0, 30.0, 5.0
 
 _BROKE = "the connection to the Dask scheduler is lost"
 _BILLED = "what it had sent may have been billed"
@@ -73,7 +73,7 @@ class Pumps:
         self._named: dict[Hashable, tuple[str, bytes]] = {}
         self._checked: dict[str, bytes] = {}
         self._count = itertools.count()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     # --- from other threads -----------------------------------------------------------------------
@@ -133,8 +133,11 @@ class Pumps:
 
     def _open(self) -> list[Line]:
         """Return the workers that take requests; where none can send them, those that would fail them."""
-        lines = [line for line in list(self._lines.values()) if line.left is None]
+        lines = self._staying()
         return [line for line in lines if line.problem is None] or lines
+
+    def _staying(self) -> list[Line]:
+        return [one for one in list(self._lines.values()) if not one.leaves and not one.is_silent]
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> bool:
         try:
@@ -150,7 +153,13 @@ class Pumps:
     # --- on the loop: workers ---------------------------------------------------------------------
 
     async def _start(self) -> None:
-        await asyncio.gather(*map(self._meet, await self._client.scheduler.ncores()))
+        if meetings := [
+            self._begin(self._meet(one)) for one in await self._client.scheduler.ncores()
+        ]:
+            met, _ = await asyncio.wait(
+                meetings, timeout=_MEET
+            )  # one that stands still may join later
+            await asyncio.gather(*met)
         for line in self._lines.values():
             if line.problem is not None:
                 raise line.problem
@@ -158,15 +167,16 @@ class Pumps:
 
     async def _check(self, new: dict[str, bytes]) -> FesteError | None:
         """Return what the workers in use lack for new backends; ask those anew that are left out."""
+        with suppress(Exception):  # of a scheduler that is gone, which :meth:`_watch` tells
+            self._look(set(await self._client.scheduler.ncores()), time.monotonic())
         left_out = [line for line in self._lines.values() if line.problem is not None]
         checked = set[Line]()
-        while new and (lines := {*self._lines.values()} - checked - {*left_out}):  # some may join
+        while new and (lines := {*self._staying()} - checked - {*left_out}):  # some may join
             for problem in await asyncio.gather(*(line.check(new) for line in lines)):
                 if problem is not None:
                     return problem
             checked |= lines
-        if checked:
-            self._checked.update(new)
+        self._checked.update(new)  # also if there is no worker yet: those that join are asked then
         for line in left_out:
             line.problem = await line.check({**self._checked, **new})
         self._spread()
@@ -179,10 +189,11 @@ class Pumps:
         message = {"op": "plugin-remove", "name": self.name}
         await self._client.scheduler.broadcast(msg=message, on_error="ignore")
 
-    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watch(self) -> None:
         """Notice workers that come and go, answers that do not come, and the end of the cluster."""
@@ -204,9 +215,13 @@ class Pumps:
     def _look(self, listed: set[str], now: float) -> None:
         for line in list(self._lines.values()):
             if line.address not in listed:
-                self._leaves(line, now)
-                if not line.has_pump or now - (line.left or now) > _FAREWELL:
-                    self._drop(line, f"the Dask worker {line.name} died; {_BILLED}")
+                self._leaves(line)
+                if not line.sought:
+                    line.sought = True
+                    self._begin(self._seek(line))
+            if line.is_silent is line.listens(now):
+                line.is_silent = not line.is_silent
+                self._withhold(line)
             for shipped in [s for s in line.flying.values() if s.until < now]:
                 told = f"the Dask worker {line.name} did not tell of an answer in time"
                 self._end(line, shipped, CallTimeout(told))
@@ -214,6 +229,13 @@ class Pumps:
                 self._wake(line)
         for address in listed - self._lines.keys() - self._meeting:
             self._begin(self._join(address))
+        self._spread()
+
+    async def _seek(self, line: Line) -> None:
+        """Give a worker up that the scheduler has let go, unless it still answers."""
+        if not await line.is_there():
+            self._drop(line, f"the Dask worker {line.name} died; {_BILLED}")
+        line.sought = False
 
     async def _join(self, address: str) -> None:
         """Give a worker that has joined its pump."""
@@ -240,13 +262,17 @@ class Pumps:
         self._spread()
         return line
 
-    def _leaves(self, line: Line, now: float) -> None:
+    def _leaves(self, line: Line) -> None:
         """Give a worker nothing more; if it retires, it still answers what it has."""
-        if line.left is None:
-            line.left = now
-            outgoing, line.outgoing = line.outgoing, []
-            self._take_back(line, outgoing)
-            self._report.capacity("request")
+        if not line.leaves:
+            line.leaves = True
+            self._withhold(line)
+
+    def _withhold(self, line: Line) -> None:
+        """Give a worker nothing more, be it for a while; others get what has not been sent there."""
+        outgoing, line.outgoing = line.outgoing, []
+        self._take_back(line, outgoing)
+        self._report.capacity("request")
 
     def _take_back(self, line: Line, shipped: Iterable[Shipped]) -> None:
         """Give requests that a worker has not got to others."""
@@ -259,11 +285,9 @@ class Pumps:
         """Give up a worker: what it had may have been billed."""
         if line.is_over:
             return
-        line.is_over = True
         del self._lines[line.address]
-        self._leaves(line, time.monotonic())
-        had, line.flying = line.flying, {}
-        self._lose(had.values(), why)
+        self._leaves(line)
+        self._lose(line.end(), why)
 
     def _lose(self, shipments: Iterable[Shipped], why: str, **more: Any) -> None:
         for shipped in shipments:
@@ -285,13 +309,11 @@ class Pumps:
             if line is None or len(line.flying) >= self._window:
                 return
             shipped = self._queue.popleft()
-            line.flying[shipped.number] = shipped
-            if (
-                line.problem is not None
-            ):  # all workers came after the run had begun, and none is fit
-                self._end(line, shipped, Rejected(str(line.problem), billed="no"))
+            if line.problem is not None:  # all came after the run had begun, and none is fit
+                told = Rejected(str(line.problem), billed="no")
+                self._report.sent(shipped.number, False, told, 0.0)
             else:
-                line.outgoing.append(shipped)
+                line.give(shipped)
                 self._wake(line)
 
     def _cancel(self, number: int) -> None:
@@ -332,7 +354,7 @@ class Pumps:
         return named
 
     def _refused(self, line: Line, shipped: list[Shipped]) -> None:
-        self._leaves(line, time.monotonic())
+        self._leaves(line)
         self._take_back(line, shipped)
 
     async def _collect(self, line: Line) -> None:

@@ -135,6 +135,13 @@ class Several:
         """
         return (Several if all(type(o) is Held for o in outcomes) else Mixed)(outcomes)
 
+    def outcome(self, at: int) -> Outcome:
+        """Return the outcome of one task.
+
+        :param at: its place in the chunk.
+        """
+        return self.outcomes[at]
+
     def __sizeof__(self) -> int:
         return sum(outcome.__sizeof__() for outcome in self.outcomes)
 
@@ -146,6 +153,11 @@ class Mixed(Several):
     """The outcomes of the tasks of a chunk, some of which are nodes, errors, or not there."""
 
     __slots__ = ()
+
+    def without_values(self) -> Mixed:
+        """Return what the client needs of it: values, which may be large, stay where they are."""
+        kept = [Left() if type(outcome) is Held else outcome for outcome in self.outcomes]
+        return Mixed(kept, self.kinds)
 
 
 def _pickled(cause: BaseException | None) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -24,11 +24,12 @@ from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
 from feste.scheduler.dask.cluster.link import Link
 from feste.scheduler.dask.pickling import was_here
 from feste.scheduler.dask.preparing import Preparation
-from feste.scheduler.dask.tasks.inputs import Inputs
+from feste.scheduler.dask.tasks.inputs import FIRST, Inputs
 from feste.scheduler.dask.tasks.large import Large, quiet
 from feste.scheduler.dask.tasks.notes import Note, Notes
 from feste.scheduler.dask.tasks.offers import Offers
-from feste.scheduler.dask.tasks.outcomes import Emitted, Held, Left, Several
+from feste.scheduler.dask.tasks.outcomes import Emitted, Held, Left, Mixed, Several
+from feste.scheduler.dask.tasks.parts import SHARED
 from feste.scheduler.dask.tasks.refs import Fetcher, Promises, Ref, Result, lost
 from feste.scheduler.dask.tasks.remote import packed, work
 
@@ -225,17 +226,25 @@ class Workers:
         elif future.type in (Held, Several):
             self._sort(number, chunk, result, begun)
         else:  # nodes or errors: small, and needed here
-            self.fetcher.bring([Ref(result)], partial(self._sort, number, chunk, result, begun))
+            small = result
+            if future.type is Mixed:
+                small = self._part(_name(chunk), Mixed.without_values, future)
+            then = partial(self._sort, number, chunk, result, begun, small)
+            self.fetcher.bring([Ref(small)], then)
 
-    def _sort(self, number: int, chunk: Chunk, result: Result, begun: float) -> None:
+    def _sort(
+        self, number: int, chunk: Chunk, result: Result, begun: float, small: Result | None = None
+    ) -> None:
         """Report the outcomes of a chunk."""
         try:
-            self._report_each(number, chunk, result, begun)
+            self._report_each(number, chunk, result, begun, small or result)
         except Exception as error:  # a bug must not leave the run waiting
             self._fail(number, chunk, begun, describe(error))
 
-    def _report_each(self, number: int, chunk: Chunk, result: Result, begun: float) -> None:
-        whole = result.outcome
+    def _report_each(
+        self, number: int, chunk: Chunk, result: Result, begun: float, small: Result
+    ) -> None:
+        whole = small.outcome
         if len(chunk) > 1 and whole is not None and not isinstance(whole, Several):
             self._leave(number, chunk)  # it could not be read on the worker, or not be fetched
             return
@@ -246,6 +255,8 @@ class Workers:
         seconds = note.seconds if note else [(perf_counter() - begun) / len(chunk)] * len(chunk)
         worker = note.worker if note else ""
         self._learn(chunk, note, sum(seconds))
+        # values that are larger than expected are not held and sent along with the others
+        apart = len(chunk) > 1 and (note is None or sum(note.sizes) > SHARED)
         ended: list[tuple[Any, ...]] = []
         left: Chunk = []
         for at, task in enumerate(chunk):
@@ -255,9 +266,19 @@ class Workers:
                 left.append(task)
                 continue
             self._apart.discard(task.key)
-            ref = Ref(result, at if len(chunk) > 1 else -1)
+            if apart and kinds[at] is Held:
+                ref = Ref(self._part(task.node.op.name, Several.outcome, result.future, at))
+            else:
+                ref = Ref(result if kinds[at] is Held else small, at if len(chunk) > 1 else -1)
             ended.append((task, *self._end(task, kinds[at], ref), seconds[at], worker))
         self._finish(chunk, ended, left)
+
+    def _part(self, name: str, take: Callable[..., Any], future: Any, *args: Any) -> Result:
+        """Return a part of what a chunk has left on its worker, taken there."""
+        options: dict[str, Any] = {"pure": False, "priority": FIRST}
+        return Result(
+            self._client.submit(take, future, *args, key=f"{name}-{uuid4().hex}", **options)
+        )
 
     def _end(self, task: PyTask, kind: type, ref: Ref) -> tuple[bool, Any]:
         """Return whether a task returned, and its result or error."""
