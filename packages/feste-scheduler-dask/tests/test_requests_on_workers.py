@@ -389,9 +389,8 @@ def test_a_pump_gives_up_a_client_that_is_gone(
 def test_a_cluster_that_ends_after_a_run_has_nothing_to_complain_of(
     llm: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with distributed.Client(
-        processes=False, dashboard_address=None, set_as_default=False
-    ) as client:
+    own = {"processes": False, "dashboard_address": "127.0.0.1:0", "set_as_default": False}
+    with distributed.Client(**own) as client:
         settings = {"scheduler": client, "requests_on": "workers"}
         for _ in range(2):  # a worker that had nothing to do gets requests again
             assert feste.compute(chats(llm, 5), **settings)[0] == texts(5)
