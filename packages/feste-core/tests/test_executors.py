@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -116,3 +118,70 @@ def test_a_chain_shares_a_chunk_as_far_as_the_executor_says() -> None:
         node = far_link(node)
     assert node.compute(scheduler=hands, optimize=False) == 6
     assert len(hands.chunks[0]) == 4
+
+
+class Slow(LocalExecutor):
+    """An executor that is started, and stale, when a test says so."""
+
+    def __init__(self, target: Any = None) -> None:
+        super().__init__(target)
+        self.starts = threading.Event()
+        self.may_start = threading.Event()
+        self.is_stale = self.is_closed = False
+
+    def start(self, report: Any) -> None:
+        self.starts.set()
+        assert self.may_start.wait(60)
+        super().start(report)
+
+    @property
+    def stale(self) -> bool:
+        return self.is_stale
+
+    def close(self) -> None:
+        self.is_closed = True
+        super().close()
+
+
+def test_others_do_not_wait_while_an_executor_starts() -> None:
+    """A cluster may take a minute, or never answer."""
+    slow = Slow()
+    node = feste.task(abs)(-1)
+    with ThreadPoolExecutor() as pool:
+        there = [pool.submit(feste.compute, node, scheduler=slow) for _ in range(2)]
+        try:
+            assert slow.starts.wait(60)
+            here = pool.submit(feste.compute, feste.task(abs)(-2), scheduler="local")
+            assert here.result(60) == (2,)
+            assert not any(future.done() for future in there)
+        finally:
+            slow.may_start.set()
+        assert [future.result(60) for future in there] == [(1,), (1,)]
+    slow.is_stale = True
+
+
+def test_a_stale_executor_is_closed_when_its_last_run_has_ended() -> None:
+    """So what it has started ends with it, and a run under way goes on."""
+    old = Slow()
+    old.may_start.set()
+    begun, goes_on = threading.Event(), threading.Event()
+
+    @feste.task
+    def wait() -> str:
+        begun.set()
+        assert goes_on.wait(60)
+        return "done"
+
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(feste.compute, wait(), scheduler=old)
+        assert begun.wait(60)
+        old.is_stale = True
+        assert feste.compute(feste.task(abs)(-1)) == (1,)
+        assert not old.is_closed
+        goes_on.set()
+        assert running.result(60) == ("done",)
+    assert feste.compute(feste.task(abs)(-2)) == (2,)
+    assert old.is_closed
+    old.is_stale = False
+    assert feste.compute(feste.task(abs)(-3), scheduler=old) == (3,)  # it is started again
+    old.is_stale = True

@@ -277,6 +277,46 @@ def test_the_runs_of_a_broken_executor_end_with_its_error() -> None:
     assert forgotten(clock)
 
 
+def test_a_run_on_an_executor_that_broke_before_it_began() -> None:
+    """It waits for nothing; who starts the executor again can use it."""
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer)
+    hands = Windowed(clock, 0)
+    clock.tell(0.5, ("broken", hands, ConfigError("the cluster at tcp://host is gone: all of it")))
+    late = on(clock, hands, chats(llm, 2), at=1.0, on_error="return")
+    clock.tell(2.0, ("started", hands))
+    hands.resize(2.0, 2)
+    again = on(clock, hands, chats(llm, 2, "again"), at=3.0)
+
+    clock.drive()
+
+    assert isinstance(late.fault, ConfigError)
+    told = [str(r).partition(" (at ")[0] for r in late.results()]
+    assert told == ["not begun: the cluster at tcp://host is gone"] * 2
+    assert not again.errors and again.ended == 4.0
+    assert forgotten(clock)
+
+
+def test_an_executor_that_is_done_with_is_forgotten() -> None:
+    """The last thing that is heard of a closed one is that it takes nothing more."""
+    llm = FakeBackend()
+    clock = VirtualClock(llm.answer)
+    hands = Windowed(clock, 2)
+    run = on(clock, hands, chats(llm, 4))
+    waits = on(clock, hands, chats(llm, 4, "waits"), at=3.0)
+    hands.resize(2.5, 0)
+    clock.tell(4.0, ("stop", waits, 0.0))
+
+    clock.drive()
+
+    assert not run.errors
+    assert len(waits.errors) == 4
+    assert forgotten(clock)
+    clock.brain.on([("capacity", hands, "request")], 100.0)
+    assert forgotten(clock)
+    assert not clock.brain.dispatcher.busy
+
+
 def some_program(rng: random.Random, llms: list[FakeBackend]) -> list[Any]:
     """Calls of several accounts over one another, some of which share requests."""
     made: list[Any] = ["word"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,20 +132,24 @@ def test_a_closed_client_is_noticed(threads: Any) -> None:
         assert where().compute(scheduler=other) == os.getpid()
 
 
-def test_hands_of_closed_clients_go(threads: Any) -> None:
-    """The hands of a closed client are closed with the next run: programs may make many clients."""
+def test_hands_of_closed_clients_go(threads: Any, until: Callable[..., bool]) -> None:
+    """The hands of a closed client go with the next run, and keep nothing: programs may make many."""
 
     def count() -> int:
         return sum(t.name == "feste-dask" for t in threading.enumerate())
 
     here(1).compute(scheduler="local")
     before = count()
-    for _ in range(3):
+    kept = []
+    for place in ("client", "workers", "client"):
         with distributed.Client(threads, set_as_default=False) as client:
-            assert where().compute(scheduler=client) == os.getpid()
+            assert where().compute(scheduler=client, requests_on=place) == os.getpid()
             assert count() == before + 1
+        kept.append(weakref.ref(client))
+    del client
     here(1).compute(scheduler="local")
     assert count() == before
+    assert until(lambda: gc.collect() >= 0 and not any(ref() for ref in kept))
 
 
 def test_a_client_that_closes_during_a_run(threads: Any) -> None:
@@ -239,6 +246,24 @@ def test_another_version_of_feste_is_told(
     assert "has Feste 0.0.9, this process" in warning
 
 
+def test_a_cluster_that_loses_its_last_worker_is_told(
+    threads: Any, until: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that waits for a worker says so, once, and goes on when one comes."""
+    monkeypatch.setattr("feste.scheduler.dask.tasks.offers._EMPTY", 0.0)
+    monkeypatch.setattr("feste.scheduler.dask.tasks.workers._REFRESH", 0.02)
+    with distributed.Client(threads, set_as_default=False) as client, ThreadPoolExecutor(1) as pool:
+        assert where().compute(scheduler=client) == os.getpid()
+        threads.scale(0)
+        assert until(lambda: not client.nthreads())
+        with pytest.warns(FesteWarning, match="lost all its workers") as told:
+            running = pool.submit(where().compute, scheduler=client)
+            assert until(lambda: len(told))
+            threads.scale(1)
+            assert running.result(60) == os.getpid()
+        assert len(told) == 1
+
+
 def test_new_workers_are_used() -> None:
     """The window grows with the cluster while a run is under way."""
 
@@ -312,6 +337,21 @@ def test_hands_share_the_cluster_of_their_own(until: Callable[..., bool]) -> Non
     assert client.status == "running" and all(alive(pid) for pid in pids)
     second.close()
     assert until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_the_program_of_its_workers_is_killed() -> None:
+    """Runs end, and do not wait for workers that nobody starts; the next run has another cluster."""
+
+    @feste.task
+    def kill_all(x: int) -> int:
+        os.killpg(os.getppid(), signal.SIGKILL)
+        return x
+
+    executor = DaskExecutor("dask")
+    with pytest.raises(RunFailed, match=r"connection to the Dask scheduler .* is lost"):
+        feste.compute(kill_all(1), scheduler=executor)
+    assert feste.compute(feste.task(abs)(-2), scheduler=executor) == (2,)
+    executor.close()
 
 
 PROGRAM = """

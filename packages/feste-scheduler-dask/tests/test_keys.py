@@ -337,6 +337,26 @@ def test_workers_have_all_keys_before_anything_is_sent(
     assert until(is_used)  # it is prepared before it is asked for its keys
 
 
+def test_the_first_worker_of_a_run_is_asked_for_its_keys_as_well(
+    cluster: Cluster, server: SimServer
+) -> None:
+    """A run may begin before there is a worker: none sends a request that lacks the key."""
+
+    @feste.task(executor="inline")
+    def grow(text: str) -> str:
+        cluster.add("first", OPENAI_API_KEY="")
+        return text
+
+    with (
+        pytest.warns(FesteWarning, match=r"no workers yet|OPENAI_API_KEY is not set"),
+        pytest.raises(RunFailed, match=r"worker first: .* OPENAI_API_KEY is not set"),
+    ):
+        feste.compute(
+            strict(server).chat(grow("Hi")), scheduler=cluster.client, requests_on="workers"
+        )
+    assert not server.ledger()
+
+
 def test_a_worker_that_comes_later_without_the_key_is_left_out(
     cluster: Cluster, server: SimServer, until: Callable[..., bool]
 ) -> None:

@@ -125,6 +125,8 @@ def test_the_scheduler_is_killed(
         llm = openai.OpenAI(
             "m", base_url=f"{server.url}/v1", limits=feste.backend.Limits(concurrency=8)
         )
+        if place == "workers":
+            return [llm.chat(f"REPLY: {i}!") for i in range(200)]
         return [shout(llm.chat(f"REPLY: {i}")) for i in range(200)]
 
     with (

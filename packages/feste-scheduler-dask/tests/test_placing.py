@@ -317,3 +317,30 @@ def test_large_values_do_not_come_to_the_client(client: Any, tmp_path: Path) -> 
     fetched = make(100).compute(scheduler=client)
     assert fetched.array.nbytes == 100_000_000
     assert bytes_received() - before > 100_000_000  # so it is counted
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs Linux")
+def test_large_values_stay_where_they_are_if_a_task_beside_them_fails(client: Any) -> None:
+    """Of a chunk with an error, the client gets the error and not the values of the others."""
+
+    @feste.task
+    def make_or_fail(n: int) -> Any:
+        if n < 0:
+            raise ValueError("no")
+        return b"x" * n
+
+    @feste.task
+    def size(data: bytes) -> int:
+        return len(data)
+
+    def run(sizes: list[int]) -> Any:
+        nodes = [size(make_or_fail(n)) for n in sizes]
+        return feste.compute(nodes, scheduler=client, on_error="return", optimize=False)[0]
+
+    run([1] * 40)  # so it is known as short and small
+    before = bytes_received()
+    values = run([30_000_000 if n == 7 else -1 if n % 5 == 0 else n for n in range(40)])
+
+    assert values[7] == 30_000_000 and values[8] == 8
+    assert all(isinstance(value, feste.errors.FesteError) for value in values[::5])
+    assert bytes_received() - before < 1_000_000

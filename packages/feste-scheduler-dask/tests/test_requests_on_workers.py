@@ -166,14 +166,15 @@ def test_others_are_not_held_by_the_window_of_a_cluster(
     there: Any, server: SimServer, llm: Any, until: Until
 ) -> None:
     """While workers are full, a local run with the same account is served."""
-    server.add(Fault(kind="slow", pause=1.0, match="slow", times=None))
+    server.add(Fault(kind="slow", pause=4.0, match="slow", times=None))
     with ThreadPoolExecutor() as pool:
-        running = begin(pool, there, [llm.chat(f"REPLY: slow {i}") for i in range(16)])
+        running = begin(pool, there, [llm.chat(f"REPLY: slow {i}") for i in range(9)])
         assert until(lambda: server.totals().in_flight == 8)
 
         assert feste.compute(chats(llm, 5), scheduler="local", requests_on="client")[0] == texts(5)
-        assert server.totals().in_flight == 8
-        assert running.result()[0] == [f"slow {i}" for i in range(16)]
+        assert server.totals().delivered == 5  # so the workers had no room until then
+        server.reset()
+        assert running.result()[0] == [f"slow {i}" for i in range(9)]
 
 
 def test_a_rate_limit_holds_for_all_workers_together(
@@ -186,16 +187,16 @@ def test_a_rate_limit_holds_for_all_workers_together(
         # the SDK is imported with the first request: what is late by that comes all at once
         feste.compute(chats(unlimited, 16), scheduler=client, **settings)
         assert {r.worker for r in report().requests} == set("0123")
-        for workers, in_headers in (4, False), (4, True), (2, False), (1, False):
+        for workers, in_headers in (4, False), (2, True), (1, False):
             cluster.scale(workers)
             limits = ServerLimits(requests_per_minute=2400, bucket=1.0, headers=in_headers)
             wanted = Limits(concurrency=8) if in_headers else Limits(requests_per_minute=2400)
             with SimServer(WIRE, base=0.05, limits=limits) as limited:
                 llm = openai.OpenAI("m", base_url=f"{limited.url}/v1", limits=wanted)
-                values = feste.compute(chats(llm, 100), scheduler=client, **settings)
+                values = feste.compute(chats(llm, 90), scheduler=client, **settings)
                 totals = limited.totals()
 
-            assert values[0] == texts(100)
+            assert values[0] == texts(90)
             assert totals.share(429) <= 0.01
             assert totals.requests_used is not None
             assert totals.requests_used >= 0.95
@@ -256,6 +257,33 @@ def test_workers_join_pause_and_retire(
         assert values == texts(32)
         assert server.totals().generated == 32
         assert told.perhaps_billed == 0
+
+
+def test_who_does_not_answer_gets_nothing_more(
+    cluster: Any,
+    there: Any,
+    server: SimServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A suspended worker has nothing under way once all of it is late: then it must not attract the rest."""
+    rooms = "feste.scheduler.dask.requests"
+    monkeypatch.setattr(f"{rooms}.line._POLL", 0.1)
+    for name in "line._SILENCE", "line._CHECK", "line._GRACE", "pumps._MEET":
+        monkeypatch.setattr(f"{rooms}.{name}", 0.5)
+    hasty = openai.OpenAI("hasty", base_url=f"{server.url}/v1", timeout=0.5)
+    assert feste.compute(chats(hasty, 8)) == (texts(8),)
+    server.add(Fault(kind="slow", pause=0.1, times=None))
+    still = cluster.workers[0].process.pid
+    os.kill(still, signal.SIGSTOP)
+    try:
+        assert feste.compute(chats(hasty, 160)) == (texts(160),)
+        assert sum(bool(request.error) for request in report().requests) <= 8  # two windows
+        new = openai.OpenAI("new", base_url=f"{server.url}/v1")
+        assert feste.compute(chats(new, 8), worker_window=5) == (texts(8),)  # with new pumps
+    finally:
+        os.kill(still, signal.SIGCONT)
+    while len({request.worker for request in report().requests}) < 2:  # it is used again
+        assert feste.compute(chats(hasty, 16)) == (texts(16),)
 
 
 def test_an_adaptive_cluster_and_one_without_workers(
@@ -361,9 +389,8 @@ def test_a_pump_gives_up_a_client_that_is_gone(
 def test_a_cluster_that_ends_after_a_run_has_nothing_to_complain_of(
     llm: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with distributed.Client(
-        processes=False, dashboard_address=None, set_as_default=False
-    ) as client:
+    own = {"processes": False, "dashboard_address": "127.0.0.1:0", "set_as_default": False}
+    with distributed.Client(**own) as client:
         settings = {"scheduler": client, "requests_on": "workers"}
         for _ in range(2):  # a worker that had nothing to do gets requests again
             assert feste.compute(chats(llm, 5), **settings)[0] == texts(5)

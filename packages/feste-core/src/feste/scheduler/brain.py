@@ -17,6 +17,7 @@ the outcomes as new events. Both are tuples that start with a name:
               ("sent", executor, handle, ok, value, seconds, worker)  a request ended
               ("fetched", executor, handle, values)           remote values arrived
               ("capacity", executor, where)                   an executor's capacity changed
+              ("started", executor)                           an executor is new, or started again
               ("broken", executor, error)                     an executor can do no more work
               ("told", ticket, ok, value)                     a store did what it was asked
     actions   ("call", executor, where, chunk)   ("reclaim", executor, chunk)
@@ -38,6 +39,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from feste import draw
 from feste.errors import FesteError, Interrupted, NotStarted
@@ -102,6 +104,8 @@ class Brain:
     def __init__(self, policy: RetryPolicy | None = None, seed: int | None = None) -> None:
         self.runs: list[Run] = []
         self.fetches: dict[int, tuple[Run, list[int]]] = {}
+        #: The executors that can do no more work, and why.
+        self.broken: WeakKeyDictionary[Executor, FesteError] = WeakKeyDictionary()
         self.timers: list[tuple[float, int, Callable[[float], None]]] = []
         #: The numbers of timers that are wanted no more.
         self._dropped: set[int] = set()
@@ -145,6 +149,7 @@ class Brain:
             "sent": self.attempts.on_sent,
             "fetched": self._on_fetched,
             "capacity": self._on_capacity,
+            "started": self._on_started,
             "broken": self._on_broken,
             "told": self.journaling.on_told,
         }
@@ -244,6 +249,7 @@ class Brain:
         """
         new = Brain(self.attempts.policy)
         new._count = self._count  # so that no request number is used twice
+        new.broken = self.broken
         for run in self.runs:
             run.ended = self.now
             run.state[:] = bytes([NOT_STARTED]) * len(run.state)
@@ -255,10 +261,17 @@ class Brain:
         for outcome in outcomes:
             self.dispatcher.on_done(executor, *outcome)
 
+    def _on_started(self, executor: Executor) -> None:
+        self.broken.pop(executor, None)
+
     def _on_broken(self, executor: Executor, error: FesteError) -> None:
+        self.broken[executor] = error
         for run in [r for r in self.runs if r.executor is executor]:
-            run.fault = run.fault or error
-            self.stop(run, error.message.partition(":")[0])
+            self._break(run, error)
+
+    def _break(self, run: Run, error: FesteError) -> None:
+        run.fault = run.fault or error
+        self.stop(run, error.message.partition(": ")[0])
 
     def _on_capacity(self, executor: Executor, where: str) -> None:
         self.windows.look(executor)  # the capacity of places is read after every event
@@ -274,6 +287,8 @@ class Brain:
         if self.nesting.is_orphan(run):
             self.nesting.end(run, 0.0)
             return
+        if run.executor in self.broken:  # since the run was planned
+            self._break(run, self.broken[run.executor])
         if run.series.stopped:
             self.halt(run)
             return
@@ -417,6 +432,7 @@ class Brain:
 
     def _finish(self, run: Run) -> None:
         self.runs.remove(run)
+        self.windows.look(run.executor)
         run.series.calls += run.calls
         for scope in run.scopes:
             draw.forget(scope)

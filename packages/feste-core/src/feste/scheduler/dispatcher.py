@@ -190,6 +190,8 @@ class Dispatcher:
         if self.chunks.pop(id(chunk), None) is None:
             return  # started by an earlier brain that broke
         self.busy[executor, where] -= 1
+        if not self.busy[executor, where]:  # nothing keeps an executor that is done with
+            del self.busy[executor, where]
 
     def on_returned(self, executor: Executor, tasks: list[PyTask]) -> None:
         """Put tasks of a chunk that were not started back into the queue."""

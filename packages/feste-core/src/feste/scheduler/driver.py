@@ -17,7 +17,7 @@ from typing import Any
 
 from feste import store
 from feste.backend import OnChunk
-from feste.errors import FesteError
+from feste.errors import ConfigError, FesteError
 from feste.events import Event
 from feste.scheduler import logs
 from feste.scheduler.brain import Brain
@@ -42,6 +42,10 @@ class Driver:
         self.brain = Brain()
         self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._executors: dict[Hashable, Executor] = {}
+        #: Stale ones that a run still uses.
+        self._retiring: set[Executor] = set()
+        #: Held by who starts the executor with a name.
+        self._starting: dict[Hashable, threading.RLock] = {}
         self._observers = Observers()
         self._growth = Lane("feste-grow")
         self._closed = False
@@ -57,20 +61,34 @@ class Driver:
         :param name: identifies the executor.
         :param make: makes it.
         """
+        self._retire()
         with self._lock:
-            for old in [n for n, e in self._executors.items() if e.stale]:
-                self._retire(self._executors.pop(old))
+            found = self._executors.get(name)
+            if found is not None:
+                return found
+            starting = self._starting.setdefault(name, threading.RLock())
+        with starting:  # which may take long, if it is a cluster: others must not wait for it
             found = self._executors.get(name)
             if found is None:
                 found = make()
+                self._events.put(("started", found))
                 found.start(Reporter(self._events.put, found))
-                self._executors[name] = found
+                with self._lock:
+                    self._executors[name] = found
+                    self._starting.pop(name, None)
             return found
 
-    def _retire(self, executor: Executor) -> None:
-        """Close a stale executor, unless a run still uses it."""
-        if not any(run.executor is executor for run in list(self.brain.runs)):
+    def _retire(self) -> None:
+        """Close the executors that are stale, except those that a run still uses."""
+        with self._lock:
+            stale = [name for name, one in self._executors.items() if one.stale]
+            self._retiring |= {self._executors.pop(name) for name in stale}
+            over = self._retiring - {run.executor for run in list(self.brain.runs)}
+            self._retiring -= over
+        for executor in over:
             executor.close()
+            gone = ConfigError("the cluster that the run was planned for was closed: run again")
+            self._events.put(("broken", executor, gone))  # for a run that is only about to begin
 
     def submit(self, run: Run) -> None:
         """Start a run.
@@ -116,7 +134,7 @@ class Driver:
         self._closed = True
         self._events.put(("close",))
         self._thread.join(timeout=_PATIENCE)
-        for executor in self._executors.values():
+        for executor in (*self._executors.values(), *self._retiring):
             executor.close()
         self._growth.close()
         self._observers.close()

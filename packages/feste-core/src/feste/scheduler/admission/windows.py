@@ -75,21 +75,21 @@ class Windows:
                 self._hold(parcel.run, parcel.gate)
 
     def look(self, executor: Executor) -> None:
-        """Hold the runs of an executor if it is full, and let them go when it has room.
+        """Hold the runs of an executor if it is full; let them go when it has room, or none is left.
 
         :param executor: the executor.
         """
-        if self.room(executor):
+        runs = () if self.room(executor) else [r for r in self.brain.runs if r.executor is executor]
+        if not runs:
             for name in self.full.pop(executor, ()):
                 for gate in self.brain.gates.by_scope.values():
                     gate.let_go(name, "worker")
         elif executor not in self.full:
             self.full[executor] = set()
-            for run in self.brain.runs:
-                if run.executor is executor:
-                    for gate in self.brain.gates.by_scope.values():
-                        if gate.queues(run.name):
-                            self._hold(run, gate)
+            for run in runs:
+                for gate in self.brain.gates.by_scope.values():
+                    if gate.queues(run.name):
+                        self._hold(run, gate)
 
     def _hold(self, run: Run, gate: Gate[Parcel]) -> None:
         self.full[run.executor].add(run.name)

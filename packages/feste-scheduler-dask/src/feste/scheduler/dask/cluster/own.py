@@ -84,6 +84,12 @@ class OwnCluster:
         except BaseException:
             self._close()
             raise
+        threading.Thread(target=self._attend, name="feste-own-workers", daemon=True).start()
+
+    def _attend(self) -> None:
+        """Let runs end, and the next one start another cluster, if the program of the workers is killed."""
+        self._workers.wait()
+        self.client.close()
 
     def _wait(self) -> None:
         until = time.monotonic() + _START
@@ -99,11 +105,11 @@ class OwnCluster:
         _be_quiet()
         self.client.close()
         self._scheduler.close()
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            if self._workers.poll() is None:  # not closed before
-                self._workers.communicate(b".", timeout=_END)
-        if self._workers.poll() is None:
-            os.killpg(self._workers.pid, signal.SIGKILL)
+        try:
+            self._workers.communicate(b".", timeout=_END)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._workers.pid, signal.SIGKILL)
             self._workers.wait()
 
 

@@ -69,6 +69,9 @@ class Line:
         self.sought = False
         #: Whether it was given up.
         self.is_over = False
+        #: When it last answered, and whether it has not for so long that it gets no more for now.
+        self.heard = time.monotonic()
+        self.is_silent = False
         self.sending = False
         #: Whether it got requests, or was given up, since it had none.
         self._stirred = asyncio.Event()
@@ -81,6 +84,13 @@ class Line:
     def has_pump(self) -> bool:
         """Whether the worker has a pump, be it one that cannot send requests."""
         return bool(self._life)
+
+    def listens(self, now: float) -> bool:
+        """Return whether the worker has answered lately: a suspended one, or one that holds the GIL, has not.
+
+        :param now: the time of the monotonic clock.
+        """
+        return now - self.heard < _SILENCE or not self.has_pump
 
     def give(self, shipped: Shipped) -> None:
         """Let the worker have a request, which goes with the next :meth:`send`.
@@ -127,14 +137,19 @@ class Line:
 
         :param backends: the pickled backends, by name.
         """
-        with suppress(Exception):  # it is gone, or about to go
-            async with asyncio.timeout(_CHECK):
-                life, told = await self._ask("hello", dumps((backends,)))
-            if life == self._life:
-                self._backends.update(backends)
-                problem: FesteError | None = told[1]
-                return problem
-        return self.problem
+        asked = asyncio.ensure_future(self._ask("hello", dumps((backends,))))
+        end = time.monotonic() + _CHECK
+        while not asked.done() and not self.is_over and time.monotonic() < end:
+            await asyncio.wait({asked}, timeout=_PAUSE)
+        if not asked.done() or asked.exception() is not None:  # it is gone, or about to go
+            asked.cancel()
+            return self.problem
+        life, told = asked.result()
+        if life != self._life:
+            return self.problem
+        self._backends.update(backends)
+        problem: FesteError | None = told[1]
+        return problem
 
     async def send(
         self,
@@ -240,9 +255,9 @@ class Line:
     async def _ask(self, do: str, data: bytes) -> Any:
         message = {"op": self._pump, "do": do, "life": self._life, "data": data}
         answer = await self._client.scheduler.proxy(worker=self.address, msg=message)
-        return (
-            pickle.loads(answer) if answer else ("", None)
-        )  # without a pump, Dask answers nothing
+        self.heard = time.monotonic()
+        # where there is no pump, Dask answers nothing
+        return pickle.loads(answer) if answer else ("", None)
 
 
 def unpacked(name: str, data: bytes) -> tuple[bool, Any, float]:

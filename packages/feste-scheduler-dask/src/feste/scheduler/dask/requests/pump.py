@@ -107,14 +107,13 @@ class Pump(WorkerPlugin):
         await asyncio.to_thread(self.requests.close)
 
     def _listen(self, looks: int) -> None:
-        """Give up the requests of a client that is gone, and go."""
+        """Go when the client is gone; what it had sent is given up with that."""
         self.looks = looks
         if looks:
             self.alarm = asyncio.get_running_loop().call_later(
                 self.silence / _LOOKS, lambda: self._listen(self.looks - 1)
             )
         else:
-            self._give_up()
             self.worker.loop.add_callback(self.worker.plugin_remove, self.name)
 
     def _give_up(self) -> None:

@@ -37,8 +37,9 @@ from feste.scheduler.dask.requests.pump import Pump
 
 __all__ = ["Pumps"]
 
-#: Seconds between two looks at the cluster; that one may take; and that pumps may take to be removed.
-_LOOK, _PATIENCE, _END = 0.5, 2.0, 5.0
+#: Seconds between two looks at the cluster; that one may take; for which the workers that are there may
+#: take to get their pumps; and that pumps may take to be removed.
+_LOOK, _PATIENCE, _MEET, _END = 0.5, 2.0, 30.0, 5.0
 
 _BROKE = "the connection to the Dask scheduler is lost"
 _BILLED = "what it had sent may have been billed"
@@ -72,7 +73,7 @@ class Pumps:
         self._named: dict[Hashable, tuple[str, bytes]] = {}
         self._checked: dict[str, bytes] = {}
         self._count = itertools.count()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     # --- from other threads -----------------------------------------------------------------------
@@ -136,7 +137,7 @@ class Pumps:
         return [line for line in lines if line.problem is None] or lines
 
     def _staying(self) -> list[Line]:
-        return [line for line in list(self._lines.values()) if not line.leaves]
+        return [one for one in list(self._lines.values()) if not one.leaves and not one.is_silent]
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> bool:
         try:
@@ -152,7 +153,13 @@ class Pumps:
     # --- on the loop: workers ---------------------------------------------------------------------
 
     async def _start(self) -> None:
-        await asyncio.gather(*map(self._meet, await self._client.scheduler.ncores()))
+        if meetings := [
+            self._begin(self._meet(one)) for one in await self._client.scheduler.ncores()
+        ]:
+            met, _ = await asyncio.wait(
+                meetings, timeout=_MEET
+            )  # one that stands still may join later
+            await asyncio.gather(*met)
         for line in self._lines.values():
             if line.problem is not None:
                 raise line.problem
@@ -169,8 +176,7 @@ class Pumps:
                 if problem is not None:
                     return problem
             checked |= lines
-        if checked:
-            self._checked.update(new)
+        self._checked.update(new)  # also if there is no worker yet: those that join are asked then
         for line in left_out:
             line.problem = await line.check({**self._checked, **new})
         self._spread()
@@ -183,10 +189,11 @@ class Pumps:
         message = {"op": "plugin-remove", "name": self.name}
         await self._client.scheduler.broadcast(msg=message, on_error="ignore")
 
-    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watch(self) -> None:
         """Notice workers that come and go, answers that do not come, and the end of the cluster."""
@@ -212,6 +219,9 @@ class Pumps:
                 if not line.sought:
                     line.sought = True
                     self._begin(self._seek(line))
+            if line.is_silent is line.listens(now):
+                line.is_silent = not line.is_silent
+                self._withhold(line)
             for shipped in [s for s in line.flying.values() if s.until < now]:
                 told = f"the Dask worker {line.name} did not tell of an answer in time"
                 self._end(line, shipped, CallTimeout(told))
@@ -219,6 +229,7 @@ class Pumps:
                 self._wake(line)
         for address in listed - self._lines.keys() - self._meeting:
             self._begin(self._join(address))
+        self._spread()
 
     async def _seek(self, line: Line) -> None:
         """Give a worker up that the scheduler has let go, unless it still answers."""
@@ -255,9 +266,13 @@ class Pumps:
         """Give a worker nothing more; if it retires, it still answers what it has."""
         if not line.leaves:
             line.leaves = True
-            outgoing, line.outgoing = line.outgoing, []
-            self._take_back(line, outgoing)
-            self._report.capacity("request")
+            self._withhold(line)
+
+    def _withhold(self, line: Line) -> None:
+        """Give a worker nothing more, be it for a while; others get what has not been sent there."""
+        outgoing, line.outgoing = line.outgoing, []
+        self._take_back(line, outgoing)
+        self._report.capacity("request")
 
     def _take_back(self, line: Line, shipped: Iterable[Shipped]) -> None:
         """Give requests that a worker has not got to others."""

@@ -14,7 +14,7 @@ __all__ = ["BULKY", "PartReporter", "Parts", "lists_of", "refs_of", "split"]
 #: A result of more bytes is alone in a task of Dask: others would be held and sent along with it.
 BULKY = 65_536
 #: The most bytes of results that share one.
-_SHARED = 1_048_576
+SHARED = 1_048_576
 
 Chunk = list[PyTask]
 
@@ -79,7 +79,7 @@ def split(chunk: Chunk, size: Callable[[PyTask], float]) -> Parts:
             parts.there.append(home)
         else:
             if not shared or takes > room:
-                shared, room = [], _SHARED
+                shared, room = [], SHARED
                 able.add(id(shared))
                 parts.there.append(shared)
             room -= takes

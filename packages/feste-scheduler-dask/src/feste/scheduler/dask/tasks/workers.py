@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -27,11 +27,12 @@ from feste.scheduler import Emission, PyTask, Reporter, context_of, describe
 from feste.scheduler.dask.cluster.link import Link
 from feste.scheduler.dask.pickling import dumps, was_here
 from feste.scheduler.dask.preparing import Preparation
-from feste.scheduler.dask.tasks.inputs import Inputs
+from feste.scheduler.dask.tasks.inputs import FIRST, Inputs
 from feste.scheduler.dask.tasks.large import Large, quiet
 from feste.scheduler.dask.tasks.notes import Note, Notes
 from feste.scheduler.dask.tasks.offers import Offers
-from feste.scheduler.dask.tasks.outcomes import Emitted, Held, Left, Several
+from feste.scheduler.dask.tasks.outcomes import Emitted, Held, Left, Mixed, Several
+from feste.scheduler.dask.tasks.parts import SHARED
 from feste.scheduler.dask.tasks.refs import Fetcher, Promises, Ref, Result, lost
 from feste.scheduler.dask.tasks.remote import packed, work
 
@@ -179,7 +180,7 @@ class Workers:
             self._futures[id(chunk)] = future
             if self.fetcher.on_loop(self._watch(number, chunk, future, begun)):
                 return
-        except Exception as error:  # pickling users' objects failed, or Dask refused
+        except BaseException as error:  # pickling users' objects failed, or Dask refused
             refused = describe(error)
         if self._promises.keep(number):
             if len(chunk) > 1:
@@ -196,7 +197,7 @@ class Workers:
         op: Any = chunk[0].node.op
         try:
             data, futures = packed(chunk, self._large)
-        except Exception as error:  # users' objects may raise anything
+        except BaseException as error:  # users' objects may raise anything, even SystemExit
             raise ConfigError(
                 f"{op.name} runs on a Dask worker, but it or an argument cannot be sent there: "
                 f"{type(error).__name__}: {error}. Give it plain data, or keep the task here with "
@@ -233,17 +234,25 @@ class Workers:
         elif future.type in (Held, Several):
             self._sort(number, chunk, result, begun)
         else:  # nodes or errors: small, and needed here
-            self.fetcher.bring([Ref(result)], partial(self._sort, number, chunk, result, begun))
+            small = result
+            if future.type is Mixed:
+                small = self._part(_name(chunk), Mixed.without_values, future)
+            then = partial(self._sort, number, chunk, result, begun, small)
+            self.fetcher.bring([Ref(small)], then)
 
-    def _sort(self, number: int, chunk: Chunk, result: Result, begun: float) -> None:
+    def _sort(
+        self, number: int, chunk: Chunk, result: Result, begun: float, small: Result | None = None
+    ) -> None:
         """Report the outcomes of a chunk."""
         try:
-            self._report_each(number, chunk, result, begun)
+            self._report_each(number, chunk, result, begun, small or result)
         except Exception as error:  # a bug must not leave the run waiting
             self._fail(number, chunk, begun, describe(error))
 
-    def _report_each(self, number: int, chunk: Chunk, result: Result, begun: float) -> None:
-        whole = result.outcome
+    def _report_each(
+        self, number: int, chunk: Chunk, result: Result, begun: float, small: Result
+    ) -> None:
+        whole = small.outcome
         if len(chunk) > 1 and whole is not None and not isinstance(whole, Several):
             self._leave(number, chunk)  # it could not be read on the worker, or not be fetched
             return
@@ -254,6 +263,8 @@ class Workers:
         seconds = note.seconds if note else [(perf_counter() - begun) / len(chunk)] * len(chunk)
         worker = note.worker if note else ""
         self._learn(chunk, note, sum(seconds))
+        # values that are larger than expected are not held and sent along with the others
+        apart = len(chunk) > 1 and (note is None or sum(note.sizes) > SHARED)
         ended: list[tuple[Any, ...]] = []
         left: Chunk = []
         for at, task in enumerate(chunk):
@@ -263,9 +274,19 @@ class Workers:
                 left.append(task)
                 continue
             self._apart.discard(task.key)
-            ref = Ref(result, at if len(chunk) > 1 else -1)
+            if apart and kinds[at] is Held:
+                ref = Ref(self._part(task.node.op.name, Several.outcome, result.future, at))
+            else:
+                ref = Ref(result if kinds[at] is Held else small, at if len(chunk) > 1 else -1)
             ended.append((task, *self._end(task, kinds[at], ref), seconds[at], worker))
         self._finish(chunk, ended, left)
+
+    def _part(self, name: str, take: Callable[..., Any], future: Any, *args: Any) -> Result:
+        """Return a part of what a chunk has left on its worker, taken there."""
+        options: dict[str, Any] = {"pure": False, "priority": FIRST}
+        return Result(
+            self._client.submit(take, future, *args, key=f"{name}-{uuid4().hex}", **options)
+        )
 
     def _end(self, task: PyTask, kind: type, ref: Ref) -> tuple[bool, Any]:
         """Return whether a task returned, and its result or error."""
