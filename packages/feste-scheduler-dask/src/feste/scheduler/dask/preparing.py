@@ -23,7 +23,7 @@ from feste.scheduler.dask.tasks.outcomes import Failed
 __all__ = ["Preparation", "Prepare", "check_workers", "prepare", "prepared"]
 
 #: Seconds that all workers may take to say which version they have.
-_PATIENCE = 10.0
+_PATIENCE = 3.0
 
 Prepare = Callable[[], Any] | str
 """A function, sync or async, or its ``"module:name"``."""
