@@ -191,6 +191,19 @@ def test_a_cluster_without_workers_is_told() -> None:
             assert where().compute(scheduler=client) == os.getpid()
 
 
+def test_requests_alone_start_no_workers_of_an_adaptive_cluster(threads: Any) -> None:
+    """It counts tasks, so without a minimum requests could wait forever: that is told."""
+    llm = FakeBackend()
+    with distributed.Client(threads, set_as_default=False) as client:
+        threads.adapt(minimum=0, maximum=1, interval="1h")
+        with pytest.warns(FesteWarning, match="give it a minimum"):
+            assert feste.compute(llm.chat("Hi"), scheduler=client, requests_on="workers")
+        threads.adapt(minimum=1, maximum=1, interval="1h")
+        assert feste.compute(
+            llm.chat("Hi"), scheduler=client, requests_on="workers", worker_window=2
+        )
+
+
 def test_new_workers_are_used() -> None:
     """The window grows with the cluster while a run is under way."""
 

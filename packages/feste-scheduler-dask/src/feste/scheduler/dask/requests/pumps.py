@@ -83,6 +83,15 @@ class Pumps:
 
         :raises FesteError: if a worker cannot be prepared.
         """
+        adaptive = getattr(self._client.cluster, "_adaptive", None)
+        if adaptive is not None and not adaptive.minimum:
+            warnings.warn(
+                'with requests_on="workers" requests wait until there are workers, but an adaptive cluster '
+                "starts none for them, since it counts tasks alone: give it a minimum, as in "
+                "cluster.adapt(minimum=1)",
+                FesteWarning,
+                stacklevel=3,
+            )
         self._wait(self._start())
 
     def check(self, clients: Sequence[Backend]) -> None:
