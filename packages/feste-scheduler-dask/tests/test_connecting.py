@@ -128,6 +128,19 @@ def test_a_closed_client_is_noticed(threads: Any) -> None:
         assert where().compute(scheduler=other) == os.getpid()
 
 
+def test_a_client_that_closes_while_a_run_is_planned() -> None:
+    """Its loop has ended by then, so nothing on it would ever answer."""
+    client = distributed.Client(
+        processes=False, n_workers=1, dashboard_address="127.0.0.1:0", set_as_default=False
+    )
+    executor = DaskExecutor(client, requests_on="workers")
+    executor.start(Reporter([].append, executor))
+    client.close()
+    with pytest.raises(ConfigError, match=r"the connection to the Dask scheduler .* is lost"):
+        executor.preflight([FakeBackend()])
+    executor.close()
+
+
 def test_hands_of_closed_clients_go(threads: Any) -> None:
     """The hands of a closed client are closed with the next run: programs may make many clients."""
 

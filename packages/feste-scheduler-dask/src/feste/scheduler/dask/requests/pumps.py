@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 from typing import Any
 
@@ -154,7 +155,20 @@ class Pumps:
 
     def _wait(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
         loop = self._client.loop.asyncio_loop
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout)
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        except RuntimeError:  # the loop has ended
+            coroutine.close()
+            raise self._link.lost from None
+        try:
+            while wait([future], timeout or _PATIENCE).not_done:
+                if timeout is not None:
+                    raise TimeoutError
+                if self._link.closed:  # the loop may have been stopped
+                    raise self._link.lost
+            return future.result()
+        finally:
+            future.cancel()  # Ctrl-C
 
     # --- on the loop: workers ---------------------------------------------------------------------
 
