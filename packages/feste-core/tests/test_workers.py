@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ class Crew(LocalExecutor):
 
     chunking = False
     over = False
+    is_closed = False
 
     def start(self, report: Reporter) -> None:
         super().start(report)
@@ -98,6 +100,7 @@ class Crew(LocalExecutor):
         for pool in self.pools.values():
             pool.shutdown()
         super().close()
+        self.is_closed = True
 
 
 @pytest.fixture
@@ -105,6 +108,27 @@ def crew() -> Iterator[Crew]:
     made = Crew()
     yield made
     made.over = True  # the next run closes it
+
+
+def test_stale_hands_are_closed_when_no_run_needs_them(crew: Crew) -> None:
+    """What became stale during a run ends it, and is closed when the next one begins."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    @feste.task
+    def wait() -> bool:
+        begun.set()
+        return go_on.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(wait().compute, scheduler=crew)
+        assert begun.wait(60)
+        crew.over = True
+        feste.compute(feste.task(abs)(-1))
+        assert not crew.is_closed
+        go_on.set()
+        assert running.result(60)
+    feste.compute(feste.task(abs)(-1))
+    assert crew.is_closed
 
 
 class Ear:

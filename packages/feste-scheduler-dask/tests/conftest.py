@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import dask
 import distributed
 import pytest
 
@@ -15,6 +16,10 @@ from feste.plugins import registry
 from feste.scheduler.dask import DaskExecutor
 from feste.scheduler.dask._hooks import feste_schedulers
 from feste.scheduler.driver import driver
+
+# A LocalCluster gives up a worker, and its nanny, if none with its name is there 15 seconds after one
+# died. Where workers are killed again and again, that is so by chance: the next one is just starting.
+dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
 
 # As installing the distribution does; from a checkout the tests run without it.
 registry().schedulers.update(feste_schedulers())

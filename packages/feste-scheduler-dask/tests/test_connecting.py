@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,20 +143,24 @@ def test_a_client_that_closes_while_a_run_is_planned() -> None:
     executor.close()
 
 
-def test_hands_of_closed_clients_go(threads: Any) -> None:
-    """The hands of a closed client are closed with the next run: programs may make many clients."""
+def test_hands_of_closed_clients_go(threads: Any, until: Callable[..., bool]) -> None:
+    """The hands of a closed client go with the next run, and keep nothing: programs may make many."""
 
     def count() -> int:
         return sum(t.name == "feste-dask" for t in threading.enumerate())
 
     here(1).compute(scheduler="local")
     before = count()
-    for _ in range(3):
+    kept = []
+    for place in ("client", "workers", "client"):
         with distributed.Client(threads, set_as_default=False) as client:
-            assert where().compute(scheduler=client) == os.getpid()
+            assert where().compute(scheduler=client, requests_on=place) == os.getpid()
             assert count() == before + 1
+        kept.append(weakref.ref(client))
+    del client
     here(1).compute(scheduler="local")
     assert count() == before
+    assert until(lambda: gc.collect() >= 0 and not any(ref() for ref in kept))
 
 
 def test_a_client_that_closes_during_a_run(threads: Any) -> None:

@@ -269,7 +269,6 @@ def test_an_input_that_kills_workers_fails(
     monkeypatch.setattr("feste.scheduler.dask.tasks.refs._TRIES_ALONE", 1)
 
     def deadly() -> None:
-        __import__("time").sleep(0.5)  # a nanny gives up on a worker that dies as it starts
         os.kill(os.getpid(), signal.SIGKILL)
 
     one, two = feste.compute(

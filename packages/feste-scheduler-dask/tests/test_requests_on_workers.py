@@ -166,14 +166,15 @@ def test_others_are_not_held_by_the_window_of_a_cluster(
     there: Any, server: SimServer, llm: Any, until: Until
 ) -> None:
     """While workers are full, a local run with the same account is served."""
-    server.add(Fault(kind="slow", pause=1.0, match="slow", times=None))
+    server.add(Fault(kind="slow", pause=4.0, match="slow", times=None))
     with ThreadPoolExecutor() as pool:
-        running = begin(pool, there, [llm.chat(f"REPLY: slow {i}") for i in range(16)])
+        running = begin(pool, there, [llm.chat(f"REPLY: slow {i}") for i in range(9)])
         assert until(lambda: server.totals().in_flight == 8)
 
         assert feste.compute(chats(llm, 5), scheduler="local", requests_on="client")[0] == texts(5)
-        assert server.totals().in_flight == 8
-        assert running.result()[0] == [f"slow {i}" for i in range(16)]
+        assert server.totals().delivered == 5  # so the workers had no room until then
+        server.reset()
+        assert running.result()[0] == [f"slow {i}" for i in range(9)]
 
 
 def test_a_rate_limit_holds_for_all_workers_together(
@@ -383,6 +384,17 @@ def test_a_pump_gives_up_a_client_that_is_gone(
     assert until(lambda: server.totals().left == 1)
     assert until(lambda: not there.run(has_pump, workers=[address])[address])
     assert say("collect", 0, 0.0, life=life) is None
+
+
+def test_a_cluster_that_ends_after_a_run_has_nothing_to_complain_of(
+    llm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = {"processes": False, "dashboard_address": "127.0.0.1:0", "set_as_default": False}
+    with distributed.Client(**own) as client:
+        settings = {"scheduler": client, "requests_on": "workers"}
+        for _ in range(2):  # a worker that had nothing to do gets requests again
+            assert feste.compute(chats(llm, 5), **settings)[0] == texts(5)
+    assert [record.getMessage() for record in caplog.records if record.levelno > 20] == []
 
 
 def test_a_client_that_dies_leaves_nothing(

@@ -21,8 +21,9 @@ from feste.scheduler.dask.requests.pump import Shipment
 
 __all__ = ["Line", "Shipped", "unpacked"]
 
-#: Seconds for which a pump is asked for outcomes before it is asked anew; for which a worker that the
-#: scheduler still knows may not answer; in which it has to, if it is there; and between two attempts.
+#: Seconds for which a pump is asked for outcomes before it is asked anew, and after which one that has
+#: no requests hears of its client; for which a worker that the scheduler still knows may not answer; in
+#: which it has to, if it is there; and between two attempts.
 _POLL, _SILENCE, _PROBE, _PAUSE = 10.0, 30.0, 1.0, 0.1
 #: Seconds that a worker may take to import backends, after which it is not waited for.
 _CHECK = 30.0
@@ -72,6 +73,8 @@ class Line:
         self.heard = time.monotonic()
         self.is_silent = False
         self.sending = False
+        #: Whether it got requests, or was given up, since it had none.
+        self._stirred = asyncio.Event()
         self._backends: set[str] = set()
         self._life = ""
         self._sends = 0
@@ -88,6 +91,22 @@ class Line:
         :param now: the time of the monotonic clock.
         """
         return now - self.heard < _SILENCE or not self.has_pump
+
+    def give(self, shipped: Shipped) -> None:
+        """Let the worker have a request, which goes with the next :meth:`send`.
+
+        :param shipped: the request.
+        """
+        self.flying[shipped.number] = shipped
+        self.outgoing.append(shipped)
+        self._stirred.set()
+
+    def end(self) -> list[Shipped]:
+        """Give the worker up; return the requests that it had."""
+        self.is_over = True
+        self._stirred.set()
+        had, self.flying = self.flying, {}
+        return list(had.values())
 
     async def meet(self, plugin: bytes, backends: Mapping[str, bytes]) -> bool:
         """Give the worker its pump; return False if it does not answer.
@@ -173,10 +192,21 @@ class Line:
     async def collect(self, take: Callable[[int, bool, bytes], None]) -> str:
         """Take outcomes from the worker until it is gone; return why it is.
 
+        A worker without requests is not asked: Dask's scheduler would log an error for what is still
+        open when it ends.
+
         :param take: takes what :class:`~feste.scheduler.dask.requests.outbox.Told` says, without its ordinal.
         """
+        confirmed = 0
         while True:
-            told, why = await self._exchange("collect", self._seen, _POLL)
+            if not self.flying and confirmed == self._seen:
+                self._stirred.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL):
+                        await self._stirred.wait()
+            confirmed = self._seen
+            patience = _POLL if self.flying else 0.0
+            told, why = await self._exchange("collect", confirmed, patience)
             if why or self.is_over:
                 return why
             for ordinal, *rest in told:

@@ -143,8 +143,11 @@ class Pumps:
 
     def _open(self) -> list[Line]:
         """Return the workers that take requests; where none can send them, those that would fail them."""
-        lines = [one for one in list(self._lines.values()) if not one.leaves and not one.is_silent]
+        lines = self._staying()
         return [line for line in lines if line.problem is None] or lines
+
+    def _staying(self) -> list[Line]:
+        return [one for one in list(self._lines.values()) if not one.leaves and not one.is_silent]
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> bool:
         try:
@@ -187,9 +190,11 @@ class Pumps:
 
     async def _check(self, new: dict[str, bytes]) -> FesteError | None:
         """Return what the workers in use lack for new backends; ask those anew that are left out."""
+        with suppress(Exception):  # of a scheduler that is gone, which :meth:`_watch` tells
+            self._look(set(await self._client.scheduler.ncores()), time.monotonic())
         left_out = [line for line in self._lines.values() if line.problem is not None]
         checked = set[Line]()
-        while new and (lines := {*self._lines.values()} - checked - {*left_out}):  # some may join
+        while new and (lines := {*self._staying()} - checked - {*left_out}):  # some may join
             for problem in await asyncio.gather(*(line.check(new) for line in lines)):
                 if problem is not None:
                     return problem
@@ -303,11 +308,9 @@ class Pumps:
         """Give up a worker: what it had may have been billed."""
         if line.is_over:
             return
-        line.is_over = True
         del self._lines[line.address]
         self._leaves(line)
-        had, line.flying = line.flying, {}
-        self._lose(had.values(), why)
+        self._lose(line.end(), why)
 
     def _lose(self, shipments: Iterable[Shipped], why: str, **more: Any) -> None:
         for shipped in shipments:
@@ -329,11 +332,11 @@ class Pumps:
             if line is None or len(line.flying) >= self._window:
                 return
             shipped = self._queue.popleft()
-            line.flying[shipped.number] = shipped
-            if line.problem is not None:  # so no worker is fit; all came after the run had begun
-                self._end(line, shipped, Rejected(str(line.problem), billed="no"))
+            if line.problem is not None:  # all came after the run had begun, and none is fit
+                told = Rejected(str(line.problem), billed="no")
+                self._report.sent(shipped.number, False, told, 0.0)
             else:
-                line.outgoing.append(shipped)
+                line.give(shipped)
                 self._wake(line)
 
     def _cancel(self, number: int) -> None:
