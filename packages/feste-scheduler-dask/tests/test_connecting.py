@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,24 @@ def test_requests_alone_start_no_workers_of_an_adaptive_cluster(threads: Any) ->
         assert feste.compute(
             llm.chat("Hi"), scheduler=client, requests_on="workers", worker_window=2
         )
+
+
+def test_a_cluster_that_loses_its_last_worker_is_told(
+    threads: Any, until: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that waits for a worker says so, once, and goes on when one comes."""
+    monkeypatch.setattr("feste.scheduler.dask.tasks.offers._EMPTY", 0.0)
+    monkeypatch.setattr("feste.scheduler.dask.tasks.workers._REFRESH", 0.02)
+    with distributed.Client(threads, set_as_default=False) as client, ThreadPoolExecutor(1) as pool:
+        assert where().compute(scheduler=client) == os.getpid()
+        threads.scale(0)
+        assert until(lambda: not client.nthreads())
+        with pytest.warns(FesteWarning, match="lost all its workers") as told:
+            running = pool.submit(where().compute, scheduler=client)
+            assert until(lambda: len(told))
+            threads.scale(1)
+            assert running.result(60) == os.getpid()
+        assert len(told) == 1
 
 
 def test_new_workers_are_used() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -110,6 +111,66 @@ def test_any_exception_is_told(client: Any) -> None:
     assert [type(e) for e in told[:5]] == [NodeError] * 5
     assert isinstance(told[5], InvalidRequest)
     assert told[5].status == 400
+
+
+@pytest.mark.timeout(60)
+def test_async_tasks_that_would_end_a_program(client: Any) -> None:
+    """They are told like others, and later async tasks of the same workers still run."""
+
+    @feste.task
+    async def leave(error: type[BaseException]) -> None:
+        raise error("leaving")
+
+    @feste.task
+    async def stay(x: int) -> int:
+        return x
+
+    kinds = [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit] * 2
+    for error, kind in zip(errors(client, *map(leave, kinds)), kinds, strict=True):
+        assert isinstance(error, NodeError)
+        assert kind.__name__ in str(error) and "leaving" in str(error)
+    assert errors(client, *[stay(i) for i in range(8)]) == list(range(8))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_objects_that_would_end_a_program(client: Any, kind: type[BaseException]) -> None:
+    """What they raise as they are sent, measured or read is told; it ends neither workers nor threads."""
+
+    class Trap:
+        """Raises at one of these."""
+
+        def __init__(self, at: str) -> None:
+            self.at = at
+
+        def __sizeof__(self) -> int:
+            if self.at == "size":
+                raise kind("trap")
+            return 1
+
+        def __reduce__(self) -> Any:
+            if self.at == "send":
+                raise kind("trap")
+            return (spring if self.at == "read" else Trap, (self.at,))
+
+    def spring(at: str) -> None:
+        raise kind("trap")
+
+    @feste.task
+    def make(at: str) -> Any:
+        return Trap(at)
+
+    @feste.task
+    def where_it_springs(trap: Any) -> str:
+        return str(trap.at)
+
+    for at in ("send", "read"):
+        made, given = errors(client, local(make(at)), where_it_springs(Trap(at)))
+        assert isinstance(made, NodeError)
+        assert isinstance(given, ConfigError if at == "send" else NodeError)
+        assert f"{kind.__name__}: trap" in str(made) and f"{kind.__name__}: trap" in str(given)
+    made, given = errors(client, make("size"), where_it_springs(Trap("size")))
+    assert made.at == given == "size"
 
 
 def test_only_what_needs_a_failed_task_fails(client: Any) -> None:

@@ -189,7 +189,7 @@ def test_a_rate_limit_holds_for_all_workers_together(
         assert {r.worker for r in report().requests} == set("0123")
         for workers, in_headers in (4, False), (2, True), (1, False):
             cluster.scale(workers)
-            limits = ServerLimits(requests_per_minute=2400, bucket=1.0, headers=in_headers)
+            limits = ServerLimits(requests_per_minute=2400, bucket=2.0, headers=in_headers)
             wanted = Limits(concurrency=8) if in_headers else Limits(requests_per_minute=2400)
             with SimServer(WIRE, base=0.05, limits=limits) as limited:
                 llm = openai.OpenAI("m", base_url=f"{limited.url}/v1", limits=wanted)

@@ -40,7 +40,7 @@ class Preparation:
         self.name = name
         try:
             self._data = dumps(prepare)
-        except Exception as error:  # what it holds may be anything
+        except BaseException as error:  # what it holds may be anything
             raise ConfigError(
                 f"prepare_worker={prepare!r} cannot be sent to Dask workers: {type(error).__name__}: "
                 f"{error}"

@@ -96,11 +96,8 @@ class Inputs:
         """
         number = self._promises.make(lambda error: end(False, error))
         end = partial(self._end, chunk, perf_counter())
-        waiting = self._wait(chunk[0], number, end)
-        try:
-            handle = asyncio.run_coroutine_threadsafe(waiting, self._client.loop.asyncio_loop)
-        except RuntimeError:  # the loop has ended
-            waiting.close()
+        handle = self._fetcher.on_loop(self._wait(chunk[0], number, end))
+        if handle is None:
             self._give_up(number, end)
             return
 

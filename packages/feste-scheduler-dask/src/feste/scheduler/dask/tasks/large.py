@@ -157,7 +157,7 @@ def _is_large(value: Any) -> bool:
         return len(value) >= _LARGE
     try:
         return int(sizeof(value)) >= _LARGE
-    except Exception:  # an object of the user's
+    except BaseException:  # an object of the user's
         return False
 
 
@@ -187,7 +187,7 @@ def opened(sealed: _Sealed) -> Held | Failed:
     """
     try:
         return Held(pickle.loads(sealed.data, buffers=sealed.arrays))
-    except Exception as error:  # an unknown class, or one that fails to unpickle
+    except BaseException as error:  # an unknown class, or one that fails to unpickle
         kind = type(error).__name__
         told = f"a large argument of the task cannot be read on a worker: {kind}: {error}"
         if isinstance(error, ImportError):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 from feste.errors import FesteWarning
 
 __all__ = ["Offers"]
+
+#: Seconds without any worker after which that is told; a nanny needs some to start the next one.
+_EMPTY = 15.0
 
 
 class Offers:
@@ -25,6 +29,9 @@ class Offers:
         self.workers: Sequence[tuple[int, Mapping[str, float]]] = ()
         self._was_empty = not self.threads
         self._needed = False
+        #: Since when no worker has been seen; None while there are some.
+        self._empty: float | None = None
+        self._told = False
         self._warned: set[frozenset[tuple[str, float]]] = set()
 
     @property
@@ -44,7 +51,22 @@ class Offers:
             self.threads = sum(threads for threads, _ in self.workers)
         else:
             self.threads = self._link.threads()
+        self._tell_if_empty()
         return before != (self.threads, self.workers)
+
+    def _tell_if_empty(self) -> None:
+        if self.threads:
+            self._empty, self._told = None, False
+        elif self._empty is None:
+            self._empty = monotonic()
+        elif monotonic() - self._empty > _EMPTY and not self._told and not self.may_grow:
+            self._told = True
+            warnings.warn(
+                f"the Dask cluster at {self._link.client.scheduler.address} has lost all its workers; "
+                "Python tasks wait until it has new ones",
+                FesteWarning,
+                stacklevel=2,
+            )
 
     def room(self, needs: Mapping[str, float]) -> int:
         """Return how many tasks may run at once.

@@ -15,9 +15,13 @@ from typing import Any, SupportsIndex
 from distributed.sizeof import safe_sizeof
 
 from feste.errors import FesteError, NodeError
+from feste.scheduler import describe
 from feste.scheduler.dask.pickling import dumps
 
 __all__ = ["Emitted", "Failed", "Held", "Left", "Mixed", "Outcome", "Several"]
+
+#: The size in bytes of what cannot tell its own, as Dask has it.
+_UNKNOWN = 1_000_000
 
 
 class Held:
@@ -34,7 +38,10 @@ class Held:
 
     def __sizeof__(self) -> int:  # Dask uses it to measure the memory of workers
         if self._size < 0:
-            self._size = safe_sizeof(self.value)
+            try:
+                self._size = safe_sizeof(self.value)
+            except BaseException:  # safe_sizeof lets SystemExit through, which would end the worker
+                self._size = _UNKNOWN
         return self._size
 
     def __repr__(self) -> str:
@@ -44,7 +51,7 @@ class Held:
         arrays: list[pickle.PickleBuffer] = []  # sent separately, so that they are not copied
         try:
             data = dumps(self.value, int(protocol), arrays)
-        except Exception as error:  # users' objects may raise anything
+        except BaseException as error:  # users' objects may raise anything, even SystemExit
             return Failed.of(_stuck("sent to another process", error)).__reduce__()
         return (_arrived, (type(self), data, *arrays))
 
@@ -76,7 +83,7 @@ class Failed:
         """
         try:
             return cls(pickle.loads(dumps(error)), _pickled(error.__cause__))
-        except Exception:  # an error class of the user that cannot be pickled
+        except BaseException:  # an error class of the user that cannot be pickled
             return cls(NodeError(str(error), cause_type=type(error).__name__))
 
     def raised(self) -> FesteError:
@@ -86,7 +93,7 @@ class Failed:
                 cause = pickle.loads(self.cause)
                 cause.add_note(f"On the worker:\n{getattr(self.error, 'traceback', '')}")
                 self.error.__cause__ = cause
-            except Exception:  # its class exists on the worker only
+            except BaseException:  # its class exists on the worker only
                 pass
             self.cause = b""
         return self.error
@@ -161,7 +168,7 @@ def _pickled(cause: BaseException | None) -> bytes:
     try:
         data = dumps(cause)
         pickle.loads(data)
-    except Exception:  # see Held
+    except BaseException:  # see Held
         return b""
     return data
 
@@ -169,10 +176,10 @@ def _pickled(cause: BaseException | None) -> bytes:
 def _arrived(kind: Callable[[Any], Any], data: bytes, *arrays: Any) -> Any:
     try:
         return kind(pickle.loads(data, buffers=arrays))
-    except Exception as error:  # an unknown class, or one that fails to unpickle
+    except BaseException as error:  # an unknown class, or one that fails to unpickle
         return Failed.of(_stuck("read in another process", error))
 
 
-def _stuck(what: str, error: Exception) -> NodeError:
-    kind = type(error).__name__
-    return NodeError(f"the result cannot be {what}: {kind}: {error}", cause_type=kind)
+def _stuck(what: str, error: BaseException) -> NodeError:
+    told = describe(error).message  # which is one also if the error cannot be printed
+    return NodeError(f"the result cannot be {what}: {told}", cause_type=type(error).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -138,17 +139,16 @@ class Fetcher:
         if not self.on_loop(self._bring(missing, number, then)) and self._promises.keep(number):
             give_up(lost(None))
 
-    def on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
-        """Run a coroutine on the client's loop; return False if that loop has ended.
+    def on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any] | None:
+        """Run a coroutine on the client's loop; return what can cancel it, or None: the loop has ended.
 
         :param coroutine: the coroutine.
         """
         try:
-            asyncio.run_coroutine_threadsafe(coroutine, self._client.loop.asyncio_loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._client.loop.asyncio_loop)
         except RuntimeError:
             coroutine.close()
-            return False
-        return True
+            return None
 
     async def _bring(self, results: list[Result], number: int, then: Callable[[], None]) -> None:
         fresh = [r for r in results if r.loading is None and r.outcome is None]

@@ -8,6 +8,8 @@ import pickle
 import threading
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -191,10 +193,21 @@ def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
             _loop = asyncio.new_event_loop()
             name = "feste-tasks"
             threading.Thread(target=_run, args=(_loop,), name=name, daemon=True).start()
-    return asyncio.run_coroutine_threadsafe(coroutine, _loop).result()
+    ended: Future[Any] = Future()
+    asyncio.run_coroutine_threadsafe(_end(coroutine, ended), _loop)
+    return ended.result()
+
+
+async def _end(coroutine: Coroutine[Any, Any, Any], ended: Future[Any]) -> None:
+    try:
+        ended.set_result(await coroutine)
+    except BaseException as error:  # asyncio itself would let SystemExit end the loop
+        ended.set_exception(error)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     with inside("worker"):
-        loop.run_forever()
+        while True:
+            with suppress(SystemExit, KeyboardInterrupt):  # of a task that user code started
+                loop.run_forever()

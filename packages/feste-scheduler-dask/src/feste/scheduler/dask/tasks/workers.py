@@ -174,7 +174,7 @@ class Workers:
             self._futures[id(chunk)] = future
             if self.fetcher.on_loop(self._watch(number, chunk, future, begun)):
                 return
-        except Exception as error:  # pickling users' objects failed, or Dask refused
+        except BaseException as error:  # pickling users' objects failed, or Dask refused
             refused = describe(error)
         if self._promises.keep(number):
             if len(chunk) > 1:
@@ -191,7 +191,7 @@ class Workers:
         op: Any = chunk[0].node.op
         try:
             data, futures = packed(chunk, self._large)
-        except Exception as error:  # users' objects may raise anything
+        except BaseException as error:  # users' objects may raise anything, even SystemExit
             raise ConfigError(
                 f"{op.name} runs on a Dask worker, but it or an argument cannot be sent there: "
                 f"{type(error).__name__}: {error}. Give it plain data, or keep the task here with "
