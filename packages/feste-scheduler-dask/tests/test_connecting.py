@@ -132,6 +132,19 @@ def test_a_closed_client_is_noticed(threads: Any) -> None:
         assert where().compute(scheduler=other) == os.getpid()
 
 
+def test_a_client_that_closes_while_a_run_is_planned() -> None:
+    """Its loop has ended by then, so nothing on it would ever answer."""
+    client = distributed.Client(
+        processes=False, n_workers=1, dashboard_address="127.0.0.1:0", set_as_default=False
+    )
+    executor = DaskExecutor(client, requests_on="workers")
+    executor.start(Reporter([].append, executor))
+    client.close()
+    with pytest.raises(ConfigError, match=r"the connection to the Dask scheduler .* is lost"):
+        executor.preflight([FakeBackend()])
+    executor.close()
+
+
 def test_hands_of_closed_clients_go(threads: Any, until: Callable[..., bool]) -> None:
     """The hands of a closed client go with the next run, and keep nothing: programs may make many."""
 
@@ -244,6 +257,19 @@ def test_another_version_of_feste_is_told(
     feste.compute(where(), scheduler=threads)
     (warning,) = [str(w.message) for w in recwarn if w.category is FesteWarning]
     assert "has Feste 0.0.9, this process" in warning
+
+
+def test_requests_alone_start_no_workers_of_an_adaptive_cluster(threads: Any) -> None:
+    """It counts tasks, so without a minimum requests could wait forever: that is told."""
+    llm = FakeBackend()
+    with distributed.Client(threads, set_as_default=False) as client:
+        threads.adapt(minimum=0, maximum=1, interval="1h")
+        with pytest.warns(FesteWarning, match="give it a minimum"):
+            assert feste.compute(llm.chat("Hi"), scheduler=client, requests_on="workers")
+        threads.adapt(minimum=1, maximum=1, interval="1h")
+        assert feste.compute(
+            llm.chat("Hi"), scheduler=client, requests_on="workers", worker_window=2
+        )
 
 
 def test_a_cluster_that_loses_its_last_worker_is_told(

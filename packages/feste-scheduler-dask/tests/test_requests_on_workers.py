@@ -401,7 +401,15 @@ def test_a_client_that_dies_leaves_nothing(
     cluster: Any, there: Any, server: SimServer, until: Until, script: Callable[[str], list[str]]
 ) -> None:
     """A program that is killed: the server sees its requests close, and the workers forget it."""
+
+    def names(dask_worker: Any) -> set[str]:
+        return {name for name in dask_worker.handlers if name.startswith("feste-")}
+
+    def all_names() -> set[str]:
+        return set().union(*there.run(names).values())
+
     server.add(Fault(kind="hang", times=None))
+    known = all_names()
     program = subprocess.Popen(
         script(
             "import feste\n"
@@ -416,12 +424,13 @@ def test_a_client_that_dies_leaves_nothing(
     )
     try:
         assert until(lambda: server.totals().in_flight == 6)
-        before = there.run(pumps)
+        own = all_names() - known
     finally:
         program.kill()
         program.wait()
+    assert own
     assert until(lambda: server.totals().left == 6)
-    assert until(lambda: there.run(pumps) != before)
+    assert until(lambda: not own & all_names())
     assert server.totals().requests == 6
 
 

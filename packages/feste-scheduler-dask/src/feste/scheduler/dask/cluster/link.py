@@ -103,8 +103,8 @@ class Link:
                 _check_address(address, f"the Dask worker {address}")
         if not workers:
             warnings.warn(
-                f"the Dask cluster at {self._address} has no workers yet; Python tasks wait until it "
-                "has",
+                f"the Dask cluster at {self._address} has no workers yet; what they are to do waits until "
+                "it has",
                 FesteWarning,
                 stacklevel=3,
             )

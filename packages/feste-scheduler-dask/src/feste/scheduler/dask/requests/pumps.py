@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 from typing import Any
 
@@ -83,6 +84,15 @@ class Pumps:
 
         :raises FesteError: if a worker cannot be prepared.
         """
+        adaptive = getattr(self._client.cluster, "_adaptive", None)
+        if adaptive is not None and not adaptive.minimum:
+            warnings.warn(
+                'with requests_on="workers" requests wait until there are workers, but an adaptive cluster '
+                "starts none for them, since it counts tasks alone: give it a minimum, as in "
+                "cluster.adapt(minimum=1)",
+                FesteWarning,
+                stacklevel=3,
+            )
         self._wait(self._start())
 
     def check(self, clients: Sequence[Backend]) -> None:
@@ -148,7 +158,20 @@ class Pumps:
 
     def _wait(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None = None) -> Any:
         loop = self._client.loop.asyncio_loop
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout)
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        except RuntimeError:  # the loop has ended
+            coroutine.close()
+            raise self._link.lost from None
+        try:
+            while wait([future], timeout or _PATIENCE).not_done:
+                if timeout is not None:
+                    raise TimeoutError
+                if self._link.closed:  # the loop may have been stopped
+                    raise self._link.lost
+            return future.result()
+        finally:
+            future.cancel()  # Ctrl-C
 
     # --- on the loop: workers ---------------------------------------------------------------------
 
