@@ -216,6 +216,13 @@ class Backend:
         for secret in self.secrets:
             secret.check()
 
+    def warm_up(self) -> None:
+        """Do what the first request would wait for, such as importing an SDK; it may block.
+
+        Called where requests go out from another process, before the first: else those that follow
+        gather behind it, and reach the provider all at once.
+        """
+
     def __copy__(self) -> Backend:
         made = _rebuild(type(self), *self._given)
         return _chained(made, self._others)

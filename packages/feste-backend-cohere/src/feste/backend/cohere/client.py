@@ -105,6 +105,10 @@ class Cohere(Backend):
         """The API key; none for a server on this machine without a key."""
         return () if self._local and not self._secret.is_set else (self._secret,)
 
+    def warm_up(self) -> None:
+        """Import the SDK."""
+        transport.load()
+
     def profile(self, model: str) -> Profile:
         """Return what is known of a model beforehand.
 

@@ -44,7 +44,7 @@ _lock = threading.Lock()
 _tls: ssl.SSLContext | None = None
 
 
-def _load() -> None:
+def load() -> None:
     """Import the SDK and make the TLS context of the process; both are slow."""
     global _tls
     with _lock:
@@ -96,7 +96,7 @@ async def send(
     :raises CallError: if it failed.
     """
     if _tls is None:
-        await asyncio.to_thread(_load)
+        await asyncio.to_thread(load)
     # raised outside of any `except`, because the SDK's exception holds the request and the key
     outcome = await _attempt(request, _door(request, token, local), secret, on_chunk)
     if isinstance(outcome, CallError):

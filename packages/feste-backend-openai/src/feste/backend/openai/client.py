@@ -61,15 +61,17 @@ def _operation(**halves: Any) -> Callable[[F], F]:
 
 async def _send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -> Response:
     """Send a request; the first one imports the SDK in a thread, so the loop keeps running."""
-    sending = _loaded.get("sending")
-    if sending is None:
-        name = f"{__package__}.sending"
-        sending = _loaded["sending"] = await asyncio.to_thread(importlib.import_module, name)
+    sending: Any = _loaded.get("sending") or await asyncio.to_thread(_load)
     answer: Response = await sending.send(llm, request, on_chunk)
     return answer
 
 
 _loaded: dict[str, Any] = {}
+
+
+def _load() -> Any:
+    sending = _loaded["sending"] = importlib.import_module(f"{__package__}.sending")
+    return sending
 
 
 class OpenAI(Backend):
@@ -146,6 +148,10 @@ class OpenAI(Backend):
     def secrets(self) -> tuple[Secret, ...]:
         """The key; none if the server is on this machine and there is no key."""
         return () if self.is_local and not self._secret.is_set else (self._secret,)
+
+    def warm_up(self) -> None:
+        """Import the SDK."""
+        _load()
 
     def config(self) -> Mapping[str, Any]:
         """Return the configuration as plain JSON, with the key by name."""

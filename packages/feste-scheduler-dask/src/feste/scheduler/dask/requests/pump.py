@@ -133,7 +133,8 @@ class Pump(WorkerPlugin):
         self.looks = _LOOKS
         answer: Any = None
         if do == "hello":
-            answer = (str(self.worker.name), self._met(*pickle.loads(data)))
+            problem = await asyncio.to_thread(self._met, *pickle.loads(data))
+            answer = (str(self.worker.name), problem)
         elif life == self.life and do == "send":
             answer = self._send(*pickle.loads(data))
         elif life == self.life:
@@ -141,7 +142,7 @@ class Pump(WorkerPlugin):
         return dumps((self.life, answer))
 
     def _met(self, backends: Mapping[str, bytes]) -> FesteError | None:
-        """Take backends; return what keeps them from sending requests from here."""
+        """Take backends; return what keeps them from sending requests from here; may import SDKs."""
         problems = [self._checked(name, data) for name, data in backends.items()]
         return self.problem or next(filter(None, problems), None)
 
@@ -151,6 +152,7 @@ class Pump(WorkerPlugin):
             return backend
         try:
             backend.preflight()
+            backend.warm_up()
         except MissingKey as error:
             return self._no_key(backend, error)
         except ConfigError as error:
