@@ -32,7 +32,7 @@ def know(client: Any, *tasks: Any) -> None:
     feste.compute(0, feste.task(abs)(-1), scheduler=client)
     for hands in driver()._executors.values():
         if isinstance(hands, DaskExecutor) and not hands.stale:
-            hands._workers._sizes.update({task.name: 0 for task in tasks})
+            hands._workers._ends.known.sizes.update({task.name: 0 for task in tasks})
     driver().brain.dispatcher.cost.update({task.name: 1e-5 for task in tasks})
 
 
@@ -279,7 +279,7 @@ def test_results_that_share_a_task_are_small_together(client: Any, short: Any) -
     short(middling)
     for hands in driver()._executors.values():
         if isinstance(hands, DaskExecutor) and not hands.stale:
-            hands._workers._sizes["middling"] = 60_000
+            hands._workers._ends.known.sizes["middling"] = 60_000
     keys = feste.compute([middling(i) for i in range(60)], scheduler=client)[0]
     assert max(keys.count(key) for key in keys) == 1_048_576 // 60_000
 
@@ -350,7 +350,7 @@ class Spy(DaskExecutor):
 
         super().start(Reporter(put, report.executor))
         if self.deaf:
-            self._workers._notes.close()
+            self._workers._ends.notes.close()
 
 
 def done(seen: list[Any]) -> list[tuple[Any, ...]]:
@@ -403,7 +403,7 @@ def test_a_closed_executor_hears_no_more(client: Any, until: Any) -> None:
 
     hands = Spy(client)
     feste.compute(feste.task(abs)(-1), scheduler=hands)
-    topic = hands._workers._notes.topic
+    topic = hands._workers._ends.notes.topic
 
     def subscribers(dask_scheduler: Any) -> int:
         return len(dask_scheduler._broker._topics[topic].subscribers)
