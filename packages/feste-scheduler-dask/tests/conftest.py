@@ -25,12 +25,12 @@ dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
 registry().schedulers.update(feste_schedulers())
 
 
-def _new_cluster(workers: int) -> Any:
+def _new_cluster(workers: int, *, threads: int = 1, processes: bool = True) -> Any:
     return distributed.LocalCluster(
         n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
+        threads_per_worker=threads,
+        processes=processes,
+        host="127.0.0.1" if processes else None,
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
         scheduler_kwargs={"dashboard": False},
@@ -38,8 +38,8 @@ def _new_cluster(workers: int) -> Any:
 
 
 @pytest.fixture(scope="session")
-def new_cluster() -> Callable[[int], Any]:
-    """Start a cluster with so many workers, each a process with a nanny and one thread."""
+def new_cluster() -> Callable[..., Any]:
+    """Start a cluster: ``new_cluster(workers, threads=1, processes=True)``, processes with nannies."""
     return _new_cluster
 
 

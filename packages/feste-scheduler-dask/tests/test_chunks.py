@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -169,7 +168,7 @@ def test_one_that_workers_cannot_read_hurts_no_other(
     assert "not_on_workers" in str(results[4])
 
 
-def test_one_that_kills_workers_hurts_no_other() -> None:
+def test_one_that_kills_workers_hurts_no_other(new_cluster: Callable[..., Any]) -> None:
     """A chunk that was lost with its workers is run again one by one: the guilty one fails."""
 
     @feste.task
@@ -180,15 +179,7 @@ def test_one_that_kills_workers_hurts_no_other() -> None:
 
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
+        new_cluster(1) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         know(client, maybe_deadly)

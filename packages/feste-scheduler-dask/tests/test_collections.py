@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dask
@@ -39,17 +38,10 @@ def free() -> Any:
 
 
 @pytest.fixture
-def threads() -> Iterator[Any]:
+def threads(new_cluster: Callable[..., Any]) -> Iterator[Any]:
     """A client of a cluster of threads in this process: it may pay."""
     with (
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=4,
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
+        new_cluster(1, threads=4, processes=False) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import signal
 import subprocess
@@ -61,16 +60,9 @@ def alive(pid: int) -> bool:
 
 
 @pytest.fixture
-def threads() -> Iterator[Any]:
+def threads(new_cluster: Callable[..., Any]) -> Iterator[Any]:
     """A cluster of threads in this process, quick to start and to lose."""
-    with distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=2,
-        processes=False,
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-        scheduler_kwargs={"dashboard": False},
-    ) as made:
+    with new_cluster(1, threads=2, processes=False) as made:
         yield made
 
 
@@ -290,7 +282,7 @@ def test_a_cluster_that_loses_its_last_worker_is_told(
         assert len(told) == 1
 
 
-def test_new_workers_are_used() -> None:
+def test_new_workers_are_used(new_cluster: Callable[..., Any]) -> None:
     """The window grows with the cluster while a run is under way."""
 
     @feste.task
@@ -299,14 +291,7 @@ def test_new_workers_are_used() -> None:
         return str(distributed.get_worker().address)
 
     with (
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=1,
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
+        new_cluster(1, processes=False) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         cluster.scale(4)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -334,7 +333,7 @@ def test_a_task_that_kills_workers_fails(client: Any) -> None:
     assert fine == 3
 
 
-def test_who_waits_beside_a_killer_is_not_lost_with_it() -> None:
+def test_who_waits_beside_a_killer_is_not_lost_with_it(new_cluster: Callable[..., Any]) -> None:
     """Dask blames a worker's death on all tasks it was given; those that only waited are run again."""
 
     @feste.task
@@ -347,13 +346,15 @@ def test_who_waits_beside_a_killer_is_not_lost_with_it() -> None:
     def plus(x: int, y: int) -> int:
         return x + y
 
-    with one_worker() as client:
+    with one_worker(new_cluster) as client:
         lost, *fine = errors(client, deadly(1), *[plus(i, 1) for i in range(4)])
         assert isinstance(lost, WorkerLost)
         assert fine == [1, 2, 3, 4]
 
 
-def test_a_result_that_died_beside_a_killer_is_made_again(tmp_path: Path) -> None:
+def test_a_result_that_died_beside_a_killer_is_made_again(
+    tmp_path: Path, new_cluster: Callable[..., Any]
+) -> None:
     """A result on a worker that died is made anew, and blamed if that one dies too: it is tried alone."""
     mark = tmp_path / "made"
 
@@ -370,25 +371,18 @@ def test_a_result_that_died_beside_a_killer_is_made_again(tmp_path: Path) -> Non
         os.kill(os.getpid(), signal.SIGKILL)
         return x
 
-    with one_worker(threads=2) as client:
+    with one_worker(new_cluster, threads=2) as client:
         made, lost = errors(client, make(7), deadly(1))
         assert isinstance(lost, WorkerLost)
         assert made == 7
 
 
 @contextmanager
-def one_worker(threads: int = 1) -> Iterator[Any]:
+def one_worker(new_cluster: Callable[..., Any], threads: int = 1) -> Iterator[Any]:
     """A client of a cluster with one worker process, which may not die twice."""
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=threads,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
+        new_cluster(1, threads=threads) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import threading
@@ -25,17 +24,10 @@ from feste.testing import FakeBackend
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> Iterator[Any]:
+def elsewhere(new_cluster: Callable[..., Any]) -> Iterator[Any]:
     """A client of another cluster: threads of this process."""
     with (
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=2,
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
+        new_cluster(1, threads=2, processes=False) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,24 +155,18 @@ def test_the_longest_path_goes_first(client: Any) -> None:
 
 
 @contextmanager
-def own_cluster(workers: int) -> Iterator[tuple[Any, Any]]:
+def own_cluster(new_cluster: Callable[..., Any], workers: int) -> Iterator[tuple[Any, Any]]:
     """A cluster of worker processes for one test, and its client."""
     with (
-        distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
+        new_cluster(workers) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield cluster, client
 
 
-def test_a_retired_worker_takes_nothing_along(tmp_path: Path, until: Any) -> None:
+def test_a_retired_worker_takes_nothing_along(
+    tmp_path: Path, until: Any, new_cluster: Callable[..., Any]
+) -> None:
     """What a worker holds that is retired in the middle of a run goes to others; nothing runs twice."""
     log, go_on = tmp_path / "ran", tmp_path / "retired"
 
@@ -212,7 +205,7 @@ def test_a_retired_worker_takes_nothing_along(tmp_path: Path, until: Any) -> Non
 
         return os.getpid()
 
-    with own_cluster(2) as (_, client):
+    with own_cluster(new_cluster, 2) as (_, client):
         thread = threading.Thread(target=retire)
         thread.start()
         made = [make(i) for i in range(8)]
@@ -221,7 +214,7 @@ def test_a_retired_worker_takes_nothing_along(tmp_path: Path, until: Any) -> Non
     assert len(log.read_text().splitlines()) == 8
 
 
-def test_a_cluster_may_grow_from_nothing() -> None:
+def test_a_cluster_may_grow_from_nothing(new_cluster: Callable[..., Any]) -> None:
     """On an adaptive cluster without workers a run waits for the first, and lets it go."""
 
     @feste.task
@@ -230,7 +223,7 @@ def test_a_cluster_may_grow_from_nothing() -> None:
 
         return os.getpid()
 
-    with own_cluster(0) as (cluster, client):
+    with own_cluster(new_cluster, 0) as (cluster, client):
         cluster.adapt(minimum=0, maximum=1, interval="50ms")
         with pytest.warns(FesteWarning, match="no workers yet"):
             pids = feste.compute([pid(i) for i in range(50)], scheduler=client)[0]
