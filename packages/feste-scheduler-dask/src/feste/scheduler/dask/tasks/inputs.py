@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -56,7 +57,11 @@ class Inputs:
         :returns: a :class:`~feste.scheduler.Later` for each. What cannot be started with the others is
             left to its node, which tells why.
         """
-        ours = {id(given): given for given in inputs if not self.is_foreign(given)}
+        ours = {
+            id(given): given
+            for given in inputs
+            if not self.is_foreign(given) and not self._may_be_unknown(given)
+        }
         try:
             futures = dict(zip(ours, self._start(list(ours.values())), strict=True))
         except Exception:  # of one of the collections: its own node will raise it
@@ -88,6 +93,14 @@ class Inputs:
             return False
         scheduler = getattr(given.client, "scheduler", None)
         return scheduler is None or scheduler.address != self._client.scheduler.address
+
+    def _may_be_unknown(self, given: Any) -> bool:
+        """Whether the scheduler may not have heard of a future yet, since another client has made it.
+
+        It cancels all that comes together with what needs a task that it does not know.
+        """
+        is_future = isinstance(given, distributed.Future)
+        return is_future and given.client is not self._client and given.status == "pending"
 
     def run(self, chunk: Chunk) -> None:
         """Wait for an input, without a thread, and report it.
@@ -135,6 +148,9 @@ class Inputs:
         if type(given) is _Started:
             future = given.take()
         else:  # of a node that a task returned; or it could not be started with others
+            if self._may_be_unknown(given):
+                with suppress(Exception):  # what has become of it is found below
+                    await asyncio.to_thread(given.exception)
             try:
                 (future,) = await asyncio.to_thread(self._start, [given])
             except Exception as refused:  # Dask, or a method of the collection, may raise anything
