@@ -121,10 +121,16 @@ def tests(session: nox.Session) -> None:
     install(session, "--compile", *TEST, *TEST_MORE)  # many tests start interpreters
     install_model(session)
     documents = existing("packages/*/tests", "packages/*/README.md", "tests", "README.md", "docs")
+    # clusters keep all cores busy, so their tests come after those that keep to rates in real time
+    clusters = existing("packages/feste-scheduler-dask/tests", "packages/feste-scheduler-dask/*.md")
+    others = [path for path in documents if path not in clusters]
     # `python -m` puts this folder on the path, so that worker processes find the tests' own modules
     # two files at a time; the blocks of a document share names, so a file is never split
-    usual = ["-n", "2", "--dist", "loadfile", "--doctest-modules", "--pyargs", "feste", *documents]
-    session.run("python", "-m", "pytest", *(session.posargs or usual))
+    usual = ["-n", "2", "--dist", "loadfile"]
+    all_others = [*usual, "--doctest-modules", "--pyargs", "feste", *others]
+    session.run("python", "-m", "pytest", *(session.posargs or all_others))
+    if clusters and not session.posargs:
+        session.run("python", "-m", "pytest", *usual, *clusters)
 
 
 @nox.session
