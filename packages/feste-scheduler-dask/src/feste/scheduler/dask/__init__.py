@@ -1,4 +1,4 @@
-"""Feste on Dask: Python tasks run on the workers of a cluster, requests stay in the client.
+"""Feste on Dask: Python tasks run on the workers of a cluster; requests may leave from there.
 
 Any of these runs a graph on a cluster::
 

@@ -1,4 +1,4 @@
-"""The executor for a Dask cluster: workers run users' Python, the client does all else."""
+"""The executor for a Dask cluster: workers run users' Python, and send requests if they shall."""
 
 from __future__ import annotations
 
