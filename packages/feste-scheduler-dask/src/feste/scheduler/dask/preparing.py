@@ -9,7 +9,6 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
 
@@ -20,7 +19,7 @@ from feste.scheduler import describe, inside
 from feste.scheduler.dask.pickling import dumps
 from feste.scheduler.dask.tasks.outcomes import Failed
 
-__all__ = ["Preparation", "Prepare", "check_workers", "prepare", "prepared"]
+__all__ = ["Preparation", "Prepare", "cannot_run", "check_workers", "prepare", "prepared"]
 
 #: Seconds that all workers may take to say which version they have.
 _PATIENCE = 3.0
@@ -75,8 +74,7 @@ def _called(data: bytes, worker: str) -> NodeError | None:
         with inside("worker"):  # where it may start no run of its own
             prepare = pickle.loads(data)
             if isinstance(prepare, str):
-                module, _, attribute = prepare.partition(":")
-                prepare = getattr(import_module(module), attribute)
+                prepare = resolve_name(prepare)
             done = prepare()
             if inspect.iscoroutine(done):
                 asyncio.run(done)
@@ -90,6 +88,18 @@ def _called(data: bytes, worker: str) -> NodeError | None:
         failed.__cause__ = error
         return failed
     return None
+
+
+def cannot_run(address: str, error: Exception) -> ConfigError:
+    """Return the error for a worker that lacks Feste, or has one that does not fit.
+
+    :param address: the address of the worker.
+    :param error: what its Python said.
+    """
+    return ConfigError(
+        f"the Dask worker {address} cannot run Feste: {type(error).__name__}: {error}. "
+        "Install feste-scheduler-dask there, in the version of the client"
+    )
 
 
 def check_workers(client: Any) -> None:
@@ -106,10 +116,7 @@ def check_workers(client: Any) -> None:
         return
     for address, version in told.items():
         if isinstance(version, (ImportError, AttributeError)):
-            raise ConfigError(
-                f"the Dask worker {address} cannot run Feste: {type(version).__name__}: {version}. "
-                "Install feste-scheduler-dask there, in the version of the client"
-            )
+            raise cannot_run(address, version)
     others = {a: v for a, v in told.items() if isinstance(v, str) and v != VERSION}
     if others:
         address, version = next(iter(others.items()))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from feste.backend import Call, OnChunk, Request
-from feste.errors import CallError, ConfigError, FesteError, Rejected
+from feste.errors import CallError, FesteError, Rejected
 from feste.scheduler.dask.pickling import dumps
+from feste.scheduler.dask.preparing import cannot_run
 from feste.scheduler.dask.requests.pump import Shipment
 
 __all__ = ["Line", "Shipped", "unpacked"]
@@ -126,10 +127,7 @@ class Line:
         except (OSError, TimeoutError):
             return False
         except Exception as error:  # of the worker, which cannot import this, or in another version
-            self.problem = ConfigError(
-                f"the Dask worker {self.address} cannot run Feste: {type(error).__name__}: {error}. "
-                "Install feste-scheduler-dask there, in the version of the client"
-            )
+            self.problem = cannot_run(self.address, error)
         return True
 
     async def check(self, backends: Mapping[str, bytes]) -> FesteError | None:
