@@ -14,7 +14,7 @@ import pytest
 
 from feste.plugins import registry
 from feste.scheduler.dask import DaskExecutor
-from feste.scheduler.dask._hooks import feste_schedulers
+from feste.scheduler.dask._hooks import feste_schedulers, feste_settings
 from feste.scheduler.driver import driver
 
 # A LocalCluster gives up a worker, and its nanny, if none with its name is there 15 seconds after one
@@ -23,6 +23,7 @@ dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
 
 # As installing the distribution does; from a checkout the tests run without it.
 registry().schedulers.update(feste_schedulers())
+registry().settings.update(feste_settings())
 
 
 def _new_cluster(workers: int, *, threads: int = 1, processes: bool = True) -> Any:
@@ -90,8 +91,9 @@ def script(tmp_path: Any) -> Callable[[str], list[str]]:
     """Make a user's program; return the command that runs it."""
     prelude = (
         "from feste.plugins import registry\n"
-        "from feste.scheduler.dask._hooks import feste_schedulers\n"
+        "from feste.scheduler.dask._hooks import feste_schedulers, feste_settings\n"
         "registry().schedulers.update(feste_schedulers())\n"
+        "registry().settings.update(feste_settings())\n"
     )
 
     def make(text: str) -> list[str]:

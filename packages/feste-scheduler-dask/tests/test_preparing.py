@@ -189,9 +189,6 @@ def test_a_worker_that_comes_later_and_cannot_be_prepared_fails_its_tasks(
 PROGRAM = """
 import os, sys
 import feste
-from feste.plugins import registry
-from feste.scheduler.dask._hooks import feste_settings
-registry().settings.update(feste_settings())
 
 def ready():
     os.environ["PREPARED"] = "by main"
