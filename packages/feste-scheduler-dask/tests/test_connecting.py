@@ -187,15 +187,10 @@ def test_a_client_that_closes_during_a_run(threads: Any) -> None:
     assert results[1] == 2
 
 
-def test_a_cluster_without_workers_is_told() -> None:
+def test_a_cluster_without_workers_is_told(new_cluster: Callable[..., Any]) -> None:
     """A run on a cluster that has no workers yet says so, and begins when one comes."""
     with (
-        distributed.LocalCluster(
-            n_workers=0,
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        ) as cluster,
+        new_cluster(0, processes=False) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         timer = threading.Timer(0.5, lambda: cluster.scale(1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import pickle
 import socket
@@ -46,19 +45,11 @@ KEY = f"CANARY{uuid4().hex}"
 class Cluster:
     """A scheduler here, and workers that are started by hand, each with an environment of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, scheduler: Any) -> None:
         self.folder = folder
         self._stack = ExitStack()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._scheduler = self._stack.enter_context(
-            distributed.LocalCluster(
-                n_workers=0,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-                scheduler_kwargs={"dashboard": False},
-            )
-        )
+        self._scheduler = self._stack.enter_context(scheduler)
         self.client = self._stack.enter_context(
             distributed.Client(self._scheduler, set_as_default=False)
         )
@@ -104,9 +95,9 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, new_cluster: Callable[[int], Any]) -> Iterator[Cluster]:
     """A cluster without workers."""
-    with Cluster(tmp_path) as made:
+    with Cluster(tmp_path, new_cluster(0)) as made:
         yield made
 
 
