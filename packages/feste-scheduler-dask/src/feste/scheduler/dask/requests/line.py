@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feste.backend import Call, OnChunk, Request
-from feste.errors import CallError, FesteError, Rejected
+from feste.errors import FesteError, Rejected
 from feste.scheduler.dask.pickling import dumps
 from feste.scheduler.dask.preparing import cannot_run
 from feste.scheduler.dask.requests.pump import Shipment
@@ -40,6 +40,9 @@ class Shipped:
     call: Call[Any]
     request: Request
     on_chunk: OnChunk | None
+    #: The name of its backend, and the pickled backend for workers that lack it.
+    backend: str
+    pickled: bytes
     #: When its answer is waited for no more; infinite without a time limit.
     until: float = float("inf")
 
@@ -149,40 +152,28 @@ class Line:
         problem: FesteError | None = told[1]
         return problem
 
-    async def send(
-        self,
-        named: Callable[[Shipped], tuple[str, bytes]],
-        refused: Callable[[Line, list[Shipped]], None],
-        failed: Callable[[Line, Shipped, CallError], None],
-    ) -> str:
+    async def send(self, refused: Callable[[Line, list[Shipped]], None]) -> str:
         """Send what has gathered, until there is no more; return why the worker is gone, or nothing.
 
-        :param named: returns the name of the backend of a request, and the pickled backend.
         :param refused: takes back requests that the worker does not take, since it leaves.
-        :param failed: is told of a request whose backend cannot be sent.
         """
         while (self.outgoing or self.cancelled) and not self.is_over:
             shipped, self.outgoing = self.outgoing, []
             cancelled, self.cancelled = self.cancelled, []
-            backends: dict[str, bytes] = {}
+            new = {s.backend: s.pickled for s in shipped if s.backend not in self._backends}
             shipments: list[Shipment] = []
             for each in shipped:
-                try:
-                    name, data = named(each)
-                except Exception as error:  # a literal key, or a backend that cannot be pickled
-                    failed(self, each, Rejected(str(error), billed="no"))
-                    continue
-                if name not in self._backends:
-                    backends[name] = data
                 each.until = time.monotonic() + (each.request.timeout or float("inf")) + _GRACE
                 streams = each.on_chunk is not None
-                shipments.append(Shipment(each.number, name, each.call.name, each.request, streams))
+                shipments.append(
+                    Shipment(each.number, each.backend, each.call.name, each.request, streams)
+                )
             self._sends += 1
-            taken, why = await self._exchange("send", self._sends, backends, shipments, cancelled)
+            taken, why = await self._exchange("send", self._sends, new, shipments, cancelled)
             if why or self.is_over:
                 return why
             if taken:
-                self._backends.update(backends)
+                self._backends.update(new)
             else:
                 refused(self, [each for each in shipped if each.number in self.flying])
         return ""

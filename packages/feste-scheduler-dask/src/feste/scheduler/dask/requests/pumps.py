@@ -19,7 +19,6 @@ from typing import Any
 
 from feste.backend import Backend, Call, OnChunk, Request
 from feste.errors import (
-    CallError,
     CallTimeout,
     ConfigError,
     FesteError,
@@ -117,7 +116,12 @@ class Pumps:
         :param request: the request.
         :param on_chunk: receives pieces of the response's text, or None.
         """
-        shipped = Shipped(number, call, request, on_chunk)
+        try:
+            name, data = self._name(call.client)
+        except ConfigError as error:  # it cannot be pickled any more
+            self._report.sent(number, False, Rejected(str(error), billed="no"), 0.0)
+            return
+        shipped = Shipped(number, call, request, on_chunk, name, data)
         if not self._on_loop(self._add, shipped):
             self._lose([shipped], _BROKE, billed="no")
 
@@ -246,8 +250,9 @@ class Pumps:
                 line.is_silent = not line.is_silent
                 self._withhold(line)
             for shipped in [s for s in line.flying.values() if s.until < now]:
-                told = f"the Dask worker {line.name} did not tell of an answer in time"
-                self._end(line, shipped, CallTimeout(told))
+                told = CallTimeout(f"the Dask worker {line.name} did not tell of an answer in time")
+                del line.flying[shipped.number]
+                self._report.sent(shipped.number, False, told, 0.0)
                 line.cancelled.append(shipped.number)
                 self._wake(line)
         for address in listed - self._lines.keys() - self._meeting:
@@ -360,14 +365,11 @@ class Pumps:
 
     async def _send(self, line: Line) -> None:
         try:
-            why = await line.send(self._name_of, self._refused, self._end)
+            why = await line.send(self._refused)
         finally:
             line.sending = False
         if why:
             self._drop(line, f"{why}; {_BILLED}")
-
-    def _name_of(self, shipped: Shipped) -> tuple[str, bytes]:
-        return self._name(shipped.call.client)
 
     def _name(self, client: Backend) -> tuple[str, bytes]:
         named = self._named.get(client.token)
@@ -397,11 +399,6 @@ class Pumps:
         why = await line.collect(take)
         if why:
             self._drop(line, f"{why}; {_BILLED}")
-
-    def _end(self, line: Line, shipped: Shipped, error: CallError) -> None:
-        """Report a request that ends without an outcome of its worker."""
-        del line.flying[shipped.number]
-        self._report.sent(shipped.number, False, error, 0.0)
 
 
 def _packed(client: Backend) -> bytes:
