@@ -529,6 +529,9 @@ def test_tasks_on_workers_make_backends(there: Any, server: SimServer) -> None:
     url = f"{server.url}/v1"
     assert feste.compute(ask(url, None)) == (["1", "2"],)
     assert {r.model for r in report().requests} == {"of a task 1", "of a task 2"}
+    with pytest.raises(RunFailed, match="literal API key never leaves this process"):
+        feste.compute(ask(url, "sk-canary"))
+    assert len(server.ledger()) == 2
 
 
 def test_keys_are_looked_up_where_they_are_used(
