@@ -748,7 +748,7 @@ def test_an_unknown_executor_is_refused(executor: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "resources", [{"GPU": 0}, {"GPU": -1}, {1: 1}, {"GPU": "1"}, {"GPU": True}]
+    "resources", [{"GPU": 0}, {"GPU": -1}, {1: 1}, {"GPU": "1"}, {"GPU": True}, "GPU", ["GPU"]]
 )
 def test_resources_are_names_with_amounts(resources: Any) -> None:
     """Anything else is refused, with an example."""

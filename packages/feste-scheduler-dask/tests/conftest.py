@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -84,6 +86,31 @@ def until() -> Callable[[Callable[[], Any]], bool]:
         return True
 
     return wait
+
+
+@pytest.fixture
+def heavy() -> Callable[[Path], Any]:
+    """Make a class whose objects write down, in a file, each process that they arrive in."""
+
+    def make(path: Path) -> Any:
+        class Heavy:
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def __reduce__(self) -> Any:
+                return (arrive, (self.number,))
+
+            def __str__(self) -> str:
+                return f"heavy {self.number}"
+
+        def arrive(number: int) -> Any:
+            with path.open("a") as file:
+                print(os.getpid(), file=file)
+            return Heavy(number)
+
+        return Heavy
+
+    return make
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def know(client: Any, *tasks: Any) -> None:
     feste.compute(0, feste.task(abs)(-1), scheduler=client)
     for hands in driver()._executors.values():
         if isinstance(hands, DaskExecutor) and not hands.stale:
-            hands._workers._ends.known.sizes.update({task.name: 0 for task in tasks})
+            hands._workers.known.sizes.update({task.name: 0 for task in tasks})
     driver().brain.dispatcher.cost.update({task.name: 1e-5 for task in tasks})
 
 
@@ -270,7 +270,7 @@ def test_results_that_share_a_task_are_small_together(client: Any, short: Any) -
     short(middling)
     for hands in driver()._executors.values():
         if isinstance(hands, DaskExecutor) and not hands.stale:
-            hands._workers._ends.known.sizes["middling"] = 60_000
+            hands._workers.known.sizes["middling"] = 60_000
     keys = feste.compute([middling(i) for i in range(60)], scheduler=client)[0]
     assert max(keys.count(key) for key in keys) == 1_048_576 // 60_000
 

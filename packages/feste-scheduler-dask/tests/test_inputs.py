@@ -95,28 +95,7 @@ def test_a_cluster_that_is_started_computes_them(
     assert os.getpid() not in {pid, *pids(tmp_path / "pids")}
 
 
-def heavy(path: Path) -> Any:
-    """A class whose objects write down each process that they arrive in."""
-
-    class Heavy:
-        def __init__(self, number: int) -> None:
-            self.number = number
-
-        def __reduce__(self) -> Any:
-            return (arrive, (self.number,))
-
-        def __str__(self) -> str:
-            return f"heavy {self.number}"
-
-    def arrive(number: int) -> Any:
-        with path.open("a") as file:
-            print(os.getpid(), file=file)
-        return Heavy(number)
-
-    return Heavy
-
-
-def test_values_stay_on_workers(client: Any, tmp_path: Path) -> None:
+def test_values_stay_on_workers(client: Any, tmp_path: Path, heavy: Any) -> None:
     """A value that only tasks need never comes to the client; a prompt or the caller gets it."""
     path = tmp_path / "pids"
     path.touch()

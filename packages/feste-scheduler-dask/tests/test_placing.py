@@ -241,7 +241,7 @@ def test_an_adaptive_cluster_sees_the_work(
         monkeypatch.setattr(client.cluster, "_adaptive", object())
     windows = []
     for pace in (30.0, 1.0, 0.1, 0.001):
-        monkeypatch.setattr(hands._workers._ends.known, "pace", pace)
+        monkeypatch.setattr(hands._workers.known, "pace", pace)
         windows.append(hands.capacity("worker") / 2)
     assert windows == ([2, 10, 16, 16] if adaptive else [2, 2, 10, 16])
 

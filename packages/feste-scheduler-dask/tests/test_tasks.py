@@ -18,27 +18,6 @@ from feste.testing import FakeBackend, FakeParams, fresh_draws
 # Tasks are made inside the tests: workers know this module by no name, so they get them by value.
 
 
-def heavy(path: Path) -> Any:
-    """A value that writes down each process that it arrives in."""
-
-    class Heavy:
-        def __init__(self, number: int) -> None:
-            self.number = number
-
-        def __reduce__(self) -> Any:
-            return (arrive, (self.number,))
-
-        def __str__(self) -> str:
-            return str(self.number)
-
-    def arrive(number: int) -> Any:
-        with path.open("a") as file:
-            print(os.getpid(), file=file)
-        return Heavy(number)
-
-    return Heavy
-
-
 def test_users_python_runs_on_workers(client: Any) -> None:
     """Sync, async and process tasks run on workers; inline ones and operators on local values here."""
 
@@ -67,7 +46,7 @@ def test_users_python_runs_on_workers(client: Any) -> None:
     assert (mine, seen in workers) == (os.getpid(), True)
 
 
-def test_values_go_from_worker_to_worker(client: Any, tmp_path: Path) -> None:
+def test_values_go_from_worker_to_worker(client: Any, tmp_path: Path, heavy: Any) -> None:
     """What only tasks on workers need never comes to the client."""
     log = tmp_path / "arrivals"
     made = heavy(log)
@@ -91,7 +70,7 @@ def test_values_go_from_worker_to_worker(client: Any, tmp_path: Path) -> None:
     assert str(os.getpid()) not in arrived
 
 
-def test_operators_go_where_their_values_are(client: Any, tmp_path: Path) -> None:
+def test_operators_go_where_their_values_are(client: Any, tmp_path: Path, heavy: Any) -> None:
     """An operator on a result that is on a worker runs there; only its own result comes here."""
     log = tmp_path / "arrivals"
     made = heavy(log)
@@ -148,7 +127,7 @@ def test_what_stays_here_gets_values(client: Any) -> None:
     assert results[0] == f"({{'k': ['word 0', 'word 1', 'word 2']}}, {answer.compute()!r})"
 
 
-def test_a_value_comes_here_once(client: Any, tmp_path: Path) -> None:
+def test_a_value_comes_here_once(client: Any, tmp_path: Path, heavy: Any) -> None:
     """However many prompts need a result, and the user too, it is fetched one time."""
     log = tmp_path / "arrivals"
     made = heavy(log)

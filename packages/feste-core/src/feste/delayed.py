@@ -486,18 +486,19 @@ def task(
     return wrap if fn is None else wrap(fn)
 
 
-def _check_resources(resources: Mapping[Any, Any], once: bool, executor: Where) -> None:
-    for name, amount in resources.items():
+def _check_resources(resources: Any, once: bool, executor: Where) -> None:
+    amounts: Any = resources.items() if isinstance(resources, Mapping) else [(resources, None)]
+    for name, amount in amounts:
         number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
         if not isinstance(name, str) or not number or not 0 < amount < float("inf"):
             raise ConfigError(
-                f"resources={dict(resources)!r}: give names with positive numbers, as in "
+                f"resources={resources!r}: give names with positive numbers, as in "
                 "resources={'GPU': 1}"
             )
     if once or executor != "thread":
         option = "once=True" if once else f"executor={executor!r}"
         raise ConfigError(
-            f"resources={dict(resources)!r} are those of a cluster's workers, but a task with {option} "
+            f"resources={resources!r} are those of a cluster's workers, but a task with {option} "
             "runs on the machine of the program: drop one of them"
         )
 

@@ -85,10 +85,8 @@ class Headway:
         """
         run, now = self._run, time.monotonic() if now is None else now
         told = [(run.calls_done, run.calls, "call")] if run.calls else []
-        in_flight = bool(run.calls)
         if run.calls_done == run.calls and (run.open or not told):  # only Python is left
             told.append((len(run.state) - run.open, len(run.state), "node"))
-            in_flight = False
         done, total, what = told[-1]
         if what != self._counts:  # the rate was that of something else
             self._counts = what
@@ -98,7 +96,7 @@ class Headway:
         parts = (
             ", ".join(f"{some:,}/{counted(all_, kind)}" for some, all_, kind in told),
             counted(workers, "worker") if workers else "",
-            f"{run.in_flight:,} in flight" if in_flight else "",
+            f"{run.in_flight:,} in flight" if what == "call" else "",
             self._held(now),
             self._waiting(),
             f"{counted(run.output_tokens, 'token')} out" if run.output_tokens else "",

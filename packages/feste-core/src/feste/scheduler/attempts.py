@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Response, rate_limits
 from feste.errors import (
-    Ambiguous,
     CallError,
     CallTimeout,
     FesteError,
@@ -19,7 +18,7 @@ from feste.errors import (
     Unusable,
     WorkerLost,
 )
-from feste.scheduler.admission.retry import REFUSED_ALL, RetryPolicy, is_unreadable
+from feste.scheduler.admission.retry import REFUSED_ALL, RetryPolicy, is_ambiguous, is_unreadable
 from feste.scheduler.executor import Executor
 from feste.scheduler.parcel import Parcel
 from feste.scheduler.states import OPEN, QUEUED, SENT
@@ -152,7 +151,7 @@ class Attempts:
             self.brain.lists.refused(parcel)
             return
         parcel.lost += isinstance(error, WorkerLost)
-        parcel.ambiguous += isinstance(error, Ambiguous) and not isinstance(error, WorkerLost)
+        parcel.ambiguous += is_ambiguous(error)
         parcel.unreadable += is_unreadable(error)
         wait = self.policy.delay(
             error,

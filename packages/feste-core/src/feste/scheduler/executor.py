@@ -272,9 +272,7 @@ class Executor:
     def reclaim(self, chunk: list[PyTask]) -> None:
         """Return the unstarted tasks of a chunk if it has made no progress since the last call.
 
-        Reports ``returned``.
-
-        Called for chunks of up to :data:`CHUNK` seconds.
+        Reports ``returned``. Called only where :meth:`chunk_seconds` is a millisecond at most.
 
         :param chunk: the list given to :meth:`call`.
         """
@@ -323,7 +321,7 @@ class Executor:
     def chunk_seconds(self, where: str) -> float:
         """Return how many seconds of expected work may share a chunk; 0 if no tasks share one.
 
-        Above :data:`CHUNK`, work is first spread over the free places, and the executor itself has to
+        Above a millisecond, work is first spread over the free places, and the executor itself has to
         return what waits behind a task that takes longer than expected.
 
         :param where: as for :meth:`capacity`.

@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import Response
 from feste.draw import Determinism
-from feste.errors import (
-    FesteError,
-    NotStarted,
-    UpstreamFailed,
-)
+from feste.errors import FesteError, NotStarted, UpstreamFailed
 from feste.events import NodeFinished
 from feste.fused import PREVIOUS, Fused
 from feste.node import PENDING, Node

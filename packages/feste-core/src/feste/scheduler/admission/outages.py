@@ -24,7 +24,7 @@ from feste.errors import (
     WorkerLost,
 )
 from feste.scheduler.admission.breaker import Breaker
-from feste.scheduler.admission.retry import REFUSED_ALL, RetryBudget
+from feste.scheduler.admission.retry import REFUSED_ALL, RetryBudget, is_ambiguous
 from feste.scheduler.parcel import Parcel
 from feste.scheduler.run import Run, Scope
 
@@ -130,8 +130,7 @@ class Outages:
         if isinstance(error, (RateLimited, *REFUSED_ALL)):  # the gate, or a breaker, slows these
             return wait
         budget = self._budgets.setdefault(parcel.request.scope[:2], RetryBudget())
-        dear = isinstance(error, Ambiguous) and not isinstance(error, WorkerLost)
-        cost = budget.AMBIGUOUS if dear else 1.0
+        cost = budget.AMBIGUOUS if is_ambiguous(error) else 1.0
         more = max(0.0, budget.take(cost, self.brain.now) - wait)
         parcel.since += more  # no call fails because the budget is empty
         return wait + more

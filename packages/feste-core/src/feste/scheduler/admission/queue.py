@@ -88,17 +88,17 @@ class FairQueue(Generic[P]):
             return ""
         return next((why for lane in self._held.values() for why in lane.held), "")
 
-    def hold(self, lane: str, why: str = "held") -> None:
+    def hold(self, lane: str, why: str) -> None:
         """Let other lanes have their turns, until :meth:`let_go` for the same reason.
 
         :param lane: the lane.
-        :param why: the reason.
+        :param why: the reason, as in CAUSES.
         """
         found = self._lanes.setdefault(lane, _Lane())
         found.held.add(why)
         self._held[lane] = found
 
-    def let_go(self, lane: str, why: str = "held") -> None:
+    def let_go(self, lane: str, why: str) -> None:
         """Let a lane have turns again, if nothing else holds it.
 
         :param lane: the lane.

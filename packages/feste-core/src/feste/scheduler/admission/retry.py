@@ -23,7 +23,7 @@ from feste.errors import (
     WorkerLost,
 )
 
-__all__ = ["REFUSED_ALL", "RetryBudget", "RetryPolicy", "is_unreadable"]
+__all__ = ["REFUSED_ALL", "RetryBudget", "RetryPolicy", "is_ambiguous", "is_unreadable"]
 
 #: Refusals that concern all calls of an account, or of a model, and not one request.
 REFUSED_ALL = (AuthFailed, QuotaExhausted, ModelNotFound)
@@ -35,6 +35,17 @@ def is_unreadable(error: BaseException) -> bool:
     :param error: why a call failed.
     """
     return isinstance(error, MalformedResponse) and not isinstance(error, OutputMismatch)
+
+
+def is_ambiguous(error: BaseException) -> bool:
+    """Return whether a request brought no answer for a reason that lies with its provider or the network.
+
+    It may have been billed. So may one whose worker process died, which tells nothing of the provider
+    and counts by itself.
+
+    :param error: why a call failed.
+    """
+    return isinstance(error, Ambiguous) and not isinstance(error, WorkerLost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +107,7 @@ class RetryPolicy:
         if isinstance(error, WorkerLost):
             if lost >= self.max_lost:
                 return None
-        elif isinstance(error, Ambiguous):
+        elif is_ambiguous(error):
             if ambiguous >= self.max_ambiguous:
                 return None
         elif is_unreadable(error):

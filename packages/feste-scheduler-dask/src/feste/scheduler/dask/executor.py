@@ -154,7 +154,7 @@ class DaskExecutor(LocalExecutor):
             super().call(where, chunk)
 
     def _call_there(self, where: str, chunk: Chunk) -> None:
-        here, there, returned = split(chunk, self._workers.size)
+        here, there, returned = split(chunk, self._workers.known.size)
         self._parts.split(where, chunk, [here, *there] if here else there)
         if returned:
             self._parts.returned(returned)

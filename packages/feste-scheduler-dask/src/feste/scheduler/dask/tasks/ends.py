@@ -18,12 +18,11 @@ from feste.node import topological
 from feste.scheduler import Emission, PyTask, Reporter, describe
 from feste.scheduler.dask.cluster.link import Link
 from feste.scheduler.dask.pickling import was_here
-from feste.scheduler.dask.tasks.inputs import FIRST
 from feste.scheduler.dask.tasks.known import Known
 from feste.scheduler.dask.tasks.notes import Note, Notes
 from feste.scheduler.dask.tasks.outcomes import Emitted, Held, Left, Mixed, Several
 from feste.scheduler.dask.tasks.parts import SHARED
-from feste.scheduler.dask.tasks.refs import Fetcher, Promises, Ref, Result, lost
+from feste.scheduler.dask.tasks.refs import FIRST, Fetcher, Promises, Ref, Result, lost
 
 __all__ = ["Ends", "Sent"]
 
@@ -75,16 +74,19 @@ class Ends:
     :param report: receives the reports.
     :param promises: records the pending results.
     :param fetcher: fetches results.
+    :param known: learns from them.
     """
 
-    def __init__(self, link: Link, report: Reporter, promises: Promises, fetcher: Fetcher) -> None:
+    def __init__(
+        self, link: Link, report: Reporter, promises: Promises, fetcher: Fetcher, known: Known
+    ) -> None:
         self._link = link
         self._client = link.client
         self._report = report
         self._promises = promises
         self._fetcher = fetcher
         self.notes = Notes(link.client, self._give_back)
-        self.known = Known()
+        self._known = known
         self._backends: WeakKeyDictionary[Any, dict[Hashable, Backend]] = WeakKeyDictionary()
         #: The chunks under way, by number and by the identity of their list.
         self._numbered: dict[int, Sent] = {}
@@ -138,7 +140,7 @@ class Ends:
         if self._link.closed:  # first, so that the run begins nothing else
             self._report.broken(self._link.lost)
         seconds = perf_counter() - sent.begun
-        self.known.apart.difference_update(task.key for task in sent.left)
+        self._known.apart.difference_update(task.key for task in sent.left)
         self._finish(sent, [(task, False, error.copy(), seconds) for task in sent.left])
 
     # --- on the client's loop ---------------------------------------------------------------------
@@ -190,7 +192,7 @@ class Ends:
         note = self.notes.take(sent.number)
         each = (perf_counter() - sent.begun) / len(tasks)
         worker, seconds, sizes = note or Note("", [each] * len(tasks), [SHARED + 1])
-        self.known.learn(tasks, note, sum(seconds))
+        self._known.learn(tasks, note, sum(seconds))
         # values that are larger than expected are not held and sent along with the others
         apart = not sent.is_alone and sum(sizes) > SHARED
         ended: list[tuple[Any, ...]] = []
@@ -201,7 +203,7 @@ class Ends:
             if kinds[at] is Left:
                 left.append(task)
                 continue
-            self.known.apart.discard(task.key)
+            self._known.apart.discard(task.key)
             if apart and kinds[at] is Held:
                 ref = Ref(self._part(task.node.op.name, Several.outcome, result.future, at))
             else:
@@ -240,7 +242,7 @@ class Ends:
 
     def _leave(self, sent: Sent) -> None:
         """Let the tasks of a chunk that failed as a whole run again, each alone: one was guilty."""
-        self.known.apart.update(task.key for task in sent.left)
+        self._known.apart.update(task.key for task in sent.left)
         self._finish(sent, [], sent.left)
 
     def _finish(

@@ -20,14 +20,12 @@ from distributed.scheduler import KilledWorker
 from feste.errors import ConfigError, FesteError, WorkerLost
 from feste.scheduler import Later, PyTask, Reporter, describe
 from feste.scheduler.dask.tasks.outcomes import Failed, Held
-from feste.scheduler.dask.tasks.refs import Fetcher, Promises, Ref, Result, lost
+from feste.scheduler.dask.tasks.refs import FIRST, Fetcher, Promises, Ref, Result, lost
 
-__all__ = ["FIRST", "INPUT", "Inputs"]
+__all__ = ["INPUT", "Inputs"]
 
 #: The place of inputs; they wait for the cluster, and take none of its windows.
 INPUT = "input"
-#: Dask's priority of what many tasks wait for and takes no time.
-FIRST = 10**12
 
 Chunk = list[PyTask]
 End = Callable[[bool, Any], None]

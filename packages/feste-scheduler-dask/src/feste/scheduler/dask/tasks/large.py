@@ -23,9 +23,8 @@ from dask.sizeof import sizeof
 from feste.errors import NodeError
 from feste.scheduler import PyTask
 from feste.scheduler.dask.pickling import Pickler, dumps
-from feste.scheduler.dask.tasks.inputs import FIRST
 from feste.scheduler.dask.tasks.outcomes import Failed, Held
-from feste.scheduler.dask.tasks.refs import Ref
+from feste.scheduler.dask.tasks.refs import FIRST, Ref
 
 __all__ = ["Large", "quiet"]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from feste.scheduler import PyTask, Reporter
 from feste.scheduler.dask.tasks.refs import Ref
 
-__all__ = ["BULKY", "PartReporter", "Parts", "lists_of", "refs_of", "split"]
+__all__ = ["BULKY", "SHARED", "PartReporter", "Parts", "lists_of", "refs_of", "split"]
 
 #: A result of more bytes is alone in a task of Dask: others would be held and sent along with it.
 BULKY = 65_536

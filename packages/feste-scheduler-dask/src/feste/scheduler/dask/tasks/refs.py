@@ -14,9 +14,10 @@ from distributed.scheduler import KilledWorker
 from feste.errors import FesteError, WorkerLost
 from feste.scheduler.dask.tasks.outcomes import Failed, Held, Outcome, Several
 
-__all__ = ["Fetcher", "Promises", "Ref", "Result", "lost"]
+__all__ = ["FIRST", "Fetcher", "Promises", "Ref", "Result", "lost"]
 
-
+#: Dask's priority of what many tasks wait for and takes no time.
+FIRST = 10**12
 #: The number of attempts, without another suspect, of a task blamed for the death of workers.
 _TRIES_ALONE = 3
 

@@ -21,6 +21,7 @@ from feste.scheduler.dask.pickling import dumps
 from feste.scheduler.dask.preparing import Preparation
 from feste.scheduler.dask.tasks.ends import Ends, Sent
 from feste.scheduler.dask.tasks.inputs import Inputs
+from feste.scheduler.dask.tasks.known import Known
 from feste.scheduler.dask.tasks.large import Large, quiet
 from feste.scheduler.dask.tasks.offers import Offers
 from feste.scheduler.dask.tasks.refs import Fetcher, Promises, lost
@@ -60,19 +61,13 @@ class Workers:
         self._looked = monotonic()
         self._promises = Promises()
         self.fetcher = Fetcher(self._client, self._promises)
-        self._ends = Ends(link, report, self._promises, self.fetcher)
+        self.known = Known()
+        self._ends = Ends(link, report, self._promises, self.fetcher, self.known)
         self._large = Large(self._client)
         self.inputs = Inputs(self._client, self._promises, self.fetcher, report)
         self._queue: SimpleQueue[tuple[str, Chunk] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="feste-dask", daemon=True)
         self._thread.start()
-
-    def size(self, task: PyTask) -> float:
-        """Return the size of a task's results in bytes; infinity if it must not share a task of Dask.
-
-        :param task: the task.
-        """
-        return self._ends.known.size(task)
 
     def capacity(self, needs: Mapping[str, float]) -> int:
         """Return how many chunks may be in flight.
@@ -80,8 +75,7 @@ class Workers:
         :param needs: the resources that each needs.
         """
         wanted = _IN_SIGHT if self._offers.may_grow else _IN_FLIGHT
-        pace = self._ends.known.pace
-        each = wanted / pace if pace else 0.0
+        each = wanted / self.known.pace if self.known.pace else 0.0
         window = int(min(max(each, _FEWEST), _MOST))
         return window * max(1, self._offers.room(needs))
 
