@@ -1,0 +1,235 @@
+"""Runs programs of the chaos suite, and kills them by the progress of the provider's ledger.
+
+Kills by time would hit mostly the start of a program, on a busy machine all the more; the number of
+answers made says how far a run is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from feste.backend import Price
+from feste.testing import Fault, Outage, ServerLimits, SimServer
+from tests.chaos.checker import Evidence, check
+from tests.chaos.work import POISON, Shape, make
+
+__all__ = ["CANARY", "PRICE", "Chaos", "Ledger"]
+
+#: The API key of all programs. It must be nowhere afterwards.
+CANARY = "sk-CANARY-5f2c9a7be1d04836"
+#: Dollars for a million tokens read and written, which program and provider know.
+PRICE = {"input": 2.0, "output": 8.0}
+#: Seconds that end a test that is broken; nothing here needs them.
+LONG = 120.0
+
+
+class Ledger:
+    """Counts the answers that a provider has made, reading only what is new.
+
+    :param path: the file of the ledger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.count = path.open("rb"), 0
+
+    def made(self) -> int:
+        """Return how many answers the provider has made."""
+        while piece := self.file.read(1 << 20):
+            self.count += piece.count(b"\n")
+        return self.count
+
+    def wait_for(self, count: int, process: subprocess.Popen[bytes]) -> None:
+        """Wait until the provider has made so many answers.
+
+        :param count: how many.
+        :param process: the program, which must go on until then.
+        """
+        deadline = time.monotonic() + LONG
+        while self.made() < count:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, f"no progress after {self.count} answers"
+            time.sleep(0.001)
+
+
+class Chaos:
+    """A provider, and the programs that do one piece of work with it, one after the other.
+
+    :param folder: the folder of all files; the programs' temporary files go there too.
+    :param shape: of the work.
+    :param calls: how many calls it has.
+    :param seed: of all that is random: the work, the faults, the kills.
+    :param window: the most requests in flight.
+    :param equal: as in :func:`~tests.chaos.work.make`.
+    :param poisoned: likewise.
+    :param store: whether the programs have a store.
+    :param look: whether the provider looks into the store at each request.
+    :param todo: more that the program is told, such as ``settings={"budget": 1.0}``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shape: Shape,
+        calls: int,
+        *,
+        seed: int,
+        window: int = 32,
+        equal: int = 2,
+        poisoned: float = 0.0,
+        store: bool = True,
+        look: bool = False,
+        base: float = 0.01,
+        faults: Mapping[Any, float] | Sequence[Fault | Outage] = (),
+        limits: ServerLimits | None = None,
+        wire: Mapping[str, Any] | None = None,
+        waits: Sequence[Any] = ("fraction", "milliseconds", "none"),
+        **todo: Any,
+    ) -> None:
+        self.folder, self.seed, self.window = folder, seed, window
+        work = {"equal": equal, "poisoned": poisoned}
+        self.steps = make(shape, calls, seed, **work)
+        self.store = folder / "runs.db" if store else None
+        self.side = folder / "side.jsonl"
+        self.side.touch()
+        if isinstance(faults, Mapping):
+            faults = [
+                Fault(kind=kind, times=None, probability=share, pause=0.05)
+                for kind, share in faults.items()
+            ]
+        options = {"poison": POISON, **(wire or {})}
+        if look:
+            options["store"] = str(self.store)
+        self.server = SimServer(
+            "tests.chaos.wire:ChaosWire",
+            base=base,
+            wire_options=options,
+            faults=faults,
+            limits=limits,
+            waits=waits,
+            price=Price(**PRICE),
+            seed=seed,
+            log_bodies=False,
+        )
+        self.todo = {
+            "shape": shape,
+            "calls": calls,
+            "seed": seed,
+            "work": work,
+            "concurrency": window,
+            "price": PRICE,
+            "side": str(self.side),
+            **todo,
+        }
+        if self.store is not None:
+            self.todo["settings"] = {"store": str(self.store), **todo.get("settings", {})}
+        self.runs = self.kills = 0
+
+    def __enter__(self) -> Chaos:
+        self.server.start()
+        self.ledger = Ledger(self.server.ledger_path)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.server.close()
+        self.ledger.file.close()
+
+    @contextmanager
+    def program(self, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Start the program in a session of its own; it is killed at the end, if it has not ended.
+
+        :param more: what it is told besides.
+        """
+        self.runs += 1
+        scratch = self.folder / f"tmp{self.runs}"
+        scratch.mkdir()
+        todo = {"url": self.server.url, "run": self.runs, **self.todo, **more}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.program", json.dumps(todo)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OPENAI_API_KEY": CANARY, "TMPDIR": str(scratch)},
+            cwd=Path(__file__).parents[2],
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+    def stop_at(self, count: int, sign: int = signal.SIGKILL, **more: Any) -> int:
+        """Send a signal to the program once the provider has made so many answers.
+
+        :param count: how many.
+        :param sign: the signal.
+        :param more: what the program is told besides.
+        :returns: its exit code.
+        """
+        with self.program(**more) as process:
+            self.ledger.wait_for(count, process)
+            process.send_signal(sign)
+            _, errors = process.communicate(timeout=LONG)
+            self._scan(errors)
+        self.kills += sign == signal.SIGKILL
+        return process.returncode
+
+    def kill(self, times: int) -> None:
+        """Kill the program at random points of its progress.
+
+        :param times: how often.
+        """
+        last = len(self.steps) * 9 // 10
+        for point in sorted(Random(self.seed).sample(range(1, last), times)):
+            self.stop_at(max(point, self.ledger.made() + 1))
+
+    def run(self, **more: Any) -> dict[str, Any]:
+        """Run the program until it ends by itself.
+
+        :param more: what it is told besides.
+        :returns: what it tells.
+        """
+        with self.program(**more) as process:
+            out, errors = process.communicate(timeout=LONG * 3)
+            self._scan(errors, out)
+        assert process.returncode == 0, errors.decode()
+        assert errors == b"", errors.decode()
+        told: dict[str, Any] = json.loads(out)
+        return told
+
+    def check(self, told: dict[str, Any]) -> Evidence:
+        """Hold what the last run told, and all that it left, against the invariants.
+
+        :param told: what :meth:`run` returned.
+        :returns: what was looked at.
+        :raises Violation: if one of them does not hold.
+        """
+        evidence = Evidence(
+            steps=self.steps,
+            told=told,
+            side=self.side,
+            folder=self.folder,
+            store=self.store,
+            ledger=self.server.ledger(),
+            log=self.server.requests(),
+            totals=self.server.totals(),
+            runs=self.runs,
+            kills=self.kills,
+            window=self.window,
+            canary=CANARY,
+        )
+        check(evidence)
+        return evidence
+
+    def _scan(self, *texts: bytes) -> None:
+        assert not any(CANARY.encode() in text for text in texts), "I7: the key was printed"

@@ -1,0 +1,104 @@
+"""The program of the chaos suite: it computes some work, and is killed, starved or interrupted.
+
+    python -m tests.chaos.program '{"url": ..., "shape": "chains", "calls": 300, "seed": 1, ...}'
+
+Each answer goes to a task as well, which writes it to a side file at once: what is there was
+acknowledged before the program was killed. What it found goes to stdout as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import feste
+from feste import context
+from feste.backend import Limits, Price, Profile
+from feste.backend.openai import ChatParams, OpenAI
+from feste.errors import FesteError, RunFailed, RunInterrupted, UpstreamFailed
+from feste.prompt import Prompt
+from tests.chaos.defects import break_on_purpose
+from tests.chaos.work import Step, make
+
+__all__ = ["ROOM", "build", "client", "outcome"]
+
+#: The most tokens of an answer: what the simulated model says has eight words.
+ROOM = ChatParams(max_tokens=16)
+_ASK = Prompt("{{ text }}{% for answer in answers %}\n{{ answer }}{% endfor %}")
+
+
+@feste.task
+def note(side: str, run: int, i: int, text: str) -> None:
+    """Acknowledge an answer: a line of one write, which a killed process leaves behind."""
+    file = os.open(side, os.O_WRONLY | os.O_APPEND)
+    os.write(file, (json.dumps([run, i, text]) + "\n").encode())
+    os.close(file)
+
+
+def client(todo: dict[str, Any]) -> OpenAI:
+    """Return the client, whose key is in the environment."""
+    return OpenAI(
+        "m",
+        base_url=todo["url"] + "/v1",
+        timeout=todo.get("timeout", 30.0),
+        limits=Limits(concurrency=todo["concurrency"]),
+        profile=Profile(price=Price(**todo["price"]), max_draws=todo.get("max_draws")),
+    )
+
+
+def build(llm: Any, steps: list[Step]) -> list[Any]:
+    """Return the nodes of the work."""
+    nodes: list[Any] = []
+    for step in steps:
+        answers = [nodes[parent] for parent in step.parents]
+        nodes.append(
+            llm.chat(_ASK(text=step.text, answers=answers) if answers else step.text, ROOM)
+        )
+    return nodes
+
+
+def outcome(values: list[Any], nodes: list[Any]) -> dict[str, Any]:
+    """Return what a run found: an answer or an error in each place, and its report."""
+    place = {node.key: i for i, node in enumerate(nodes)}
+    failed = {}
+    for i, value in enumerate(values):
+        if isinstance(value, FesteError):
+            roots = value.roots if isinstance(value, UpstreamFailed) else [value]
+            failed[i] = [type(value).__name__, [type(root).__name__ for root in roots], str(value)]
+    report = feste.last_report()
+    assert report is not None
+    told = report.to_json()
+    told["sent"] = report.sent
+    told["owned_up"] = sum(r.items for r in report.requests if r.error and r.billed != "no")
+    del told["requests"], told["task_spans"]
+    return {
+        "values": [None if i in failed else str(value) for i, value in enumerate(values)],
+        "failed": failed,
+        "unknown": [[place.get(u.call), u.sent] for u in report.unknown],
+        "report": told,
+    }
+
+
+def main() -> None:
+    """Do what the first argument says."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    todo = json.loads(sys.argv[1])
+    break_on_purpose(todo.get("defect"))
+    context.set(progress=False, **todo.get("settings", {}))
+    steps = make(todo["shape"], todo["calls"], todo["seed"], **todo.get("work", {}))
+    nodes = build(client(todo), steps)
+    noted = [[node, note(todo["side"], todo["run"], i, node)] for i, node in enumerate(nodes)]
+    try:
+        (pairs,) = feste.compute(noted, on_error=todo.get("on_error", "return"))
+    except RunInterrupted:
+        sys.exit(130)
+    except RunFailed as error:  # `on_error="stop"`, an outage or the budget ended it
+        (pairs,) = error.partial
+    sys.stdout.write(json.dumps(outcome([value for value, _ in pairs], nodes)))
+
+
+if __name__ == "__main__":
+    main()
