@@ -120,17 +120,27 @@ def tests(session: nox.Session) -> None:
     """Does it work, all installed together? Arguments for pytest replace the usual ones."""
     install(session, "--compile", *TEST, *TEST_MORE)  # many tests start interpreters
     install_model(session)
-    documents = existing("packages/*/tests", "packages/*/README.md", "tests", "README.md", "docs")
-    # clusters keep all cores busy, so their tests come after those that keep to rates in real time
-    clusters = existing("packages/feste-scheduler-dask/tests", "packages/feste-scheduler-dask/*.md")
-    others = [path for path in documents if path not in clusters]
+    documents = existing("packages/*/tests", "packages/*/README.md", "tests/*", "README.md", "docs")
+    # these keep all cores busy, so they come after the tests that keep to rates in real time
+    heavy = existing("packages/feste-scheduler-dask/tests", "packages/feste-scheduler-dask/*.md")
+    heavy += existing("tests/chaos")
+    others = [path for path in documents if path not in heavy]
     # `python -m` puts this folder on the path, so that worker processes find the tests' own modules
     # two files at a time; the blocks of a document share names, so a file is never split
     usual = ["-n", "2", "--dist", "loadfile"]
     all_others = [*usual, "--doctest-modules", "--pyargs", "feste", *others]
     session.run("python", "-m", "pytest", *(session.posargs or all_others))
-    if clusters and not session.posargs:
-        session.run("python", "-m", "pytest", *usual, *clusters)
+    if heavy and not session.posargs:
+        session.run("python", "-m", "pytest", *usual, *heavy)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Does it hold when all else fails? In full, with three seeds, which takes half an hour."""
+    install(session, "--compile", *TEST, *TEST_MORE)
+    session.env["CHAOS"] = "full"
+    usual = ["-n", "2", "--dist", "loadfile", "tests/chaos", "tests/security", "tests/fuzz"]
+    session.run("python", "-m", "pytest", *(session.posargs or usual))
 
 
 @nox.session

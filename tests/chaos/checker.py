@@ -146,6 +146,8 @@ def _i4(e: Evidence) -> None:
         e.extra <= allowed,
         lambda: f"I4: {e.extra} answers were made for nobody, at most {allowed} are explained",
     )
+    peak = e.totals.peak
+    need(peak <= e.window, lambda: f"I4: {peak} requests in flight, {e.window} are allowed")
     if e.store is not None:
         _named(e, e.store)
 

@@ -86,7 +86,7 @@ def main() -> None:
     """Do what the first argument says."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     todo = json.loads(sys.argv[1])
-    break_on_purpose(todo.get("defect"))
+    break_on_purpose()
     context.set(progress=False, **todo.get("settings", {}))
     steps = make(todo["shape"], todo["calls"], todo["seed"], **todo.get("work", {}))
     nodes = build(client(todo), steps)

@@ -24,6 +24,18 @@ def test_a_run_that_nothing_disturbs(
     tally(evidence)
 
 
+def test_a_rerun_sends_nothing(tmp_path: Path, seed: int, tally: Callable[..., None]) -> None:
+    """A program that has ended is replayed: the same answers, no request."""
+    with Chaos(tmp_path, "chains", 100, seed=seed) as whole:
+        first = whole.run()
+        evidence = whole.check(whole.run())
+
+    assert evidence.values == first["values"]
+    assert evidence.extra == 0
+    assert evidence.told["report"]["states"]["replayed"] == len(whole.steps)
+    tally(evidence)
+
+
 def test_kills_lose_nothing(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:

@@ -1,0 +1,30 @@
+"""The tests can fail: a Feste that is broken on purpose turns one of them red."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.defects import DEFECTS
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_each_defect_is_noticed(name: str) -> None:
+    """The test that has to notice fails, and for no other reason than that something is wrong."""
+    _, test = DEFECTS[name]
+    pytest_of_it = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.chaos.defects", test]
+    ended = subprocess.run(
+        [*pytest_of_it, "-p", "no:cacheprovider", "--tb=short"],
+        env={**os.environ, "CHAOS_DEFECT": name, "CHAOS": ""},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+
+    assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout[-3000:] + ended.stderr
