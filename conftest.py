@@ -20,7 +20,7 @@ from sybil import Sybil
 from sybil.integration.pytest import SybilItem
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
-LOCAL = {"127.0.0.1", "::1", "localhost", "0.0.0.0"}
+LOCAL = {"127.0.0.1", "::1", "localhost", "0.0.0.0"}  # noqa: S104 - to connect to, not to listen on
 
 collect_ignore = ["noxfile.py", "docs/conf.py"]
 

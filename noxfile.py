@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import nox
@@ -31,6 +32,9 @@ BUILD = ["build", "hatchling"]
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "sybil", "numpy"]
 # Some tests look at more and skip without it: kernels, arrays, prices, the packages' own builds.
 TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov", "pyarrow", "genai-prices"]
+# What looks for known trouble, and the plain kit of its own test.
+AUDIT = ["pip-audit", "pip-licenses", "cyclonedx-bom", "detect-secrets", "zizmor"]
+AUDIT_TEST = ["pytest", "pytest-timeout", "sybil"]
 # Of packages with many tests, all of which are in `tests`: the rooms that touch others.
 ROOMS = {
     "feste-core": ("compute", "plugins", "cli", "operations", "dask_protocol", "namespace"),
@@ -202,6 +206,60 @@ def demo(session: nox.Session) -> None:
     install(session, packages=["feste-core", "feste-backend-openai"])
     install_model(session)
     session.run("python", "examples/demo.py", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Is anything known to be wrong with what we ship, or with how? See ``tools/audit.py``.
+
+    ``--strict`` makes a finding of what could not be asked, ``--sbom FILE`` keeps the list of parts.
+    """
+    session.install("--no-compile", *AUDIT, *AUDIT_TEST)
+    built = our_wheels(session)
+    with tempfile.TemporaryDirectory() as shipped:  # what a user gets, without any of our tools
+        session.run("python", "-m", "venv", "--without-pip", shipped)
+        python = str(Path(shipped) / "bin" / "python")
+        pip = ["python", "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+        session.run(*pip, f"{built['feste-core']}[parquet,prices]", *built.values())
+        session.run("python", "-m", "pytest", "-q", "tests/test_audit.py")
+        session.run("python", "tools/audit.py", python, *session.posargs)
+
+
+@nox.session
+def dist(session: nox.Session) -> None:
+    """Build all that is released into ``dist/``; does a second checkout give the same bytes?
+
+    ``nox -s dist -- v0.2.0`` checks as well that this is the version.
+    """
+    session.install("--require-hashes", "--requirement", "tools/build.txt")  # nothing else builds
+    into = ROOT / "dist"
+    if into.exists() and any(into.iterdir()):
+        session.error("dist/ is not empty: remove it, so that nothing old is published")
+    projects = [nox.project.load_toml(path)["project"] for path in existing("packages/*/*.toml")]
+    tags = {f"v{project['version']}" for project in projects}
+    if session.posargs and tags != set(session.posargs):
+        session.error(
+            f"the tag is {session.posargs}, and by their versions the packages are {tags}"
+        )
+    git = {"external": True, "silent": True}
+    made_at = session.run("git", "log", "-1", "--format=%ct", **git)
+    session.env["SOURCE_DATE_EPOCH"] = str(made_at).strip()
+    with tempfile.TemporaryDirectory() as scratch:
+        again, second = Path(scratch) / "again", Path(scratch) / "checkout"
+        session.run("git", "clone", "--quiet", str(ROOT), str(second), **git)
+        for folder, made in ((ROOT, into), (second, again)):
+            with session.chdir(folder):
+                for kind in ("wheel", "sdist"):
+                    build(session, kind, list(PACKAGES), made)
+        first, other = digests(into), digests(again)
+    session.log("\n".join(f"{digest}  {name}" for name, digest in first.items()))
+    if first != other:
+        session.error("the second build is another one: are there changes that are not committed?")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a folder, by name."""
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 @nox.session(venv_backend="none")
