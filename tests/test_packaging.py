@@ -1,6 +1,9 @@
 """What the four distributions promise together: one version, disjoint wheels, a core without providers."""
 
 import ast
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -37,10 +40,19 @@ each_plugin = pytest.mark.parametrize("package", [name for name in FOLDERS if na
 
 
 class Built(NamedTuple):
-    """The paths in what was built of one package."""
+    """What was built of one package: the paths inside, and the files by name."""
 
     wheel: list[str]
     sdist: list[str]
+    files: dict[str, bytes]
+
+
+def build(source: Path, out: Path) -> dict[str, bytes]:
+    """Build a wheel and an sdist from a package's folder, with the clock of the release."""
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(out)]
+    environment = os.environ | {"SOURCE_DATE_EPOCH": "1800000000"}
+    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
+    return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +61,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
     found = {}
     for package in FOLDERS:
         out = tmp_path_factory.mktemp(package)
-        command = [sys.executable, "-m", "hatchling", "build", "-d", str(out)]
-        subprocess.run(command, cwd=ROOT / package, check=True, capture_output=True)
+        files = build(ROOT / package, out)
         [wheel], [sdist] = out.glob("*.whl"), out.glob("*.tar.gz")
         with zipfile.ZipFile(wheel) as zipped, tarfile.open(sdist) as tarred:
-            inside = [name.partition("/")[2] for name in tarred.getnames()]
-            found[package] = Built(zipped.namelist(), inside)
+            inside = [file.name.partition("/")[2] for file in tarred if file.isfile()]
+            found[package] = Built(zipped.namelist(), inside, files)
     return found
 
 
@@ -121,6 +132,33 @@ def test_wheel_holds_its_own_folder_only(package: str, built: dict[str, Built]) 
     assert {f"{folder}/py.typed", f"{metadata}/licenses/LICENSE"} <= set(paths)
 
 
+@each_package
+def test_a_wheel_holds_python_and_metadata_alone(package: str, built: dict[str, Built]) -> None:
+    """No tests, no data, nothing that runs by itself when Python starts, such as a ``.pth``."""
+    metadata = r"[\w.-]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|licenses/LICENSE)"
+    expected = re.compile(rf"feste/([\w/]+\.py|[\w/]*py\.typed)|{metadata}")
+    paths = built[package].wheel
+
+    assert [path for path in paths if not expected.fullmatch(path)] == []
+    assert [
+        path for path in paths if "/tests/" in path or "test_" in PurePosixPath(path).name
+    ] == []
+
+
+@each_package
+def test_two_builds_are_one(package: str, built: dict[str, Built], tmp_path: Path) -> None:
+    """The bytes are those of the sources: not of the folder, the hour, or the owner's umask."""
+    other = tmp_path / "elsewhere"
+    shutil.copytree(ROOT / package, other, copy_function=shutil.copyfile)
+    shutil.copyfile(ROOT.parent / ".gitignore", other / ".gitignore")
+    for path in other.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    again = build(other, tmp_path / "out")
+
+    assert [name for name, data in built[package].files.items() if again[name] != data] == []
+    assert again.keys() == built[package].files.keys()
+
+
 def test_no_file_is_shipped_twice(built: dict[str, Built]) -> None:
     """Removing one package never takes a file of another."""
     paths = [path for found in built.values() for path in found.wheel]
@@ -136,6 +174,29 @@ def test_sdist_is_complete(package: str, built: dict[str, Built]) -> None:
 
     assert set(expected) <= set(paths)
     assert any(path.startswith("tests/test_") for path in paths)
+
+
+@each_package
+def test_an_sdist_holds_nothing_else(package: str, built: dict[str, Built]) -> None:
+    """What lies about in a developer's folder is not published."""
+    own = rf"(src/{FOLDERS[package]}|tests)/[\w/]+\.(py|typed|db)|src/{FOLDERS[package]}/py\.typed"
+    expected = re.compile(rf"{own}|LICENSE|README\.md|pyproject\.toml|PKG-INFO|\.gitignore")
+
+    assert [path for path in built[package].sdist if not expected.fullmatch(path)] == []
+
+
+@each_package
+def test_bounds_have_reasons(package: str) -> None:
+    """Every dependency has an oldest version and, unless its versions are dates, an end, and says why."""
+    text = (ROOT / package / "pyproject.toml").read_text(encoding="utf-8")
+    bounds = [line.strip() for line in re.findall(r'(?m)^    "[\w\[\]-]+[<>=!~].*$', text)]
+    table = project(package)
+    lists = [table["dependencies"], *table.get("optional-dependencies", {}).values()]
+
+    assert len(bounds) == sum(map(len, lists))
+    assert [line for line in bounds if ">=" not in line or "  # " not in line] == []
+    open_ended = [line.split(">=")[0].strip('"') for line in bounds if ",<" not in line]
+    assert set(open_ended) <= {"dask", "distributed", "pyarrow"}
 
 
 @each_plugin
