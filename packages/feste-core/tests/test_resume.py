@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import sqlite3
 import warnings
 from collections.abc import Callable
@@ -409,8 +410,13 @@ def test_prompts_are_stored_by_default(path: Path) -> None:
     assert json.loads(text)[:2] == ["fake", "chat"]
 
 
-def test_files_are_for_their_owner_alone(path: Path) -> None:
-    FakeBackend().chat("x").compute(store=path.parent / "new" / "runs.db")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_files_are_for_their_owner_alone(path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        FakeBackend().chat("x").compute(store=path.parent / "new" / "runs.db")
+    finally:
+        os.umask(before)
     folder = path.parent / "new"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
