@@ -161,7 +161,7 @@ class FesteWarning(UserWarning):
 
 
 class PluginWarning(FesteWarning):
-    """A plugin was skipped."""
+    """A plugin was skipped, or a name in the environment does nothing."""
 
 
 class LanguageMismatch(FesteWarning):
