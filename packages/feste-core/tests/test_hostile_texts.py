@@ -320,7 +320,7 @@ def test_data_is_json_and_holds_the_texts_as_they_are(outputs: Outputs) -> None:
         rows = json.loads(outputs.data[f"export file {n}"])
         asked = {row["request"]["model"] for row in rows}
 
-        assert asked == {text for text in TEXTS[n : n + 20]}
+        assert asked == set(TEXTS[n : n + 20])
 
 
 def test_prompts_stay_out_of_pictures(tmp_path: Path) -> None:
