@@ -83,7 +83,7 @@ _CHECKS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = MappingProxyType(
         "prompts": {"key": _text, "request": _request},
         "requests": {
             **{"id": _whole, "session": _number, "run": _words, "plugin": _text},
-            **{"operation": _text, "endpoint": _words, "model": _words, "calls": _calls},
+            **{"operation": _text, "endpoint": _words, "model": _text, "calls": _calls},
             **{"attempt": _number, "sent": _time, "ended": _end, "outcome": _text},
             **{"billed": _words, "error": _words, "request_id": _words, "raw": _words},
             **{"input_tokens": _number, "output_tokens": _number},
