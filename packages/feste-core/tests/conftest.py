@@ -1,8 +1,9 @@
-"""What several tests share: stores to look at, and programs to interrupt."""
+"""What several tests share: stores to look at, programs to interrupt, plugins to install."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import signal
 import sqlite3
@@ -260,3 +261,49 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
     for one in started:
         one.process.kill()
         one.process.communicate()
+
+
+_GOOD = """
+@feste.hookimpl
+def feste_backends():
+    return {"good": "feste.testing:FakeBackend"}
+"""
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Install throw-away distributions: ``install(name, source)`` returns the module's name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+
+    def add(
+        name: str = "good",
+        source: str = _GOOD,
+        *,
+        dist: str | None = None,
+        version: str = "1.0",
+        entry: str | None = None,
+        folder: Path = tmp_path,
+        metadata: bool = True,
+        requires: str = "",
+    ) -> str:
+        module = f"feste_test_plugin_{next(_numbers)}"
+        dist = f"feste-{name}" if dist is None else dist
+        info = folder / f"{dist.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        if metadata:
+            head = f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n"
+            needs = f"Requires-Dist: {requires}\n" if requires else ""
+            (info / "METADATA").write_text(head + needs)
+        points = info / "entry_points.txt"
+        text = points.read_text() if points.exists() else "[feste]\n"
+        points.write_text(f"{text}{name} = {(entry or '{module}').format(module=module)}\n")
+        head = "import feste\nfrom feste.context import Setting\n"
+        (folder / f"{module}.py").write_text(head + source)
+        return module
+
+    yield add
+    for module in set(sys.modules) - before:
+        if module.startswith("feste_test_plugin_"):
+            del sys.modules[module]

@@ -42,7 +42,7 @@ def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_plugins_as_a_table(own_parts_only: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Each plugin with state, distribution and version; below it what it registers."""
-    code = main(["plugins"])
+    code = main(["plugins", "--check"])
     version = feste.__version__
 
     assert code == 0
@@ -58,7 +58,7 @@ def test_plugins_as_a_table(own_parts_only: None, capsys: pytest.CaptureFixture[
 
 def test_plugins_as_json(own_parts_only: None, capsys: pytest.CaptureFixture[str]) -> None:
     """The same for programs."""
-    code = main(["plugins", "--json"])
+    code = main(["plugins", "--check", "--json"])
     rows = json.loads(capsys.readouterr().out)
 
     assert code == 0
@@ -70,16 +70,17 @@ def test_plugins_as_json(own_parts_only: None, capsys: pytest.CaptureFixture[str
         "state": "loaded",
         "offers": {"schedulers": ["local"]},
         "error": "",
+        "file": "",
     }
 
 
 def test_the_command_imports_no_sdk_nor_machinery() -> None:
-    """Listing plugins reads their light modules only: no SDK, no Dask, no templates."""
+    """Importing plugins reads their light modules only: no SDK, no Dask, no templates."""
     code = """
 import contextlib, io, sys
 from feste.cli import main
 with contextlib.redirect_stdout(io.StringIO()):
-    main(["plugins"])
+    main(["plugins", "--check"])
 heavy = "openai cohere distributed dask jinja2 langcodes aiohttp httpx pydantic numpy rich"
 print([name for name in heavy.split() if name in sys.modules])
 """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from feste import plugins
 from feste.errors import FesteWarning, PluginError, PluginWarning, UnknownName
 from feste.plugins import PluginInfo, Registry, resolve
 
-HEAD = "import feste\nfrom feste.context import Setting\n"
 GOOD = """
 @feste.hookimpl
 def feste_backends():
@@ -25,43 +23,6 @@ def feste_backends():
 """
 
 Install = Callable[..., str]
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install throw-away distributions: ``install(name, source)`` returns the module's name."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(sys.modules)
-
-    def add(
-        name: str = "good",
-        source: str = GOOD,
-        *,
-        dist: str | None = None,
-        version: str = "1.0",
-        entry: str | None = None,
-        folder: Path = tmp_path,
-        metadata: bool = True,
-    ) -> str:
-        module = f"feste_test_plugin_{next(_numbers)}"
-        dist = f"feste-{name}" if dist is None else dist
-        info = folder / f"{dist.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True, exist_ok=True)
-        if metadata:
-            (info / "METADATA").write_text(
-                f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n"
-            )
-        points = info / "entry_points.txt"
-        text = points.read_text() if points.exists() else "[feste]\n"
-        points.write_text(f"{text}{name} = {(entry or '{module}').format(module=module)}\n")
-        (folder / f"{module}.py").write_text(HEAD + source)
-        return module
-
-    yield add
-    for module in set(sys.modules) - before:
-        if module.startswith("feste_test_plugin_"):
-            del sys.modules[module]
 
 
 def load() -> Registry:
@@ -406,7 +367,6 @@ def test_damaged_metadata_of_strangers_is_no_obstacle(install: Install, tmp_path
         (None, "b", {"b"}),
         (None, "a,b", {"a", "b"}),
         ("b", "a,b", {"a"}),
-        ("nobody", "a", {"a"}),
     ],
 )
 def test_plugins_can_be_switched_off(

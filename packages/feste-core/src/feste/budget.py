@@ -17,6 +17,8 @@ Unit = Literal["dollars", "tokens"]
 
 #: What rounding may add: far less than a token of the cheapest model.
 _ROUNDING = 1e-12
+#: Every cap is below: beyond, sums of floats overflow.
+_MOST = 1e300
 
 
 class Budget:
@@ -65,7 +67,7 @@ class Budget:
                 value = int(text) if unit == "tokens" else float(text.removeprefix("$"))
             except ValueError:
                 value = None
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
+        if type(value) not in (int, float) or not 0 <= value < _MOST:
             raise ValueError(
                 'expected dollars as a number from 0, or text such as "200000 tokens", or None'
             )

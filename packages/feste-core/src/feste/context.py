@@ -29,6 +29,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from feste.budget import Budget
 from feste.errors import ConfigError, UnknownName, suggest
+from feste.wording import printable
 
 __all__ = ["SETTINGS", "Layer", "Setting", "Settings", "caps", "get", "set", "settings"]
 
@@ -57,7 +58,7 @@ class Setting:
         :param value: the user's value.
         :raises ConfigError: if the value does not fit the setting's type.
         """
-        return self._checked(f"setting {name}={value!r}", value)
+        return self._checked(f"setting {name}={_shown(value)}", value)
 
     def _checked(self, what: str, value: Any) -> Any:
         if get_origin(self.type) is Literal:
@@ -71,12 +72,13 @@ class Setting:
             if isinstance(value, self.type) and not mistaken:
                 return value
             if type(value) is int and float in kinds:
-                return float(value)
+                with suppress(OverflowError):
+                    return float(value)
             raise ConfigError(f"{what}: expected {_title(self.type)}, not {_title(type(value))}")
         try:
             return self.type(value)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{what}: {error}") from None
+        except Exception as error:  # a value's own methods may raise anything
+            raise ConfigError(f"{what}: {_clipped(str(error))}") from None
 
     def parse(self, name: str, text: str) -> Any:
         """Convert the text of an environment variable to the setting's value.
@@ -85,7 +87,7 @@ class Setting:
         :param text: the variable's text.
         :raises ConfigError: if the text does not fit the setting's type.
         """
-        what = f"FESTE_{name.upper()}={text!r}"
+        what = f"FESTE_{name.upper()}={_shown(text)}"
         choices = get_args(self.type) if get_origin(self.type) is Literal else ()
         if self.type is bool or any(isinstance(c, bool) for c in choices):
             switch = _SWITCH.get(text.strip().lower())
@@ -100,10 +102,24 @@ class Setting:
         return self._checked(what, text)
 
 
+def _shown(value: Any) -> str:
+    """Return a value for an error: on one line, not at any length, and whatever its class does."""
+    try:
+        return _clipped(repr(value))
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _clipped(text: str) -> str:
+    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+
+
 def _title(kind: Any) -> str:
     return str(getattr(kind, "__name__", kind))
 
 
+#: The characters that an error tells of a value.
+_LONGEST = 200
 #: The values that an environment variable may have for a boolean setting.
 _SWITCH: Mapping[str, bool] = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -169,6 +185,10 @@ def _failures(value: Any) -> int | float | None:
     raise ValueError("expected a whole number from 1, a share such as 0.05 below 1, or None")
 
 
+#: More seconds than any wait; clocks and timers of a system may overflow beyond.
+_MOST_SECONDS = 1e9
+
+
 def _seconds(value: Any) -> float | None:
     """Check a number of seconds above 0, or None for no limit."""
     if isinstance(value, str):
@@ -176,8 +196,18 @@ def _seconds(value: Any) -> float | None:
             value = float(value) if value.strip() else None
     if value is None:
         return None
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value <= _MOST_SECONDS:
         raise ValueError("expected a number of seconds above 0, or None for no limit")
+    return float(value)
+
+
+def _wait(value: Any) -> float:
+    """Check a number of seconds from 0; infinity waits as long as it takes."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    if type(value) not in (int, float) or not (0 <= value <= _MOST_SECONDS or value == math.inf):
+        raise ValueError("expected a number of seconds from 0")
     return float(value)
 
 
@@ -237,7 +267,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             True,
         ),
         "store_wait": Setting(
-            0.0, float, "seconds to wait while another process writes the store", True
+            0.0, _wait, "seconds to wait while another process writes the store", True
         ),
         "store_prompts": Setting(
             True, bool, "keep prompts in the store; False keeps their hashes", True

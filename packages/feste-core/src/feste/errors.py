@@ -54,6 +54,8 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
+from feste.wording import printable
+
 __all__ = [
     "Ambiguous",
     "AuthFailed",
@@ -152,8 +154,9 @@ class FesteError(Exception):
         return made
 
     def __str__(self) -> str:
-        text = self.message
-        return f"{text} (at {self.origin})" if self.origin else text
+        # a message may quote a provider, and a traceback goes to a terminal
+        text = printable(self.message, but="\n\t")
+        return f"{text} (at {printable(self.origin)})" if self.origin else text
 
 
 class FesteWarning(UserWarning):
@@ -161,7 +164,7 @@ class FesteWarning(UserWarning):
 
 
 class PluginWarning(FesteWarning):
-    """A plugin was skipped."""
+    """A plugin was skipped, or a name in the environment does nothing."""
 
 
 class LanguageMismatch(FesteWarning):

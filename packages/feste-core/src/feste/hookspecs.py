@@ -15,8 +15,9 @@ A plugin is any importable module that an installed distribution names in the en
         return {"echo": "feste_echo.client:Echo"}
 
 Hooks contribute objects and Feste decides their order, so the same plugins give the same plan in
-any installation order. An entry point's module must be light to import, because listing the plugins
-imports it. Name heavy classes as ``"module:attribute"``; they are imported on first use.
+any installation order. An entry point's module must be light to import, because the first use of any
+plugin imports all. Name heavy classes as ``"module:attribute"``; they are imported on first use. What a
+distribution requires of ``feste-core`` is checked before its module is imported.
 """
 
 from __future__ import annotations

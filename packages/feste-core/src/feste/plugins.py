@@ -4,7 +4,8 @@ Installed distributions name their plugin modules in the entry-point group ``fes
 Feste loads none of them; the first lookup loads all. One that fails is named in a
 :class:`~feste.errors.PluginWarning` and skipped. Two environment variables, read at that time, take
 comma-separated entry-point names: ``FESTE_DISABLED_PLUGINS`` blocks the named plugins, and
-``FESTE_LOAD_PLUGINS`` loads only the named ones (empty: none).
+``FESTE_LOAD_PLUGINS`` loads only the named ones (empty: none). A name in them that no plugin has, or
+a variable whose name is nearly that of a setting, is told in a warning, too.
 """
 
 from __future__ import annotations
@@ -16,14 +17,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from importlib.metadata import (
-    Distribution,
-    EntryPoint,
-    PackageNotFoundError,
-    distribution,
-    distributions,
-)
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution
 from typing import Any
 
 import pluggy
@@ -31,62 +25,12 @@ import pluggy
 from feste import __version__, context, hookspecs
 from feste.context import Setting
 from feste.errors import FesteWarning, PluginError, PluginWarning, UnknownName, suggest
+from feste.installed import GROUP, PluginInfo, installed, misnamed
+from feste.wording import printable
 
 __all__ = ["PluginInfo", "Registry", "registry", "resolve"]
 
-GROUP = "feste"
 _BUILTINS = ("feste.optimization._hooks", "feste.scheduler._hooks", "feste.testing._hooks")
-
-
-@dataclass(slots=True)
-class PluginInfo:
-    """One plugin; a row of ``feste plugins``.
-
-    :param name: the entry point's name.
-    :param module: the module that the entry point names.
-    :param distribution: the distribution that ships it.
-    :param version: the distribution's version.
-    :param state: ``"loaded"``, ``"disabled"`` or ``"broken"``.
-    :param offers: the names that it registers, by hook.
-    :param error: why it is broken, or an empty string.
-    """
-
-    name: str
-    module: str
-    distribution: str
-    version: str
-    state: str = "loaded"
-    offers: dict[str, list[str]] = field(default_factory=dict)
-    error: str = ""
-
-    @property
-    def origin(self) -> str:
-        """The distribution with its version."""
-        return f"{self.distribution} {self.version}"
-
-
-def _installed() -> list[PluginInfo]:
-    """Return the entry points of the group, sorted to be independent of installation order."""
-    found: dict[tuple[str, str], PluginInfo] = {}
-    for dist in distributions():
-        try:
-            points = [p for p in dist.entry_points if p.group == GROUP]
-        except Exception:  # damaged metadata: the distribution cannot even be named
-            continue
-        for point in points:
-            name, version = _title(dist)
-            # the first on sys.path wins, as for imports
-            found.setdefault((name, point.name), PluginInfo(point.name, point.value, name, version))
-    return [found[key] for key in sorted(found)]
-
-
-def _title(dist: Distribution) -> tuple[str, str]:
-    """Return a distribution's name and version, or placeholders if its metadata is damaged."""
-    try:
-        name, version = dist.metadata["Name"], dist.version
-    except Exception:
-        name, version = None, None
-    return name or "(a distribution without a name)", version or "?"
 
 
 def _tell_of_namesake() -> None:
@@ -99,11 +43,6 @@ def _tell_of_namesake() -> None:
             FesteWarning,
             stacklevel=2,
         )
-
-
-def _names(variable: str) -> set[str] | None:
-    text = os.environ.get(variable)
-    return None if text is None else {n.strip() for n in text.split(",") if n.strip()}
 
 
 class Registry:
@@ -131,13 +70,16 @@ class Registry:
 
     def _discover(self) -> None:
         _tell_of_namesake()
-        allowed, blocked = _names("FESTE_LOAD_PLUGINS"), _names("FESTE_DISABLED_PLUGINS") or set()
-        for info in _installed():
-            if info.name in blocked or (allowed is not None and info.name not in allowed):
-                info.state = "disabled"
-                self.plugins.append(info)
-            else:
+        found = installed()
+        for info in found:
+            if info.state == "enabled":
                 self._load(info)
+            elif info.state == "disabled":
+                self.plugins.append(info)
+            else:  # made for another version of feste-core: it is not even imported
+                self._broken(info)
+        for told in misnamed({info.name for info in found}, {*context.SETTINGS, *self.settings}):
+            warnings.warn(told, PluginWarning, stacklevel=2)
 
     def _load(self, info: PluginInfo) -> None:
         name = f"{info.origin}:{info.name}"
@@ -146,13 +88,17 @@ class Registry:
             self.manager.register(plugin, name=name)
             self.manager.check_pending()
             offers = self._offers(plugin)
-        except (Exception, SystemExit) as error:  # a plugin may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything
             if self.manager.has_plugin(name):
                 self.manager.unregister(name=name)
             if info.module in _BUILTINS:
                 raise
-            self._broken(info, error)
+            info.error = f"{type(error).__name__}: {error}"
+            self._broken(info)
             return
+        info.state = "loaded"
         self.plugins.append(info)
         for kind, offered in offers.items():
             for key, value in offered.items():
@@ -164,9 +110,9 @@ class Registry:
         if heard:
             info.offers["observes"] = heard
 
-    def _broken(self, info: PluginInfo, error: BaseException) -> None:
+    def _broken(self, info: PluginInfo) -> None:
         info.state = "broken"
-        info.error = " ".join(f"{type(error).__name__}: {error}".split())  # on one line
+        info.error = printable(" ".join(info.error.split()))  # on one line
         self.plugins.append(info)
         warnings.warn(
             f"plugin {info.name!r} of {info.origin} ({info.module}) is skipped: {info.error}. "
@@ -223,7 +169,13 @@ class Registry:
             if ":" in name:
                 package = " An address begins with its scheme, as in tls://host:port."
             raise UnknownName(f"no {kind[:-1]} {name!r}.{suggest(name, table)}{package}{hint}")
-        return resolve(table[name])
+        try:
+            return resolve(table[name])
+        except Exception as error:
+            error.add_note(
+                f"{table[name]} is the {kind[:-1]} {name!r} of {self._owners[kind, name]}"
+            )
+            raise
 
 
 def _names_something(value: Any) -> bool:
@@ -285,6 +237,11 @@ def resolve(target: Any) -> Any:
         if error.name and module.startswith(error.name):
             raise PluginError(f"a plugin names {target!r}, but there is no {module}") from None
         raise  # the module exists, but an import inside it fails
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # it would end the program without a word
+        what = f"{type(error).__name__}: {error}"
+        raise PluginError(f"a plugin names {target!r}, whose import ended with {what}") from error
 
 
 _registry: Registry | None = None

@@ -33,15 +33,18 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def printable(text: str) -> str:
+def printable(text: str, *, but: str = "") -> str:
     """Return a text with everything escaped that a terminal could obey instead of showing it.
 
     :param text: the text, perhaps from a provider.
+    :param but: characters that stay as they are, such as line ends.
 
     >>> printable("\x1b[2Jcafé\u202e")
     '\\\\x1b[2Jcafé\\\\u202e'
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in but else ascii(c)[1:-1] for c in text)
 
 
 def wrapped(text: str, indent: int = 0, hang: int = 2, columns: int = 0) -> list[str]:

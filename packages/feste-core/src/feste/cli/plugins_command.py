@@ -1,15 +1,19 @@
-"""``feste plugins``: list the installed plugins without importing any SDK."""
+"""``feste plugins``: list the installed plugins without importing any of them."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from dataclasses import asdict
 from typing import Any
 
+from feste import context
 from feste.errors import PluginWarning
-from feste.plugins import registry
+from feste.installed import PluginInfo, installed, look_into, misnamed
+from feste.plugins import Registry, registry
+from feste.wording import printable
 
 __all__ = ["add"]
 
@@ -20,31 +24,51 @@ def add(commands: argparse._SubParsersAction[Any]) -> None:
     :param commands: the commands of ``feste``.
     """
     plugins = commands.add_parser("plugins", help="list the plugins and what each registers")
+    plugins.add_argument(
+        "--check", action="store_true", help="import each one, and say which do not work"
+    )
     plugins.add_argument("--json", action="store_true", help="print JSON")
     plugins.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Print the table; return 1 if a plugin is broken."""
-    rows, broken = _table()
+    """Print the table, Feste's own parts first; return 1 if a plugin is broken."""
+    plugins = _loaded() if arguments.check else _listed()
     if arguments.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([asdict(info) for info in plugins], indent=1))
     else:
-        for row in rows:
-            print(f"{row['name']:<14} {row['state']:<9} {row['distribution']} {row['version']}")
-            for kind, names in row["offers"].items():
-                print(f"{'':<14} {kind}: {', '.join(names)}")
-            if row["error"]:
-                print(f"{'':<14} {row['error']}")
-    return 1 if broken else 0
+        for info in plugins:
+            print("\n".join(_lines(info)))
+    return 1 if any(info.state == "broken" for info in plugins) else 0
 
 
-def _table() -> tuple[list[dict[str, Any]], bool]:
-    """Return a row for each plugin, and whether one is broken.
+def _loaded() -> list[PluginInfo]:
+    """Return all plugins, imported."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PluginWarning)
+        found = registry().plugins
+    for one in caught:
+        if "is skipped" not in str(one.message):  # the table shows that
+            print(f"feste: {one.message}", file=sys.stderr)
+    return found
 
-    Feste's own parts come first.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)  # the table shows the error
-        rows = [asdict(info) for info in registry().plugins]
-    return rows, any(row["state"] == "broken" for row in rows)
+
+def _listed() -> list[PluginInfo]:
+    """Return all plugins as their metadata and sources tell them."""
+    own = Registry(discover=False)
+    found = installed()
+    offered: set[str] = set()
+    for info in found:
+        look_into(info)
+        offered.update(info.offers.get("settings", ()))
+    for told in misnamed({i.name for i in found}, {*context.SETTINGS, *own.settings, *offered}):
+        print(f"feste: {told}", file=sys.stderr)
+    return [*own.plugins, *found]
+
+
+def _lines(info: PluginInfo) -> list[str]:
+    """Return the lines of a plugin in the table."""
+    below = [f"{kind}: {', '.join(n) or 'see --check'}" for kind, n in info.offers.items()]
+    below += [text for text in (info.file, info.error) if text]
+    head = f"{info.name:<14} {info.state:<9} {info.origin}"
+    return [head, *(printable(f"{'':<14} {line}") for line in below)]

@@ -26,6 +26,7 @@ from feste.optimization.base import (
 )
 from feste.optimization.invariants import check
 from feste.plugins import registry
+from feste.wording import printable
 
 __all__ = ["Optimizer", "PassReport", "Plan"]
 
@@ -200,8 +201,9 @@ class Optimizer:
             if skipped not in report.remarks:  # a repeated pass fails again
                 report.remarks.append(skipped)
                 warnings.warn(
-                    f"the optimization pass {one.name!r} was {skipped.text}. Its author sees where "
-                    "with strict=True; optimize={" + f"{one.name!r}: False" + "} leaves it out",
+                    f"the optimization pass {one.name!r} was {printable(skipped.text)}. Its author "
+                    "sees where with strict=True; optimize={" + f"{one.name!r}: False" + "} leaves "
+                    "it out",
                     PluginWarning,
                     stacklevel=2,
                 )

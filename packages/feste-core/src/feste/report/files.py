@@ -6,6 +6,7 @@ import html
 from pathlib import Path
 
 from feste.errors import ConfigError
+from feste.wording import printable
 
 __all__ = ["ending", "page", "write"]
 
@@ -39,7 +40,7 @@ def page(title: str, body: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{html.escape(title)}</title><style>body{{font-family:sans-serif;margin:2em}}"
+        f"<title>{html.escape(printable(title))}</title><style>body{{font-family:sans-serif;margin:2em}}"
         "td,th{padding:.2em .8em;text-align:right}svg{max-width:100%;height:auto}</style></head>"
         f"<body>{body}</body></html>\n"
     )

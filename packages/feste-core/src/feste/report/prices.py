@@ -8,6 +8,7 @@ from feste.backend import Price
 from feste.errors import PluginWarning
 from feste.optimization.analysis.profiles import Profiles
 from feste.scheduler.totals import Totals
+from feste.wording import printable
 
 __all__ = ["Prices", "certain", "possible"]
 
@@ -38,8 +39,8 @@ class Prices:
             self._broken.add(id(client))
             if not self._quiet:
                 warnings.warn(
-                    f"{type(client).__name__}.profile() raised {type(error).__name__}: {error}; its "
-                    "requests have no price",
+                    f"{type(client).__name__}.profile() raised {type(error).__name__}: "
+                    f"{printable(str(error))}; its requests have no price",
                     PluginWarning,
                     stacklevel=2,
                 )

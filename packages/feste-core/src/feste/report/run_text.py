@@ -11,7 +11,7 @@ from feste.report.figures import dollars, money
 from feste.report.remarks import remarks
 from feste.report.table import aligned, telling
 from feste.report.workers import workers_table
-from feste.wording import counted, wrapped
+from feste.wording import counted, printable, wrapped
 
 if TYPE_CHECKING:
     from feste.report.operations import OperationRow
@@ -170,7 +170,7 @@ def text_of(report: RunReport) -> str:
     lines += [line for remark in remarks(report) for line in wrapped(remark, 2)]
     if report.errors:
         lines += ["", "errors:", *(line for e in report.errors[:5] for line in wrapped(e, 2))]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def html_of(report: RunReport) -> str:
@@ -184,12 +184,16 @@ def html_of(report: RunReport) -> str:
     if report.workers:
         parts.append(_html_table(workers_table(report.workers)))
     parts += [_p(remark) for remark in remarks(report)]
-    parts += [f"<pre>{html.escape(error)}</pre>" for error in report.errors[:5]]
+    parts += [f"<pre>{_shown(error)}</pre>" for error in report.errors[:5]]
     return "".join(parts)
 
 
 def _p(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
+    return f"<p>{_shown(text)}</p>"
+
+
+def _shown(text: str) -> str:
+    return html.escape(printable(text, but="\n\t"))
 
 
 def _html_table(table: Sequence[Sequence[str]]) -> str:
@@ -200,4 +204,4 @@ def _html_table(table: Sequence[Sequence[str]]) -> str:
 
 
 def _html_cells(tag: str, row: Sequence[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+    return "".join(f"<{tag}>{_shown(cell)}</{tag}>" for cell in row)

@@ -118,9 +118,12 @@ def fit(text: str, room: float, size: float) -> str:
     line = " ".join(_BIDI.sub("", _plain(text)).split())
     if width_of(line[:400], size) <= room and len(line) <= 400:
         return line
-    keep = 200
-    while keep > 1 and width_of(line[:keep] + "…" + line[-keep:], size) > room:
+    keep = min(200, len(line))
+    pairs = [_advance(line[n]) + _advance(line[-1 - n]) for n in range(keep)]
+    wide = sum(pairs) + _advance("…")
+    while keep > 1 and size * wide > room:
         keep -= 1
+        wide -= pairs[keep]
     return line[:keep].rstrip() + "…" + line[-keep:].lstrip()
 
 

@@ -15,6 +15,7 @@ from feste.errors import FesteWarning
 from feste.events import EVENTS, Event
 from feste.plugins import registry
 from feste.scheduler import logs
+from feste.wording import printable
 
 __all__ = ["Lane", "Observers"]
 
@@ -106,8 +107,8 @@ class Observers:
             except BaseException as error:  # an observer must never stop a run
                 self._ignored.add(impl.plugin)
                 warnings.warn(
-                    f"the observer {impl.plugin_name} raised {type(error).__name__}: {error} (at "
-                    f"{_last_line(error)}); it is told no more",
+                    f"the observer {impl.plugin_name} raised {type(error).__name__}: "
+                    f"{printable(str(error))} (at {_last_line(error)}); it is told no more",
                     FesteWarning,
                     stacklevel=2,
                 )

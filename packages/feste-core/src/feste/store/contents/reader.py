@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 from feste.errors import JournalError
 from feste.store import schema
 from feste.store.connection import connect, has_log
+from feste.store.contents.forms import fits
 from feste.store.failures import damaged, is_damage
 from feste.store.opening import refuse_foreign
 
@@ -105,7 +106,7 @@ class Reader:
         """
         with self.explained():
             for found in self.conn.execute(query, values):
-                if schema.is_good(table, found):
+                if _is_good(table, found):
                     yield schema.row_of(table, found)
                 else:
                     self.damaged.add((table, found[0]))
@@ -163,7 +164,7 @@ class Reader:
                 return
             for values in found:
                 after = values[0]
-                if not schema.is_good("answers", values):
+                if not _is_good("answers", values):
                     self.damaged.add(("answers", after))
                     continue
                 answer = schema.row_of("answers", values)
@@ -179,3 +180,7 @@ class Reader:
         """
         prompt = self.one("prompts", "SELECT * FROM prompts WHERE key = ?", key)
         return None if prompt is None else list(json.loads(prompt["request"]))
+
+
+def _is_good(table: str, values: Sequence[Any]) -> bool:
+    return schema.is_good(table, values) and fits(table, schema.row_of(table, values))

@@ -111,6 +111,8 @@ def _problem(table: str, values: Sequence[Any]) -> str:
     if not schema.is_good(table, values):
         return "is not as it was written"
     row = schema.row_of(table, values)
+    if table == "prompts" and not isinstance(row["request"], str):
+        return "holds no request"
     if table == "prompts" and hashlib.sha256(row["request"].encode()).hexdigest() != row["key"]:
         return "has a key that is not its request's"
     if table == "answers":
