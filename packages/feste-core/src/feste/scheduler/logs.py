@@ -1,13 +1,15 @@
 """Tell runs to Python's ``logging``, for who has set that up; Feste itself installs no handler.
 
 Lines have names, counts and times. They never have prompts, answers, keys, or the texts of errors,
-which may quote any of them.
+which may quote any of them. Names come from providers too, so keys are redacted in every line.
 """
 
 from __future__ import annotations
 
 import logging
 
+from feste.backend.redaction import redact
+from feste.backend.secret import known_secrets
 from feste.events import Event, GateClosed, RequestFinished, RunFinished, RunStarted
 from feste.wording import counted, printable
 
@@ -15,6 +17,16 @@ __all__ = ["log", "wanted"]
 
 _runs = logging.getLogger("feste.scheduler")
 _store = logging.getLogger("feste.store")
+
+
+def _without_keys(record: logging.LogRecord) -> bool:
+    """Redact the keys of all clients, and what looks like one, before any handler gets a line."""
+    record.msg, record.args = redact(record.getMessage(), *known_secrets(), limit=4000), None
+    return True
+
+
+for _logger in (_runs, _store):
+    _logger.addFilter(_without_keys)
 
 #: The events of which lines are made, by the lowest level at which one is.
 _LEVELS: dict[int, tuple[type[Event], ...]] = {

@@ -182,7 +182,7 @@ def _answer(
     except ValueError:
         payload = None
     if not isinstance(payload, dict):
-        start = redact(content[:80].decode(errors="replace"), secret)
+        start = redact(content[:2000].decode(errors="replace"), secret, limit=80)
         error = MalformedResponse(f"the reply is no JSON object: {start!r}", status=status)
         error.raw = redact(content[:_RAW].decode(errors="replace"), secret, limit=_RAW)
         return error
