@@ -32,6 +32,7 @@ from pydantic import BaseModel, field_validator
 import feste
 from feste import cli, context
 from feste.backend import Secret
+from feste.backend.clients import close_clients
 from feste.backend.cohere import Cohere
 from feste.backend.openai import OpenAI
 from feste.errors import ConfigError, FesteError
@@ -47,6 +48,8 @@ class Left:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.classes: set[str] = set()
+        self.by_rich: set[str] = set()
+        self.errors: list[BaseException] = []
 
     def add(self, kind: str, *data: Any) -> None:
         place = self.folder / kind
@@ -77,6 +80,9 @@ class Left:
 
     def error(self, error: BaseException) -> None:
         """Keep an error, those that it has, and its tracebacks with all variables."""
+        if any(error is other for other in self.errors):
+            return
+        self.errors.append(error)
         self.classes.add(type(error).__name__)
         self.object("error", error)
         self.add("traceback", "".join(traceback.format_exception(error)))
@@ -84,14 +90,15 @@ class Left:
             type(error), error, error.__traceback__, capture_locals=True
         )
         self.add("traceback with variables", "".join(told.format()))
-        with contextlib.suppress(ImportError):
+        if type(error).__name__ not in self.by_rich:  # it takes its time
+            self.by_rich.add(type(error).__name__)
             from rich.console import Console
             from rich.traceback import Traceback
 
             console = Console(file=io.StringIO(), width=200)
             shown = Traceback.from_exception(
                 type(error), error, error.__traceback__, show_locals=True,
-                locals_max_length=None, locals_max_string=None,
+                locals_max_string=1000, max_frames=40,
             )  # fmt: skip
             console.print(shown)
             self.add("traceback by rich", console.file.getvalue())  # type: ignore[attr-defined]
@@ -176,8 +183,10 @@ def failures(left: Left, todo: dict[str, Any]) -> None:
     for name, again in todo["faults"].items():
         for i, make in enumerate((OpenAI, Cohere)):
             base = f"{todo['url']}/v1" if make is OpenAI else todo["url"]
-            literal = os.environ["CO_API_KEY"] if len(name) % 2 else None
-            llm: Any = make(f"{name}-{i}", base_url=base, timeout=0.3, api_key=literal)
+            key = "CO_API_KEY" if len(name) % 2 else ""
+            llm: Any = make(
+                f"{name}-{i}", base_url=base, timeout=0.3, api_key=os.environ.get(key)
+            )
             call = llm.embed if name == "wrong_count" else llm.chat
             nodes = [call(f"fault {name} {i} {k}") for k in range(2 if name == "wrong_count" else 1)]
             with left.fails(), context.set(deadline=0.4 if again else None, outage_patience=0.2):
@@ -240,9 +249,9 @@ def ways(left: Left, todo: dict[str, Any], store: str, cache: str) -> None:
     for i, llm in enumerate(made):
         left.object("client", llm, travels=i % 2 == 0)
         call = llm.chat
-        request = call.prepare(["alone", _params(llm)] if i > 1 else ["alone", _params(llm), None])
+        request = call.prepare(["alone", _params(llm), None])
         left.object("request", request)
-        left.object("response", asyncio.run(call.send(request, None)))
+        left.object("response", asyncio.run(_sent(call, request)))
         left.object("operation", call, travels=i % 2 == 0)
     left.object("secret", Secret.of(os.environ["CO_API_KEY"], "X"), travels=False)
     left.object("node", nodes[0])
@@ -261,6 +270,13 @@ def ways(left: Left, todo: dict[str, Any], store: str, cache: str) -> None:
     for event in ear.heard:
         left.object("event", event)
     assert {type(event).__name__ for event in ear.heard} >= {"GateClosed", "RequestFinished"}
+
+
+async def _sent(call: Any, request: Any) -> Any:
+    try:
+        return await call.send(request, None)
+    finally:
+        await close_clients(asyncio.get_running_loop())
 
 
 def _params(llm: Any) -> Any:

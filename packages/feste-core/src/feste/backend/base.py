@@ -245,7 +245,10 @@ class Backend:
         return (_rebuild, (type(self), *self._given()))
 
     def __repr__(self) -> str:
-        config = {k: v for k, v in self.config().items() if v is not None}
+        try:
+            config = {k: v for k, v in self.config().items() if v is not None}
+        except AttributeError:  # a traceback with variables shows what its constructor refused
+            return f"<{type(self).__name__}, not made>"
         for name, value in config.items():
             if isinstance(value, Mapping) and value.keys() == {"env"}:
                 config[name] = Secret(value["env"])

@@ -202,7 +202,10 @@ def _shows_a_key(error: Exception, backend: Backend) -> bool:
     """Whether a traceback of the error would show a key, also by the variables of frames."""
     said = str(error)
     kind, trace = type(error), error.__traceback__
-    told = traceback.TracebackException(kind, error, trace, capture_locals=True)
+    try:
+        told = traceback.TracebackException(kind, error, trace, capture_locals=True)
+    except Exception:  # the repr of a variable broke, and so might hold anything
+        return True
     whole = "".join(told.format())
     shown = any(secret.blank(whole) != whole for secret in backend.secrets)
     return shown or redact(said, limit=len(said)) != said

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import secrets
 import weakref
 from typing import Any, NoReturn
 
-from feste.backend.redaction import every_spelling
+from feste.backend.redaction import every_spelling, redact
 from feste.errors import ConfigError, MissingKey
 
-__all__ = ["Secret", "known_secrets"]
+__all__ = ["Secret", "redact_record"]
 
 _LITERAL = "<literal>"
 #: Salts the labels of literal keys, so that they reveal nothing outside this process.
@@ -21,9 +22,21 @@ _SALT = secrets.token_bytes(16)
 _known: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
 
 
-def known_secrets() -> list[Secret]:
-    """Return all secrets of this process, for texts that may hold the key of any client."""
-    return list(_known.values())
+def redact_record(record: logging.LogRecord) -> bool:
+    """Redact the keys of all clients, and what looks like one, in a line of a log: a filter.
+
+    Texts of providers, which may repeat a key, go into the logs of SDKs. Filters of a logger are not
+    asked for lines of the loggers below it, so each logger that writes lines gets it.
+
+    :param record: the line.
+    :returns: True: no line is left out.
+
+    >>> logging.getLogger("feste.doctest").addFilter(redact_record)
+    """
+    if isinstance(record.msg, str):
+        record.msg = redact(record.getMessage(), *_known.values(), limit=100_000)
+        record.args = None
+    return True
 
 
 class Secret:
@@ -39,7 +52,10 @@ class Secret:
 
     __slots__ = ("__weakref__", "_literal", "name")
 
+    _literal: str | None
+
     def __init__(self, name: str) -> None:
+        self.name, self._literal = "", None  # for the repr in a traceback
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             del name  # it may be the key itself, so no tool that prints variables of frames shows it
             raise ConfigError(
@@ -47,7 +63,6 @@ class Secret:
                 "what it was given is none"
             )
         self.name = name
-        self._literal: str | None = None
         _known[id(self)] = self
 
     @classmethod

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from feste.backend.redaction import redact
-from feste.backend.secret import known_secrets
+from feste.backend import redact_record
 from feste.events import Event, GateClosed, RequestFinished, RunFinished, RunStarted
 from feste.wording import counted, printable
 
@@ -17,16 +16,8 @@ __all__ = ["log", "wanted"]
 
 _runs = logging.getLogger("feste.scheduler")
 _store = logging.getLogger("feste.store")
-
-
-def _without_keys(record: logging.LogRecord) -> bool:
-    """Redact the keys of all clients, and what looks like one, before any handler gets a line."""
-    record.msg, record.args = redact(record.getMessage(), *known_secrets(), limit=4000), None
-    return True
-
-
 for _logger in (_runs, _store):
-    _logger.addFilter(_without_keys)
+    _logger.addFilter(redact_record)
 
 #: The events of which lines are made, by the lowest level at which one is.
 _LEVELS: dict[int, tuple[type[Event], ...]] = {

@@ -74,9 +74,11 @@ class Cohere(Backend):
         limits: Limits | None = None,
         profile: Profile | None = None,
     ) -> None:
-        self._secret = Secret.of(api_key, "CO_API_KEY")
-        given_key = self._secret if api_key else None
-        del api_key  # so that no traceback with variables shows it, should an argument be wrong
+        try:
+            self._secret = Secret.of(api_key, "CO_API_KEY")
+            given_key = self._secret if api_key else None
+        finally:
+            del api_key  # so that no traceback with variables shows it, should an argument be wrong
         if not isinstance(model, (str, type(None))):
             raise ConfigError(f"model must be a str, not {type(model).__name__}")
         if type(timeout) not in (int, float) or not 0 < timeout < math.inf:

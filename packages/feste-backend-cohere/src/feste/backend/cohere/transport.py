@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import ssl
 import threading
 from collections.abc import Callable, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import PerLoop, Request, Response, Secret, redact
+from feste.backend import PerLoop, Request, Response, Secret, redact, redact_record
 from feste.backend.cohere.failures import failure, refusal, short
 from feste.backend.cohere.replies import usage
 from feste.backend.cohere.streaming import Assembly
@@ -52,6 +53,9 @@ def load() -> None:
             import httpx
             from cohere.core import AsyncClientWrapper  # noqa: F401
 
+            # they log what a provider answers, which may repeat the key
+            for name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
+                logging.getLogger(name).addFilter(redact_record)
             _tls = httpx.create_ssl_context()
 
 

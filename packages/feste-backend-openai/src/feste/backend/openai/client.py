@@ -114,8 +114,10 @@ class OpenAI(Backend):
         limits: Limits | None = None,
         profile: Profile | None = None,
     ) -> None:
-        self._secret = Secret.of(api_key, _KEY)
-        del api_key  # so that no traceback with variables shows it, should an argument be wrong
+        try:
+            self._secret = Secret.of(api_key, _KEY)
+        finally:
+            del api_key  # so that no traceback with variables shows it, should an argument be wrong
         if not isinstance(model, (str, type(None))):
             raise ConfigError(f"model must be a str, not {type(model).__name__}")
         if type(timeout) not in (int, float) or not 0 < timeout < math.inf:

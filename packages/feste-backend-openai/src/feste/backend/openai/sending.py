@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import logging
 import urllib.request
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 import openai
 
-from feste.backend import PerLoop, Request, Response, Secret
+from feste.backend import PerLoop, Request, Response, Secret, redact_record
 from feste.backend.openai.answers import usage_of
 from feste.backend.openai.errors import failure, no_answer, short
 from feste.backend.openai.pool import Pool
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from feste.backend.openai.client import OpenAI
 
 __all__ = ["send"]
+
+# the SDK logs what a provider answers, which may repeat the key
+for _name in ("openai._base_client", "httpx2"):
+    logging.getLogger(_name).addFilter(redact_record)
 
 _TLS: Final = httpx2.create_ssl_context()
 
