@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -55,7 +54,10 @@ FAULTS: dict[str, tuple[Fault, bool]] = {
     "no_method": (status(405), False),
     "no_money": (status(429, "insufficient_quota"), False),
     "garbage": (Fault(kind="garbage", body=f"<p>Bearer {KEY}</p>" * 2000, headers=HEADERS), False),
-    "encoded": (Fault(kind="garbage", body=f"{quote(KEY, safe='')}, {KEY[:20]}\n{KEY[20:]}"), False),
+    "encoded": (
+        Fault(kind="garbage", body=f"{quote(KEY, safe='')}, {KEY[:20]}\n{KEY[20:]}"),
+        False,
+    ),
     "wrong_shape": (Fault(kind="garbage", body={**ECHO, "choices": [], "id": KEY}), False),
     "wrong_count": (Fault(kind="wrong_count", headers=HEADERS), False),
     "truncated": (Fault(kind="truncated", headers=HEADERS), True),
@@ -78,7 +80,10 @@ _OBJECTS = "client request response operation secret node graph report event err
 KINDS = [
     *(f"{name}: repr" for name in _OBJECTS),
     *(f"{name}: variables" for name in ("client", "error", "event", "report")),
-    *(f"{name}: dumps" for name in ("client", "request", "response", "node", "graph", "error", "event")),
+    *(
+        f"{name}: dumps"
+        for name in ("client", "request", "response", "node", "graph", "error", "event")
+    ),
     *(f"{name}: deepcopy" for name in ("client", "request", "response", "report", "error")),
     *(f"{name}: fields" for name in ("request", "response", "event")),
     *"report: JSON|report: HTML|report: timeline|graph: picture|explanation|saved".split("|"),

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from feste import errors
 from feste.backend.params import Params
-from feste.backend.request import Request, Response
 from feste.backend.redaction import redact
+from feste.backend.request import Request, Response
 from feste.draw import Determinism
 from feste.errors import (
     CallError,

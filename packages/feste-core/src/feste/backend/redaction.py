@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from feste.backend.secret import Secret
 
-__all__ = ["every_spelling", "redact"]
+__all__ = ["SHORTEST", "every_spelling", "redact"]
 
 #: The characters of the shortest text that is taken for a key, and not for a word such as "none".
-_SHORTEST = 8
+SHORTEST = 8
 
 # --- keys that are known ------------------------------------------------------------------------------
 
@@ -35,11 +35,11 @@ def every_spelling(key: str) -> re.Pattern[str]:
     """
     plain = _BREAK.join(map(_spelled, key))
     begun = ""
-    for char in reversed(key[_SHORTEST:-1]):
+    for char in reversed(key[SHORTEST:-1]):
         begun = f"(?:{_spelled(char)}{begun})?"
-    cut = "".join(map(_spelled, key[:_SHORTEST])) + begun + r"(?:\.\.\.|…)?\Z"
+    cut = "".join(map(_spelled, key[:SHORTEST])) + begun + r"(?:\.\.\.|…)?\Z"
     coded = [key.encode(errors="surrogatepass").hex(), *_in_base64(key)]
-    found = [plain, *map(re.escape, coded)] + [cut] * (len(key) > _SHORTEST)
+    found = [plain, *map(re.escape, coded)] + [cut] * (len(key) > SHORTEST)
     return re.compile("|".join(found))
 
 
@@ -57,7 +57,7 @@ def _in_base64(key: str) -> set[str]:
     for before in range(3):
         data = b"\0" * before + key.encode(errors="surrogatepass")
         text = b64encode(data).decode()[(0, 2, 3)[before] : len(data) * 8 // 6]
-        if len(text) >= _SHORTEST:
+        if len(text) >= SHORTEST:
             found |= {text, text.translate({43: 45, 47: 95})}  # as it is, and as in URLs
     return found
 
@@ -120,6 +120,6 @@ def redact(text: str, *secrets: Secret | None, limit: int = 500) -> str:
     """
     for secret in secrets:
         if secret is not None:
-            text = secret.blank(text, _SHORTEST)
+            text = secret.blank(text, SHORTEST)
     text = _KEYS.sub(_redacted, text)
     return text if len(text) <= limit else text[: limit - 3] + "..."

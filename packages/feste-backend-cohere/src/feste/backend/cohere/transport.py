@@ -172,7 +172,8 @@ async def _streamed(
                 on_chunk(piece)
     if not assembly.complete:
         return ConnectionLost("the stream ended before the answer did")
-    return _response(assembly.payload, headers, secret)
+    said = secret.blank_json(json.dumps(assembly.payload).encode())
+    return _response(json.loads(said), headers, secret)
 
 
 def _answer(
@@ -181,6 +182,7 @@ def _answer(
     """Convert an HTTP reply into a response or an error."""
     if not 200 <= status < 300:
         return refusal(status, content, headers, secret)
+    content = secret.blank_json(content)  # stores and tracebacks show answers
     try:
         payload = json.loads(content)
     except ValueError:
