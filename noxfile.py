@@ -31,6 +31,7 @@ BUILD = ["build", "hatchling"]
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "sybil", "numpy"]
 # Some tests look at more and skip without it: kernels, arrays, prices, the packages' own builds.
 TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov", "pyarrow", "genai-prices"]
+TEST_MORE += ["rich"]  # its tracebacks show variables, and so perhaps keys
 # Of packages with many tests, all of which are in `tests`: the rooms that touch others.
 ROOMS = {
     "feste-core": ("compute", "plugins", "cli", "operations", "dask_protocol", "namespace"),

@@ -15,13 +15,13 @@ from urllib.parse import quote
 
 import pytest
 
+from feste.testing import Fault, SimServer
+
 pytest.importorskip("feste.backend.openai")
 pytest.importorskip("feste.backend.cohere")
 pytest.importorskip("feste.scheduler.dask")
-for _needed in ("rich", "pyarrow", "cloudpickle", "psutil"):
-    pytest.importorskip(_needed)
-
-from feste.testing import Fault, SimServer
+pytest.importorskip("rich")
+pytest.importorskip("pyarrow")
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
