@@ -193,7 +193,7 @@ def failures(left: Left, todo: dict[str, Any]) -> None:
             ]
             with left.fails(), context.set(deadline=0.4 if again else None, outage_patience=0.2):
                 feste.compute(*nodes)
-            if not again and make is OpenAI and name != "wrong_count":
+            if name in ("unauthorized", "garbage", "encoded", "redirect"):
                 with left.fails(), context.set(eager=True):
                     llm.chat(f"fault {name} {i} eagerly")
                 with left.fails():

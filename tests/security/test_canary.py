@@ -31,7 +31,8 @@ finally:
     sys.path.remove(str(HERE))
 
 WIRES = ["feste.backend.openai.testing:OpenAIWire", "feste.backend.cohere.testing:CohereWire"]
-LONG = 110.0
+LONG = 240.0
+pytestmark = pytest.mark.timeout(300)  # starts a cluster and three programs
 _SAID = f"bad key {KEY}, Authorization: Bearer {KEY}"
 ECHO = {"error": {"message": _SAID, "code": KEY, "type": KEY}, "message": _SAID, "id": KEY}
 HEADERS = {"x-request-id": KEY, "x-debug-trace-id": KEY, "location": f"http://127.0.0.1/{KEY}"}
