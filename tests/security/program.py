@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import faulthandler
 import io
+import itertools
 import json
 import logging
 import os
@@ -49,13 +50,14 @@ class Left:
         self.folder = folder
         self.classes: set[str] = set()
         self.by_rich: set[str] = set()
+        self.numbers = itertools.count()
         self.errors: list[BaseException] = []
 
     def add(self, kind: str, *data: Any) -> None:
         place = self.folder / kind
         place.mkdir(parents=True, exist_ok=True)
         for one in data:
-            number = len(os.listdir(place))
+            number = next(self.numbers)
             whole = one if isinstance(one, bytes) else str(one).encode("utf-8", "surrogatepass")
             (place / str(number)).write_bytes(whole)
 
@@ -271,7 +273,8 @@ def ways(left: Left, todo: dict[str, Any], ear: Ear, store: str, cache: str) -> 
     for end in (".txt", ".json", ".html", ".mmd"):
         plan.save(saved / f"plan{end}")
     report.save(saved / "report.json")
-    for event in ear.heard:
+    left.add("event: repr", repr(ear.heard))
+    for event in {type(event): event for event in ear.heard}.values():
         left.object("event", event)
     assert {type(event).__name__ for event in ear.heard} >= {"GateClosed", "RequestFinished"}
 
