@@ -276,7 +276,7 @@ def ways(left: Left, todo: dict[str, Any], ear: Ear, store: str, cache: str) -> 
     left.add("event: repr", repr(ear.heard))
     for event in {type(event): event for event in ear.heard}.values():
         left.object("event", event)
-    assert {type(event).__name__ for event in ear.heard} >= {"GateClosed", "RequestFinished"}
+    assert {type(event).__name__ for event in ear.heard} >= {"RequestFinished", "NodeFinished"}
 
 
 async def _sent(call: Any, request: Any) -> Any:
