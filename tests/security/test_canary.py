@@ -75,7 +75,7 @@ FAULTS: dict[str, tuple[Fault, bool]] = {
 #: The errors that must have been there, else the search says nothing of them.
 CLASSES = """AuthFailed ModelNotFound InvalidRequest ContextTooLong ContentFiltered QuotaExhausted Rejected
 MalformedResponse CountMismatch OutputMismatch ConnectionLost CallTimeout RateLimited ServerError
-Unreachable RunFailed NodeError CacheMiss BudgetExceeded MissingKey ConfigError""".split()
+RunFailed NodeError JournalError MissingKey ConfigError""".split()
 #: What is searched, each of which must be there: the names of folders and files.
 _OBJECTS = "client request response operation secret node graph report event error".split()
 KINDS = [
