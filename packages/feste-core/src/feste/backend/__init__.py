@@ -14,9 +14,10 @@ from feste.backend.params import Params
 from feste.backend.prices import price_of
 from feste.backend.profile import Latency, Price, Profile, PromptCache
 from feste.backend.rate_headers import RateLimit, rate_limits
+from feste.backend.redaction import redact
 from feste.backend.reply import Message, Reply
 from feste.backend.request import Request, Response, Usage, canonical
-from feste.backend.secret import Secret, redact
+from feste.backend.secret import Secret, redact_record
 from feste.backend.statuses import error_for_status, retry_after
 from feste.draw import Determinism
 from feste.plain import plain
@@ -60,5 +61,6 @@ __all__ = [
     "price_of",
     "rate_limits",
     "redact",
+    "redact_record",
     "retry_after",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Self
 
 from feste.backend.fallback import FALL_BACK_ON, On, Rest, as_errors
@@ -60,7 +60,8 @@ class Backend:
     """Names of headers that tell the provider's rate limits, besides the usual ones: pairs such as
     ``("tokens", "x-{}-tokens-minute")``, where ``{}`` is limit, remaining or reset."""
 
-    _given: tuple[tuple[Any, ...], dict[str, Any]]
+    #: Returns the constructor's arguments; a function, because ``vars(client)`` would show a key.
+    _given: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
     #: What :meth:`or_else` made this of: the backend to ask first, and those after it.
     _first: Backend | None = None
     _others: tuple[tuple[Backend, On], ...] = ()
@@ -78,7 +79,7 @@ class Backend:
         if cls.__hash__ is None:  # a dataclass; backends are compared by identity
             cls.__hash__ = object.__hash__
         self = super().__new__(cls)
-        self.__dict__["_given"] = (args, kwargs)  # works for a frozen dataclass too
+        self.__dict__["_given"] = lambda: (args, kwargs)  # works for a frozen dataclass too
         return self
 
     @property
@@ -139,17 +140,17 @@ class Backend:
 
     def _named(self) -> dict[str, Any]:
         """Return the constructor's arguments by name."""
-        args, kwargs = self._given
+        args, kwargs = self._given()
         if not args:
             return kwargs
-        cached: dict[str, Any] | None = self.__dict__.get("_arguments")
+        cached: Callable[[], dict[str, Any]] | None = self.__dict__.get("_arguments")
         if cached is None:
             try:
-                cached = inspect.signature(self.__init__).bind(*args, **kwargs).arguments  # type: ignore[misc]
+                named = inspect.signature(self.__init__).bind(*args, **kwargs).arguments  # type: ignore[misc]
             except (TypeError, ValueError):  # wrong arguments, or the signature is not readable
-                cached = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
-            self.__dict__["_arguments"] = cached
-        return cached
+                named = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
+            cached = self.__dict__["_arguments"] = lambda: named
+        return cached()
 
     # --- fallbacks --------------------------------------------------------------------------------
 
@@ -224,7 +225,7 @@ class Backend:
         """
 
     def __copy__(self) -> Backend:
-        made = _rebuild(type(self), *self._given)
+        made = _rebuild(type(self), *self._given())
         return _chained(made, self._others)
 
     def __deepcopy__(self, memo: object) -> Backend:
@@ -241,10 +242,13 @@ class Backend:
                 f"{type(self).__name__} holds a literal {literal.name}, which never leaves this "
                 f"process. Name an environment variable instead: {literal.name}=Secret('MY_KEY')"
             )
-        return (_rebuild, (type(self), *self._given))
+        return (_rebuild, (type(self), *self._given()))
 
     def __repr__(self) -> str:
-        config = {k: v for k, v in self.config().items() if v is not None}
+        try:
+            config = {k: v for k, v in self.config().items() if v is not None}
+        except AttributeError:  # a traceback with variables shows what its constructor refused
+            return f"<{type(self).__name__}, not made>"
         for name, value in config.items():
             if isinstance(value, Mapping) and value.keys() == {"env"}:
                 config[name] = Secret(value["env"])
@@ -260,7 +264,11 @@ def _chained(first: Backend, others: tuple[tuple[Backend, On], ...]) -> Backend:
 
 
 def _rebuild(cls: type[Backend], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
-    made: Backend = cls(*args, **kwargs)
+    made: Backend
+    try:
+        made = cls(*args, **kwargs)
+    finally:
+        del args, kwargs  # so that no traceback with variables shows a literal key
     return made
 
 
@@ -306,5 +314,9 @@ def create(name: str, /, **config: Any) -> Backend:
     """
     from feste.plugins import registry
 
-    backend: Backend = registry().find("backends", name)(**config)
+    backend: Backend
+    try:
+        backend = registry().find("backends", name)(**config)
+    finally:
+        del config  # so that no traceback with variables shows a literal key
     return backend

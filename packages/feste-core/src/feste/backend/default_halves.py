@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from feste import errors
 from feste.backend.params import Params
+from feste.backend.redaction import redact
 from feste.backend.request import Request, Response
-from feste.backend.secret import redact
 from feste.draw import Determinism
 from feste.errors import (
     CallError,
@@ -132,7 +132,11 @@ class _Simple(Operation[R]):
             broken = error
         if broken is not None:  # raised outside `except`, so that __context__ cannot show a key
             told = _call_error(broken, backend)
-            raise told from (None if _shows_a_key(broken, backend) else broken)
+            if _shows_a_key(broken, backend):
+                trace = "".join(traceback.format_exception(broken))
+                told.add_note(redact(trace, *backend.secrets, limit=4000))
+                broken = None
+            raise told from broken
         try:
             return Response(
                 _outcomes(value, backend) if request.packed else plain(value, "the reply")
@@ -195,9 +199,14 @@ def _call_error(error: Exception, backend: Backend) -> CallError:
 
 
 def _shows_a_key(error: Exception, backend: Backend) -> bool:
-    """Whether a printed traceback of the error, with its causes, would show a key."""
+    """Whether a traceback of the error would show a key, also by the variables of frames."""
     said = str(error)
-    whole = "".join(traceback.format_exception(error))
+    kind, trace = type(error), error.__traceback__
+    try:
+        told = traceback.TracebackException(kind, error, trace, capture_locals=True)
+    except Exception:  # the repr of a variable broke, and so might hold anything
+        return True
+    whole = "".join(told.format())
     shown = any(secret.blank(whole) != whole for secret in backend.secrets)
     return shown or redact(said, limit=len(said)) != said
 

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import re
 import secrets
+import weakref
 from typing import Any, NoReturn
 
+from feste.backend.redaction import SHORTEST, every_spelling, redact
 from feste.errors import ConfigError, MissingKey
 
-__all__ = ["Secret", "redact"]
-
+__all__ = ["Secret", "redact_record"]
 
 _LITERAL = "<literal>"
 #: Salts the labels of literal keys, so that they reveal nothing outside this process.
 _SALT = secrets.token_bytes(16)
+#: All secrets of this process, by their IDs: equal ones end at different times.
+_known: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
+
+
+def redact_record(record: logging.LogRecord) -> bool:
+    """Redact the keys of all clients, and what looks like one, in a line of a log: a filter.
+
+    Texts of providers, which may repeat a key, go into the logs of SDKs. Filters of a logger are not
+    asked for lines of the loggers below it, so each logger that writes lines gets it.
+
+    :param record: the line.
+    :returns: True: no line is left out.
+
+    >>> logging.getLogger("feste.doctest").addFilter(redact_record)
+    """
+    if isinstance(record.msg, str):
+        record.msg = redact(record.getMessage(), *_known.values(), limit=100_000)
+        record.args = None
+    return True
 
 
 class Secret:
@@ -29,16 +51,22 @@ class Secret:
     Secret('OPENAI_API_KEY')
     """
 
-    __slots__ = ("_literal", "name")
+    __slots__ = ("__weakref__", "_literal", "name")
+
+    _literal: str | None
 
     def __init__(self, name: str) -> None:
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):  # may be the key itself, so do not show it
+        self.name, self._literal = "", None  # for the repr in a traceback
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            del (
+                name
+            )  # it may be the key itself, so no tool that prints variables of frames shows it
             raise ConfigError(
                 "a Secret takes the name of an environment variable, such as Secret('MY_KEY'), and "
                 "what it was given is none"
             )
         self.name = name
-        self._literal: str | None = None
+        _known[id(self)] = self
 
     @classmethod
     def of(cls, key: str | Secret | None, default: str) -> Secret:
@@ -51,9 +79,12 @@ class Secret:
         if isinstance(key, Secret):
             return key
         if not isinstance(key, (str, type(None))):
-            raise ConfigError(f"api_key must be a str or a Secret, not {type(key).__name__}")
+            kind = type(key).__name__
+            del key  # it may hold the key, and tools print the variables of frames
+            raise ConfigError(f"api_key must be a str or a Secret, not {kind}")
         secret = cls.__new__(cls)
         secret.name, secret._literal = default, key or None
+        _known[id(secret)] = secret
         return secret
 
     @property
@@ -70,7 +101,9 @@ class Secret:
         """A name that distinguishes keys: the variable's, or for a literal key a salted hash."""
         if self._literal is None:
             return self.name
-        salted = hashlib.blake2b(self._literal.encode(), key=_SALT, digest_size=6)
+        salted = hashlib.blake2b(
+            self._literal.encode(errors="surrogatepass"), key=_SALT, digest_size=6
+        )
         return f"literal-{salted.hexdigest()}"
 
     @property
@@ -113,14 +146,32 @@ class Secret:
         return self._read()
 
     def blank(self, text: str, least: int = 1) -> str:
-        """Replace the key in a text with three asterisks.
+        """Replace the key in a text, however it is spelled there, with three asterisks.
 
         :param text: any text.
         :param least: a key of fewer characters stays: it is a word such as "none" or "ollama", which
             local servers take for a key.
         """
         key = self._read()
-        return text.replace(key, "***") if len(key) >= least else text
+        return every_spelling(key).sub("***", text) if len(key) >= max(least, 1) else text
+
+    def blank_json(self, content: bytes) -> bytes:
+        """Replace the key in the JSON of an answer, before anything reads it, with asterisks.
+
+        This costs next to nothing, and finds the key as it is written in JSON only.
+
+        :param content: the answer.
+
+        >>> Secret.of("canary/0123", "MY_KEY").blank_json(b'["canary/0123", "canary\\\\/0123"]')
+        b'["***", "***"]'
+        """
+        key = self._read()
+        if len(key) < SHORTEST:
+            return content
+        escaped = json.dumps(key)[1:-1]
+        for text in {key, escaped, escaped.replace("/", "\\/")}:
+            content = content.replace(text.encode(errors="surrogatepass"), b"***")
+        return content
 
     def _read(self) -> str:
         return self._literal or os.environ.get(self.name, "")
@@ -147,29 +198,3 @@ def _refuse() -> NoReturn:
         "a literal API key never leaves this process, so its client cannot be pickled. Put the key "
         "into an environment variable and name it: api_key=Secret('MY_KEY')"
     )
-
-
-#: The characters of the shortest text that is taken for a key, and not for a word such as "none".
-_SHORTEST = 8
-
-_KEYS = re.compile(
-    r"(?i)(bearer\s+)[\w.~+/=-]{8,}|\b(?:sk|pk|rk|key|co)-[\w-]{8,}"
-    r"|((?:api[-_]?key|token|secret|password)[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;}]{6,}"
-)
-
-
-def redact(text: str, *secrets: Secret | None, limit: int = 500) -> str:
-    """Redact API keys in a text from outside and limit its length.
-
-    :param text: the text of a provider or an SDK.
-    :param secrets: keys to redact in addition to those found by their form.
-    :param limit: the maximum number of characters.
-
-    >>> redact("Incorrect API key provided: sk-proj-1234567890")
-    'Incorrect API key provided: ***'
-    """
-    for secret in secrets:
-        if secret is not None:
-            text = secret.blank(text, _SHORTEST)
-    text = _KEYS.sub(lambda m: (m.group(1) or m.group(2) or "") + "***", text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

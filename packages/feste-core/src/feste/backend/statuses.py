@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from feste.backend.rate_headers import RateLimit, Spellings, rate_limits, seconds_from
-from feste.backend.secret import Secret, redact
+from feste.backend.redaction import redact
+from feste.backend.secret import Secret
 from feste.errors import (
     AuthFailed,
     CallError,

@@ -1,13 +1,14 @@
 """Tell runs to Python's ``logging``, for who has set that up; Feste itself installs no handler.
 
 Lines have names, counts and times. They never have prompts, answers, keys, or the texts of errors,
-which may quote any of them.
+which may quote any of them. Names come from providers too, so keys are redacted in every line.
 """
 
 from __future__ import annotations
 
 import logging
 
+from feste.backend import redact_record
 from feste.events import Event, GateClosed, RequestFinished, RunFinished, RunStarted
 from feste.wording import counted, printable
 
@@ -15,6 +16,8 @@ __all__ = ["log", "wanted"]
 
 _runs = logging.getLogger("feste.scheduler")
 _store = logging.getLogger("feste.store")
+for _logger in (_runs, _store):
+    _logger.addFilter(redact_record)
 
 #: The events of which lines are made, by the lowest level at which one is.
 _LEVELS: dict[int, tuple[type[Event], ...]] = {

@@ -74,6 +74,11 @@ class Cohere(Backend):
         limits: Limits | None = None,
         profile: Profile | None = None,
     ) -> None:
+        try:
+            self._secret = Secret.of(api_key, "CO_API_KEY")
+            given_key = self._secret if api_key else None
+        finally:
+            del api_key  # so that no traceback with variables shows it, should an argument be wrong
         if not isinstance(model, (str, type(None))):
             raise ConfigError(f"model must be a str, not {type(model).__name__}")
         if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
@@ -84,11 +89,10 @@ class Cohere(Backend):
         self.timeout = timeout
         self.limits = Limits.of(limits)
         self._profile = Profile.of(profile)
-        self._secret = Secret.of(api_key, "CO_API_KEY")
         # pickle the effective URL, because another process may have another CO_API_URL
-        named = {"model": model, "api_key": api_key or None, "base_url": self.base_url}
+        named = {"model": model, "api_key": given_key, "base_url": self.base_url}
         own = {"timeout": timeout, "limits": limits, "profile": profile}
-        self._given = ((), {**named, **own})
+        self._given = lambda: ((), {**named, **own})
 
     @property
     def endpoint(self) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import ssl
 import threading
 from collections.abc import Callable, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import PerLoop, Request, Response, Secret, redact
+from feste.backend import PerLoop, Request, Response, Secret, redact, redact_record
 from feste.backend.cohere.failures import failure, refusal, short
 from feste.backend.cohere.replies import usage
 from feste.backend.cohere.streaming import Assembly
@@ -52,6 +53,9 @@ def load() -> None:
             import httpx
             from cohere.core import AsyncClientWrapper  # noqa: F401
 
+            # they log what a provider answers, which may repeat the key
+            for name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy"):
+                logging.getLogger(name).addFilter(redact_record)
             _tls = httpx.create_ssl_context()
 
 
@@ -168,7 +172,8 @@ async def _streamed(
                 on_chunk(piece)
     if not assembly.complete:
         return ConnectionLost("the stream ended before the answer did")
-    return _response(assembly.payload, headers, secret)
+    said = secret.blank_json(json.dumps(assembly.payload).encode())
+    return _response(json.loads(said), headers, secret)
 
 
 def _answer(
@@ -177,12 +182,13 @@ def _answer(
     """Convert an HTTP reply into a response or an error."""
     if not 200 <= status < 300:
         return refusal(status, content, headers, secret)
+    content = secret.blank_json(content)  # stores and tracebacks show answers
     try:
         payload = json.loads(content)
     except ValueError:
         payload = None
     if not isinstance(payload, dict):
-        start = redact(content[:80].decode(errors="replace"), secret)
+        start = redact(content[:2000].decode(errors="replace"), secret, limit=80)
         error = MalformedResponse(f"the reply is no JSON object: {start!r}", status=status)
         error.raw = redact(content[:_RAW].decode(errors="replace"), secret, limit=_RAW)
         return error

@@ -114,6 +114,10 @@ class OpenAI(Backend):
         limits: Limits | None = None,
         profile: Profile | None = None,
     ) -> None:
+        try:
+            self._secret = Secret.of(api_key, _KEY)
+        finally:
+            del api_key  # so that no traceback with variables shows it, should an argument be wrong
         if not isinstance(model, (str, type(None))):
             raise ConfigError(f"model must be a str, not {type(model).__name__}")
         if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
@@ -125,7 +129,6 @@ class OpenAI(Backend):
         self.organization = organization or os.environ.get("OPENAI_ORG_ID") or None
         self.project = project or os.environ.get("OPENAI_PROJECT_ID") or None
         self._endpoint = normal_url(base_url or os.environ.get("OPENAI_BASE_URL") or _URL)
-        self._secret = Secret.of(api_key, _KEY)
 
     # --- configuration ----------------------------------------------------------------------------
 

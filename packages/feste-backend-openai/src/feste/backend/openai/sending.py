@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import logging
 import urllib.request
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 import openai
 
-from feste.backend import PerLoop, Request, Response, Secret
+from feste.backend import PerLoop, Request, Response, Secret, redact_record
 from feste.backend.openai.answers import usage_of
 from feste.backend.openai.errors import failure, no_answer, short
 from feste.backend.openai.pool import Pool
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from feste.backend.openai.client import OpenAI
 
 __all__ = ["send"]
+
+# the SDK logs what a provider answers, which may repeat the key
+for _name in ("openai._base_client", "httpx2"):
+    logging.getLogger(_name).addFilter(redact_record)
 
 _TLS: Final = httpx2.create_ssl_context()
 
@@ -128,12 +133,14 @@ def _is_text(request: Request) -> bool:
 
 async def _whole(llm: OpenAI, client: openai.AsyncOpenAI, request: Request) -> Response:
     answer = await client.post(request.endpoint, cast_to=httpx2.Response, **_body(request))
+    content = llm._secret.blank_json(answer.content)  # stores and tracebacks show answers
     try:
-        payload = json.loads(answer.content)  # the SDK's models would cost more than sending
+        payload = json.loads(content)  # the SDK's models would cost more than sending
     except (ValueError, RecursionError):
         payload = None
     kind = answer.headers.get("content-type", "")
-    wrong = no_answer(payload, answer.content, kind=kind, url=request.endpoint, secret=llm._secret)
+    wrong = no_answer(payload, content, kind=kind, url=request.endpoint, secret=llm._secret)
+    del content  # it may spell the key in other ways, and a traceback with variables shows it
     if wrong is not None:
         raise wrong
     return _response(payload, answer, llm._secret)
@@ -156,7 +163,8 @@ async def _streamed(
             piece = whole.add(event)
             if piece:
                 on_chunk(piece)
-    return _response(whole.payload(), stream.response, llm._secret)
+    said = llm._secret.blank_json(json.dumps(whole.payload()).encode())
+    return _response(json.loads(said), stream.response, llm._secret)
 
 
 def _body(request: Request, **more: Any) -> dict[str, Any]:

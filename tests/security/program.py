@@ -1,0 +1,424 @@
+"""A user's program that calls two providers in every way, and keeps what it leaves, a folder for each kind.
+
+    python program.py '{"url": ..., "left": ..., "part": "local"}'
+
+The key is in the environment, and no variable of this program has it: what shows it is Feste's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import dataclasses
+import faulthandler
+import io
+import itertools
+import json
+import logging
+import os
+import pickle
+import signal
+import sqlite3
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from pydantic import BaseModel, field_validator
+
+import feste
+from feste import cli, context
+from feste.backend import Secret
+from feste.backend.clients import close_clients
+from feste.backend.cohere import Cohere
+from feste.backend.openai import OpenAI
+from feste.errors import ConfigError, FesteError
+from feste.graph import FesteGraph
+from feste.plugins import registry
+
+LOGGERS = "feste openai cohere httpx httpcore httpx2 aiohttp asyncio distributed dask".split()
+
+
+class Left:
+    """What the program leaves: files, in a folder for each kind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.classes: set[str] = set()
+        self.by_rich: set[str] = set()
+        self.numbers = itertools.count()
+        self.errors: list[BaseException] = []
+
+    def add(self, kind: str, *data: Any) -> None:
+        place = self.folder / kind
+        place.mkdir(parents=True, exist_ok=True)
+        for one in data:
+            number = next(self.numbers)
+            whole = one if isinstance(one, bytes) else str(one).encode("utf-8", "surrogatepass")
+            (place / str(number)).write_bytes(whole)
+
+    def object(self, kind: str, it: Any, *, travels: bool = True) -> None:
+        """Keep an object in every form that it has."""
+        self.add(f"{kind}: repr", repr(it), ascii(it), f"{it!s}")
+        self.add(f"{kind}: variables", repr(getattr(it, "__dict__", {})))
+        if dataclasses.is_dataclass(it):
+            self.add(f"{kind}: fields", repr(dataclasses.asdict(it)))  # type: ignore[call-overload]
+        if hasattr(it, "to_json"):
+            self.add(f"{kind}: JSON", json.dumps(it.to_json(), default=repr))
+        if hasattr(it, "_repr_html_"):
+            self.add(f"{kind}: HTML", it._repr_html_())
+        for dump in (pickle.dumps, cloudpickle.dumps, copy.deepcopy):
+            try:
+                found = dump(it)
+            except ConfigError as error:  # a literal key does not leave the process
+                assert not travels
+                self.error(error)
+            else:
+                self.add(
+                    f"{kind}: {dump.__name__}", found if isinstance(found, bytes) else repr(found)
+                )
+
+    def error(self, error: BaseException) -> None:
+        """Keep an error, those that it has, and its tracebacks with all variables."""
+        if any(error is other for other in self.errors):
+            return
+        self.errors.append(error)
+        self.classes.add(type(error).__name__)
+        self.object("error", error)
+        self.add("traceback", "".join(traceback.format_exception(error)))
+        told = traceback.TracebackException(
+            type(error), error, error.__traceback__, capture_locals=True
+        )
+        self.add("traceback with variables", "".join(told.format()))
+        if type(error).__name__ not in self.by_rich:  # it takes its time
+            self.by_rich.add(type(error).__name__)
+            from rich.console import Console
+            from rich.traceback import Traceback
+
+            console = Console(file=io.StringIO(), width=200)
+            shown = Traceback.from_exception(
+                type(error), error, error.__traceback__, show_locals=True,
+                locals_max_string=1000, max_frames=40,
+            )  # fmt: skip
+            console.print(shown)
+            self.add("traceback by rich", console.file.getvalue())  # type: ignore[attr-defined]
+        for inner in [*getattr(error, "errors", ()), error.__cause__, error.__context__]:
+            if inner is not None:
+                self.error(inner)
+
+    @contextlib.contextmanager
+    def fails(self) -> Iterator[None]:
+        try:
+            yield
+        except FesteError as error:
+            self.error(error)
+        else:
+            raise AssertionError("it did not fail")
+
+
+class Ear:
+    """An observer that keeps all events."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    @feste.hookimpl
+    def feste_run_started(self, event: Any) -> None:
+        self.heard.append(event)
+
+    @feste.hookimpl
+    def feste_node_finished(self, event: Any) -> None:
+        self.heard.append(event)
+
+    @feste.hookimpl
+    def feste_request_started(self, event: Any) -> None:
+        self.heard.append(event)
+
+    @feste.hookimpl
+    def feste_request_finished(self, event: Any) -> None:
+        self.heard.append(event)
+
+    @feste.hookimpl
+    def feste_gate_closed(self, event: Any) -> None:
+        self.heard.append(event)
+
+    @feste.hookimpl
+    def feste_run_finished(self, event: Any) -> None:
+        self.heard.append(event)
+
+
+class Strict(BaseModel):
+    """A user's model that refuses every answer."""
+
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def refuse(cls, value: str) -> str:
+        raise ValueError("refused by the program")
+
+
+@feste.task
+def breaks(text: Any) -> str:
+    raise LookupError("broken by the program")
+
+
+@feste.task(executor="process")
+def far(text: Any) -> str:
+    return f"{os.getpid()} {text}"
+
+
+def clients(url: str, **more: Any) -> list[Any]:
+    """Four clients: two providers, the key by name and as a literal."""
+    return [
+        OpenAI("m", base_url=f"{url}/v1", **more),
+        OpenAI("m", base_url=f"{url}/v1", api_key=os.environ["OPENAI_API_KEY"], **more),
+        Cohere("m", base_url=url, api_key=Secret("CO_API_KEY"), **more),
+        Cohere("m", base_url=url, api_key=os.environ["CO_API_KEY"], **more),
+    ]
+
+
+def failures(left: Left, todo: dict[str, Any]) -> None:
+    """Everything that a provider, a user or a setting can break."""
+    for name, again in todo["faults"].items():
+        for i, make in enumerate((OpenAI, Cohere)):
+            base = f"{todo['url']}/v1" if make is OpenAI else todo["url"]
+            key = "CO_API_KEY" if len(name) % 2 else ""
+            llm: Any = make(f"{name}-{i}", base_url=base, timeout=0.3, api_key=os.environ.get(key))
+            call = llm.embed if name == "wrong_count" else llm.chat
+            nodes = [
+                call(f"fault {name} {i} {k}") for k in range(2 if name == "wrong_count" else 1)
+            ]
+            with left.fails(), context.set(deadline=0.4 if again else None, outage_patience=0.2):
+                feste.compute(*nodes)
+            if name in ("unauthorized", "garbage", "encoded", "redirect"):
+                with left.fails(), context.set(eager=True):
+                    llm.chat(f"fault {name} {i} eagerly")
+                with left.fails():
+                    "".join(feste.stream(llm.chat(f"fault {name} {i} streamed")))
+    one, *_ = clients(todo["url"])
+    with left.fails():
+        one.chat("nobody listens").compute(budget=1e-12)
+    with left.fails():
+        feste.compute(breaks(one.chat("for a task")), far(breaks(1)))
+    with left.fails():
+        one.chat("for a model", output=Strict).compute()
+    with left.fails():
+        one.chat("nothing kept").compute(cache=str(left.folder / "no.db"), cache_mode="replay-only")
+    closed: Any = OpenAI("m", base_url="http://127.0.0.1:9/v1")
+    with left.fails():
+        closed.chat("closed").compute(outage_patience=0.1, deadline=0.3)
+    with left.fails():
+        OpenAI("m", api_key=os.environ["OPENAI_API_KEY"], timeout=-1)
+    with left.fails():
+        Cohere("m", api_key=os.environ["CO_API_KEY"], timeout=-1)
+    with left.fails():
+        feste.backend.create("openai", api_key=os.environ["CO_API_KEY"], timeout=-1)
+    with left.fails():
+        OpenAI("m", api_key=os.environb[b"OPENAI_API_KEY"])  # type: ignore[arg-type]
+    with left.fails():
+        Secret(os.environ["OPENAI_API_KEY"])
+    with left.fails():
+        OpenAI("m", base_url="https://127.0.0.2.example", api_key=Secret("NOT_SET")).chat(
+            "x"
+        ).compute()
+    with left.fails():
+        OpenAI("m", api_key=os.environ["OPENAI_API_KEY"] + "\n", base_url=f"{todo['url']}/v1").key()
+
+
+def ways(left: Left, todo: dict[str, Any], ear: Ear, store: str, cache: str) -> None:
+    """Every way to run calls that succeed, and every object that takes part."""
+    made = clients(todo["url"])
+    with context.set(store=store, cache=cache):
+        nodes = [llm.chat(f"hello {i}") for i, llm in enumerate(made)]
+        nodes += [llm.embed(f"text {i}") for i, llm in enumerate(made)]
+        whole = [far(node) for node in nodes[:2]]
+        plan = feste.explain(nodes, whole)
+        feste.compute(nodes, whole, progress=True)
+        report = feste.last_report()
+        assert report is not None
+        list(feste.map(made[0].chat, ["one", "two"]))
+        list(feste.as_completed([llm.chat("as it comes") for llm in made]))
+        for llm in made:
+            assert "".join(feste.stream(llm.chat("piece by piece")))
+        with context.set(eager=True):
+            assert made[1].chat("at once")
+        for end in ("", "-wal", "-shm", ".lock", ".reserve"):
+            left.add(f"store{end}", Path(store + end).read_bytes())
+        left.add("cache", Path(cache).read_bytes(), Path(cache + "-wal").read_bytes())
+    for i, llm in enumerate(made):
+        left.object("client", llm, travels=i % 2 == 0)
+        call = llm.chat
+        request = call.prepare(["alone", _params(llm), None])
+        left.object("request", request)
+        left.object("response", asyncio.run(_sent(call, request)))
+        left.object("operation", call, travels=i % 2 == 0)
+    left.object("secret", Secret.of(os.environ["CO_API_KEY"], "X"), travels=False)
+    left.object("node", nodes[0])
+    left.object("literal node", nodes[1], travels=False)
+    graph = FesteGraph.collect(nodes[0], nodes[2])[0]
+    left.object("graph", graph)
+    left.add("graph: picture", graph.visualize(), nodes[1].visualize())
+    left.object("report", report)
+    left.add("report: timeline", report.timeline())
+    left.add(
+        "explanation", str(plan), plan._repr_html_(), json.dumps(plan.to_json()), plan.to_mermaid()
+    )
+    saved = left.folder / "saved"
+    saved.mkdir()
+    for end in (".txt", ".json", ".html", ".mmd"):
+        plan.save(saved / f"plan{end}")
+    report.save(saved / "report.json")
+    left.add("event: repr", repr(ear.heard))
+    for event in {type(event): event for event in ear.heard}.values():
+        left.object("event", event)
+    assert {type(event).__name__ for event in ear.heard} >= {"RequestFinished", "NodeFinished"}
+
+
+async def _sent(call: Any, request: Any) -> Any:
+    try:
+        return await call.send(request, None)
+    finally:
+        await close_clients(asyncio.get_running_loop())
+
+
+def _params(llm: Any) -> Any:
+    from feste.backend.cohere import ChatParams as OfCohere
+    from feste.backend.openai import ChatParams
+
+    return ChatParams() if isinstance(llm, OpenAI) else OfCohere()
+
+
+def commands(left: Left, store: str) -> None:
+    """What ``feste`` tells of a store, whole and damaged."""
+    feste.store.close()
+    with contextlib.closing(sqlite3.connect(store)) as file, file:
+        file.execute("UPDATE answers SET kept = 0 WHERE id = 1")
+    with context.set(store=store):
+        feste.compute(OpenAI("m", base_url="http://127.0.0.1:9/v1").chat("x"), on_error="return",
+                      outage_patience=0.1, deadline=0.3)  # fmt: skip
+    feste.store.close()
+    exported = left.folder / "export"
+    exported.mkdir()
+    for line in (
+        f"store list {store}", f"store show {store} --json", f"store show {store}", "plugins --json",
+        f"store export {store} --out -", f"store export {store} --out {exported}/a.jsonl",
+        f"store export {store} --out {exported}/a.parquet", f"store verify {store} --json",
+        f"store purge {store} --before 1d --dry-run", f"store salvage {store}",
+    ):  # fmt: skip
+        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            with contextlib.suppress(SystemExit):
+                cli.main(line.split())
+            out.flush()
+        left.add("commands", out.buffer.getvalue())  # type: ignore[attr-defined]
+    import pyarrow.parquet
+
+    left.add("parquet", repr(pyarrow.parquet.read_table(exported / "a.parquet").to_pylist()))
+
+
+def local(left: Left, todo: dict[str, Any]) -> None:
+    store, cache = str(left.folder / "runs" / "runs.db"), str(left.folder / "runs" / "cache.db")
+    Path(store).parent.mkdir()
+    ear = Ear()
+    registry().manager.register(ear)
+    with context.set(store=store, cache=cache):
+        failures(left, todo)
+    ways(left, todo, ear, store, cache)
+    commands(left, store)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            left.add("command lines", (process / "cmdline").read_bytes() or b"-")
+    print("classes", *sorted(left.classes))
+
+
+def crash(left: Left, todo: dict[str, Any]) -> None:
+    """End in the middle of requests, as by ``kill -9``."""
+    context.set(store=str(left.folder / "crashed.db"))
+    one, literal, *_ = clients(todo["url"])
+    feste.compute(one.chat("before"), literal.chat("before"))
+
+    @feste.task(executor="inline")
+    def die(text: str) -> None:
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    feste.compute(one.chat("fault hang"), literal.chat("fault hang"), die(one.chat("and now")))
+
+
+def uncaught(left: Left, todo: dict[str, Any]) -> None:
+    """End by an error that nobody catches."""
+    _, literal, *_ = clients(todo["url"])
+    feste.compute(literal.chat("fault unauthorized"), literal.chat("well"))
+
+
+def on_dask(left: Left, todo: dict[str, Any]) -> None:
+    """Requests from here and from workers, whose data is spilled, and whose tasks break."""
+    import distributed
+    import psutil
+
+    @feste.task
+    def long(text: str) -> str:
+        return text * 50_000
+
+    @feste.task(executor="inline")
+    def look(*_: Any) -> None:
+        files = [
+            p for p in (left.folder / "dask").rglob("*") if p.is_file() and "storage" in p.parts
+        ]
+        left.add("spilled", *(path.read_bytes() for path in files))
+
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+        local_directory=str(left.folder / "dask"), memory_limit="1GB", scheduler_kwargs={"dashboard": False},
+    ) as cluster, distributed.Client(cluster, set_as_default=False) as client:  # fmt: skip
+        one, _, two, literal = clients(todo["url"])
+        for place in ("client", "workers"):
+            options: dict[str, Any] = {"scheduler": client, "requests_on": place}
+            texts = [long(llm.chat(f"{place} {i}")) for i in range(6) for llm in (one, two)]
+            feste.compute(look(*texts), **options)
+            report = feste.last_report()
+            assert report is not None
+            left.add("report on Dask", repr(report), json.dumps(report.to_json()))
+            for wrong in (
+                one.chat("fault unauthorized"),
+                two.chat("fault garbage"),
+                breaks(one.chat("b")),
+            ):
+                with left.fails():
+                    wrong.compute(**options)
+        with left.fails():
+            literal.chat("literal").compute(**options)
+        left.add("worker logs", client.get_worker_logs(), client.get_worker_logs(nanny=True))
+        left.add("scheduler logs", client.get_scheduler_logs(), client.get_events())
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                left.add("command lines of workers", process.cmdline())
+    print("classes", *sorted(left.classes))
+
+
+PARTS: dict[str, Callable[[Left, dict[str, Any]], None]] = {
+    "local": local, "crash": crash, "uncaught": uncaught, "dask": on_dask,
+}  # fmt: skip
+
+
+def main() -> None:
+    todo = json.loads(sys.argv[1])
+    left = Left(Path(todo["left"]))
+    logs = left.folder / "logs"
+    logs.mkdir(parents=True)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(logging.FileHandler(logs / name))
+    warnings.simplefilter("always")
+    faulthandler.enable()
+    PARTS[todo["part"]](left, todo)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""An API key is in the memory of the process that calls and in the request to its own host, nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from feste.testing import Fault, SimServer
+
+pytest.importorskip("feste.backend.openai")
+pytest.importorskip("feste.backend.cohere")
+pytest.importorskip("feste.scheduler.dask")
+pytest.importorskip("rich")
+pytest.importorskip("pyarrow")
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+try:
+    from canary import KEY, forms, hits
+finally:
+    sys.path.remove(str(HERE))
+
+WIRES = ["feste.backend.openai.testing:OpenAIWire", "feste.backend.cohere.testing:CohereWire"]
+LONG = 240.0
+pytestmark = pytest.mark.timeout(300)  # starts a cluster and three programs
+_SAID = f"bad key {KEY}, Authorization: Bearer {KEY}"
+ECHO = {"error": {"message": _SAID, "code": KEY, "type": KEY}, "message": _SAID, "id": KEY}
+HEADERS = {"x-request-id": KEY, "x-debug-trace-id": KEY, "location": f"http://127.0.0.1/{KEY}"}
+
+
+def status(code: int, text: str = "") -> Fault:
+    body = {**ECHO, "error": {"message": f"{text} {_SAID}"}, "message": f"{text} {_SAID}"}
+    return Fault(status=code, body=body if text else ECHO, headers=HEADERS)
+
+
+#: What a provider does, with the key in all that it says; and whether Feste tries again.
+FAULTS: dict[str, tuple[Fault, bool]] = {
+    "unauthorized": (status(401), False),
+    "forbidden": (status(403), False),
+    "no_model": (status(404), False),
+    "bad": (status(400), False),
+    "too_long": (status(400, "context_length_exceeded"), False),
+    "filtered": (status(400, "content_filter"), False),
+    "redirect": (status(307), False),
+    "no_method": (status(405), False),
+    "no_money": (status(429, "insufficient_quota"), False),
+    "garbage": (Fault(kind="garbage", body=f"<p>Bearer {KEY}</p>" * 2000, headers=HEADERS), False),
+    "encoded": (
+        Fault(kind="garbage", body=f"{quote(KEY, safe='')}, {KEY[:20]}\n{KEY[20:]}"),
+        False,
+    ),
+    "wrong_shape": (Fault(kind="garbage", body={**ECHO, "choices": [], "id": KEY}), False),
+    "wrong_count": (Fault(kind="wrong_count", headers=HEADERS), False),
+    "truncated": (Fault(kind="truncated", headers=HEADERS), True),
+    "reset": (Fault(kind="reset_before"), True),
+    "reset_late": (Fault(kind="reset_after"), True),
+    "throttled": (status(429), True),
+    "overloaded": (status(529), True),
+    "broken": (status(500), True),
+    "page": (Fault(kind="html", body=f"<p>{KEY}</p>", headers=HEADERS), True),
+    "gateway": (Fault(kind="bad_gateway", body=f"<p>{KEY}</p>", headers=HEADERS), True),
+    "hang": (Fault(kind="hang"), True),
+    "drip": (Fault(kind="drip", pause=0.2), True),
+}
+#: The errors that must have been there, else the search says nothing of them.
+CLASSES = """AuthFailed ModelNotFound InvalidRequest ContextTooLong ContentFiltered QuotaExhausted Rejected
+MalformedResponse CountMismatch OutputMismatch ConnectionLost CallTimeout RateLimited ServerError
+RunFailed NodeError JournalError MissingKey ConfigError""".split()
+#: What is searched, each of which must be there: the names of folders and files.
+_OBJECTS = "client request response operation secret node graph report event error".split()
+KINDS = [
+    *(f"{name}: repr" for name in _OBJECTS),
+    *(f"{name}: variables" for name in ("client", "error", "event", "report")),
+    *(
+        f"{name}: dumps"
+        for name in ("client", "request", "response", "node", "graph", "error", "event")
+    ),
+    *(f"{name}: deepcopy" for name in ("client", "request", "response", "report", "error")),
+    *(f"{name}: fields" for name in ("request", "response", "event")),
+    *"report: JSON|report: HTML|report: timeline|graph: picture|explanation|saved".split("|"),
+    *"traceback|traceback with variables|traceback by rich|commands|command lines".split("|"),
+    *"store|store-wal|store-shm|store.lock|store.reserve|cache|runs|export|parquet|logs".split("|"),
+    *"crashed.db|crashed.db-wal|faulthandler|uncaught|progress|standard output".split("|"),
+    *"report on Dask|spilled|worker logs|scheduler logs|command lines of workers|dask".split("|"),
+]
+
+
+@dataclass
+class Found:
+    """All that the programs have left, and what they said."""
+
+    files: dict[str, list[Path]]
+    classes: set[str]
+    accepted: set[str]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
+    """Run four programs beside each other: one with all failures, two that crash, one with a cluster."""
+    folder = tmp_path_factory.mktemp("left")
+    faults = [
+        replace(fault, match=f"fault {name}", times=None) for name, (fault, _) in FAULTS.items()
+    ]
+    again = {name: repeated for name, (_, repeated) in FAULTS.items()}
+    environment = {
+        **os.environ,
+        "OPENAI_API_KEY": KEY,
+        "CO_API_KEY": KEY,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TMPDIR": str(folder / "temporary"),
+    }
+    (folder / "temporary").mkdir()
+    with (
+        SimServer(WIRES, wire_options=[{"require_key": KEY}] * 2, faults=faults) as server,
+        ExitStack() as stack,
+    ):
+        running: dict[str, subprocess.Popen[bytes]] = {}
+        for part in ("local", "crash", "uncaught", "dask"):
+            todo = {"url": server.url, "left": str(folder / part), "part": part, "faults": again}
+            running[part] = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(HERE / "program.py"), json.dumps(todo)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                )
+            )
+            stack.callback(running[part].kill)
+        said = {part: process.communicate(timeout=LONG) for part, process in running.items()}
+        accepted = {r.path for r in server.requests() if r.status == 200}
+    codes = {part: process.returncode for part, process in running.items()}
+    assert codes == {"local": 0, "crash": -9, "uncaught": 1, "dask": 0}, said
+    for name, data in (
+        ("faulthandler", said["crash"][1]),
+        ("uncaught", said["uncaught"][1]),
+        ("progress", said["local"][1]),
+        ("standard output", b"".join(out for out, _ in said.values())),
+        ("rest", b"".join(err for _, err in said.values())),
+    ):
+        (folder / name).write_bytes(data)
+    files: dict[str, list[Path]] = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            parts = path.relative_to(folder).parts
+            kind = parts[1] if len(parts) > 1 else parts[0]
+            files.setdefault(kind, []).append(path)
+    classes = {
+        word for out, _ in said.values() for word in out.decode().split() if word[0].isupper()
+    }
+    yield Found(files, classes, accepted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_key_is_not_there(found: Found, kind: str) -> None:
+    """Each kind of thing that a program leaves is there, and has no piece of the key in any form."""
+    data = [path.read_bytes() for path in found.files.get(kind, ())]
+
+    assert any(data), f"nothing of this kind was left, but {sorted(found.files)}"
+    assert [(kind, hits(one)) for one in data if hits(one)] == []
+
+
+def test_the_key_is_in_nothing_else(found: Found) -> None:
+    """Files that nobody thought of, such as temporary ones, do not have it either."""
+    others = [path for kind in found.files.keys() - set(KINDS) for path in found.files[kind]]
+
+    assert len(set(KINDS)) == len(KINDS) >= 25
+    assert [path for path in others if hits(path.read_bytes())] == []
+
+
+def test_the_programs_met_every_failure(found: Found) -> None:
+    """A class of errors that did not come would have been searched for nothing."""
+    assert set(CLASSES) <= found.classes
+
+
+def test_the_key_was_used(found: Found) -> None:
+    """Both providers took no other key, so the programs had it."""
+    assert found.accepted == {"/v1/chat/completions", "/v1/embeddings", "/v2/chat", "/v2/embed"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        KEY,
+        f"x{KEY[9:30]}x",
+        quote(KEY, safe=""),
+        json.dumps(KEY).replace("/", "\\/"),
+        repr({"authorization": f"Bearer {KEY}".encode()}),
+        f"{KEY[:13]}\n    {KEY[13:]}",
+        f"'{KEY[:3]}'\n '{KEY[3:17]}'",
+        "\x1b[1m".join(KEY),
+        "</b><b>".join([KEY[:5], KEY[5:11], KEY[11:]]),
+        " ".join(KEY),
+        b64encode(f"user:{KEY}".encode()).decode(),
+        *(b64encode(b"x" * i + KEY.encode()).decode() for i in range(3)),
+        KEY.encode().hex(),
+        KEY[::-1],
+        KEY.encode("utf-16").decode("latin-1"),
+    ],
+)
+def test_the_search_finds_it(text: str) -> None:
+    """Whole or in pieces, plain, encoded or split; and not in what is something else."""
+    assert hits(f"before {text} after".encode("latin-1"))
+    assert hits("an ordinary text about keys, canaries and 0123456789") == []
+    assert len(forms()) == 11
