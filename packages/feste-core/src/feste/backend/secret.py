@@ -6,8 +6,11 @@ import hashlib
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
+from feste.backend.address import is_local
 from feste.errors import ConfigError, MissingKey
 
 __all__ = ["Secret", "redact"]
@@ -41,17 +44,37 @@ class Secret:
         self._literal: str | None = None
 
     @classmethod
-    def of(cls, key: str | Secret | None, default: str) -> Secret:
+    def of(
+        cls, key: str | Secret | None, default: str, *, url: str = "", hosts: Sequence[str] = ()
+    ) -> Secret:
         """Return the secret for a constructor's ``api_key``.
+
+        A key that nobody named, because there is a default, goes to the hosts that it was made for
+        and to this machine. Give ``url`` and ``hosts`` where the address is one that code has
+        chosen; an address that stands in the environment beside the key was chosen with it.
 
         :param key: a literal key, a Secret, or None; an empty string counts as None.
         :param default: the variable's name to use for None.
-        :raises ConfigError: for any other type.
+        :param url: the address of the server, or an empty text for any.
+        :param hosts: the hosts, each with all below it, that the default key is for.
+        :raises ConfigError: for any other type, or if the default key is for another server.
+
+        >>> Secret.of(None, "MY_KEY", url="https://api.example.net/v1", hosts=["api.example.com"])
+        Traceback (most recent call last):
+        feste.errors.ConfigError: MY_KEY is a key for api.example.com, and api.example.net is asked: if this server shall have it, say so: api_key=Secret('MY_KEY'), with Secret from feste.backend; else give the server's own key as api_key=
         """
         if isinstance(key, Secret):
             return key
         if not isinstance(key, (str, type(None))):
             raise ConfigError(f"api_key must be a str or a Secret, not {type(key).__name__}")
+        host = urlsplit(url).hostname or ""
+        known = any(host == one or host.endswith(f".{one}") for one in hosts)
+        if host and not key and not known and not is_local(url):
+            raise ConfigError(
+                f"{default} is a key for {hosts[0] if hosts else 'no server'}, and {host} is asked: "
+                f"if this server shall have it, say so: api_key=Secret({default!r}), with Secret "
+                "from feste.backend; else give the server's own key as api_key="
+            )
         secret = cls.__new__(cls)
         secret.name, secret._literal = default, key or None
         return secret

@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 import openai
 
-from feste.backend import PerLoop, Request, Response, Secret
+from feste.backend import (
+    ACCEPT_ENCODING,
+    PerLoop,
+    Request,
+    Response,
+    Secret,
+    from_json,
+    is_deep,
+)
 from feste.backend.openai.answers import usage_of
 from feste.backend.openai.errors import failure, no_answer, short
-from feste.backend.openai.pool import Pool
+from feste.backend.openai.pool import Pool, ProxyPool, most
+from feste.backend.openai.requests import most_bytes
 from feste.backend.openai.streams import Whole
-from feste.errors import CallError, ConfigError
+from feste.errors import CallError, ConfigError, MalformedResponse
 
 if TYPE_CHECKING:
     from feste.backend import OnChunk
@@ -54,13 +63,14 @@ _OPTIONS: Final[dict[str, Any]] = {
 def _pool(local: bool) -> httpx2.AsyncClient:
     if local or not urllib.request.getproxies():
         return Pool(_TLS, _CONNECT, _IDLE)
-    return openai.DefaultAioHttpClient(  # which knows proxies
+    return ProxyPool(
         verify=_TLS,
         limits=httpx2.Limits(
             max_connections=_CONNECTIONS,
             max_keepalive_connections=_CONNECTIONS,
             keepalive_expiry=_IDLE,
         ),
+        headers={"Accept-Encoding": ACCEPT_ENCODING},
         follow_redirects=False,  # a redirect would send prompts and key to another server
     )
 
@@ -110,6 +120,7 @@ async def send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -
     if not request.endpoint.startswith(f"{llm.endpoint}/"):  # the key goes to its own server only
         raise ConfigError(f"this client is for {llm.endpoint}, not for {request.endpoint}")
     client = _connected(llm)
+    most.set(most_bytes(request))
     error: CallError
     try:
         # one limit from connecting to the last byte: slow bodies would reset a read timeout
@@ -128,12 +139,15 @@ def _is_text(request: Request) -> bool:
 
 async def _whole(llm: OpenAI, client: openai.AsyncOpenAI, request: Request) -> Response:
     answer = await client.post(request.endpoint, cast_to=httpx2.Response, **_body(request))
+    why = ""
     try:
-        payload = json.loads(answer.content)  # the SDK's models would cost more than sending
-    except (ValueError, RecursionError):
-        payload = None
+        payload = from_json(answer.content)  # the SDK's models would cost more than sending
+    except ValueError as error:
+        payload, why = None, str(error)
     kind = answer.headers.get("content-type", "")
-    wrong = no_answer(payload, answer.content, kind=kind, url=request.endpoint, secret=llm._secret)
+    wrong = no_answer(
+        payload, answer.content, kind=kind, why=why, url=request.endpoint, secret=llm._secret
+    )
     if wrong is not None:
         raise wrong
     return _response(payload, answer, llm._secret)
@@ -156,7 +170,10 @@ async def _streamed(
             piece = whole.add(event)
             if piece:
                 on_chunk(piece)
-    return _response(whole.payload(), stream.response, llm._secret)
+    payload = whole.payload()
+    if is_deep(payload):
+        raise MalformedResponse("the server answered with a stream of JSON that is too deep to use")
+    return _response(payload, stream.response, llm._secret)
 
 
 def _body(request: Request, **more: Any) -> dict[str, Any]:
