@@ -91,12 +91,15 @@ class Body:
 
     def _unpacked(self, data: bytes) -> bytes:
         found = bytearray()
+        # of a stream, pieces come one by one: none is unpacked to more than a line may have
+        most = self._left if self._lines is None else min(self._left, _LINE)
         try:
             while data:
                 if self._unpacker.eof:  # another one follows
                     self._unpacker = zlib.decompressobj(_GZIP)
-                found += self._inflated(data, self._left - len(found) + 1)
-                if len(found) > self._left:
+                found += self._inflated(data, most - len(found) + 1)
+                if len(found) > most:
+                    self._left = -1
                     break
                 data = self._unpacker.unused_data
         except zlib.error as error:

@@ -208,7 +208,6 @@ class Connection(asyncio.Protocol):
 
     async def flood(self, piece: bytes) -> None:
         """Send a piece again and again, as fast as it is read, until the client leaves."""
-        piece *= 65_536 // len(piece) + 1
         while not self.transport.is_closing():
             waiting = self.transport.get_write_buffer_size() > _FLOOD
             if not waiting:

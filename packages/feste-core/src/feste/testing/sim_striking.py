@@ -206,10 +206,10 @@ def spoiled(reply: Reply, fault: Fault) -> Reply | None:
         case "deep":
             return _scripted(200, f'{{"choices": {"[" * _DEPTH}{"]" * _DEPTH}}}', headers)
         case "endless":
-            piece = " " * 65_536 if fault.body is None else str(fault.body)
-            return Reply(200, [], headers, endless=piece.encode())
+            piece = b" " if fault.body is None else str(fault.body).encode()
+            return Reply(200, [], headers, endless=piece * (65_536 // len(piece) + 1))
         case "endless_headers":
-            line = b"x-more: %b\r\n" % (b"a" * 1_000)
+            line = (b"x-more: %b\r\n" % (b"a" * 1_000)) * 64
             return Reply(200, [reply.head()[:-2]], raw=True, endless=line)
         case "filtered":
             made = [_FINISH.sub(rb'\1"content_filter"', piece) for piece in reply.pieces]

@@ -88,6 +88,8 @@ def failure(error: Exception, secret: Secret) -> CallError:
         return Unreachable(f"no connection could be made: {said}")
     if isinstance(error, httpx.TimeoutException):
         return CallTimeout(f"no answer in time: {said}")
+    if isinstance(error, httpx.RemoteProtocolError) and "too long" in str(error):
+        return MalformedResponse(f"the reply has headers without end: {said}")
     if isinstance(error, (httpx.TransportError, OSError)):
         return ConnectionLost(f"the connection broke: {said}")
     if isinstance(error, httpx.DecodingError):

@@ -69,6 +69,8 @@ def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret
     said = redact(str(causes[-1])[:2000], secret, limit=200) or type(causes[-1]).__name__
     if isinstance(error, openai.APIError) and not isinstance(error, openai.APIConnectionError):
         return _failed_in_stream(error, secret)
+    if any(map(_is_unreadable, causes)):
+        return MalformedResponse(f"{url} answered with what nobody can read: {said}")
     if any(isinstance(e, ssl.SSLCertVerificationError) for e in causes):
         return Rejected(f"the certificate of {url} is not trusted, so nothing was sent: {said}")
     if any(isinstance(e, _UNSENT) or _was_closed(e) for e in causes):
@@ -80,6 +82,14 @@ def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret
     return Rejected(
         f"the request to {url} failed: {type(error).__name__}: {said}", billed="unknown"
     )
+
+
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether an answer came whose headers are without end, or whose JSON is too deep."""
+    if isinstance(error, aiohttp.http_exceptions.LineTooLong | RecursionError):
+        return True
+    too_long = ("Too many headers", "Receive buffer too long", "too many header")
+    return any(text in str(error) for text in too_long)
 
 
 def _redacted(error: CallError, secret: Secret) -> CallError:

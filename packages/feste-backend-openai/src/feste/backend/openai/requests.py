@@ -84,13 +84,14 @@ def pack_by(field: str) -> Callable[[Any, Sequence[Request]], Request]:
     return pack
 
 
-def most_bytes(request: Request) -> tuple[int, int]:
+def most_bytes(request: Request, *, stream: bool) -> tuple[int, int]:
     """Return the bytes that a reply may have, at most, and how many answers are in it.
 
     What is asked for decides: a refused answer is paid all the same. 2,048 vectors of 3,072 numbers
     are 34 MB as base64, and up to 130 MB as numbers; logprobs are 100 times as long as their text.
 
     :param request: the request.
+    :param stream: whether the reply is a stream of events, each of which repeats its frame.
     """
     body = request.body
     texts = body.get("input", body.get("prompt"))
@@ -100,7 +101,7 @@ def most_bytes(request: Request) -> tuple[int, int]:
         return MOST_BYTES + answers * 24 * max(3_072, size if type(size) is int else 0), answers
     answers *= body.get("n") or 1
     each = MOST_BYTES // 16
-    scale = 16 if body.get("logprobs") not in (None, False) else 4  # 4: events repeat their frame
+    scale = 16 if body.get("logprobs") not in (None, False) else 4 if stream else 1
     return scale * (MOST_BYTES + answers * each), answers
 
 

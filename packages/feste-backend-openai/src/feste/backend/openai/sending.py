@@ -120,12 +120,13 @@ async def send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -
     if not request.endpoint.startswith(f"{llm.endpoint}/"):  # the key goes to its own server only
         raise ConfigError(f"this client is for {llm.endpoint}, not for {request.endpoint}")
     client = _connected(llm)
-    most.set(most_bytes(request))
+    stream = on_chunk is not None and _is_text(request)
+    most.set(most_bytes(request, stream=stream))
     error: CallError
     try:
         # one limit from connecting to the last byte: slow bodies would reset a read timeout
         async with asyncio.timeout(request.timeout):
-            if on_chunk is not None and _is_text(request):
+            if stream and on_chunk is not None:
                 return await _streamed(llm, client, request, on_chunk)
             return await _whole(llm, client, request)
     except Exception as raised:
