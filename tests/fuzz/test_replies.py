@@ -166,7 +166,7 @@ def test_vectors_of_a_list(reply: Any) -> None:
 def test_a_chat(reply: Any) -> None:
     (got,) = values(LLM.chat, [("x",)], reply)
     assert isinstance(got, CallError) or got == (
-        [x for x in reply["choices"] if isinstance(x, dict)][0]["message"].get("content") or ""
+        next(x for x in reply["choices"] if isinstance(x, dict))["message"].get("content") or ""
     )
 
 

@@ -49,6 +49,8 @@ _IDLE: Final = 4.0
 _CONNECTIONS: Final = 10_000
 #: The number of bytes of a body that are written at once.
 _PIECE: Final = 1 << 18
+#: The events of a stream without a part of an answer that are read; there are two or three.
+_EMPTY: Final = 1_000
 #: Given with each request, because the SDK makes a deep copy of each default, and random bytes to
 #: know a request by that it sends again.
 _OPTIONS: Final[dict[str, Any]] = {
@@ -167,7 +169,11 @@ async def _streamed(
     )
     whole = Whole()
     async with stream:  # always close it: a half-read connection cannot be reused
+        empty = 0
         async for event in stream:
+            empty += not (isinstance(event, dict) and event.get("choices"))
+            if empty > _EMPTY:
+                raise MalformedResponse("the server answered with a stream that brings nothing")
             piece = whole.add(event)
             if piece:
                 on_chunk(piece)
