@@ -44,8 +44,8 @@ def test_of_other_servers_only_the_user_knows(url: str) -> None:
     """Only that a chat gives one answer, since the interface has no parameter for more."""
     model = "command-a-03-2025"
 
-    assert Cohere(model, base_url=url).profile(model) == Profile(max_draws=1)
-    assert Cohere(model, base_url=url, profile=MINE).profile("").price == MINE.price
+    assert Cohere(model, base_url=url, api_key="k").profile(model) == Profile(max_draws=1)
+    assert Cohere(model, base_url=url, api_key="k", profile=MINE).profile("").price == MINE.price
 
 
 def test_prices_come_from_the_list() -> None:

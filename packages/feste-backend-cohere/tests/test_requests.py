@@ -153,14 +153,14 @@ class TestClient:
             ("https://api.cohere.com/", "https://api.cohere.com"),
             ("https://API.cohere.com/v1", "https://api.cohere.com"),
             ("https://llm.example.com:8443/Team/v1/", "https://llm.example.com:8443/Team/v1"),
-            ("http://localhost:80", "http://localhost:80"),
+            ("http://localhost:80", "http://localhost"),
             ("http://127.1.2.3", "http://127.1.2.3"),
             ("http://[::1]:9/", "http://[::1]:9"),
         ],
     )
     def test_base_url(self, given: str, used: str) -> None:
         """A base URL has one form; plain http is for this machine."""
-        assert Cohere(base_url=given).endpoint == used
+        assert Cohere(base_url=given, api_key=CANARY).endpoint == used
 
     @pytest.mark.parametrize(
         "url",
@@ -206,7 +206,7 @@ class TestClient:
         assert llm.endpoint == "https://one.example.com"
         assert pickle.loads(pickle.dumps(llm)).endpoint == "https://one.example.com"
         assert Cohere("m").endpoint == "https://two.example.com"
-        assert Cohere("m", base_url="https://x.com").endpoint == "https://x.com"
+        assert Cohere("m", api_key="k", base_url="https://x.com").endpoint == "https://x.com"
 
     def test_pickling(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A client pickles as configuration with the key's name; one with a literal key does not."""
@@ -226,7 +226,8 @@ class TestClient:
         """Clients stand for each other if they answer alike; keys tell them apart."""
         assert Cohere("m").token == Cohere(model="m", timeout=1).token
         assert Cohere("m").token != Cohere("n").token
-        assert Cohere("m").token != Cohere("m", base_url="https://x.com").token
+        elsewhere = Cohere("m", base_url="https://x.com", api_key=Secret("CO_API_KEY"))
+        assert Cohere("m").token != elsewhere.token
         assert Cohere("m").token != Cohere("m", api_key=Secret("OTHER")).token
         assert Cohere("m", api_key="one").token != Cohere("m", api_key="two").token
         assert Cohere("m").account != Cohere("m", api_key=Secret("OTHER")).account

@@ -43,7 +43,7 @@ class TestAddress:
     )
     def test_one_form_for_every_way_to_write_it(self, given: str | None, wanted: str) -> None:
         """Equal servers have equal endpoints: keys of stored answers are made of them."""
-        assert OpenAI("m", base_url=given).endpoint == wanted
+        assert OpenAI("m", base_url=given, api_key=LITERAL).endpoint == wanted
 
     @pytest.mark.parametrize(
         ("given", "why"),
@@ -73,7 +73,9 @@ class TestAddress:
         monkeypatch.setenv("OPENAI_ORG_ID", "org-a")
         monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-b")
         llm = OpenAI("m")
-        other = OpenAI("m", base_url="https://x.example/v1", organization="o", project="p")
+        other = OpenAI(
+            "m", api_key="k", base_url="https://x.example/v1", organization="o", project="p"
+        )
         for name in ("OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
             monkeypatch.setenv(name, "")
         assert (llm.endpoint, llm.account) == ("http://127.0.0.1:8000/v1", "org-a/proj-b")
@@ -101,7 +103,7 @@ class TestConfig:
         assert one.token == OpenAI("m", limits=Limits(concurrency=3)).token
         for other in (
             OpenAI("n"),
-            OpenAI("m", base_url="https://x.example/v1"),
+            OpenAI("m", base_url="https://x.example/v1", api_key=Secret("OPENAI_API_KEY")),
             OpenAI("m", project="p"),
             OpenAI("m", api_key=Secret("OTHER")),
             OpenAI("m", api_key=LITERAL),
@@ -190,7 +192,7 @@ class TestKeys:
         OpenAI("m", base_url="http://localhost:8080/v1").preflight()
         for url in (None, "https://127.0.0.1.example/v1"):
             with pytest.raises(MissingKey, match="OPENAI_API_KEY"):
-                OpenAI("m", base_url=url).preflight()
+                OpenAI("m", base_url=url, api_key=Secret("OPENAI_API_KEY")).preflight()
 
 
 class TestParams:

@@ -91,7 +91,7 @@ def _title(dist: Distribution) -> tuple[str, str]:
 
 def _misfit(dist: Distribution) -> str:
     """Return what a distribution requires of feste-core if this is another version, else ""."""
-    from packaging.requirements import InvalidRequirement, Requirement 
+    from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
     try:

@@ -2,9 +2,18 @@
 
 from pkgutil import extend_path
 
+from feste.backend.address import is_local, proxy_for, server_url
 from feste.backend.arguments import as_count, as_messages, as_params, as_text
 from feste.backend.base import Backend, create
 from feste.backend.batching import BatchRule, Outcome, PrefixRule, SampleRule
+from feste.backend.bodies import (
+    ACCEPT_ENCODING,
+    MOST_BYTES,
+    Body,
+    from_json,
+    is_deep,
+    read_body,
+)
 from feste.backend.clients import PerLoop
 from feste.backend.default_halves import operation
 from feste.backend.fallback import FALL_BACK_ON
@@ -25,9 +34,12 @@ from feste.plain import plain
 __path__ = extend_path(__path__, __name__)
 
 __all__ = [
+    "ACCEPT_ENCODING",
     "FALL_BACK_ON",
+    "MOST_BYTES",
     "Backend",
     "BatchRule",
+    "Body",
     "Call",
     "Determinism",
     "Latency",
@@ -56,11 +68,17 @@ __all__ = [
     "canonical",
     "create",
     "error_for_status",
+    "from_json",
+    "is_deep",
+    "is_local",
     "operation",
     "plain",
     "price_of",
+    "proxy_for",
     "rate_limits",
+    "read_body",
     "redact",
     "redact_record",
     "retry_after",
+    "server_url",
 ]

@@ -9,8 +9,11 @@ import os
 import re
 import secrets
 import weakref
+from collections.abc import Sequence
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
+from feste.backend.address import is_local
 from feste.backend.redaction import SHORTEST, every_spelling, redact
 from feste.errors import ConfigError, MissingKey
 
@@ -86,6 +89,28 @@ class Secret:
         secret.name, secret._literal = default, key or None
         _known[id(secret)] = secret
         return secret
+
+    def check_server(self, url: str, hosts: Sequence[str]) -> None:
+        """Raise if a server is neither one that this key was made for nor on this machine.
+
+        For a key that nobody named, because it is the default, where code has chosen the address. An
+        address that stands in the environment beside the key was chosen with it.
+
+        :param url: the address of the server.
+        :param hosts: the hosts that the key is for, each with all below it.
+        :raises ConfigError: if it is another one.
+
+        >>> Secret("MY_KEY").check_server("https://api.example.net/v1", ["api.example.com"])
+        Traceback (most recent call last):
+        feste.errors.ConfigError: MY_KEY is a key for api.example.com, and api.example.net is asked: if this server shall have it, say so: api_key=Secret('MY_KEY'), with Secret from feste.backend; else give the server's own key as api_key=
+        """
+        host = urlsplit(url).hostname or ""
+        if not is_local(url) and not any(f".{host}".endswith(f".{known}") for known in hosts):
+            raise ConfigError(
+                f"{self.name} is a key for {' or '.join(hosts)}, and {host} is asked: if this server "
+                f"shall have it, say so: api_key=Secret({self.name!r}), with Secret from "
+                "feste.backend; else give the server's own key as api_key="
+            )
 
     @property
     def is_literal(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from feste.backend.rate_headers import RateLimit, Spellings, rate_limits, seconds_from
 from feste.backend.redaction import redact
@@ -60,8 +62,14 @@ def error_for_status(
     'RateLimited'
     >>> type(error_for_status(429, "x", code="insufficient_quota")).__name__
     'QuotaExhausted'
+    >>> print(error_for_status(307, "", headers={"location": "https://other.example/v1"}))
+    ... # doctest: +ELLIPSIS
+    the provider answered 307, a redirect to other.example, which is not followed: ...
     """
     headers = headers or {}
+    if 300 <= status < 400:
+        said = _redirected(status, headers.get("location", ""))
+        return InvalidRequest(said, status=status, code=code, request_id=request_id)
     wait = retry_after(headers)
     kind = _kind(status, f"{code or ''} {text}".lower(), asked_to_wait=wait is not None)
     said = redact(text.strip(), secret) or "no message"
@@ -77,6 +85,19 @@ def error_for_status(
     )
     error.rate_limits = limits
     return error
+
+
+def _redirected(status: int, location: str) -> str:
+    """Say where a redirect leads; the place is the server's own words, so only a host is shown."""
+    try:
+        host = urlsplit(location).hostname or ""
+    except ValueError:
+        host = ""
+    place = f" to {host}" if re.fullmatch(r"[a-z0-9._:-]{1,100}", host) else ""
+    return (
+        f"the provider answered {status}, a redirect{place}, which is not followed: key and prompts "
+        "go to the server of base_url only. If the other one is right, give its address as base_url"
+    )
 
 
 def _kind(status: int, said: str, *, asked_to_wait: bool) -> type[CallError]:

@@ -10,12 +10,13 @@ __all__ = ["Fault", "FaultKind", "Outage"]
 
 FaultKind = Literal[
     "status", "rate_limit", "quota", "overloaded", "unavailable", "html", "bad_gateway",
-    "reset_before", "hang",
+    "redirect", "content_filter", "reset_before", "hang",
     "gateway_timeout", "reset_after", "truncated", "garbage", "empty", "wrong_shape", "wrong_count",
-    "drip", "slow",
+    "wrong_length", "bomb", "deep", "endless", "endless_headers",
+    "filtered", "drip", "drip_headers", "slow",
 ]  # fmt: skip
 
-_PAUSES = {"drip": 0.05}
+_PAUSES = {"drip": 0.05, "drip_headers": 0.05}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Fault:
     ``unavailable``      503, told to wait `pause` seconds                                no
     ``html``             503 of something in front of the provider, as HTML               no
     ``bad_gateway``      502, as HTML                                                     no
+    ``redirect``         307 to another host, that of the header ``location``             no
+    ``content_filter``   400 of a content filter that refuses the prompt                  no
     ``reset_before``     the connection reset                                             no
     ``hang``             nothing, until it goes away                                      no
     ``gateway_timeout``  504, as HTML, though the answer was made                         yes
@@ -41,15 +44,23 @@ class Fault:
     ``empty``            status 200 without a body                                        yes
     ``wrong_shape``      status 200 with JSON that is no answer                           yes
     ``wrong_count``      one answer less than there should be                             yes
+    ``wrong_length``     the answer, announced as half as long, or as long as the         yes
+                         header ``content-length`` says
+    ``bomb``             status 200 with 1 MB that gzip unpacks to 1 GB                   yes
+    ``deep``             status 200 with JSON that is 100,000 levels deep                 yes
+    ``endless``          status 200 with a body without end, of `body` repeated           yes
+    ``endless_headers``  headers without end                                              yes
+    ``filtered``         the answer, cut off by a content filter                          yes
     ``drip``             the answer in 16 pieces (a stream: event by event), with         yes
                          `pause` seconds before each
+    ``drip_headers``     likewise, but the headers                                        yes
     ``slow``             the answer, `pause` seconds late                                 yes
     ===================  ===============================================================  =========
 
     What spoils a generated answer leaves a request alone that the provider refuses.
 
-    Generated answers are in the ledger, because a provider would bill them. Only ``drip`` and
-    ``slow`` deliver them.
+    Generated answers are in the ledger, because a provider would bill them. Only ``filtered``,
+    ``drip``, ``drip_headers`` and ``slow`` deliver them.
 
     :param status: the status of kind ``status``.
     :param headers: headers of the reply; they override the server's own.
@@ -59,7 +70,7 @@ class Fault:
     :param body: JSON, or a string that is sent unchanged.
     :param match: hit only requests whose body contains this text, with or without JSON escapes.
     :param probability: the share of matching requests to hit; shares of several faults add up.
-    :param pause: seconds; None for 0.05 of ``drip`` and 1 of the others.
+    :param pause: seconds; None for 0.05 of what drips and 1 of the others.
     :raises ValueError: if there is no such kind, or the probability is not from 0 to 1.
 
     >>> Fault(status=429, headers={"retry-after": "1"}, times=3).kind

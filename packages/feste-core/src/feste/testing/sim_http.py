@@ -23,6 +23,8 @@ __all__ = ["Connection", "Handler", "Reply", "Request"]
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _MAX_HEAD = 65_536
+#: The bytes that wait to be read by the client of an endless reply, at most about.
+_FLOOD = 1 << 20
 _SECRETS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
 
 
@@ -60,6 +62,8 @@ class Reply:
     """One reply: pieces, a pause in seconds before each, and the announced size (None: chunked).
 
     `cut` ends the connection after what is there; `delivers` says that it is a whole answer.
+    `raw` pieces are all that is sent, the head included; `endless` is repeated after the pieces
+    until the client leaves.
     """
 
     status: int
@@ -69,6 +73,8 @@ class Reply:
     pause: float = 0.0
     cut: bool = False
     delivers: bool = False
+    raw: bool = False
+    endless: bytes = b""
 
     @classmethod
     def whole(cls, status: int, body: bytes, headers: dict[str, str] | None = None) -> Reply:
@@ -77,6 +83,8 @@ class Reply:
 
     def head(self) -> bytes:
         """Encode the status line and the headers."""
+        if self.raw:
+            return b""
         headers = {"content-type": "application/json"}
         headers |= {name.lower(): value for name, value in self.headers.items()}
         if self.size is None:
@@ -89,11 +97,12 @@ class Reply:
 
     def framed(self, piece: bytes) -> bytes:
         """Encode one piece of the body."""
-        return piece if self.size is not None else b"%x\r\n%b\r\n" % (len(piece), piece)
+        return piece if self.raw or self.size is not None else b"%x\r\n%b\r\n" % (len(piece), piece)
 
     def tail(self) -> bytes:
         """Encode the end of the body."""
-        return b"0\r\n\r\n" if self.size is None and not self.cut else b""
+        whole = self.raw or self.size is not None or self.cut or self.endless
+        return b"" if whole else b"0\r\n\r\n"
 
 
 class Handler(Protocol):
@@ -184,6 +193,8 @@ class Connection(asyncio.Protocol):
         request.status = reply.status
         if reply.pause <= 0:
             self.write(reply)
+            if reply.endless:
+                await self.flood(reply.framed(reply.endless))
             request.delivered = reply.delivers
             return
         self.transport.write(reply.head())
@@ -194,6 +205,14 @@ class Connection(asyncio.Protocol):
             self.transport.write(reply.framed(piece))
         self.transport.write(reply.tail())
         request.delivered = reply.delivers
+
+    async def flood(self, piece: bytes) -> None:
+        """Send a piece again and again, as fast as it is read, until the client leaves."""
+        while not self.transport.is_closing():
+            waiting = self.transport.get_write_buffer_size() > _FLOOD
+            if not waiting:
+                self.transport.write(piece)
+            await asyncio.wait([self.lost], timeout=0.002 if waiting else 0)
 
     def write(self, reply: Reply) -> None:
         """Send a whole reply."""

@@ -20,7 +20,14 @@ from feste.testing.sim_faults import Fault, Outage
 from feste.testing.sim_http import Reply, Request
 from feste.testing.sim_ledger import Ledger
 from feste.testing.sim_limits import Limiter, ServerLimits, Wait, retry_after
-from feste.testing.sim_striking import Chance, Faults, one_less, refusal_of, spoiled
+from feste.testing.sim_striking import (
+    DELIVERING,
+    Chance,
+    Faults,
+    one_less,
+    refusal_of,
+    spoiled,
+)
 from feste.testing.sim_types import Billed, Totals
 from feste.testing.wire import Answer, Call, Plan, Refusal, Wire
 
@@ -180,7 +187,7 @@ class Provider:
             limiter.settle(time.monotonic(), plan.tokens, used)
         for lookup in lookups:
             self.prefixes.write(lookup)
-        delivers = fault is None or fault.kind in ("drip", "slow")
+        delivers = fault is None or fault.kind in DELIVERING
         headers = dict(answer.headers)
         if answer.events is None:
             made = one_less(answer.body) if fault and fault.kind == "wrong_count" else answer.body

@@ -6,10 +6,13 @@ never on the order of arrival. So a run with many requests at once can be repeat
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
+import re
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +22,10 @@ from feste.testing.sim_http import Reply
 from feste.testing.sim_limits import Wait, retry_after
 from feste.testing.wire import Refusal
 
-__all__ = ["Chance", "Faults", "one_less", "refusal_of", "spoiled"]
+__all__ = ["DELIVERING", "Chance", "Faults", "one_less", "refusal_of", "spoiled"]
+
+#: The faults after which the client has a whole answer.
+DELIVERING = frozenset({"filtered", "drip", "drip_headers", "slow"})
 
 _HTML = "<html><body><h1>The server is not available.</h1></body></html>"
 #: The statuses of faults that answer instead of the provider's model.
@@ -30,7 +36,12 @@ _STATUSES = {
     "unavailable": 503,
     "html": 503,
     "bad_gateway": 502,
+    "redirect": 307,
+    "content_filter": 400,
 }
+_CODES = {"quota": "insufficient_quota", "content_filter": "content_filter"}
+_SAID = {"content_filter": "The content_filter refused the prompt."}
+_DEPTH = 100_000
 _WAITING = ("rate_limit", "overloaded", "unavailable")
 
 
@@ -134,8 +145,10 @@ def refusal_of(fault: Fault, spelling: Wait) -> Refusal | None:
         return None
     waiting = fault.kind in _WAITING
     headers = retry_after(spelling, fault.seconds, time.time()) if waiting else {}
-    code = "insufficient_quota" if fault.kind == "quota" else None
-    return Refusal(status, "A scripted fault.", code=code, headers=headers)
+    if fault.kind == "redirect":
+        headers = {"location": "https://elsewhere.example/"}
+    said = _SAID.get(fault.kind, "A scripted fault.")
+    return Refusal(status, said, code=_CODES.get(fault.kind), headers=headers)
 
 
 def one_less(body: Any) -> Any:
@@ -183,15 +196,62 @@ def spoiled(reply: Reply, fault: Fault) -> Reply | None:
             if reply.size is not None:
                 half = [b"".join(reply.pieces)[: reply.size // 2]]
             return Reply(reply.status, half, headers, reply.size, reply.pause, cut=True)
+        case "wrong_length":
+            body = b"".join(reply.pieces)
+            announced = int(headers.get("content-length") or len(body) // 2)
+            reply.size = announced
+            return Reply(reply.status, [reply.head(), body], raw=True, cut=announced > len(body))
+        case "bomb":
+            return Reply.whole(200, _bomb(), {**headers, "content-encoding": "gzip"})
+        case "deep":
+            return _scripted(200, f'{{"choices": {"[" * _DEPTH}{"]" * _DEPTH}}}', headers)
+        case "endless":
+            piece = b" " if fault.body is None else str(fault.body).encode()
+            return Reply(200, [], headers, endless=piece * (65_536 // len(piece) + 1))
+        case "endless_headers":
+            line = (b"x-more: %b\r\n" % (b"a" * 1_000)) * 64
+            return Reply(200, [reply.head()[:-2]], raw=True, endless=line)
+        case "filtered":
+            made = [_FINISH.sub(rb'\1"content_filter"', piece) for piece in reply.pieces]
+            reply.pieces = made
+            reply.size = None if reply.size is None else sum(map(len, made))
         case "drip":
             pieces = reply.pieces
             if reply.size is not None:
-                body, step = b"".join(pieces), reply.size // 16 + 1
-                pieces = [body[at : at + step] for at in range(0, reply.size, step)]
+                pieces = _sixteenths(b"".join(pieces))
             reply.pieces, reply.pause = pieces, fault.seconds
+        case "drip_headers":
+            body = b"".join(map(reply.framed, reply.pieces)) + reply.tail()
+            pieces = [*_sixteenths(reply.head()), body]
+            return Reply(
+                reply.status, pieces, raw=True, pause=fault.seconds, delivers=reply.delivers
+            )
         case _ if fault.body is not None:
             return _scripted(reply.status, fault.body, headers)
     return reply
+
+
+#: The reason why an answer ended, in the JSON of either provider; texts have other quotes.
+_FINISH = re.compile(rb'("finish_reason": ?)"\w+"')
+
+
+def _sixteenths(data: bytes) -> list[bytes]:
+    step = len(data) // 16 + 1
+    return [data[at : at + step] for at in range(0, len(data), step)]
+
+
+@functools.cache
+def _bomb() -> bytes:
+    """Return 1 GB of spaces, packed by gzip: a block that is packed once and repeated."""
+    block, times = b" " * (1 << 20), 1024
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    piece = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)
+    check = 0
+    for _ in range(times):
+        check = zlib.crc32(block, check)
+    head = b"\x1f\x8b\x08" + b"\0" * 7
+    end = check.to_bytes(4, "little") + (len(block) * times).to_bytes(4, "little")
+    return head + piece * times + packer.flush() + end
 
 
 def _scripted(status: int, body: object, headers: dict[str, str]) -> Reply:

@@ -26,9 +26,11 @@ from feste.backend import (
     as_messages,
     as_params,
     as_text,
+    is_local,
     plain,
+    server_url,
 )
-from feste.backend.cohere import address, profiles, replies, transport
+from feste.backend.cohere import profiles, replies, transport
 from feste.backend.cohere.params import ChatParams, EmbedParams, GenerateParams
 from feste.errors import ConfigError, ParameterError
 
@@ -40,6 +42,14 @@ _MAX_TEXTS = 96
 _ONE = Profile(max_draws=1)  # chat has no parameter for more answers
 
 
+def _normal(url: str) -> str:
+    """Return the only spelling of a URL; older versions of the SDK required ``/v1`` at its end."""
+    found = server_url(url)
+    if (urlsplit(found).hostname or "").endswith((".cohere.com", ".cohere.ai")):
+        found = found.removesuffix("/v1").removesuffix("/v2")
+    return found
+
+
 class Cohere(Backend):
     """Cohere, or a server with the same API.
 
@@ -47,8 +57,9 @@ class Cohere(Backend):
 
     :param model: the model of calls whose parameters do not name one.
     :param api_key: a :class:`~feste.backend.Secret`, or the key itself, which is then held in
-        memory only; None reads ``CO_API_KEY`` when a call is made. A server on this machine needs
-        none.
+        memory only; None reads ``CO_API_KEY`` when a call is made, which goes to Cohere, to this
+        machine and to the server of ``CO_API_URL``, not to another ``base_url``. A server on this
+        machine needs none.
     :param base_url: the URL of the API; None uses ``CO_API_URL``, or ``https://api.cohere.com``. It
         must be https, except for a server on this machine.
     :param timeout: the time limit of one attempt in seconds.
@@ -59,7 +70,7 @@ class Cohere(Backend):
 
     >>> Cohere(base_url="http://api.example.com")
     Traceback (most recent call last):
-    feste.errors.ConfigError: base_url must be https except on this machine: http:// would send key and prompts to api.example.com in the clear
+    feste.errors.ConfigError: base_url: http:// would send key and prompts to api.example.com in the clear. Use https://, or a tunnel to this machine: ssh -L 8000:localhost:8000 ..., then base_url='http://127.0.0.1:8000/v1'
     """
 
     plugin = "cohere"
@@ -74,9 +85,9 @@ class Cohere(Backend):
         limits: Limits | None = None,
         profile: Profile | None = None,
     ) -> None:
+        is_default = not api_key
         try:
             self._secret = Secret.of(api_key, "CO_API_KEY")
-            given_key = self._secret if api_key else None
         finally:
             del api_key  # so that no traceback with variables shows it, should an argument be wrong
         if not isinstance(model, (str, type(None))):
@@ -84,13 +95,16 @@ class Cohere(Backend):
         if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
             raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
         self.model = model
-        self.base_url = address.normal(base_url or os.environ.get("CO_API_URL") or _URL)
-        self._local = address.is_local(self.base_url)
+        self.base_url = _normal(base_url or os.environ.get("CO_API_URL") or _URL)
+        self._local = is_local(self.base_url)
         self.timeout = timeout
         self.limits = Limits.of(limits)
         self._profile = Profile.of(profile)
+        if is_default and base_url:  # one from the environment was chosen with the key beside it
+            self._secret.check_server(self.base_url, _HOSTS)
         # pickle the effective URL, because another process may have another CO_API_URL
-        named = {"model": model, "api_key": given_key, "base_url": self.base_url}
+        own_key = None if is_default and (base_url or self.base_url == _URL) else self._secret
+        named = {"model": model, "api_key": own_key, "base_url": self.base_url}
         own = {"timeout": timeout, "limits": limits, "profile": profile}
         self._given = lambda: ((), {**named, **own})
 
@@ -217,6 +231,10 @@ class Cohere(Backend):
     async def _send(
         self, request: Request, on_chunk: Callable[[str], None] | None = None
     ) -> Response:
+        if not request.endpoint.startswith(
+            f"{self.base_url}/"
+        ):  # the key goes to its own server only
+            raise ConfigError(f"this client is for {self.base_url}, not for {request.endpoint}")
         self._token()  # so that a missing key raises its own error
         return await transport.send(
             request, token=self._token, secret=self._secret, local=self._local, on_chunk=on_chunk

@@ -30,7 +30,7 @@ def refusal(status: int, content: bytes, headers: Mapping[str, str], secret: Sec
     """
     try:
         said = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
         said = {}
@@ -72,6 +72,10 @@ def failure(error: Exception, secret: Secret) -> CallError:
     """
     import httpx
 
+    if isinstance(error, MalformedResponse):  # from reading the body
+        made = MalformedResponse(error.message)
+        made.raw = None if error.raw is None else redact(error.raw, secret, limit=65_536)
+        return made
     never_sent = (
         httpx.ConnectError,
         httpx.ConnectTimeout,
@@ -84,6 +88,8 @@ def failure(error: Exception, secret: Secret) -> CallError:
         return Unreachable(f"no connection could be made: {said}")
     if isinstance(error, httpx.TimeoutException):
         return CallTimeout(f"no answer in time: {said}")
+    if isinstance(error, httpx.RemoteProtocolError) and "too long" in str(error):
+        return MalformedResponse(f"the reply has headers without end: {said}")
     if isinstance(error, (httpx.TransportError, OSError)):
         return ConnectionLost(f"the connection broke: {said}")
     if isinstance(error, httpx.DecodingError):

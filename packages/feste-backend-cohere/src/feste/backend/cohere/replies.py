@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import base64
 import binascii
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +39,7 @@ def usage(payload: Mapping[str, Any]) -> Usage | None:
 
 
 def _count(value: Any) -> int:
-    return int(value) if isinstance(value, (int, float)) and 0 <= value < 2**53 else 0
+    return int(value) if type(value) in (int, float) and 0 <= value < 2**53 else 0
 
 
 def chat_reply(payload: Any, model: str) -> Reply:
@@ -111,7 +112,7 @@ def generations(payload: Any, count: int, model: str) -> list[Reply]:
     ]
     if len(made) != count:
         raise CountMismatch(f"{len(made)} generations came for the {count} asked for")
-    if all(isinstance(one.get("index"), int) for one in made):
+    if all(type(one.get("index")) is int for one in made):
         made.sort(key=lambda one: int(one["index"]))
     whole = usage(payload) if count == 1 else None
     return [_generation(one, whole, model) for one in made]
@@ -168,6 +169,8 @@ def _vector(values: Any, kind: str) -> array.array[Any]:
         if kind != "base64":
             numbers = _checked(values, list, f"a vector of embeddings.{kind}")
             made = array.array(_TYPECODES.get(kind, "f"), numbers)
+            if not all(map(math.isfinite, made)):  # a number that is none of 32 bits
+                raise ValueError
         else:  # little-endian 32-bit floats
             made = array.array("f")
             made.frombytes(base64.b64decode(values, validate=True))

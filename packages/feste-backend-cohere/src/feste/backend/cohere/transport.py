@@ -9,15 +9,30 @@ second for 96 vectors) and take twice as long to import.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextvars import ContextVar
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import PerLoop, Request, Response, Secret, redact, redact_record
+from feste.backend import (
+    ACCEPT_ENCODING,
+    MOST_BYTES,
+    Body,
+    PerLoop,
+    Request,
+    Response,
+    Secret,
+    from_json,
+    is_deep,
+    read_body,
+    redact,
+    redact_record,
+)
 from feste.backend.cohere.failures import failure, refusal, short
 from feste.backend.cohere.replies import usage
 from feste.backend.cohere.streaming import Assembly
@@ -40,6 +55,9 @@ _CONNECT = 15.0
 
 #: How many bytes of a body that is no answer are kept.
 _RAW = 65_536
+
+#: The bytes that the reply to the request of this task may have.
+_most: ContextVar[int] = ContextVar("most", default=MOST_BYTES)
 
 _lock = threading.Lock()
 _tls: ssl.SSLContext | None = None
@@ -64,14 +82,57 @@ def _opened(*, proxies: bool) -> httpx.AsyncClient:
 
     # accounts share connections, so no account's cookie may be sent with another's request
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    return httpx.AsyncClient(
+    return _bounded_client()(
         verify=_tls or True,
         trust_env=proxies,
         cookies=cookies,
+        headers={"Accept-Encoding": ACCEPT_ENCODING},
         follow_redirects=False,
         timeout=httpx.Timeout(None, connect=_CONNECT),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
     )
+
+
+@functools.cache
+def _bounded_client() -> type[httpx.AsyncClient]:
+    """Return a client that reads no more of a reply than an answer can have."""
+    import httpx
+
+    class Pieces(httpx.AsyncByteStream):
+        """The body of a streamed reply as it arrives."""
+
+        def __init__(self, reply: httpx.Response, body: Body) -> None:
+            self.reply, self.body = reply, body
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for piece in self.reply.aiter_raw():
+                yield self.body.take(piece)
+
+        async def aclose(self) -> None:
+            await self.reply.aclose()
+
+    class Client(httpx.AsyncClient):
+        async def send(
+            self, request: httpx.Request, *, stream: bool = False, **given: Any
+        ) -> httpx.Response:
+            reply = await super().send(request, stream=True, **given)
+            kind, most = reply.headers.get("content-encoding", ""), _most.get()
+            body: Any
+            try:
+                if stream and reply.is_success:
+                    body = {"stream": Pieces(reply, Body(kind, most=most, answers=1))}
+                else:
+                    body = {"content": await read_body(reply.aiter_raw(), kind, most=most)}
+                    await reply.aclose()
+            except BaseException as error:
+                await reply.aclose()
+                if reply.is_success or not isinstance(error, MalformedResponse):
+                    raise
+                body = {"content": b""}  # the status says more
+            headers = [h for h in reply.headers.raw if h[0].lower() != b"content-encoding"]
+            return httpx.Response(reply.status_code, headers=headers, request=request, **body)
+
+    return Client
 
 
 #: Connections by "is local", shared by all backends on a loop; local ones never use a proxy.
@@ -138,6 +199,7 @@ async def _attempt(
         }
     except (TypeError, ValueError) as error:
         return InvalidRequest(f"the request is no JSON: {redact(str(error), secret)}")
+    _most.set(_most_bytes(body, stream=stream))
     try:
         async with asyncio.timeout(request.timeout):
             if stream and on_chunk is not None:
@@ -148,6 +210,15 @@ async def _attempt(
         return CallTimeout(f"no whole answer within {request.timeout} seconds")
     except Exception as error:
         return failure(error, secret)
+
+
+def _most_bytes(body: Mapping[str, Any], *, stream: bool) -> int:
+    """Return the most bytes of a reply; what is asked for decides, since a refused one is paid too."""
+    if "texts" in body:  # 24 characters for a number, of each kind
+        each = 24 * max(1_536, int(body.get("output_dimension") or 0))
+        return MOST_BYTES + each * len(body["texts"]) * len(body.get("embedding_types") or ())
+    scale = 16 if body.get("logprobs") or body.get("return_likelihoods") else 4 if stream else 1
+    return scale * (MOST_BYTES + int(body.get("num_generations") or 0) * MOST_BYTES // 16)
 
 
 async def _streamed(
@@ -166,12 +237,14 @@ async def _streamed(
                 continue
             try:
                 piece = assembly.take(json.loads(line[5:]))
-            except (ValueError, TypeError, AttributeError):
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 return MalformedResponse("an event of the stream is not as promised")
             if piece:
                 on_chunk(piece)
     if not assembly.complete:
         return ConnectionLost("the stream ended before the answer did")
+    if is_deep(assembly.payload):
+        return MalformedResponse("the reply is a stream of JSON that is too deep to use")
     said = secret.blank_json(json.dumps(assembly.payload).encode())
     return _response(json.loads(said), headers, secret)
 
@@ -183,13 +256,14 @@ def _answer(
     if not 200 <= status < 300:
         return refusal(status, content, headers, secret)
     content = secret.blank_json(content)  # stores and tracebacks show answers
+    why = ""
     try:
-        payload = json.loads(content)
-    except ValueError:
-        payload = None
+        payload = from_json(content)
+    except ValueError as wrong:
+        payload, why = None, f" ({str(wrong)[:100]})"
     if not isinstance(payload, dict):
         start = redact(content[:2000].decode(errors="replace"), secret, limit=80)
-        error = MalformedResponse(f"the reply is no JSON object: {start!r}", status=status)
+        error = MalformedResponse(f"the reply is no JSON object{why}: {start!r}", status=status)
         error.raw = redact(content[:_RAW].decode(errors="replace"), secret, limit=_RAW)
         return error
     return _response(payload, headers, secret)

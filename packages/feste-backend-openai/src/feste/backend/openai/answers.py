@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import base64
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,9 @@ def vector(llm: OpenAI, response: Response, arguments: Mapping[str, Any]) -> arr
                 made.byteswap()
         else:  # from a server without base64
             made.extend(raw)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+            if not all(map(math.isfinite, made)):  # a number that is none of 32 bits
+                raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise _malformed(llm, "a vector that is neither base64 nor numbers", items[0]) from None
     if not made:
         raise _malformed(llm, "an empty vector", items[0])
@@ -154,7 +157,7 @@ def unpack_vectors(llm: Any, request: Request, response: Response) -> list[Respo
 def _by_index(payload: Any, field: str, count: int) -> list[Any]:
     """Return the items in the order of their indexes; raise unless the set is complete."""
     items = _list(payload, field)
-    found = {i["index"]: i for i in items if isinstance(i.get("index"), int)}
+    found = {i["index"]: i for i in items if type(i.get("index")) is int}
     if len(items) != count or found.keys() != set(range(count)):
         raise CountMismatch(
             f"the server answered a request for {count} {field} with {len(items)}, {len(found)} of "
@@ -192,7 +195,7 @@ def usage_of(payload: Any) -> Usage | None:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return value if type(value) is int and 0 <= value < 2**53 else 0
 
 
 def _list(payload: Any, field: str) -> list[dict[str, Any]]:

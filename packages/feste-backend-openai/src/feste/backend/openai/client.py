@@ -25,9 +25,10 @@ from feste.backend import (
     Reply,
     SampleRule,
     Secret,
+    is_local,
+    server_url,
 )
 from feste.backend.openai import answers, prefixes, profiles, requests
-from feste.backend.openai.address import is_loopback, normal_url
 from feste.backend.openai.params import ChatParams, CompleteParams, EmbedParams
 from feste.errors import ConfigError
 
@@ -83,7 +84,9 @@ class OpenAI(Backend):
 
     :param model: the model of all calls whose parameters do not name one.
     :param api_key: the key's environment variable as a :class:`~feste.backend.Secret`, or the key
-        itself; None means ``Secret("OPENAI_API_KEY")``. A server on this machine needs none.
+        itself; None means ``Secret("OPENAI_API_KEY")``, which goes to OpenAI, to this machine and to
+        the server of ``OPENAI_BASE_URL``, not to another ``base_url``. A server on this machine
+        needs none.
     :param base_url: the server's URL up to the path before ``/chat/completions``; None uses
         ``OPENAI_BASE_URL`` from the environment, or OpenAI itself.
     :param organization: the organization to bill; None uses ``OPENAI_ORG_ID`` from the environment.
@@ -114,6 +117,7 @@ class OpenAI(Backend):
         limits: Limits | None = None,
         profile: Profile | None = None,
     ) -> None:
+        is_default = not api_key
         try:
             self._secret = Secret.of(api_key, _KEY)
         finally:
@@ -128,7 +132,9 @@ class OpenAI(Backend):
         self._profile = Profile.of(profile)
         self.organization = organization or os.environ.get("OPENAI_ORG_ID") or None
         self.project = project or os.environ.get("OPENAI_PROJECT_ID") or None
-        self._endpoint = normal_url(base_url or os.environ.get("OPENAI_BASE_URL") or _URL)
+        self._endpoint = server_url(base_url or os.environ.get("OPENAI_BASE_URL") or _URL)
+        if is_default and base_url:  # one from the environment was chosen with the key beside it
+            self._secret.check_server(self._endpoint, [_HOST])
 
     # --- configuration ----------------------------------------------------------------------------
 
@@ -145,7 +151,7 @@ class OpenAI(Backend):
     @functools.cached_property
     def is_local(self) -> bool:
         """Whether the server is on this machine."""
-        return is_loopback(urlsplit(self._endpoint).hostname or "")
+        return is_local(self._endpoint)
 
     @property
     def secrets(self) -> tuple[Secret, ...]:

@@ -22,7 +22,6 @@ from feste.errors import (
     CallError,
     CallTimeout,
     ConnectionLost,
-    InvalidRequest,
     MalformedResponse,
     Rejected,
     Unreachable,
@@ -58,8 +57,9 @@ def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret
     :param timeout: the time limit of the attempt in seconds.
     :param secret: the key to redact.
     """
-    if isinstance(error, CallError):
-        return error
+    for step in _causes(error):  # the SDK wraps what is raised below it
+        if isinstance(step, CallError):
+            return _redacted(step, secret)
     if type(error) is TimeoutError:  # from our own limit
         return _too_late(url, timeout)
     if isinstance(error, openai.APIStatusError):
@@ -69,6 +69,8 @@ def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret
     said = redact(str(causes[-1])[:2000], secret, limit=200) or type(causes[-1]).__name__
     if isinstance(error, openai.APIError) and not isinstance(error, openai.APIConnectionError):
         return _failed_in_stream(error, secret)
+    if any(map(_is_unreadable, causes)):
+        return MalformedResponse(f"{url} answered with what nobody can read: {said}")
     if any(isinstance(e, ssl.SSLCertVerificationError) for e in causes):
         return Rejected(f"the certificate of {url} is not trusted, so nothing was sent: {said}")
     if any(isinstance(e, _UNSENT) or _was_closed(e) for e in causes):
@@ -80,6 +82,23 @@ def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret
     return Rejected(
         f"the request to {url} failed: {type(error).__name__}: {said}", billed="unknown"
     )
+
+
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether an answer came whose headers are without end, or whose JSON is too deep."""
+    if isinstance(error, aiohttp.http_exceptions.LineTooLong | RecursionError):
+        return True
+    too_long = ("Too many headers", "Receive buffer too long", "too many header")
+    return any(text in str(error) for text in too_long)
+
+
+def _redacted(error: CallError, secret: Secret) -> CallError:
+    raw = getattr(error, "raw", None)
+    made = error.copy()
+    made.__cause__ = None
+    if raw is not None:
+        made.raw = redact(raw, secret, limit=_RAW)  # type: ignore[attr-defined]
+    return made
 
 
 def _was_closed(error: BaseException) -> bool:
@@ -117,12 +136,6 @@ def told(status: int, text: str, headers: Mapping[str, str], secret: Secret) -> 
     :param secret: the key to redact.
     """
     request_id = short(headers.get("x-request-id"), secret)
-    if 300 <= status < 400:  # following it would send prompts and key to another server
-        return InvalidRequest(
-            f"the server answered {status}, a redirect, which is not followed; is base_url right?",
-            status=status,
-            request_id=request_id,
-        )
     message, code = _message(text)
     message = message[:2000]
     if status == 404 and "model" not in message.lower():  # the path is unknown, not the model
@@ -178,13 +191,14 @@ def _status_in(body: Any) -> int:
 
 
 def no_answer(
-    payload: Any, content: bytes, *, kind: str, url: str, secret: Secret
+    payload: Any, content: bytes, *, kind: str, why: str = "", url: str, secret: Secret
 ) -> CallError | None:
     """Return the error for a reply of status 200 without an answer, or None if it has one.
 
     :param payload: the body as JSON, or None if it is not JSON.
     :param content: the body.
     :param kind: its content type.
+    :param why: why it is not JSON.
     :param url: the URL of the request.
     :param secret: the key to redact.
     """
@@ -197,7 +211,7 @@ def no_answer(
     said = redact(content[:2000].decode(errors="replace").strip(), secret, limit=200)
     error = MalformedResponse(
         f"{url} answered 200 with {redact(kind, secret, limit=60) or 'something'} that is no JSON "
-        f"object; is base_url right? It begins: {said!r}"
+        f"object{f' ({why[:100]})' if why else ''}; is base_url right? It begins: {said!r}"
     )
     error.raw = redact(content[:_RAW].decode(errors="replace"), secret, limit=_RAW)
     return error

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import functools
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import aiohttp
 import httpx2
+import openai
 
-__all__ = ["Pool"]
+from feste.backend import ACCEPT_ENCODING, MOST_BYTES, Body, read_body
+from feste.errors import MalformedResponse
+
+__all__ = ["Pool", "ProxyPool", "most"]
+
+#: The bytes that the reply to the request of this task may have, and for a stream the answers in it.
+most: ContextVar[tuple[int, int]] = ContextVar("most", default=(MOST_BYTES, 1))
 
 #: The name under which a request carries what aiohttp will send.
 _SENT = "feste"
@@ -37,6 +45,8 @@ class Pool(httpx2.AsyncClient):
             connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=idle),
             cookie_jar=aiohttp.DummyCookieJar(),  # accounts share connections, but no cookies
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
+            headers={"Accept-Encoding": ACCEPT_ENCODING},
+            auto_decompress=False,  # `read_body` unpacks, and stops in time
         )
 
     def build_request(self, method: str, url: Any, **given: Any) -> httpx2.Request:
@@ -63,9 +73,12 @@ class Pool(httpx2.AsyncClient):
         answer = await self._session.request(
             request.method, allow_redirects=False, **request.extensions[_SENT]
         )
-        body: Any = {"stream": _Pieces(answer)} if stream else {"content": await answer.read()}
+        raw = answer.content.iter_any()
+        kind = answer.headers.get("Content-Encoding", "")
+        close = answer.close  # a connection whose answer is whole is back in the pool already
+        body = await _bounded(raw, kind, close, status=answer.status, stream=stream)
         headers = answer.raw_headers
-        if "Content-Encoding" in answer.headers:  # aiohttp has decoded it
+        if kind:
             headers = tuple(h for h in headers if h[0].lower() != b"content-encoding")
         return httpx2.Response(answer.status, headers=headers, request=request, **body)
 
@@ -75,18 +88,66 @@ class Pool(httpx2.AsyncClient):
         await super().aclose()
 
 
+class ProxyPool(openai.DefaultAioHttpClient):
+    """The SDK's own client, which knows proxies, with the same limits for answers."""
+
+    async def send(
+        self, request: httpx2.Request, *, stream: bool = False, **given: Any
+    ) -> httpx2.Response:
+        """Send a request, and return the answer, whole or, for a stream, as its headers have come.
+
+        :param request: the request.
+        :param stream: whether the body is read later.
+        :param given: as for the base class.
+        """
+        answer = await super().send(request, stream=True, **given)
+        raw, kind = answer.aiter_raw(), answer.headers.get("content-encoding", "")
+        body = await _bounded(raw, kind, answer.aclose, status=answer.status_code, stream=stream)
+        headers = [h for h in answer.headers.raw if h[0].lower() != b"content-encoding"]
+        return httpx2.Response(answer.status_code, headers=headers, request=request, **body)
+
+
+async def _bounded(
+    raw: AsyncIterable[bytes],
+    encoding: str,
+    close: Callable[[], Awaitable[None] | None],
+    *,
+    status: int,
+    stream: bool,
+) -> dict[str, Any]:
+    """Return the body of an answer as httpx takes it, and read no more than an answer can have."""
+    allowed, answers = most.get()
+    try:
+        if stream and status == 200:
+            return {"stream": _Pieces(raw, Body(encoding, most=allowed, answers=answers), close)}
+        return {"content": await read_body(raw, encoding, most=allowed)}
+    except BaseException as error:
+        await _closed(close)
+        if status != 200 and isinstance(error, MalformedResponse):
+            return {"content": b""}  # the status says more
+        raise
+
+
+async def _closed(close: Callable[[], Awaitable[None] | None]) -> None:
+    waiting = close()
+    if waiting is not None:
+        await waiting
+
+
 class _Pieces(httpx2.AsyncByteStream):
     """The body of an answer as it arrives."""
 
-    def __init__(self, answer: aiohttp.ClientResponse) -> None:
-        self._answer = answer
+    def __init__(
+        self, raw: AsyncIterable[bytes], body: Body, close: Callable[[], Awaitable[None] | None]
+    ) -> None:
+        self._raw, self._body, self._close = raw, body, close
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for piece in self._answer.content.iter_any():
-            yield piece
+        async for piece in self._raw:
+            yield self._body.take(piece)
 
     async def aclose(self) -> None:
-        self._answer.close()  # a connection whose answer is whole is back in the pool already
+        await _closed(self._close)
 
 
 @functools.lru_cache(maxsize=256)  # parsing takes as long as sending, and the URLs are few

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Request, as_messages, as_params, as_text, canonical, plain
+from feste.backend import MOST_BYTES, Request, as_messages, as_params, as_text, canonical, plain
 from feste.backend.openai.params import ChatParams, Common, CompleteParams, EmbedParams
 from feste.backend.openai.schema import check_model, response_format
 from feste.errors import ConfigError, ParameterError, PlainDataError
@@ -14,7 +14,7 @@ from feste.errors import ConfigError, ParameterError, PlainDataError
 if TYPE_CHECKING:
     from feste.backend.openai.client import OpenAI
 
-__all__ = ["chat_request", "complete_request", "embed_request", "pack_by"]
+__all__ = ["chat_request", "complete_request", "embed_request", "most_bytes", "pack_by"]
 
 
 def chat_request(llm: OpenAI, prompt: Any, params: ChatParams, output: Any = None) -> Request:
@@ -82,6 +82,27 @@ def pack_by(field: str) -> Callable[[Any, Sequence[Request]], Request]:
         return replace(first, body={**first.body, field: [r.body[field] for r in requests]})
 
     return pack
+
+
+def most_bytes(request: Request, *, stream: bool) -> tuple[int, int]:
+    """Return the bytes that a reply may have, at most, and how many answers are in it.
+
+    What is asked for decides: a refused answer is paid all the same. 2,048 vectors of 3,072 numbers
+    are 34 MB as base64, and up to 130 MB as numbers; logprobs are 100 times as long as their text.
+
+    :param request: the request.
+    :param stream: whether the reply is a stream of events, each of which repeats its frame.
+    """
+    body = request.body
+    texts = body.get("input", body.get("prompt"))
+    answers = len(texts) if isinstance(texts, list) else 1
+    if "input" in body:
+        size = body.get("dimensions")
+        return MOST_BYTES + answers * 24 * max(3_072, size if type(size) is int else 0), answers
+    answers *= body.get("n") or 1
+    each = MOST_BYTES // 16
+    scale = 16 if body.get("logprobs") not in (None, False) else 4 if stream else 1
+    return scale * (MOST_BYTES + answers * each), answers
 
 
 def _request(llm: OpenAI, operation: str, path: str, body: dict[str, Any], parser: str) -> Request:

@@ -17,12 +17,22 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 import openai
 
-from feste.backend import PerLoop, Request, Response, Secret, redact_record
+from feste.backend import (
+    ACCEPT_ENCODING,
+    PerLoop,
+    Request,
+    Response,
+    Secret,
+    from_json,
+    is_deep,
+    redact_record,
+)
 from feste.backend.openai.answers import usage_of
 from feste.backend.openai.errors import failure, no_answer, short
-from feste.backend.openai.pool import Pool
+from feste.backend.openai.pool import Pool, ProxyPool, most
+from feste.backend.openai.requests import most_bytes
 from feste.backend.openai.streams import Whole
-from feste.errors import CallError, ConfigError
+from feste.errors import CallError, ConfigError, MalformedResponse
 
 if TYPE_CHECKING:
     from feste.backend import OnChunk
@@ -45,6 +55,8 @@ _IDLE: Final = 4.0
 _CONNECTIONS: Final = 10_000
 #: The number of bytes of a body that are written at once.
 _PIECE: Final = 1 << 18
+#: The events of a stream without a part of an answer that are read; there are two or three.
+_EMPTY: Final = 1_000
 #: Given with each request, because the SDK makes a deep copy of each default, and random bytes to
 #: know a request by that it sends again.
 _OPTIONS: Final[dict[str, Any]] = {
@@ -59,13 +71,14 @@ _OPTIONS: Final[dict[str, Any]] = {
 def _pool(local: bool) -> httpx2.AsyncClient:
     if local or not urllib.request.getproxies():
         return Pool(_TLS, _CONNECT, _IDLE)
-    return openai.DefaultAioHttpClient(  # which knows proxies
+    return ProxyPool(
         verify=_TLS,
         limits=httpx2.Limits(
             max_connections=_CONNECTIONS,
             max_keepalive_connections=_CONNECTIONS,
             keepalive_expiry=_IDLE,
         ),
+        headers={"Accept-Encoding": ACCEPT_ENCODING},
         follow_redirects=False,  # a redirect would send prompts and key to another server
     )
 
@@ -115,11 +128,13 @@ async def send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -
     if not request.endpoint.startswith(f"{llm.endpoint}/"):  # the key goes to its own server only
         raise ConfigError(f"this client is for {llm.endpoint}, not for {request.endpoint}")
     client = _connected(llm)
+    stream = on_chunk is not None and _is_text(request)
+    most.set(most_bytes(request, stream=stream))
     error: CallError
     try:
         # one limit from connecting to the last byte: slow bodies would reset a read timeout
         async with asyncio.timeout(request.timeout):
-            if on_chunk is not None and _is_text(request):
+            if stream and on_chunk is not None:
                 return await _streamed(llm, client, request, on_chunk)
             return await _whole(llm, client, request)
     except Exception as raised:
@@ -134,12 +149,15 @@ def _is_text(request: Request) -> bool:
 async def _whole(llm: OpenAI, client: openai.AsyncOpenAI, request: Request) -> Response:
     answer = await client.post(request.endpoint, cast_to=httpx2.Response, **_body(request))
     content = llm._secret.blank_json(answer.content)  # stores and tracebacks show answers
+    why = ""
     try:
-        payload = json.loads(content)  # the SDK's models would cost more than sending
-    except (ValueError, RecursionError):
-        payload = None
+        payload = from_json(content)  # the SDK's models would cost more than sending
+    except ValueError as error:
+        payload, why = None, str(error)
     kind = answer.headers.get("content-type", "")
-    wrong = no_answer(payload, content, kind=kind, url=request.endpoint, secret=llm._secret)
+    wrong = no_answer(
+        payload, content, kind=kind, why=why, url=request.endpoint, secret=llm._secret
+    )
     del content  # it may spell the key in other ways, and a traceback with variables shows it
     if wrong is not None:
         raise wrong
@@ -159,11 +177,18 @@ async def _streamed(
     )
     whole = Whole()
     async with stream:  # always close it: a half-read connection cannot be reused
+        empty = 0
         async for event in stream:
+            empty += not (isinstance(event, dict) and event.get("choices"))
+            if empty > _EMPTY:
+                raise MalformedResponse("the server answered with a stream that brings nothing")
             piece = whole.add(event)
             if piece:
                 on_chunk(piece)
-    said = llm._secret.blank_json(json.dumps(whole.payload()).encode())
+    payload = whole.payload()
+    if is_deep(payload):
+        raise MalformedResponse("the server answered with a stream of JSON that is too deep to use")
+    said = llm._secret.blank_json(json.dumps(payload).encode())
     return _response(json.loads(said), stream.response, llm._secret)
 
 
