@@ -121,7 +121,9 @@ def inlined(
     """
     if next(tree.find_all(_KINDS), None) is None:
         return tree
-    return _Inliner(files, sandbox, SOURCE_LIMIT - size(source)).whole(tree)
+    extends = next(tree.find_all(nodes.Extends), None) is not None
+    made = _Inliner(files, sandbox, SOURCE_LIMIT - size(source)).whole(tree)
+    return _Unblocker().visit(made) if extends else made  # type: ignore[no-any-return]
 
 
 class _Inliner(NodeTransformer):
@@ -215,8 +217,13 @@ class _Inliner(NodeTransformer):
             body.append(nodes.Assign(target, _load(name, node), lineno=line))
         empty = nodes.Filter(nodes.Const(None), "module!", [], [], None, None, lineno=line)
         call = nodes.Call(_load(macro, node), [_load(into, node)], [], None, None, lineno=line)
+        # as parameters without a value, names defined under a condition are no variables
+        maybe = sorted(
+            {name for part in body if isinstance(part, nodes.If) for name in _defined([part])}
+        )
+        params = [_name(name, "param", node) for name in (_NAMESPACE, *maybe)]
         made: list[nodes.Node] = [
-            nodes.Macro(macro, [_name(_NAMESPACE, "param", node)], [], body, lineno=line),
+            nodes.Macro(macro, params, [], body, lineno=line),
             nodes.Assign(_name(into, "store", node), empty, lineno=line),
             nodes.ExprStmt(call, lineno=line),
         ]
@@ -224,13 +231,21 @@ class _Inliner(NodeTransformer):
 
 
 class _Unblocker(NodeTransformer):
-    """Makes blocks into scopes, where nothing can replace them."""
+    """Makes blocks into scopes once nothing can replace them any more.
+
+    A block of Jinja does not tell which names it takes from the statements around it.
+    """
 
     def visit_Block(self, node: nodes.Block) -> nodes.Node:
         if node.required:
-            _fail(f"the block {node.name!r} is required, and this file is not extended", node)
+            _fail(f"the block {node.name!r} is required, and nothing replaces it", node)
         self.generic_visit(node)
         return nodes.Scope(node.body, lineno=node.lineno)
+
+    def visit_Name(self, node: nodes.Name) -> nodes.Name:
+        if node.name == "self":
+            _fail("files of a prompt have no self: use a macro", node)
+        return node
 
 
 class _Overrider(NodeTransformer):
