@@ -13,7 +13,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import tracemalloc
 from collections import OrderedDict, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -1059,117 +1058,6 @@ def test_no_way_out_of_the_sandbox(source: str) -> None:
     for leak in ("class", "object", "function", "module", "built", "mro", "os", "b'", "x00"):
         assert leak not in text.lower()
     assert value == {"n": 1, "list": [2, 1]}
-
-
-BOMBS = """
-{{ 'a' * 500000000 }}
-{{ 500000000 * 'a' }}
-{{ [1] * 500000000 }}
-{{ (1, 2) * 500000000 }}
-{{ ('a' * 1000000) * 1000000 }}
-{{ 10 ** (10 ** 10) }}
-{{ 2 ** 500000000 }}
-{{ (2 ** 10000) ** 10000 }}
-{% set ns = namespace(n=3) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}
-{{ 'a'.center(500000000) }}
-{{ 'a'.ljust(500000000) }}
-{{ 'a'.rjust(500000000) }}
-{{ 'a'.zfill(500000000) }}
-{% for i in [1] %}{{ 'a'.zfill(500000000) }}{% endfor %}
-{{ ('\\t' * 1000).expandtabs(500000) }}
-{{ ('\\t' * 1000).expandtabs(tabsize=500000) }}
-{{ 'a'|center(500000000) }}
-{{ 'a'|center(width=500000000) }}
-{{ ['a']|map('center', 500000000)|list }}
-{{ 'a'|indent(500000000, true) }}
-{{ 'a'|indent('x' * 1000000, true)|indent('x' * 1000000, true) }}
-{{ [1]|batch(500000000, 'x')|list }}
-{{ [1]|slice(500000000)|list }}
-{{ 1.5|round(500000000, 'ceil') }}
-{{ '%500000000d' % 1 }}
-{{ '%*d' % (500000000, 1) }}
-{{ '%.500000000f' % 1 }}
-{{ '%500000000s'|format('x') }}
-{{ '{:>500000000}'.format('x') }}
-{{ '{:{w}}'.format('x', w=500000000) }}
-{{ '{a:>500000000}'.format_map({'a': 1}) }}
-{{ ('{0}' * 1000).format('x' * 100000) }}
-{{ ('%(a)s' * 1000) % {'a': 'x' * 100000} }}
-{{ ('x' * 100000).replace('x', 'y' * 100000) }}
-{{ ('x' * 100000).replace('', 'y' * 100000) }}
-{{ ('x' * 100000)|replace('x', 'y' * 100000) }}
-{{ ('x' * 100000)|replace(new='y' * 100000, old='x') }}
-{{ ('{0}' * 20).format('x' * 100000, *range(19)) }}
-{{ ('x' * 100000).join('y' * 100000) }}
-{{ ('y' * 100000)|join('x' * 100000) }}
-{{ range(100000)|join('x' * 100000) }}
-{{ ('x' * 100000).translate({120: 'y' * 100000}) }}
-{{ ('x y ' * 10000)|wordwrap(1, wrapstring='z' * 100000) }}
-{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}
-{% for i in range(100000) %}{% for j in range(100000) if false %}{% endfor %}{% endfor %}
-{% set r = range(100000) %}{% for i in r %}{% for j in r if false %}{% endfor %}{% endfor %}
-{% set r = range(100000) %}{% for i in r %}{{ r|sum }}{% endfor %}
-{% for i in range(100000) %}{{ 'xxxxxxxxxxxxxxxxxxxx' }}{% endfor %}
-{% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}
-{% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}
-{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}
-{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}
-{% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set s %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = s %}{% endfor %}
-{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}
-{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}
-{% for i in [60] recursive %}{% if i %}{{ loop([i - 1, i - 1]) }}{% endif %}{% endfor %}
-{% macro m() %}{% for i in range(1000) %}xxxxxxxxxx{% endfor %}{% endmacro %}{% for i in range(200) %}{{ m() }}{% endfor %}
-{{ range(500000000)|list }}
-""".strip().splitlines()
-
-
-BOMBS += ["{{ '\\\\'|" + "|".join([name] * 60) + " }}" for name in ("tojson", "pprint")]
-
-#: A list that holds itself twice, again and again, is short; its text is not.
-NESTED = """
-{% set ns.a = [ns.a, ns.a] %}
-{% set ns.a = (ns.a, ns.a) %}
-{% set ns.a = [ns.a] + [ns.a] %}
-{% set ns.a = {0: ns.a, 1: ns.a}.values() %}
-{% set ns.a = dict(a=ns.a, b=ns.a) %}
-{% set ns.a = namespace(a=ns.a, b=ns.a) %}
-{% set ns.a = ns.a|batch(2, ns.a)|list %}
-{% set ns.a = range(2)|map('attr', 'none')|map('default', ns.a)|list %}
-""".strip().splitlines()
-NEST = "{%% set ns = namespace(a=['x'], b=['x']) %%}{%% for i in range(40) %%}%s{%% endfor %%}%s"
-BOMBS += [NEST % (turn, "{{ ns.a|string|length }}") for turn in NESTED]
-BOMBS += [
-    NEST % (NESTED[0], "{{ ns.a|" + name + "|length }}")
-    for name in ("pprint", "upper", "tojson", "e", "urlencode")
-]
-BOMBS += [
-    NEST % (turn + turn.replace("ns.a", "ns.b"), "{{ ns.a == ns.b }}")
-    for turn in (NESTED[0], NESTED[-1])
-]
-BOMBS += [NEST % (NESTED[-1] + NESTED[-1].replace("ns.a", "ns.b"), "{{ ns.a is eq(ns.b) }}")]
-BOMBS += """
-{% set ns = namespace(a='x' * 1000000) %}{% for i in range(99) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a|pprint|length }}
-{% set r = range(9999)|list %}{% for i in range(99999) %}{{ -1 in r }}{% endfor %}
-{{ ('{0}' * 200000).format(2 ** 14000) }}
-{{ ('{0:f}' * 200000).format(1e308) }}
-{{ ('%()s' * 1000) % {'': 'x' * 100000} }}
-{{ '%(a(b)c)500000000d' % {'a(b)c': 1} }}
-{{ '%%%500000000d' % 1 }}
-{{ ([2 ** 14000] * 1000000)|string|length }}
-""".strip().splitlines()
-
-
-@pytest.mark.parametrize("source", BOMBS)
-def test_bombs_are_refused(source: str) -> None:
-    """A template cannot fill the memory or run without end; the limit is named."""
-    if "{%" not in source:  # tracing makes loops slow
-        tracemalloc.start()
-    try:
-        with pytest.raises(PromptError, match=r"more than|larger|too|width|field|recursion|Overf"):
-            rendered(Prompt(source))
-        assert tracemalloc.get_traced_memory()[1] < 64 << 20  # 0 where nothing is traced
-    finally:
-        tracemalloc.stop()
 
 
 def test_big_and_busy_templates_work() -> None:

@@ -123,7 +123,7 @@ def inlined(
         return tree
     extends = next(tree.find_all(nodes.Extends), None) is not None
     made = _Inliner(files, sandbox, SOURCE_LIMIT - size(source)).whole(tree)
-    return _Unblocker().visit(made) if extends else made  # type: ignore[no-any-return]
+    return _Unblocker().visit(made) if extends else made
 
 
 class _Inliner(NodeTransformer):
