@@ -789,6 +789,12 @@ REFUSED: list[tuple[Any, str]] = [
     (Exception("x"), "Exception"),
     (answer, "Task"),
     (threading.Lock(), "lock"),
+    (FakeBackend(), "FakeBackend"),
+    (type("Html", (), {"__html__": lambda self: "<b>"})(), "Html"),
+    (type("Lazy", (), {"__str__": lambda self: "text", "__len__": lambda self: 1})(), "Lazy"),
+    (numpy.array(["a"]), "ndarray"),
+    (rendered, "function"),
+    ("".join, "builtin"),
     (Model(name="x", sub=[]).__class__.model_fields["name"], "FieldInfo"),
 ]
 
@@ -1040,6 +1046,37 @@ ESCAPES = """
 {{ x.items.__objclass__ }}
 {{ [].__reduce_ex__(2) }}
 {{ ''.__doc__ }}
+{{ gen().gi_frame.f_back.f_globals }}
+{{ gen()|attr('gi_frame') }}
+{{ gen()|attr('gi_yieldfrom') }}
+{{ coro.cr_frame }}
+{{ agen|attr('ag_frame') }}
+{{ f|attr('__wrapped__') }}
+{{ x['_' ~ '_class_' ~ '_'] }}
+{{ x[['__cl', 'ass__']|join] }}
+{{ x|attr(['__cl', 'ass__']|join) }}
+{{ x|attr('__CLASS__'|lower) }}
+{{ x|attr('__ssalc__'|reverse) }}
+{{ x|attr('%c%cclass%c%c'|format(95, 95, 95, 95)) }}
+{{ ''['\\x5f\\x5fmro\\x5f\\x5f'] }}
+{{ [''|attr('\\u005f\\u005fmro\\u005f\\u005f')]|list }}
+{% set a = '__class__' %}{{ x[a] }}{{ x|attr(a) }}
+{% with a = '{0.__class__}'.format %}{{ a(x) }}{% endwith %}
+{% macro m(a) %}{{ a(x) }}{% endmacro %}{{ m('{0.__class__}'.format) }}
+{% for a in ['{0.__class__}'.format] %}{{ a(x) }}{% endfor %}
+{{ dict(a='{0.__class__}'.format).a(x) }}
+{{ [x]|map(**{'attribute': '__class__'})|list }}
+{{ [x]|selectattr('__class__.__name__', 'eq', 'dict')|map(attribute='__class__')|list }}
+{{ {x.n: x}|xmlattr }}{{ {'a': x.__class__}|xmlattr }}
+{{ self._TemplateReference__context.environment }}
+{% block b %}{{ self.b.__globals__ }}{{ self.b._context }}{% endblock %}
+{% macro m() %}{{ caller.__globals__ }}{% endmacro %}{% call m() %}{% endcall %}
+{% macro m() %}{{ varargs.__class__ }}{{ kwargs.__class__ }}{% endmacro %}{{ m(1, a=1) }}
+{% from 'os' import popen %}
+{% include ['/etc/passwd', 'x'] ignore missing %}
+{{ [1]|map('module!')|map(attribute='__class__')|list }}
+{{ ''|attr('format')|attr('__wrapped__') }}
+{{ ''.format.__wrapped__.__self__.__class__ }}
 """.strip().splitlines()
 
 
@@ -1049,6 +1086,7 @@ def test_no_way_out_of_the_sandbox(source: str) -> None:
     environment = FesteEnvironment()
     environment.globals["f"] = lambda *args, **kwargs: "called"
     environment.globals["gen"] = lambda: (i for i in [1])
+    environment.globals["coro"] = environment.globals["agen"] = (i for i in [1])
     value = {"n": 1, "list": [2, 1]}
     try:
         prompt = Prompt(source, environment=environment)
@@ -1291,3 +1329,34 @@ def test_prompts_as_constants() -> None:
     prints = [node.draw.fingerprint for node in nodes if node.draw]
     assert prints[0] == prints[2] != prints[1]
     assert source_of(Prompt("a {{ x }}")).compute() == "a {{ x }}"
+
+
+def test_templates_are_made_in_one_place_of_the_code() -> None:
+    """Outside the sandbox's module no environment of Jinja, and nowhere a template from a text."""
+    import ast
+
+    found = set()
+    packages = Path(__file__).parents[2]
+    for path in packages.glob("*/src/**/*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        ours = "jinja2" in path.read_text(encoding="utf-8")
+        for node in ast.walk(tree):
+            if not isinstance(node, (ast.Call, ast.ClassDef)):
+                continue
+            used = [node.func] if isinstance(node, ast.Call) else node.bases
+            for each in used:
+                name = ast.unparse(each).rpartition(".")[2]
+                if name in ("from_string", "get_template", "overlay", "compile_expression"):
+                    found.add((path.name, name))
+                if ours and (
+                    name.endswith("Environment") or name in ("Template", "NativeTemplate")
+                ):
+                    if name != "FesteEnvironment" and path.name != "template.py":
+                        found.add((path.name, name))
+
+    assert found <= {
+        ("sandbox.py", "ImmutableSandboxedEnvironment"),
+        ("including.py", "Template"),
+        ("cutting.py", "Template"),  # a node of a syntax tree
+    }
+    assert ("sandbox.py", "ImmutableSandboxedEnvironment") in found
