@@ -18,7 +18,7 @@ from feste.backend.cohere import Cohere, GenerateParams
 from feste.backend.cohere import EmbedParams as CohereEmbed
 from feste.backend.openai import ChatParams, CompleteParams, EmbedParams, OpenAI
 from feste.backend.request import canonical
-from feste.errors import ConfigError, ParameterError
+from feste.errors import ConfigError, ParameterError, PlainDataError
 
 openai, cohere = OpenAI("m"), Cohere("m")
 OPERATIONS: dict[str, tuple[type[Params], Callable[[Params], Any]]] = {
@@ -99,7 +99,7 @@ def test_a_parameter_is_refused_or_sent_as_it_is(name: str, data: st.DataObject)
         request = prepare(kind(**given))
         text = canonical(request.body)
         key = request.key
-    except (ConfigError, ParameterError):
+    except (ConfigError, ParameterError, PlainDataError):
         return
 
     assert canonical(json.loads(text)) == text

@@ -99,11 +99,11 @@ def outcome(prompt: Prompt, values: dict[str, Any], eager: bool) -> str:
                 return str(prompt(**values))
         return prompt(**values).compute()
     except PromptError as error:
-        return f"refused: {error}".rpartition(" (at ")[0]
+        return f"refused: {error}".split(" (at ")[0]
     except RunFailed as failed:
         (error,) = failed.errors
         assert isinstance(error, PromptError), error
-        return f"refused: {error}".rpartition(" (at ")[0]
+        return f"refused: {error}".split(" (at ")[0]
 
 
 def check(source: str, values: list[Any]) -> None:

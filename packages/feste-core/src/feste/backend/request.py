@@ -210,7 +210,7 @@ def canonical(value: Any) -> str:
     >>> canonical({"b": 1, "a": ["é", 1.0, True]})
     '{"a":["\\\\u00e9",1.0,true],"b":1}'
     """
-    _check(value, "body", 0)
+    _check(value, "body")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain_mapping)
 
 
@@ -225,7 +225,7 @@ _DEEPEST: Final = 100
 _MOST_BITS: Final = 14_000
 
 
-def _check(value: Any, path: str, depth: int) -> None:
+def _check(value: Any, path: str, depth: int = 0) -> None:
     if value is None or isinstance(value, (str, bool)):
         return
     if depth > _DEEPEST:
