@@ -163,6 +163,7 @@ def _join(context: Context, parts: Any, d: str = "", attribute: Any = None) -> s
     parts, between = list(parts), str(d)
     _budget(context).spend(len(between) * len(parts) + extent(parts))
     _budget(context).take(len(parts) >> 4)
+    _budget(context).take(extent([p for p in parts if not isinstance(p, str)]) >> 6)
     return between.join(map(str, parts))
 
 
