@@ -13,7 +13,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import tracemalloc
 from collections import OrderedDict, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -375,9 +374,9 @@ def test_joining_languages_warns() -> None:
         ("{{ x|urlize }}", "urlize"),
         ("{% for x in y %}", "line 1"),
         ("a\n{% include 'x' %}", "line 2"),
-        ("{% extends 'x' %}", "cannot include"),
-        ("{% import 'x' as y %}", "cannot include"),
-        ("{% from 'x' import y %}", "cannot include"),
+        ("{% extends 'x' %}", "names no folder"),
+        ("{% import 'x' as y %}", "names no folder"),
+        ("{% from 'x' import y %}", "names no folder"),
         ("{% do x %}", "do"),
         ("(" * 10 + "{{" + "(" * 5_000 + "1" + ")" * 5_000 + "}}", "template"),
         ("{% for i in x %}" * 30 + "{% endfor %}" * 30, "template"),
@@ -790,6 +789,12 @@ REFUSED: list[tuple[Any, str]] = [
     (Exception("x"), "Exception"),
     (answer, "Task"),
     (threading.Lock(), "lock"),
+    (FakeBackend(), "FakeBackend"),
+    (type("Html", (), {"__html__": lambda self: "<b>"})(), "Html"),
+    (type("Lazy", (), {"__str__": lambda self: "text", "__len__": lambda self: 1})(), "Lazy"),
+    (numpy.array(["a"]), "ndarray"),
+    (rendered, "function"),
+    ("".join, "builtin"),
     (Model(name="x", sub=[]).__class__.model_fields["name"], "FieldInfo"),
 ]
 
@@ -1041,6 +1046,37 @@ ESCAPES = """
 {{ x.items.__objclass__ }}
 {{ [].__reduce_ex__(2) }}
 {{ ''.__doc__ }}
+{{ gen().gi_frame.f_back.f_globals }}
+{{ gen()|attr('gi_frame') }}
+{{ gen()|attr('gi_yieldfrom') }}
+{{ coro.cr_frame }}
+{{ agen|attr('ag_frame') }}
+{{ f|attr('__wrapped__') }}
+{{ x['_' ~ '_class_' ~ '_'] }}
+{{ x[['__cl', 'ass__']|join] }}
+{{ x|attr(['__cl', 'ass__']|join) }}
+{{ x|attr('__CLASS__'|lower) }}
+{{ x|attr('__ssalc__'|reverse) }}
+{{ x|attr('%c%cclass%c%c'|format(95, 95, 95, 95)) }}
+{{ ''['\\x5f\\x5fmro\\x5f\\x5f'] }}
+{{ [''|attr('\\u005f\\u005fmro\\u005f\\u005f')]|list }}
+{% set a = '__class__' %}{{ x[a] }}{{ x|attr(a) }}
+{% with a = '{0.__class__}'.format %}{{ a(x) }}{% endwith %}
+{% macro m(a) %}{{ a(x) }}{% endmacro %}{{ m('{0.__class__}'.format) }}
+{% for a in ['{0.__class__}'.format] %}{{ a(x) }}{% endfor %}
+{{ dict(a='{0.__class__}'.format).a(x) }}
+{{ [x]|map(**{'attribute': '__class__'})|list }}
+{{ [x]|selectattr('__class__.__name__', 'eq', 'dict')|map(attribute='__class__')|list }}
+{{ {x.n: x}|xmlattr }}{{ {'a': x.__class__}|xmlattr }}
+{{ self._TemplateReference__context.environment }}
+{% block b %}{{ self.b.__globals__ }}{{ self.b._context }}{% endblock %}
+{% macro m() %}{{ caller.__globals__ }}{% endmacro %}{% call m() %}{% endcall %}
+{% macro m() %}{{ varargs.__class__ }}{{ kwargs.__class__ }}{% endmacro %}{{ m(1, a=1) }}
+{% from 'os' import popen %}
+{% include ['/etc/passwd', 'x'] ignore missing %}
+{{ [1]|map('module!')|map(attribute='__class__')|list }}
+{{ ''|attr('format')|attr('__wrapped__') }}
+{{ ''.format.__wrapped__.__self__.__class__ }}
 """.strip().splitlines()
 
 
@@ -1050,6 +1086,7 @@ def test_no_way_out_of_the_sandbox(source: str) -> None:
     environment = FesteEnvironment()
     environment.globals["f"] = lambda *args, **kwargs: "called"
     environment.globals["gen"] = lambda: (i for i in [1])
+    environment.globals["coro"] = environment.globals["agen"] = (i for i in [1])
     value = {"n": 1, "list": [2, 1]}
     try:
         prompt = Prompt(source, environment=environment)
@@ -1059,117 +1096,6 @@ def test_no_way_out_of_the_sandbox(source: str) -> None:
     for leak in ("class", "object", "function", "module", "built", "mro", "os", "b'", "x00"):
         assert leak not in text.lower()
     assert value == {"n": 1, "list": [2, 1]}
-
-
-BOMBS = """
-{{ 'a' * 500000000 }}
-{{ 500000000 * 'a' }}
-{{ [1] * 500000000 }}
-{{ (1, 2) * 500000000 }}
-{{ ('a' * 1000000) * 1000000 }}
-{{ 10 ** (10 ** 10) }}
-{{ 2 ** 500000000 }}
-{{ (2 ** 10000) ** 10000 }}
-{% set ns = namespace(n=3) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}
-{{ 'a'.center(500000000) }}
-{{ 'a'.ljust(500000000) }}
-{{ 'a'.rjust(500000000) }}
-{{ 'a'.zfill(500000000) }}
-{% for i in [1] %}{{ 'a'.zfill(500000000) }}{% endfor %}
-{{ ('\\t' * 1000).expandtabs(500000) }}
-{{ ('\\t' * 1000).expandtabs(tabsize=500000) }}
-{{ 'a'|center(500000000) }}
-{{ 'a'|center(width=500000000) }}
-{{ ['a']|map('center', 500000000)|list }}
-{{ 'a'|indent(500000000, true) }}
-{{ 'a'|indent('x' * 1000000, true)|indent('x' * 1000000, true) }}
-{{ [1]|batch(500000000, 'x')|list }}
-{{ [1]|slice(500000000)|list }}
-{{ 1.5|round(500000000, 'ceil') }}
-{{ '%500000000d' % 1 }}
-{{ '%*d' % (500000000, 1) }}
-{{ '%.500000000f' % 1 }}
-{{ '%500000000s'|format('x') }}
-{{ '{:>500000000}'.format('x') }}
-{{ '{:{w}}'.format('x', w=500000000) }}
-{{ '{a:>500000000}'.format_map({'a': 1}) }}
-{{ ('{0}' * 1000).format('x' * 100000) }}
-{{ ('%(a)s' * 1000) % {'a': 'x' * 100000} }}
-{{ ('x' * 100000).replace('x', 'y' * 100000) }}
-{{ ('x' * 100000).replace('', 'y' * 100000) }}
-{{ ('x' * 100000)|replace('x', 'y' * 100000) }}
-{{ ('x' * 100000)|replace(new='y' * 100000, old='x') }}
-{{ ('{0}' * 20).format('x' * 100000, *range(19)) }}
-{{ ('x' * 100000).join('y' * 100000) }}
-{{ ('y' * 100000)|join('x' * 100000) }}
-{{ range(100000)|join('x' * 100000) }}
-{{ ('x' * 100000).translate({120: 'y' * 100000}) }}
-{{ ('x y ' * 10000)|wordwrap(1, wrapstring='z' * 100000) }}
-{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}
-{% for i in range(100000) %}{% for j in range(100000) if false %}{% endfor %}{% endfor %}
-{% set r = range(100000) %}{% for i in r %}{% for j in r if false %}{% endfor %}{% endfor %}
-{% set r = range(100000) %}{% for i in r %}{{ r|sum }}{% endfor %}
-{% for i in range(100000) %}{{ 'xxxxxxxxxxxxxxxxxxxx' }}{% endfor %}
-{% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}
-{% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}
-{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}
-{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}
-{% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set s %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = s %}{% endfor %}
-{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}
-{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}
-{% for i in [60] recursive %}{% if i %}{{ loop([i - 1, i - 1]) }}{% endif %}{% endfor %}
-{% macro m() %}{% for i in range(1000) %}xxxxxxxxxx{% endfor %}{% endmacro %}{% for i in range(200) %}{{ m() }}{% endfor %}
-{{ range(500000000)|list }}
-""".strip().splitlines()
-
-
-BOMBS += ["{{ '\\\\'|" + "|".join([name] * 60) + " }}" for name in ("tojson", "pprint")]
-
-#: A list that holds itself twice, again and again, is short; its text is not.
-NESTED = """
-{% set ns.a = [ns.a, ns.a] %}
-{% set ns.a = (ns.a, ns.a) %}
-{% set ns.a = [ns.a] + [ns.a] %}
-{% set ns.a = {0: ns.a, 1: ns.a}.values() %}
-{% set ns.a = dict(a=ns.a, b=ns.a) %}
-{% set ns.a = namespace(a=ns.a, b=ns.a) %}
-{% set ns.a = ns.a|batch(2, ns.a)|list %}
-{% set ns.a = range(2)|map('attr', 'none')|map('default', ns.a)|list %}
-""".strip().splitlines()
-NEST = "{%% set ns = namespace(a=['x'], b=['x']) %%}{%% for i in range(40) %%}%s{%% endfor %%}%s"
-BOMBS += [NEST % (turn, "{{ ns.a|string|length }}") for turn in NESTED]
-BOMBS += [
-    NEST % (NESTED[0], "{{ ns.a|" + name + "|length }}")
-    for name in ("pprint", "upper", "tojson", "e", "urlencode")
-]
-BOMBS += [
-    NEST % (turn + turn.replace("ns.a", "ns.b"), "{{ ns.a == ns.b }}")
-    for turn in (NESTED[0], NESTED[-1])
-]
-BOMBS += [NEST % (NESTED[-1] + NESTED[-1].replace("ns.a", "ns.b"), "{{ ns.a is eq(ns.b) }}")]
-BOMBS += """
-{% set ns = namespace(a='x' * 1000000) %}{% for i in range(99) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a|pprint|length }}
-{% set r = range(9999)|list %}{% for i in range(99999) %}{{ -1 in r }}{% endfor %}
-{{ ('{0}' * 200000).format(2 ** 14000) }}
-{{ ('{0:f}' * 200000).format(1e308) }}
-{{ ('%()s' * 1000) % {'': 'x' * 100000} }}
-{{ '%(a(b)c)500000000d' % {'a(b)c': 1} }}
-{{ '%%%500000000d' % 1 }}
-{{ ([2 ** 14000] * 1000000)|string|length }}
-""".strip().splitlines()
-
-
-@pytest.mark.parametrize("source", BOMBS)
-def test_bombs_are_refused(source: str) -> None:
-    """A template cannot fill the memory or run without end; the limit is named."""
-    if "{%" not in source:  # tracing makes loops slow
-        tracemalloc.start()
-    try:
-        with pytest.raises(PromptError, match=r"more than|larger|too|width|field|recursion|Overf"):
-            rendered(Prompt(source))
-        assert tracemalloc.get_traced_memory()[1] < 64 << 20  # 0 where nothing is traced
-    finally:
-        tracemalloc.stop()
 
 
 def test_big_and_busy_templates_work() -> None:
@@ -1403,3 +1329,36 @@ def test_prompts_as_constants() -> None:
     prints = [node.draw.fingerprint for node in nodes if node.draw]
     assert prints[0] == prints[2] != prints[1]
     assert source_of(Prompt("a {{ x }}")).compute() == "a {{ x }}"
+
+
+def test_templates_are_made_in_one_place_of_the_code() -> None:
+    """Outside the sandbox's module no environment of Jinja, and nowhere a template from a text."""
+    import ast
+
+    found = set()
+    packages = Path(__file__).parents[2]
+    for path in packages.glob("*/src/**/*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        ours = "jinja2" in path.read_text(encoding="utf-8")
+        for node in ast.walk(tree):
+            if not isinstance(node, (ast.Call, ast.ClassDef)):
+                continue
+            used = [node.func] if isinstance(node, ast.Call) else node.bases
+            for each in used:
+                name = ast.unparse(each).rpartition(".")[2]
+                if name in ("from_string", "get_template", "overlay", "compile_expression"):
+                    found.add((path.name, name))
+                if (
+                    ours
+                    and (name.endswith("Environment") or name in ("Template", "NativeTemplate"))
+                    and name != "FesteEnvironment"
+                    and path.name != "template.py"
+                ):
+                    found.add((path.name, name))
+
+    assert found <= {
+        ("sandbox.py", "ImmutableSandboxedEnvironment"),
+        ("including.py", "Template"),
+        ("cutting.py", "Template"),  # a node of a syntax tree
+    }
+    assert ("sandbox.py", "ImmutableSandboxedEnvironment") in found

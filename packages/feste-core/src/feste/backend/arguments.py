@@ -104,8 +104,16 @@ def as_count(value: Any, name: str) -> int:
     if value is None:
         return 1
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ParameterError(f"{name}={value!r}: it must be a whole number above 0")
+        raise ParameterError(f"{name}={_shown(value)}: it must be a whole number above 0")
     return int(value)
+
+
+def _shown(value: Any) -> str:
+    """Return the repr of a value, or its type: numbers may be too long, and lists too deep."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):
+        return f"<{type(value).__name__}>"
 
 
 def _call_it(value: Any) -> str:

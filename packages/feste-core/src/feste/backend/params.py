@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, Final, dataclass_transform
 
 from feste.draw import Determinism
 from feste.errors import ParameterError, suggest
 from feste.node import Lazy
 
 __all__ = ["Params"]
+
+#: What a call costs at most is computed from these, so they are numbers before it is sent.
+_COUNTS: Final = frozenset({"max_tokens", "max_completion_tokens", "num_generations"})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -62,6 +65,12 @@ class Params:
             for name in needed:
                 if name not in given:
                     raise ParameterError(f"{cls.__name__} needs {name!r}")
+            for name in _COUNTS.intersection(given):
+                value = given[name]
+                whole = isinstance(value, Integral) and not isinstance(value, bool)
+                if not whole and value is not None and not isinstance(value, Lazy):
+                    kind = type(value).__name__
+                    raise ParameterError(f"{cls.__name__}: {name} is a whole number, not a {kind}")
             init(self, **given)
             if not isinstance(given.get("extra"), Lazy):
                 self._extra()

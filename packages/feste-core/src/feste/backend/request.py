@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from feste.draw import Draw
 from feste.errors import ConfigError
@@ -218,19 +218,32 @@ def _plain_mapping(value: Any) -> Any:
     return dict(value)
 
 
-def _check(value: Any, path: str) -> None:
-    if value is None or isinstance(value, (str, bool, int)):
+#: Deeper nesting than this is refused: no provider reads it, and writing it recurses.
+_DEEPEST: Final = 100
+
+#: The longest numbers that Python writes and reads have 4,300 digits.
+_MOST_BITS: Final = 14_000
+
+
+def _check(value: Any, path: str, depth: int = 0) -> None:
+    if value is None or isinstance(value, (str, bool)):
+        return
+    if depth > _DEEPEST:
+        raise ConfigError(f"{path[:60]}... is nested more than {_DEEPEST} levels deep")
+    if isinstance(value, int):
+        if value.bit_length() > _MOST_BITS:
+            raise ConfigError(f"{path} is a number of more than 4,000 digits; give it as text")
         return
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ConfigError(f"{path} is {value}, which JSON cannot hold")
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
-            _check(item, f"{path}[{i}]")
+            _check(item, f"{path}[{i}]", depth + 1)
     elif isinstance(value, Mapping):
         for name, item in value.items():
             if not isinstance(name, str):
                 raise ConfigError(f"{path} has the key {name!r}; keys must be str")
-            _check(item, f"{path}.{name}")
+            _check(item, f"{path}.{name}", depth + 1)
     else:
         raise ConfigError(f"{path} is a {type(value).__name__}, not plain JSON data")

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, meta, nodes
 
+from feste.prompt.including import inlined, place
 from feste.prompt.limits import TEXT_LIMIT, Budget, TooMuch, size
 from feste.prompt.sandbox import BUDGET, JINJA_NAMES, Filters, count_work, sandbox_with
+from feste.prompt.template import Files
 
 __all__ = ["Compiled", "build", "compiled", "explain", "filters_in", "joined", "parse", "texts"]
 
@@ -58,14 +60,15 @@ def joined(parts: Iterable[str]) -> str:
 
 
 @functools.lru_cache(maxsize=512)
-def compiled(source: str, filters: Filters) -> Compiled:
+def compiled(source: str, files: Files, filters: Filters) -> Compiled:
     """Compile a template; equal ones are compiled once.
 
     :param source: the source of the template.
+    :param files: the files that it includes.
     :param filters: the user's filters, by name.
     """
     sandbox = sandbox_with(filters)
-    tree = parse(source, sandbox)
+    tree = parse(source, files, sandbox)
     optional = _optional(tree)
     used = filters_in(tree, filters)
     count_work(tree)  # before find_undeclared_variables, which would call filters on constants
@@ -73,18 +76,15 @@ def compiled(source: str, filters: Filters) -> Compiled:
     return Compiled(build(tree), names - optional - JINJA_NAMES.keys(), names, used)
 
 
-def parse(source: str, sandbox: Environment) -> nodes.Template:
-    """Return the syntax tree of a template.
+def parse(source: str, files: Files, sandbox: Environment) -> nodes.Template:
+    """Return the syntax tree of a template, with the files that it includes.
 
     :param source: the source of the template.
+    :param files: the files that it includes.
     :param sandbox: the sandbox.
     :raises TemplateSyntaxError: if the template is not valid.
     """
-    tree = sandbox.parse(source)
-    kinds = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
-    for foreign in tree.find_all(kinds):
-        raise TemplateSyntaxError("a prompt is one text and cannot include others", foreign.lineno)
-    return tree
+    return inlined(sandbox.parse(source), source, files, sandbox)
 
 
 def build(tree: nodes.Template) -> Template:
@@ -125,17 +125,22 @@ def _optional(tree: nodes.Template) -> set[str]:
     }
 
 
-def explain(error: Exception, template: Template | None = None) -> str:
+def explain(error: Exception, template: Template | None = None, files: Files = ()) -> str:
     """Describe an error in a template, with its line.
 
     :param error: the exception from compiling or rendering.
     :param template: the template that was rendered.
+    :param files: the files that it includes.
     """
-    line = error.lineno if isinstance(error, TemplateSyntaxError) else 0
+    line, file = 0, None
+    if isinstance(error, TemplateSyntaxError):
+        line, file = error.lineno, error.name
     for frame, number in traceback.walk_tb(error.__traceback__):
         if template and frame.f_globals.get("__jinja_template__") == template:
             line = template.get_corresponding_lineno(number)
+    included, line = place(line, files)
     what = getattr(error, "message", None) or str(error)
     if not isinstance(error, (TemplateError, TooMuch)):
         what = f"{type(error).__name__}: {what}"
-    return f", line {line}: {what}" if line else f": {what}"
+    where = f" of {(included or file)!r}" if included or file else ""
+    return f", line {line}{where}: {what}" if line else f": {what}"

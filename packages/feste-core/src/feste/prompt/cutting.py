@@ -7,7 +7,8 @@ in order, if none leaves anything behind that a later one could notice. What one
 and why a cut is exact nevertheless:
 
 *Names.* Only a statement that binds a name in the template's own scope does: ``set``, also in an
-``if``, ``macro`` and ``block``; ``for``, ``with`` and ``filter`` have a scope of their own. Changing
+``if``, ``macro`` and ``block``; ``for``, ``with``, ``filter`` and included files have a
+scope of their own. Changing
 a namespace and switching ``autoescape`` have effects as well. So only kinds of statements that are
 known to keep to themselves are cut off. From the first other one to the end, all is one piece: what
 stands before it cannot notice it.
@@ -37,13 +38,13 @@ from jinja2 import Template, nodes
 
 from feste.prompt.compiler import build, filters_in, parse, texts
 from feste.prompt.sandbox import Filters, count_work, sandbox_with, takes_context
-from feste.prompt.template import as_filter
+from feste.prompt.template import Files, as_filter
 
 __all__ = ["Piece", "cut"]
 
 #: Statements without any effect on what follows, and those of them that have a scope of their own.
-_ALONE: Final = (nodes.Output, nodes.If, nodes.For, nodes.With, nodes.FilterBlock, nodes.ExprStmt)
-_SCOPES: Final = (nodes.For, nodes.With, nodes.FilterBlock)
+_SCOPES: Final = (nodes.For, nodes.With, nodes.FilterBlock, nodes.Scope)
+_ALONE: Final = (nodes.Output, nodes.If, nodes.ExprStmt, *_SCOPES)
 _BINDING: Final = (nodes.Assign, nodes.AssignBlock)
 
 
@@ -72,7 +73,7 @@ class Piece:
         part: nodes.Template,
         names: tuple[str, ...],
         needs: frozenset[str] | None,
-        made_of: tuple[str, Filters, frozenset[str], int],
+        made_of: tuple[str, Files, Filters, frozenset[str], int],
     ) -> None:
         self._part = part
         self._template: Template | None = None
@@ -99,15 +100,16 @@ class Piece:
 
 
 @functools.lru_cache(maxsize=512)
-def cut(source: str, filters: Filters, unknown: frozenset[str]) -> tuple[Piece, ...]:
+def cut(source: str, files: Files, filters: Filters, unknown: frozenset[str]) -> tuple[Piece, ...]:
     """Cut a template into pieces; equal ones are cut once.
 
     :param source: the source of a valid template.
+    :param files: the files that it includes.
     :param filters: the user's filters, by name.
     :param unknown: the names without a value, or whose value may change.
     """
     sandbox = sandbox_with(filters)
-    tree = parse(source, sandbox)
+    tree = parse(source, files, sandbox)
     count_work(tree)
     is_open = any(takes_context(function) for _, function in filters)
     parts = [tree] if is_open else _parts(tree, filters, unknown)
@@ -115,13 +117,14 @@ def cut(source: str, filters: Filters, unknown: frozenset[str]) -> tuple[Piece, 
     for part in parts:
         names = _mentioned(part, filters)
         needs = None if is_open else names & unknown
-        made_of = (source, filters, unknown, len(pieces))
+        made_of = (source, files, filters, unknown, len(pieces))
         pieces.append(Piece(part, tuple(sorted(names)), needs, made_of))
     return tuple(pieces)
 
 
-def _piece(source: str, filters: Filters, unknown: frozenset[str], position: int) -> Piece:
-    return cut(source, filters, unknown)[position]
+def _piece(*made_of: *tuple[*tuple[Any, ...], int]) -> Piece:
+    *arguments, position = made_of
+    return cut(*arguments)[position]
 
 
 def _parts(

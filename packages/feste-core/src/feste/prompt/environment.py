@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-from feste.errors import FesteError
+from feste.errors import ConfigError, FesteError
+from feste.node import call_site
 from feste.plain import plain
 
 __all__ = ["FesteEnvironment", "default_environment", "digest"]
@@ -28,6 +30,12 @@ class FesteEnvironment:
     do not, such as a clock or a random choice. A prompt that uses one is rendered in the run, each
     by itself, and counts as a ``SAMPLE``.
 
+    With ``root``, templates can include, import and extend files under that folder, and no others.
+    They are read as UTF-8 when a prompt is made, and are a part of it from then on.
+
+    :param root: the folder of the files that templates include; None refuses all files.
+    :raises ConfigError: if the root is no folder.
+
     >>> from feste.prompt import Prompt
     >>> environment = FesteEnvironment()
     >>> environment.globals["product"] = "Feste"
@@ -40,7 +48,12 @@ class FesteEnvironment:
     'sample'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        if root is not None and not os.path.isdir(root):
+            what = f"root={root!r} is no folder; name that of the files that templates include"
+            raise ConfigError(what, origin=call_site())
+        #: The folder of the files that templates include; it does not count for the identity.
+        self.root = None if root is None else os.path.abspath(os.fspath(root))
         self.globals: dict[str, Any] = {}
         self.filters: dict[str, Callable[..., Any]] = {}
         self.impure: set[str] = set()
@@ -59,7 +72,8 @@ class FesteEnvironment:
             return digest(repr(given))
 
     def __repr__(self) -> str:
-        return f"<FesteEnvironment globals={list(self.globals)} filters={list(self.filters)}>"
+        root = f" root={self.root!r}" if self.root else ""
+        return f"<FesteEnvironment globals={list(self.globals)} filters={list(self.filters)}{root}>"
 
 
 #: The environment of all prompts that are given no other.

@@ -11,8 +11,10 @@ from functools import cached_property
 from typing import Any, Final
 
 __all__ = [
+    "NODE_LIMIT",
     "SOURCE_LIMIT",
     "STEP_LIMIT",
+    "TAG_LIMIT",
     "TEXT_LIMIT",
     "Budget",
     "TooMuch",
@@ -27,8 +29,13 @@ SOURCE_LIMIT: Final = 256 << 10
 #: The maximum size of every text in a template, of each expression's result, and of the output.
 TEXT_LIMIT: Final = 1 << 20
 
-#: The maximum of loop turns and calls in one rendering; 1,024 characters or items count as one.
+#: The maximum of loop turns and calls in one rendering. What they handle counts as well, by the time
+#: that it takes: 1,024 characters that are copied are a step, or 16 items that a filter looks at.
 STEP_LIMIT: Final = 100_000
+
+#: The maximum of statements, expressions and their parts: compiling them takes time and memory.
+TAG_LIMIT: Final = 2_000
+NODE_LIMIT: Final = 20_000
 
 
 class TooMuch(Exception):
@@ -53,26 +60,44 @@ class Budget:
         """The number of steps taken so far."""
         return STEP_LIMIT - self.steps
 
-    def spend(self, count: int = 0) -> None:
-        """Count one step.
+    def spend(self, count: int = 0, shift: int = 10) -> None:
+        """Count one step, and more for what it handles.
 
         :param count: the number of characters or items that the step handles.
+        :param shift: how many of them are a step, as a power of two.
         :raises TooMuch: if a limit is exceeded.
         """
         allow(count)
-        self.take(1 + (count >> 10))
+        self.take(1 + (count >> shift))
 
-    def weigh(self, value: Any) -> Any:
+    def weigh(self, value: Any, text: int = 10, items: int = 4) -> Any:
         """Count a value by its length, or a number by its digits, and return the value.
 
         :param value: the input of a filter, or the result of an operator or a call.
+        :param text: how many characters are a step, as a power of two.
+        :param items: how many items are.
         :raises TooMuch: if a limit is exceeded.
         """
         if isinstance(value, int):
-            allow(value.bit_length() << 6)  # numbers of up to 16,384 bits
-        elif isinstance(value, (str, list, tuple, dict, range)):
-            self.spend(len(value))
+            bits = value.bit_length()
+            allow(bits << 6)  # numbers of up to 16,384 bits
+            self.take(bits >> 8)
+        elif isinstance(value, str):
+            allow(len(value))
+            self.take(1 + (_width(value) >> text))
+        elif isinstance(value, (list, tuple, dict, range)):
+            self.spend(len(value), items)
         return value
+
+    def compare(self, value: Any) -> Any:
+        """Count an operand of a comparison, which looks at all of it, and return it.
+
+        :param value: the operand.
+        :raises TooMuch: if it is larger than a template may make.
+        """
+        if isinstance(value, str):
+            self.take(_width(value) >> 11)
+        return self.measure(value)
 
     def measure(self, value: Any) -> Any:
         """Check the full size of a container, and return the container.
@@ -85,7 +110,7 @@ class Budget:
         if not isinstance(value, (str, int, float)):
             total, parts = _walk(value, self._most)
             allow(total, self._most)
-            self.take(parts >> 8)
+            self.take(parts >> 6)
         return value
 
     @cached_property
@@ -101,6 +126,11 @@ class Budget:
         self.steps -= steps
         if self.steps < 0:
             raise TooMuch(f"it takes more than {STEP_LIMIT:,} steps (turns of loops and calls)")
+
+
+def _width(text: str) -> int:
+    """Return an upper bound of the bytes that a text takes in memory."""
+    return len(text) * (1 if text.isascii() else 4)
 
 
 def allow(count: int, most: int = TEXT_LIMIT) -> None:
@@ -123,12 +153,12 @@ def size(text: str) -> int:
 
 
 def extent(value: Any) -> int:
-    """Return the number of characters and items in a value; counting stops above the limit.
+    """Return the number of characters in a value and between its items; above the limit, it stops.
 
     :param value: any value; parts that occur twice count twice, as in the printed text.
 
     >>> extent(["ab", {"c": "d"}])
-    7
+    10
     """
     return _walk(value, TEXT_LIMIT)[0]
 
@@ -154,11 +184,12 @@ def _walk(value: Any, most: int) -> tuple[int, int]:
             elif isinstance(part, int):
                 total += part.bit_length() >> 6  # 0 for ordinary numbers
             elif isinstance(part, _ITEMS):
-                total += len(part)
+                total += 2 * len(part)
                 stack.append(part)
             elif isinstance(part, dict):
-                total += len(part)
+                total += 2 * len(part)
                 stack += (part, part.values())
             elif kind.__module__ == "jinja2.utils":  # a namespace, which prints its contents
+                total += 12
                 stack.append((getattr(part, "_Namespace__attrs", None),))
     return total, parts

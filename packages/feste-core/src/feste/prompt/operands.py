@@ -105,10 +105,11 @@ _MAKES: Final[Mapping[str, tuple[tuple[str, ...], Callable[..., int]]]] = {
     "rjust": (("width",), lambda _, width: width),
     "round": (("precision",), lambda _, digits: digits * 1024),  # of numbers, not of texts
     "slice": (("slices", "fill_with"), lambda _, items, fill: items * max(1, extent(fill))),
+    "title": ((), lambda text: 4 * len(text)),  # it makes a list of words first
     "translate": (("table",), lambda text, table: len(text) * _longest(table)),
     "wordwrap": (
         ("width", "", "wrapstring"),
-        lambda text, width, _, between: _lines(text, width) * extent(between),
+        lambda text, width, _, between: 4 * len(text) + _lines(text, width) * extent(between),
     ),
     "zfill": (("width",), lambda _, width: width),
 }

@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace, _PassArg
 from jinja2.visitor import NodeTransformer
 
-from feste.prompt.limits import TEXT_LIMIT, Budget, TooMuch, extent
+from feste.prompt.limits import NODE_LIMIT, TAG_LIMIT, TEXT_LIMIT, Budget, TooMuch, extent
 from feste.prompt.operands import check_call, check_format, check_operator
 
 __all__ = ["BUDGET", "JINJA_NAMES", "Filters", "count_work", "sandbox_with", "takes_context"]
@@ -36,13 +36,21 @@ JINJA_NAMES: Final = {
     if name != "lipsum"
 }
 
-_LIMITED = ("batch", "center", "format", "indent", "replace", "round", "slice", "wordwrap")
-#: Filters that work item by item; all others may make a text of their whole input.
-_BY_ITEM = frozenset(
-    "attr batch count d default dictsort first groupby items join last length list map max min "
-    "reject rejectattr reverse select selectattr slice sort sum unique".split()
+_LIMITED: Final = tuple("batch center format indent replace round slice title wordwrap".split())
+#: Filters that take no time, and tests that take as long as a comparison.
+_FREE: Final = frozenset("attr count d default first items last length map".split())
+_COMPARING: Final = frozenset(
+    "== eq equalto != ne > gt greaterthan >= ge < lt lessthan <= le in lower upper".split()
 )
-_plain_jinja: Final = Environment()  # noqa: S701 - lends its filters, renders nothing
+#: Filters that work item by item; all others may make a text of their whole input.
+_BY_ITEM: Final = _FREE | frozenset(
+    "batch dictsort groupby join list max min reject rejectattr reverse select selectattr slice "
+    "sort sum unique".split()
+)
+#: Filters that take microseconds for each character or item.
+_SLOW: Final = frozenset(
+    "batch dictsort groupby pprint slice sort title tojson wordcount wordwrap".split()
+)
 
 
 def takes_context(function: Any) -> bool:
@@ -74,6 +82,20 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
+    def call_filter(self, name: str, value: Any, *rest: Any, **more: Any) -> Any:
+        """Call a filter that ``map`` names."""
+        context = more.get("context") or rest[2]
+        _budget(context).weigh(value, *_pace(name))
+        return _budget(context).weigh(super().call_filter(name, value, *rest, **more))
+
+    def call_test(self, name: str, value: Any, args: Any = None, *rest: Any, **more: Any) -> Any:
+        """Call a test that ``select`` or ``reject`` names."""
+        budget = _budget(more.get("context") or rest[1])
+        budget.spend()
+        for operand in (value, *(args or ())):
+            budget.compare(operand)
+        return super().call_test(name, value, args, *rest, **more)
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         check_operator(operator, left, right)
         made = super().call_binop(context, operator, left, right)
@@ -83,8 +105,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         called = getattr(obj, "__call__", None)  # noqa: B004 - Jinja passes the context to it, too
         if not _budget(context).is_whole and (takes_context(obj) or takes_context(called)):
             raise TypeError("it reads the whole context, and only a piece is rendered here")
+        _budget(context).take(len(args) + len(kwargs) >> 4)
         method = getattr(obj, "__wrapped__", obj)  # Jinja wraps the `format` method of texts
         text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(text, (str, list, tuple)):
+            _budget(context).weigh(_budget(context).measure(text), 8)
         if isinstance(text, str):
             if name == "join":
                 return _join(context, args[0], text)
@@ -95,7 +120,17 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         made = super().call(context, obj, *args, **kwargs)
         if obj is dict or obj is Namespace:
             _budget(context).measure(made)
-        return _budget(context).weigh(made)
+        return made if isinstance(made, range) else _budget(context).weigh(made)
+
+
+def _pace(name: str) -> tuple[int, int]:
+    """Return how many characters, and how many items, a filter handles in a step."""
+    items = 0 if name in _SLOW else 4
+    return (items if name in _BY_ITEM else items + 4), items
+
+
+#: Has Jinja's own filters, without the limits of :func:`sandbox_with`.
+_unlimited: Final = _Sandbox()
 
 
 @pass_context
@@ -105,8 +140,13 @@ def _tick(context: Context, _: None) -> bool:
 
 
 @pass_context
-def _weigh(context: Context, value: Any) -> Any:
-    return _budget(context).weigh(value)
+def _weigh(context: Context, value: Any, text: int = 10, items: int = 4) -> Any:
+    return _budget(context).weigh(value, text, items)
+
+
+@pass_context
+def _compare(context: Context, value: Any) -> Any:
+    return _budget(context).compare(value)
 
 
 @pass_context
@@ -122,6 +162,8 @@ def _join(context: Context, parts: Any, d: str = "", attribute: Any = None) -> s
         parts = context.environment.call_filter("map", parts, [], named, context)
     parts, between = list(parts), str(d)
     _budget(context).spend(len(between) * len(parts) + extent(parts))
+    _budget(context).take(len(parts) >> 4)
+    _budget(context).take(extent([p for p in parts if not isinstance(p, str)]) >> 6)
     return between.join(map(str, parts))
 
 
@@ -137,7 +179,7 @@ def _printable(context: Context, value: Any) -> Any:
             f"an expression gives a {kind.__name__}, which is no text: call it, use |list, "
             "or write x['name'] for the key of a dict"
         )
-    _budget(context).spend(extent(value))
+    _budget(context).spend(extent(value), 8)
     return value
 
 
@@ -152,6 +194,10 @@ def _pprint(value: Any) -> str:
     if level:  # pformat keeps the text of every level in memory until it is done
         raise TooMuch("it gives pprint more than 32 levels of lists and dicts")
     return pprint.pformat(value)
+
+
+def _module(_: None) -> Namespace:
+    return Namespace()
 
 
 def _held(value: Any) -> Iterable[Any]:
@@ -169,7 +215,7 @@ def _limited(name: str) -> Callable[..., Any]:
             check_format("%", str(value), args, kwargs)
         else:
             check_call(name, value, args, kwargs)
-        made = _plain_jinja.call_filter(name, value, args, kwargs, context)
+        made = _unlimited.call_filter(name, value, args, kwargs, context)
         return _budget(context).weigh(made)
 
     return limited
@@ -179,7 +225,7 @@ def _limited(name: str) -> Callable[..., Any]:
 def sandbox_with(filters: Filters) -> Environment:
     """Return the sandbox with these filters; the only place where sandboxes are made.
 
-    Nothing is folded at compile time (that would bypass the limits), and nothing can be included.
+    Nothing is folded at compile time (that would bypass the limits), and nothing is loaded: see `including`.
 
     :param filters: the user's filters, by name.
     """
@@ -195,8 +241,9 @@ def sandbox_with(filters: Filters) -> Environment:
     made.filters.update({name: _limited(name) for name in _LIMITED}, join=_join)
     made.filters.update(pprint=_pprint, tojson=_tojson)
     made.filters.update(filters)
-    counting = {"tick!": _tick, "weigh!": _weigh, "measure!": _measure, "join!": _join}
+    counting = {"tick!": _tick, "weigh!": _weigh, "measure!": _measure, "compare!": _compare}
     made.filters.update(counting)  # see count_work
+    made.filters.update({"join!": _join, "module!": _module})
     return made
 
 
@@ -206,18 +253,34 @@ def count_work(tree: nodes.Template) -> None:
     Containers that it builds, stores or compares are measured.
 
     :param tree: the template; it is changed in place.
+    :raises TooMuch: if it has too many statements and expressions.
     """
+    _check_parts(tree)
     _Measured().visit(tree)
     for node in list(tree.find_all((nodes.For, nodes.Filter, nodes.Concat))):
         if isinstance(node, nodes.Filter) and node.node and not node.name.endswith("!"):
             whole = node.node if node.name in _BY_ITEM else _hidden(node.node, "measure!")
-            node.node = _hidden(whole, "weigh!")
+            if node.name not in _FREE:
+                node.node = _hidden(whole, "weigh!", *_pace(node.name))
         elif isinstance(node, nodes.Concat):
             node.nodes = [_hidden(nodes.List(node.nodes, lineno=node.lineno), "join!")]
         elif isinstance(node, nodes.For):
             turn = _hidden(nodes.Const(None, lineno=node.lineno), "tick!")
             node.body.insert(0, nodes.ExprStmt(turn, lineno=node.lineno))
             node.test = node.test and nodes.And(turn, node.test, lineno=node.lineno)
+
+
+def _check_parts(tree: nodes.Template) -> None:
+    """Raise before a tree is compiled that has too many parts."""
+    tags = 0
+    for parts, node in enumerate(tree.find_all(nodes.Node)):
+        if isinstance(node, nodes.Output):
+            tags += sum(not isinstance(child, nodes.TemplateData) for child in node.nodes)
+        elif isinstance(node, nodes.Stmt):
+            tags += 1
+        if tags > TAG_LIMIT or parts > NODE_LIMIT:
+            what = f"{TAG_LIMIT:,} statements and expressions, or {NODE_LIMIT:,} parts of them"
+            raise TooMuch(f"it has more than {what}; give long texts and lists as variables")
 
 
 class _Measured(NodeTransformer):
@@ -243,9 +306,21 @@ class _Measured(NodeTransformer):
         sides: list[Any] = [node, *node.ops]
         for side in sides:
             if not isinstance(side.expr, nodes.Const):
-                side.expr = _hidden(side.expr, "measure!")
+                side.expr = _hidden(side.expr, "compare!")
         return node
 
+    def visit_Test(self, node: nodes.Test) -> nodes.Node:
+        self.generic_visit(node)
+        if node.name in _COMPARING:
+            node.node = _hidden(node.node, "compare!")
+            node.args = [_hidden(operand, "compare!") for operand in node.args]
+        return node
 
-def _hidden(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return _hidden(node, "weigh!") if isinstance(node.arg, nodes.Slice) else node
+
+
+def _hidden(node: nodes.Expr, name: str, *args: int) -> nodes.Filter:
+    given = [nodes.Const(arg, lineno=node.lineno) for arg in args]
+    return nodes.Filter(node, name, given, [], None, None, lineno=node.lineno)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:  # Jinja takes 41 ms of CPU to import, so that waits for the f
     from feste.prompt.compiler import Compiled
     from feste.prompt.cutting import Piece
 
-__all__ = ["Template", "as_filter", "standard_tag"]
+__all__ = ["Files", "Template", "as_filter", "standard_tag"]
+
+#: Names and texts of the files that a template includes, directly or by another one.
+Files = tuple[tuple[str, str], ...]
 
 
 def standard_tag(language: str) -> str:
@@ -55,7 +58,9 @@ class Template:
     :param language: the language of the text.
     :param environment: globals and filters; None uses the shared ones.
     :param file: the name of the file it was read from.
-    :raises PromptError: if the source is not a valid template, too large, or not exactly a ``str``.
+    :param files: the files that it includes; None reads them from the environment's folder.
+    :raises PromptError: if the source is not a valid template, too large, or not exactly a ``str``,
+        or if it includes a file that cannot be read.
     :raises ConfigError: if the language or the environment is not valid.
     :raises LazyValueError: if the source contains the repr of a lazy value.
     """
@@ -66,6 +71,7 @@ class Template:
         language: str = "en",
         environment: FesteEnvironment | None = None,
         file: str = "",
+        files: Files | None = None,
     ) -> None:
         if type(source) is not str:
             raise PromptError(
@@ -83,11 +89,14 @@ class Template:
         self.language = standard_tag(language)
         self.environment = environment or default_environment
         self.file = file
+        self.files: Files = files or ()
         try:
             refuse_node_text(source)
             if size(source) > SOURCE_LIMIT:
                 large = f"larger than {SOURCE_LIMIT:,} bytes; give long texts as variables"
                 raise PromptError(f"{self.label}: {large}")
+            if files is None:
+                self.files = self._gathered()
             self.compiled()
         except (PromptError, LazyValueError) as error:
             error.origin = call_site()
@@ -108,7 +117,16 @@ class Template:
     @property
     def identity(self) -> str:
         """A text that identifies the template: equal for equal ones in every run."""
-        return digest(repr((self.source, self.language, self.environment.identity)))
+        return digest(repr((self.source, self.language, self.environment.identity, *self.files)))
+
+    def _gathered(self) -> Files:
+        from feste.prompt.compiler import explain
+        from feste.prompt.including import gather
+
+        try:
+            return gather(self.source, self.environment.root)
+        except Exception as error:
+            raise PromptError(f"{self.label}{explain(error)}") from None
 
     def compiled(self) -> Compiled:
         """Return the compiled template, with the environment's current filters.
@@ -118,9 +136,9 @@ class Template:
         from feste.prompt.compiler import compiled, explain
 
         try:
-            return compiled(self.source, tuple(self.environment.filters.items()))
+            return compiled(self.source, self.files, tuple(self.environment.filters.items()))
         except Exception as error:  # from Jinja, or from Python when it compiles Jinja's output
-            raise PromptError(f"{self.label}{explain(error)}") from None
+            raise PromptError(f"{self.label}{explain(error, files=self.files)}") from None
 
     def variables(self) -> frozenset[str]:
         """Return the variables that are not globals of Jinja or the environment."""
@@ -145,7 +163,7 @@ class Template:
         """
         from feste.prompt.cutting import cut
 
-        return cut(self.source, tuple(self.environment.filters.items()), unknown)
+        return cut(self.source, self.files, tuple(self.environment.filters.items()), unknown)
 
     def render(self, values: dict[str, Any]) -> str:
         """Return the rendered text.
@@ -159,4 +177,4 @@ class Template:
         try:
             return made.render(values, self.environment.globals)
         except Exception as error:
-            raise PromptError(f"{self.label}{explain(error, made.template)}") from error
+            raise PromptError(f"{self.label}{explain(error, made.template, self.files)}") from error

@@ -14,7 +14,7 @@ from feste.node import Lazy, call_site
 from feste.prompt.environment import FesteEnvironment
 from feste.prompt.limits import SOURCE_LIMIT
 from feste.prompt.operation import PromptBase, PromptOp
-from feste.prompt.template import Template
+from feste.prompt.template import Files, Template
 
 __all__ = ["Prompt", "warn_of_languages"]
 
@@ -113,7 +113,8 @@ class Prompt(PromptBase):
 
     def __add__(self, other: Prompt | str) -> Prompt:
         if isinstance(other, str):
-            return self._with(_join(self.source, _data(other, before=self.source)))
+            source = _join(self.source, _data(other, before=self.source))
+            return self._with(source, self._template.files)
         if isinstance(other, Lazy):
             what = f"{self!r} + a lazy value: give it as a variable of the template"
             raise LazyValueError(what, origin=call_site())
@@ -123,15 +124,21 @@ class Prompt(PromptBase):
             what = f"{self!r} + {other!r}: give both the same environment"
             raise PromptError(what, origin=call_site())
         warn_of_languages(self, other)
-        return self._with(_join(self.source, other.source))
+        files = dict(self._template.files)
+        for name, text in other._template.files:
+            if files.setdefault(name, text) != text:
+                what = f"{self!r} + {other!r}: the file {name!r} has changed between them"
+                raise PromptError(f"{what}; make both of one version", origin=call_site())
+        return self._with(_join(self.source, other.source), tuple(sorted(files.items())))
 
     def __radd__(self, other: str) -> Prompt:
         if not isinstance(other, str):
             return NotImplemented
-        return self._with(_join(_data(other, after=self.source), self.source))
+        source = _join(_data(other, after=self.source), self.source)
+        return self._with(source, self._template.files)
 
-    def _with(self, source: str) -> Prompt:
-        return Prompt(source, language=self.language, environment=self.environment)
+    def _with(self, source: str, files: Files) -> Prompt:
+        return self._of(Template(source, self.language, self.environment, files=files))
 
     def __len__(self) -> int:
         return len(self.source)

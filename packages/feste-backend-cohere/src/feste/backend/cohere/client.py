@@ -211,7 +211,8 @@ class Cohere(Backend):
         request = self._request("/v2/embed", params, EmbedParams, own, "vector")
         kinds = request.body.get("embedding_types")
         if not isinstance(kinds, list) or not kinds:
-            raise ParameterError(f"embedding_types is a list like ['float'], not {kinds!r}")
+            kind = type(kinds).__name__
+            raise ParameterError(f"embedding_types is a list like ['float'], not: {kind}")
         return request
 
     def _prepare_generate(self, prompt: str, params: GenerateParams = GenerateParams()) -> Request:
