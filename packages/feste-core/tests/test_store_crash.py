@@ -1,6 +1,6 @@
 """A program with a store is killed again and again: no answer is lost, swapped or bought twice.
 
-``CRASH_TESTS=full`` runs the long form: 10,000 calls and 50 kills.
+``CHAOS=full`` runs the long form: 10,000 calls and 50 kills.
 """
 
 from __future__ import annotations
