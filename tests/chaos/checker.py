@@ -8,7 +8,7 @@ I4  The provider made no more answers than calls, plus those that were lost on t
 I5  Nothing was asked that needs an answer which was not kept.
 I6  The report adds up: states to nodes, and the bill of the provider lies within its bounds.
 I7  The API key is in no file.
-I8  No process and no temporary file is left.
+I8  No process, thread, socket and temporary file is left, and no request is under way.
 """
 
 from __future__ import annotations
@@ -23,10 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feste.store import schema
 from feste.testing import LedgerEntry, LoggedRequest, Totals
 from tests.chaos.work import POISON, Step
 
-__all__ = ["Evidence", "Violation", "check"]
+__all__ = ["Evidence", "Violation", "check", "check_kill", "rows"]
+
+#: Threads that a program may still have: Feste keeps those of its pools for the next run.
+THREADS = 80
+#: Sockets besides those of requests: an event loop has two.
+SOCKETS = 8
 
 
 class Violation(AssertionError):
@@ -49,6 +55,9 @@ class Evidence:
     :param kills: how many of them were killed.
     :param window: the most requests in flight.
     :param canary: the API key.
+    :param workers_killed: how many workers of a cluster were killed under the programs.
+    :param spoiled: how many answers were lost by no program: they were destroyed in the store, or
+        handed over by a run which said that it could not keep them.
     """
 
     steps: Sequence[Step]
@@ -63,6 +72,8 @@ class Evidence:
     kills: int
     window: int
     canary: str
+    workers_killed: int = 0
+    spoiled: int = 0
 
     @property
     def values(self) -> list[str | None]:
@@ -110,7 +121,10 @@ def _i1(e: Evidence) -> None:
     if e.store is None and e.runs > 1:
         return  # each run has its own answers
     lost = {(i, text) for _, i, text in _noted(e)} - set(enumerate(e.values))
-    need(not lost, lambda: f"I1: acknowledged, but not in the results: {sorted(lost)[:3]}")
+    need(
+        len(lost) <= e.spoiled,
+        lambda: f"I1: acknowledged, but not in the results: {sorted(lost)[:3]}",
+    )
 
 
 def _i2(e: Evidence) -> None:
@@ -129,10 +143,12 @@ def _i2(e: Evidence) -> None:
 
 
 def _i3(e: Evidence) -> None:
-    times = Counter((run, i) for run, i, _ in _noted(e))
+    notes = _noted(e)
+    # a task whose worker is killed runs again, with what it was given before
+    times = Counter((run, i) for run, i, _ in (set(notes) if e.workers_killed else notes))
     twice = [one for one, count in times.items() if count > 1]
     need(not twice, lambda: f"I3: (run, call) delivered more than once: {twice[:3]}")
-    noted = {i for run, i, _ in _noted(e) if run == e.runs}
+    noted = {i for run, i, _ in notes if run == e.told["run"]}
     missing = {i for i, value in enumerate(e.values) if value is not None} - noted
     need(not missing, lambda: f"I3: in the results, but never delivered: {sorted(missing)[:3]}")
 
@@ -141,7 +157,7 @@ def _i4(e: Evidence) -> None:
     lost = sum(request.items for request in e.log if not request.delivered)
     # at a kill, each request in flight may be for as many answers as there are equal calls
     most = max((request.items for request in e.log), default=1)
-    allowed = lost + e.kills * e.window * most
+    allowed = lost + (e.kills + e.workers_killed) * e.window * most + e.spoiled
     need(
         e.extra <= allowed,
         lambda: f"I4: {e.extra} answers were made for nobody, at most {allowed} are explained",
@@ -149,26 +165,88 @@ def _i4(e: Evidence) -> None:
     peak = e.totals.peak
     need(peak <= e.window, lambda: f"I4: {peak} requests in flight, {e.window} are allowed")
     if e.store is not None:
-        _named(e, e.store)
+        _named(e.store, e.ledger, e.spoiled)
+        still_open = rows(e.store, "SELECT id FROM requests WHERE outcome = 'sent'")
+        need(not still_open, lambda: f"I4: {len(still_open)} requests are said to be on their way")
+        if not e.spoiled:
+            _reported(e, e.store)
 
 
-def _named(e: Evidence, store: Path) -> None:
-    """See that the store names each request whose answer was made and not kept."""
+def rows(store: Path, query: str) -> list[Any]:
+    """Return what a query finds in a store, which may be a killed program's, without changing it.
+
+    :param store: the store.
+    :param query: the query.
+    """
     with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as conn:
-        rows = conn.execute("SELECT outcome, billed, calls, request_id FROM requests").fetchall()
-        texts = {
-            key: json.loads(request)[-1]["messages"][-1]["content"]
-            for key, request in conn.execute("SELECT key, request FROM prompts")
-        }
-    answered = {request for outcome, _, _, request in rows if outcome == "answered"}
-    made = Counter(entry["prompt"] for entry in e.ledger if entry["request"] not in answered)
+        conn.text_factory = lambda data: data.decode(errors="replace")  # of a damaged one
+        return conn.execute(query).fetchall()
+
+
+def check_kill(
+    store: Path,
+    ledger: Sequence[LedgerEntry],
+    window: int,
+    before: Sequence[int],
+    spoiled: int = 0,
+) -> list[int]:
+    """See that a store names all that a program which was killed had under way, and no more.
+
+    :param store: the store.
+    :param ledger: the answers made until now.
+    :param window: the most requests in flight.
+    :param before: the requests that the kill before left open.
+    :param spoiled: as in :class:`Evidence`.
+    :returns: the requests that are open now.
+    :raises Violation: if it does not.
+    """
+    _named(store, ledger, spoiled)
+    found = rows(store, "SELECT id, session FROM requests WHERE outcome = 'sent'")
+    need(len(found) <= window, lambda: f"I4: {len(found)} requests are open, at most {window} were")
+    need(len({s for _, s in found}) <= 1, lambda: "I4: an earlier session's requests are open")
+    unknown = {i for (i,) in rows(store, "SELECT id FROM requests WHERE outcome = 'unknown'")}
+    unnamed = sorted(set(before) - unknown)
+    need(
+        len(unnamed) <= spoiled,
+        lambda: f"I4: not named as unknown after a kill: {unnamed[:3]}",
+    )
+    return [i for i, _ in found]
+
+
+def _texts(store: Path) -> dict[str, str]:
+    """Return the prompts that a store has, by key."""
+    return {
+        key: json.loads(request)[-1]["messages"][-1]["content"]
+        for key, request, seal in rows(store, "SELECT * FROM prompts")
+        if schema.is_good("prompts", (key, request, seal))
+    }
+
+
+def _named(store: Path, ledger: Sequence[LedgerEntry], spoiled: int) -> None:
+    """See that the store names each request whose answer was made and not kept."""
+    texts = _texts(store)
+    found = rows(store, "SELECT outcome, billed, calls, request_id FROM requests")
+    answered = {request for outcome, _, _, request in found if outcome == "answered"}
+    made = Counter(entry["prompt"] for entry in ledger if entry["request"] not in answered)
     owned_up: Counter[str] = Counter()
-    for outcome, billed, calls, _ in rows:
-        if outcome == "unknown" or (outcome == "failed" and billed != "no"):
-            owned_up.update(texts[key] for key, _ in json.loads(calls))
-    need(made <= owned_up, lambda: f"I4: made, not kept, not named: {list(made - owned_up)[:3]}")
-    open_ones = [outcome for outcome, *_ in rows if outcome == "sent"]
-    need(not open_ones, lambda: f"I4: {len(open_ones)} requests are said to be still on their way")
+    for outcome, billed, calls, _ in found:
+        if outcome in ("unknown", "sent") or (outcome == "failed" and billed != "no"):
+            owned_up.update(texts.get(key, "") for key, _ in json.loads(calls))
+    unnamed = made - owned_up
+    need(unnamed.total() <= spoiled, lambda: f"I4: made, not kept, not named: {list(unnamed)[:3]}")
+
+
+def _reported(e: Evidence, store: Path) -> None:
+    """See that the last report names exactly the calls whose requests ended without being known."""
+    texts = _texts(store)
+    (last,) = rows(store, "SELECT max(id) FROM sessions")[0]
+    query = f"SELECT calls FROM requests WHERE outcome = 'unknown' AND session < {last}"
+    calls = {tuple(call) for (text,) in rows(store, query) for call in json.loads(text)}
+    named = Counter(texts[key] for key, _ in calls)
+    told = Counter(None if i is None else e.steps[i].prompt(e.values) for i, _ in e.told["unknown"])
+    need(told <= named, lambda: f"I4: reported as unknown, but known: {list(told - named)[:3]}")
+    if e.delivered == len(e.steps):  # else not all calls were looked up
+        need(told == named, lambda: f"I4: unknown, but not reported: {list(named - told)[:3]}")
 
 
 def _i5(e: Evidence) -> None:
@@ -195,9 +273,11 @@ def _i6(e: Evidence) -> None:
     )
     if e.runs > 1:
         return  # the provider's bill is of all runs
+    came, sent = e.totals.requests, report["sent"]
+    # what a worker was given last may have died with it
     need(
-        report["sent"] == e.totals.requests,
-        lambda: f"I6: {report['sent']} requests sent, {e.totals.requests} came",
+        came <= sent <= came + e.workers_killed * e.window,
+        lambda: f"I6: {sent} requests sent, {came} came",
     )
     need(
         e.extra <= report["owned_up"],
@@ -221,8 +301,17 @@ def _i7(e: Evidence) -> None:
 
 
 def _i8(e: Evidence) -> None:
-    left = sorted(path.name for path in (e.folder / f"tmp{e.runs}").iterdir())
+    left = sorted(path.name for path in (e.folder / f"tmp{e.told['run']}").iterdir())
     need(not left, lambda: f"I8: temporary files are left: {left}")
+    need(not e.totals.in_flight, lambda: f"I8: {e.totals.in_flight} requests are still under way")
+    if not e.workers_killed:  # else it is a client of a cluster, which has threads of its own
+        threads, sockets = e.told["threads"], e.told["sockets"]
+        strange = [name for name in threads if not name.startswith("feste-")]
+        twice = len(threads) - len(set(threads))
+        need(not strange and not twice, lambda: f"I8: threads are left: {strange or threads}")
+        need(len(threads) <= THREADS, lambda: f"I8: {len(threads)} threads are left")
+        # connections are kept for the next run
+        need(sockets <= e.window + SOCKETS, lambda: f"I8: {sockets} sockets are left")
     ours = str(e.folder).encode()
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -20,7 +20,7 @@ from typing import Any
 
 from feste.backend import Price
 from feste.testing import Fault, Outage, ServerLimits, SimServer
-from tests.chaos.checker import Evidence, check
+from tests.chaos.checker import Evidence, check, check_kill
 from tests.chaos.work import POISON, Shape, make
 
 __all__ = ["CANARY", "PRICE", "Chaos", "Ledger"]
@@ -133,6 +133,11 @@ class Chaos:
         if self.store is not None:
             self.todo["settings"] = {"store": str(self.store), **todo.get("settings", {})}
         self.runs = self.kills = 0
+        #: How many workers of a cluster the test has killed.
+        self.workers_killed = 0
+        #: What goes before the command of a program.
+        self.prefix: Sequence[str] = ()
+        self._open: list[int] = []
 
     def __enter__(self) -> Chaos:
         self.server.start()
@@ -154,7 +159,7 @@ class Chaos:
         scratch.mkdir()
         todo = {"url": self.server.url, "run": self.runs, **self.todo, **more}
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.program", json.dumps(todo)],
+            [*self.prefix, sys.executable, "-m", "tests.chaos.program", json.dumps(todo)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "OPENAI_API_KEY": CANARY, "TMPDIR": str(scratch)},
@@ -168,11 +173,14 @@ class Chaos:
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
-    def stop_at(self, count: int, sign: int = signal.SIGKILL, **more: Any) -> int:
+    def stop_at(
+        self, count: int, sign: int = signal.SIGKILL, *, spoiled: int = 0, **more: Any
+    ) -> int:
         """Send a signal to the program once the provider has made so many answers.
 
         :param count: how many.
         :param sign: the signal.
+        :param spoiled: as in :class:`~tests.chaos.checker.Evidence`.
         :param more: what the program is told besides.
         :returns: its exit code.
         """
@@ -181,7 +189,11 @@ class Chaos:
             process.send_signal(sign)
             _, errors = process.communicate(timeout=LONG)
             self._scan(errors)
-        self.kills += sign == signal.SIGKILL
+        if process.returncode == -signal.SIGKILL:
+            self.kills += 1
+            if self.store is not None:
+                made = self.server.ledger()
+                self._open = check_kill(self.store, made, self.window, self._open, spoiled)
         return process.returncode
 
     def kill(self, times: int) -> None:
@@ -193,27 +205,41 @@ class Chaos:
         for point in sorted(Random(self.seed).sample(range(1, last), times)):
             self.stop_at(max(point, self.ledger.made() + 1))
 
-    def run(self, **more: Any) -> dict[str, Any]:
+    def run(
+        self,
+        meanwhile: Callable[[subprocess.Popen[bytes]], object] | None = None,
+        *,
+        warns: str = "",
+        **more: Any,
+    ) -> dict[str, Any]:
         """Run the program until it ends by itself.
 
+        :param meanwhile: is called with the program while it runs.
+        :param warns: what it must say on stderr; without it, nothing.
         :param more: what it is told besides.
         :returns: what it tells.
         """
         with self.program(**more) as process:
+            if meanwhile is not None:
+                meanwhile(process)
             out, errors = process.communicate(timeout=LONG * 3)
             self._scan(errors, out)
         assert process.returncode == 0, errors.decode()
-        assert errors == b"", errors.decode()
+        assert (warns in errors.decode()) if warns else (errors == b""), errors.decode()
         told: dict[str, Any] = json.loads(out)
         return told
 
-    def check(self, told: dict[str, Any]) -> Evidence:
+    def check(self, told: dict[str, Any], spoiled: int = 0) -> Evidence:
         """Hold what the last run told, and all that it left, against the invariants.
 
         :param told: what :meth:`run` returned.
+        :param spoiled: as in :class:`~tests.chaos.checker.Evidence`.
         :returns: what was looked at.
         :raises Violation: if one of them does not hold.
         """
+        deadline = time.monotonic() + LONG  # the provider notices after a moment that one has left
+        while (totals := self.server.totals()).in_flight and time.monotonic() < deadline:
+            time.sleep(0.01)
         evidence = Evidence(
             steps=self.steps,
             told=told,
@@ -222,11 +248,13 @@ class Chaos:
             store=self.store,
             ledger=self.server.ledger(),
             log=self.server.requests(),
-            totals=self.server.totals(),
+            totals=totals,
             runs=self.runs,
             kills=self.kills,
             window=self.window,
             canary=CANARY,
+            workers_killed=self.workers_killed,
+            spoiled=spoiled,
         )
         check(evidence)
         return evidence

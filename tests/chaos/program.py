@@ -11,7 +11,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import sys
+import threading
+from contextlib import suppress
 from typing import Any
 
 import feste
@@ -20,6 +23,7 @@ from feste.backend import Limits, Price, Profile
 from feste.backend.openai import ChatParams, OpenAI
 from feste.errors import FesteError, RunFailed, RunInterrupted, UpstreamFailed
 from feste.prompt import Prompt
+from tests.chaos import full_disk
 from tests.chaos.defects import break_on_purpose
 from tests.chaos.work import Step, make
 
@@ -82,22 +86,38 @@ def outcome(values: list[Any], nodes: list[Any]) -> dict[str, Any]:
     }
 
 
+def left_over() -> dict[str, Any]:
+    """Return the threads that this process has besides the main one, and how many sockets."""
+    others = [thread.name for thread in threading.enumerate()][1:]
+    sockets = 0
+    for file in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else ():
+        with suppress(OSError):  # that of the listing itself
+            sockets += stat.S_ISSOCK(os.fstat(int(file)).st_mode)
+    return {"threads": sorted(others), "sockets": sockets}
+
+
 def main() -> None:
     """Do what the first argument says."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     todo = json.loads(sys.argv[1])
     break_on_purpose()
     context.set(progress=False, **todo.get("settings", {}))
+    if "disk" in todo:
+        full_disk.limit(**todo["disk"])
     steps = make(todo["shape"], todo["calls"], todo["seed"], **todo.get("work", {}))
     nodes = build(client(todo), steps)
     noted = [[node, note(todo["side"], todo["run"], i, node)] for i, node in enumerate(nodes)]
+    error = ""
     try:
         (pairs,) = feste.compute(noted, on_error=todo.get("on_error", "return"))
     except RunInterrupted:
         sys.exit(130)
-    except RunFailed as error:  # `on_error="stop"`, an outage or the budget ended it
-        (pairs,) = error.partial
-    sys.stdout.write(json.dumps(outcome([value for value, _ in pairs], nodes)))
+    except RunFailed as failed:  # `on_error="stop"`, an outage or the budget ended it
+        (pairs,) = failed.partial
+        error = str(failed)
+    told = outcome([value for value, _ in pairs], nodes)
+    told.update(left_over(), run=todo["run"], error=error, noted=full_disk.noted())
+    sys.stdout.write(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -6,4 +6,7 @@ from collections.abc import Mapping
 
 __all__ = ["REGRESSIONS"]
 
-REGRESSIONS: Mapping[str, tuple[int, ...]] = {}
+REGRESSIONS: Mapping[str, tuple[int, ...]] = {
+    # lists that were answered and not yet unpacked gave their places in the window to others
+    "test_a_log_that_was_cut_off": (1,),
+}

@@ -1,6 +1,6 @@
 """Thousands of calls through the official SDK, against a provider that fails and that limits.
 
-``ACCEPTANCE=full`` runs the long form: 10,000 calls.
+``CHAOS=full`` runs the long form: 10,000 calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from feste.testing import Fault, ServerLimits, SimServer, Totals
 from feste.testing.sim_faults import FaultKind
 
 WIRE = "feste.backend.openai.testing:OpenAIWire"
-CALLS = 10_000 if os.environ.get("ACCEPTANCE") == "full" else 3_000
+CALLS = 10_000 if os.environ.get("CHAOS") == "full" else 3_000
 
 #: What one try loses though it may have been paid for. Feste tries such a call once more.
 LOST = {

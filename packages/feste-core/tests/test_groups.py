@@ -37,7 +37,10 @@ BOUNDS = {
     "straggler": 2,
     "retrieval": 4,
 }
-GRAPHS = 10_000 if os.environ.get("GROUP_TESTS") == "full" else 1_500
+FULL = os.environ.get("CHAOS") == "full"
+GRAPHS = 10_000 if FULL else 1_500
+
+pytestmark = pytest.mark.timeout(1200 if FULL else 120)
 
 
 def mean(values: Any) -> float:

@@ -1,6 +1,6 @@
 """A program with a store is killed again and again: no answer is lost, swapped or bought twice.
 
-``CRASH_TESTS=full`` runs the long form: 10,000 calls and 50 kills.
+``CHAOS=full`` runs the long form: 10,000 calls and 50 kills.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import feste
-from feste.backend import Backend, operation
+from feste.backend import (
+    Backend,
+    BatchRule,
+    Limits,
+    Operation,
+    Request,
+    Response,
+    operation,
+)
 from feste.testing import SimServer
 
 HERE = Path(__file__).parent
 LONG = 60.0
-FULL = os.environ.get("CRASH_TESTS") == "full"
+FULL = os.environ.get("CHAOS") == "full"
 CALLS, KILLS = (9_999, 50) if FULL else (1_998, 10)
 IN_FLIGHT = 32
 
@@ -302,6 +311,53 @@ def test_nothing_goes_on_before_the_file_has_it(tmp_path: Path, held: str) -> No
         feste.store.close()
 
     assert seen == [held == "request", True]
+
+
+def test_lists_that_are_not_kept_count_as_in_flight(tmp_path: Path) -> None:
+    """While answered lists are unpacked no others take their places: a crash would lose both."""
+    store = tmp_path / "runs.db"
+    most: list[int] = []
+
+    def look() -> None:
+        most.append(len(rows(store, "SELECT id FROM requests WHERE outcome = 'sent'")))
+
+    class Slow(Backend):
+        limits = Limits(concurrency=2)
+
+        def _prepare(self, text: str) -> Request:
+            return Request(self.plugin, "say", self.endpoint, {"texts": [text]})
+
+        async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+            look()
+            return Response({"texts": request.body["texts"]})
+
+        def _parse(self, response: Response, arguments: Any) -> str:
+            return str(response.payload["texts"][0])
+
+        @staticmethod
+        def _pack(client: Any, requests: Any) -> Request:
+            return replace(requests[0], body={"texts": [r.body["texts"][0] for r in requests]})
+
+        @staticmethod
+        def _unpack(client: Any, request: Request, response: Response) -> list[Response]:
+            time.sleep(0.05)
+            look()
+            return [replace(response, payload={"texts": [t]}) for t in response.payload["texts"]]
+
+        say = Operation(
+            prepare=_prepare,
+            send=_send,
+            parse=_parse,
+            batch=BatchRule("text", "texts", 2, pack=_pack, unpack=_unpack),
+        )
+
+    llm = Slow()
+    values = feste.compute([llm.say(str(i)) for i in range(24)], store=store)[0]
+    feste.store.close()
+
+    assert values == [str(i) for i in range(24)]
+    assert len(most) == 24
+    assert max(most) <= 2
 
 
 def test_another_server_is_another_call(crashes: Any) -> None:

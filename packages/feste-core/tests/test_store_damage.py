@@ -1,6 +1,6 @@
 """A damaged store gives right answers or none, tells what is wrong, and what is good can be kept.
 
-More cases: ``DAMAGE_CASES=500 pytest packages/feste-core/tests/test_store_damage.py``.
+``CHAOS=full`` runs the long form: 500 cases of each kind.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ from feste.store.repair.salvage import salvage
 from feste.store.repair.verify import verify
 from feste.store.rows import Answer, Found, Wanted
 
-CASES = int(os.environ.get("DAMAGE_CASES", "60"))
+FULL = os.environ.get("CHAOS") == "full"
+CASES = 500 if FULL else 60
 CALLS = 24
 TABLES = ("prompts", "requests", "answers")
+
+pytestmark = pytest.mark.timeout(1200 if FULL else 120)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """A store does what a dict does, whatever happens to its process, its file and its disk.
 
-More cases: ``STORE_RUNS=200 STORE_STEPS=50 pytest packages/feste-core/tests/test_store_model.py``.
+``CHAOS=full`` runs the long form: 200 stores, 50 steps each.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from feste.store.repair.salvage import salvage
 from feste.store.repair.verify import verify
 from feste.store.rows import Answer, Found, Wanted
 
-RUNS = int(os.environ.get("STORE_RUNS", "12"))
-STEPS = int(os.environ.get("STORE_STEPS", "20"))
+FULL = os.environ.get("CHAOS") == "full"
+RUNS, STEPS = (200, 50) if FULL else (12, 20)
+
+pytestmark = pytest.mark.timeout(1200 if FULL else 120)
 
 calls = st.integers(0, 11)
 sizes = st.sampled_from([5, 200, 3000, 20000])

@@ -79,6 +79,9 @@ class Gate(Generic[P]):
         self.closed_until = 0.0
         #: Requests that are being packed and will come here soon.
         self.coming = 0
+        #: Lists that were answered, and whose answers no store has yet: a crash would lose them as it
+        #: loses requests in flight, so no others take their places.
+        self.unkept = 0
         #: The requests sent so far.
         self.sent = 0
         #: When the brain will check this gate again by itself.
@@ -239,7 +242,7 @@ class Gate(Generic[P]):
         if now < self.closed_until:
             return 0
         room = min(
-            self.slots.count(self.requests.rate) - self.in_flight,
+            self.slots.count(self.requests.rate) - self.in_flight - self.unkept,
             self.requests.room(1.0, now),
             self.tokens.room(self.costs.typical, now),
         )
@@ -262,7 +265,7 @@ class Gate(Generic[P]):
         """
         if now < self.closed_until:
             return self.closed_until
-        if self.in_flight >= self.slots.count(self.requests.rate):
+        if self.in_flight + self.unkept >= self.slots.count(self.requests.rate):
             return math.inf
         place = self._queue.peek()
         tokens = self.costs.typical if place is None else self.costs.of(place.request)
@@ -271,7 +274,7 @@ class Gate(Generic[P]):
     def _cause(self, tokens: float, now: float) -> Holds:
         if now < self.closed_until:
             return "closed"
-        if self.in_flight >= self.slots.count(self.requests.rate):
+        if self.in_flight + self.unkept >= self.slots.count(self.requests.rate):
             return "slot"
         if self.requests.wait(1.0, now) or self.tokens.wait(tokens, now):
             return "rate limit"

@@ -51,6 +51,8 @@ class Lists:
         self.limits: dict[Server, Taken] = {}
         #: What is being packed, where it will queue, and as how many requests at least.
         self._packing: dict[PyTask, tuple[Gate[Any], int]] = {}
+        #: What is being unpacked before a store has it, and where it came from.
+        self._unpacking: dict[PyTask, Gate[Any]] = {}
 
     def taken(self, call: Call[Any], request: Request) -> Taken:
         """Return the largest request that a server is known to take.
@@ -143,6 +145,8 @@ class Lists:
         """
         for task in [task for task in self._packing if task.run is run]:
             self._packed(task)
+        for task in [task for task in self._unpacking if task.run is run]:
+            self._unpacked(task)
 
     # --- on the way back --------------------------------------------------------------------------
 
@@ -156,9 +160,13 @@ class Lists:
         args = (parcel.call, parcel.request, response, parcel)
         name = f"{parcel.call.name}.unpack"
         task = PyTask(run, first, "unpack", _unpack, args, {}, [], name, parcel.members)
+        if run.store is not None:
+            self._unpacking[task] = parcel.gate
+            parcel.gate.unkept += 1
         self.brain.dispatcher.push(run, QUICK, run.program.rank[first] + FINISHING, task)
 
     def on_unpacked(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+        self._unpacked(task)
         parcel: Parcel = task.args[3]
         if ok:
             self.settled(parcel, taken=True)
@@ -187,6 +195,10 @@ class Lists:
             self.brain.attempts.unreadable(parcel, error)
         else:
             self.brain.attempts.fail_members(parcel, error)
+
+    def _unpacked(self, task: PyTask) -> None:
+        if (gate := self._unpacking.pop(task, None)) is not None:
+            gate.unkept -= 1
 
     def _deliver(self, parcel: Parcel, outcomes: Sequence[Response | CallError]) -> None:
         """Give each call its outcome; answers to one prompt that did not come are asked for singly."""
