@@ -152,7 +152,8 @@ class Chaos:
         self.runs += 1
         scratch = self.folder / f"tmp{self.runs}"
         scratch.mkdir()
-        todo = {"url": self.server.url, "run": self.runs, **self.todo, **more}
+        settings = {**self.todo.get("settings", {}), **more.pop("settings", {})}
+        todo = {"url": self.server.url, "run": self.runs, **self.todo, **more, "settings": settings}
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.program", json.dumps(todo)],
             stdout=subprocess.PIPE,
@@ -168,20 +169,29 @@ class Chaos:
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
 
-    def stop_at(self, count: int, sign: int = signal.SIGKILL, **more: Any) -> int:
+    def stop_at(self, count: int, sign: int = signal.SIGKILL, times: int = 1, **more: Any) -> int:
         """Send a signal to the program once the provider has made so many answers.
+
+        ``ending`` is how many seconds it took to stop after the last one, ``errors`` what it wrote.
 
         :param count: how many.
         :param sign: the signal.
+        :param times: how often it is sent.
         :param more: what the program is told besides.
         :returns: its exit code.
         """
         with self.program(**more) as process:
             self.ledger.wait_for(count, process)
             process.send_signal(sign)
-            _, errors = process.communicate(timeout=LONG)
+            for _ in range(times - 1):
+                time.sleep(0.3)  # a program that has not seen the first one takes two for one
+                process.send_signal(sign)
+            sent = time.monotonic()
+            out, errors = process.communicate(timeout=LONG)
+            ended = json.loads(out)["stopped"] if out else time.monotonic()
+            self.ending, self.errors = ended - sent, errors.decode()
             self._scan(errors)
-        self.kills += sign == signal.SIGKILL
+        self.kills += process.returncode < 0
         return process.returncode
 
     def kill(self, times: int) -> None:
