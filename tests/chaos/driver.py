@@ -157,7 +157,8 @@ class Chaos:
         self.runs += 1
         scratch = self.folder / f"tmp{self.runs}"
         scratch.mkdir()
-        todo = {"url": self.server.url, "run": self.runs, **self.todo, **more}
+        settings = {**self.todo.get("settings", {}), **more.pop("settings", {})}
+        todo = {"url": self.server.url, "run": self.runs, **self.todo, **more, "settings": settings}
         process = subprocess.Popen(
             [*self.prefix, sys.executable, "-m", "tests.chaos.program", json.dumps(todo)],
             stdout=subprocess.PIPE,
@@ -174,12 +175,21 @@ class Chaos:
             process.communicate()
 
     def stop_at(
-        self, count: int, sign: int = signal.SIGKILL, *, spoiled: int = 0, **more: Any
+        self,
+        count: int,
+        sign: int = signal.SIGKILL,
+        *,
+        times: int = 1,
+        spoiled: int = 0,
+        **more: Any,
     ) -> int:
         """Send a signal to the program once the provider has made so many answers.
 
+        ``ending`` is how many seconds it took to stop after the last one, ``errors`` what it wrote.
+
         :param count: how many.
         :param sign: the signal.
+        :param times: how often it is sent.
         :param spoiled: as in :class:`~tests.chaos.checker.Evidence`.
         :param more: what the program is told besides.
         :returns: its exit code.
@@ -187,9 +197,15 @@ class Chaos:
         with self.program(**more) as process:
             self.ledger.wait_for(count, process)
             process.send_signal(sign)
-            _, errors = process.communicate(timeout=LONG)
+            for _ in range(times - 1):
+                time.sleep(0.3)  # a program that has not seen the first one takes two for one
+                process.send_signal(sign)
+            sent = time.monotonic()
+            out, errors = process.communicate(timeout=LONG)
+            ended = json.loads(out)["stopped"] if out else time.monotonic()
+            self.ending, self.errors = ended - sent, errors.decode()
             self._scan(errors)
-        if process.returncode == -signal.SIGKILL:
+        if process.returncode < 0:
             self.kills += 1
             if self.store is not None:
                 made = self.server.ledger()

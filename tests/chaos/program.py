@@ -14,16 +14,20 @@ import signal
 import stat
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any
+
+import openai  # now, for it takes a second or two, which a deadline would count
 
 import feste
 from feste import context
 from feste.backend import Limits, Price, Profile
 from feste.backend.openai import ChatParams, OpenAI
-from feste.errors import FesteError, RunFailed, RunInterrupted, UpstreamFailed
+from feste.errors import FesteError, RunFailed, RunInterrupted, StalledError, UpstreamFailed
 from feste.prompt import Prompt
 from tests.chaos import full_disk
+from tests.chaos.conditions import Order, impose, named
 from tests.chaos.defects import break_on_purpose
 from tests.chaos.work import Step, make
 
@@ -76,6 +80,8 @@ def outcome(values: list[Any], nodes: list[Any]) -> dict[str, Any]:
     assert report is not None
     told = report.to_json()
     told["sent"] = report.sent
+    told["unreached"] = sum(r.error in ("Unreachable", "ConnectionLost") for r in report.requests)
+    told["times"] = [[r.sent, r.at, r.error] for r in report.requests]
     told["owned_up"] = sum(r.items for r in report.requests if r.error and r.billed != "no")
     del told["requests"], told["task_spans"]
     return {
@@ -101,7 +107,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     todo = json.loads(sys.argv[1])
     break_on_purpose()
+    assert openai.__version__
+    impose(todo)
+    order = Order()
     context.set(progress=False, **todo.get("settings", {}))
+    if "scheduler" in todo:
+        context.set(scheduler=named(todo["scheduler"]))
     if "disk" in todo:
         full_disk.limit(**todo["disk"])
     steps = make(todo["shape"], todo["calls"], todo["seed"], **todo.get("work", {}))
@@ -111,12 +122,18 @@ def main() -> None:
     try:
         (pairs,) = feste.compute(noted, on_error=todo.get("on_error", "return"))
     except RunInterrupted:
+        sys.stdout.write(json.dumps({"stopped": time.monotonic()}))
         sys.exit(130)
+    except StalledError as stalled:
+        sys.stdout.write(json.dumps({"stalled": str(stalled)}))
+        return
     except RunFailed as failed:  # `on_error="stop"`, an outage or the budget ended it
         (pairs,) = failed.partial
         error = str(failed)
     told = outcome([value for value, _ in pairs], nodes)
-    told.update(left_over(), run=todo["run"], error=error, noted=full_disk.noted())
+    told.update(
+        left_over(), run=todo["run"], error=error, noted=full_disk.noted(), late=order.late
+    )
     sys.stdout.write(json.dumps(told))
 
 

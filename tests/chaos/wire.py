@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
+import time
 from contextlib import closing
 from typing import Any
 
@@ -18,14 +20,29 @@ class ChaosWire(OpenAIWire):
 
     :param store: refuse each chat that is ahead of this store: it has to have the request as sent,
         and the answers that the prompt is made of.
+    :param storm: after how many requests to refuse a share of them for rate; for how many seconds;
+        the share.
     :param options: those of :class:`OpenAIWire`.
     """
 
-    def __init__(self, store: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        store: str | None = None,
+        storm: tuple[int, float, float] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self.store = store
+        self.store, self.storm = store, storm
+        self.requests, self.begun = 0, 0.0
+        self.chance = random.Random(1)
 
     def plan(self, call: Call) -> Plan:
+        self.requests += 1
+        if self.storm is not None and self.requests > self.storm[0]:
+            self.begun = self.begun or time.monotonic()
+            is_on = time.monotonic() < self.begun + self.storm[1]
+            if is_on and self.chance.random() < self.storm[2]:
+                raise Refusal(429, "A storm.", headers={"retry-after": "0.3"})
         if self.store is not None:
             with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as conn:
                 _look(conn, last_user_text(call.body["messages"]))

@@ -119,6 +119,20 @@ def test_a_backend_that_stays_down_ends_the_calls() -> None:
     assert again.count_states() == {"done": 100}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_patience_does_not_wait_for_the_next_probe(seed: int) -> None:
+    """Calls that come to a gate where none waited before are given up in time, too."""
+    llm = FakeBackend(limits=Limits(concurrency=12))
+    clock = outage(llm, 0.0, 1000.0, ServerError("down"), 0.1, seed)
+    started(clock, [llm.chat(f"call {i}") for i in range(12)], outage_patience=0.5)
+    run = clock.run([llm.chat("later")], outage_patience=1.0)
+    clock.tell(3.0, ("submit", run))
+    clock.drive()
+
+    assert {type(error) for error in run.errors.values()} == {BackendUnavailable}
+    assert run.ended is not None and 3.9 <= run.ended <= 4.5
+
+
 def test_probes_use_up_no_attempts() -> None:
     """One call asks again and again whether the backend is up, and is answered in the end."""
     llm = FakeBackend(limits=Limits(concurrency=1))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import feste
+from feste.backend import Backend, Limits, operation
 from feste.errors import FesteError, RunFailed, StalledError
 from feste.scheduler import LocalExecutor, PyTask, stalls
 from feste.testing import FakeBackend, VirtualClock
@@ -37,6 +40,45 @@ class Late(LocalExecutor):
         self._report.free(where, chunk)
         for task in chunk:
             self._report.done(task, True, task.fn(*task.args), 0.0)
+
+
+class Deaf(LocalExecutor):
+    """An executor that drops requests, and knows it or does not."""
+
+    def __init__(self, target: Any = None) -> None:
+        super().__init__(target)
+        self.knows, self.drops = False, True
+
+    def send(self, handle: int, *rest: Any) -> None:
+        if not self.drops:
+            super().send(handle, *rest)
+
+    def has_lost(self, work: Any) -> bool:
+        return self.knows and self.drops
+
+
+class Timed(FakeBackend):
+    """A backend whose requests have a time limit."""
+
+    def _request(self, *rest: Any) -> Any:
+        return replace(super()._request(*rest), timeout=0.1)
+
+
+class Rude(Backend):
+    """A backend that stops the loop which it runs on, or breaks it."""
+
+    limits = Limits(concurrency=1)
+
+    @operation
+    async def ask(self, prompt: str) -> str:
+        loop = asyncio.get_running_loop()
+        if prompt == "stop":
+            loop.stop()
+        if prompt == "break":
+            loop.call_soon(vars(loop)["_selector"].close)
+            await asyncio.sleep(3600)
+        await asyncio.sleep(0.01)
+        return prompt
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +147,55 @@ def test_what_the_brain_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(run.failure, StalledError)
     assert all(isinstance(value, FesteError) for value in run.results())
     assert not issubclass(StalledError, RunFailed)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_dropped_requests_are_found(knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that an executor owns up to, and those that it should have reported long ago."""
+    monkeypatch.setattr(stalls, "OVERDUE", 0.1)
+    deaf = Deaf()
+    deaf.knows = knows
+    llm = (FakeBackend if knows else Timed)(limits=Limits(concurrency=1))
+    with pytest.raises(StalledError, match=r"2 nodes did not end: chat-.*, chat-.*Deaf lost"):
+        feste.compute([llm.chat("a"), llm.chat("b")], scheduler=deaf)
+    deaf.drops = False
+
+    assert len(feste.compute([llm.chat("c"), llm.chat("d")], scheduler=deaf)[0]) == 2
+
+
+def test_a_request_without_an_end_is_no_stall() -> None:
+    """An executor that says nothing is trusted: as long as the time limit allows, if there is one."""
+    llm = FakeBackend(latency=1.0)
+
+    assert len(feste.compute(llm.chat("a"))[0]) > 0
+
+
+def test_a_loop_that_code_of_a_backend_stops_goes_on() -> None:
+    """Nobody but Feste ends its loop, or all requests on it would hang."""
+    rude = Rude()
+
+    assert feste.compute([rude.ask("stop"), rude.ask("a")]) == (["stop", "a"],)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loop_that_breaks_ends_the_run_and_is_replaced() -> None:
+    """The error names the calls that were on it; the next run has a loop that works."""
+    rude = Rude()
+    with pytest.raises(
+        StalledError, match=r"2 nodes did not end: ask-.*, ask-.*LocalExecutor lost"
+    ):
+        feste.compute([rude.ask("break"), rude.ask("a")])
+
+    assert feste.compute([rude.ask("b"), rude.ask("c")]) == (["b", "c"],)
+
+
+def test_async_tasks_on_a_broken_loop_end_the_run_too() -> None:
+    """Tasks have a loop of their own, to which the same happens."""
+
+    @feste.task
+    async def stops() -> int:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.01)
+        return 1
+
+    assert feste.compute(stops()) == (1,)

@@ -208,6 +208,7 @@ class Attempts:
             rank = max(parcel.run.program.rank[i] for i in alive)
             self.brain.windows.entered(parcel)
             parcel.gate.push(parcel, rank, parcel.run.name, parcel.request)
+            self.brain.outages.entered(parcel)
 
     def fail_early(self, parcel: Parcel, error: CallError) -> None:
         """Fail the calls of a request that would be sent again, had its run not been stopped.

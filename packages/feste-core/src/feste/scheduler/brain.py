@@ -228,6 +228,13 @@ class Brain:
         self._dropped.add(number)
         self._forget_timers()
 
+    def has_timers(self, besides: int | None = None) -> bool:
+        """Return whether a function is scheduled.
+
+        :param besides: the number of a timer that does not count, or None.
+        """
+        return any(n != besides and n not in self._dropped for _, n, _ in self.timers)
+
     def _forget_timers(self) -> None:
         while self.timers and self.timers[0][1] in self._dropped:
             self._dropped.discard(heapq.heappop(self.timers)[1])

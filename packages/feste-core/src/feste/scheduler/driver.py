@@ -19,7 +19,7 @@ from feste import store
 from feste.backend import OnChunk
 from feste.errors import ConfigError, FesteError
 from feste.events import Event
-from feste.scheduler import logs
+from feste.scheduler import logs, stalls
 from feste.scheduler.brain import Brain
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import Executor, Reporter
@@ -150,9 +150,12 @@ class Driver:
         get = self._events.get
         clock = time.monotonic
         wake = self.brain.wake_at
+        wait = None if wake is None else _wait(wake - clock())
+        if self.brain.runs:  # what was lost reports nothing, so look now and then
+            wait = stalls.PATIENCE if wait is None else min(wait, stalls.PATIENCE)
         events = []
         try:
-            events.append(get(timeout=None if wake is None else _wait(wake - clock())))
+            events.append(get(timeout=wait))
             for _ in range(1000):
                 events.append(self._events.get_nowait())
         except Empty:

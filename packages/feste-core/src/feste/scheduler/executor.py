@@ -304,6 +304,14 @@ class Executor:
         """
         raise NotImplementedError
 
+    def has_lost(self, work: int | list[PyTask]) -> bool:
+        """Return whether it will never report some work: a run that waits for nothing else ends.
+
+        :param work: the handle of a request that was sent, or a chunk that was called, and has not
+            been reported yet.
+        """
+        return False
+
     def capacity(self, where: str) -> int:
         """Return how many chunks may run at once in one place.
 

@@ -90,6 +90,7 @@ class Gates:
             self.brain.waits.entered(parcel)
             self.brain.windows.entered(parcel)
             parcel.gate.push(parcel, parcel.rank, parcel.run.name, parcel.request)
+            self.brain.outages.entered(parcel)
 
     def admit(self) -> None:
         """Send the requests that the gates admit."""

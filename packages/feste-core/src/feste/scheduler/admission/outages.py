@@ -170,6 +170,17 @@ class Outages:
                 min(ends) - now, lambda now: self._look(scope, breaker)
             )
 
+    def entered(self, parcel: Parcel) -> None:
+        """Note a request that comes to its gate: where its backend is down, its run may lose patience.
+
+        :param parcel: the request, which is in the queue.
+        """
+        breaker = self._breakers.get(parcel.request.scope[:2])
+        if breaker is None or breaker.opened is None or breaker.watch is not None:
+            return
+        if parcel.run.patience is not None:
+            self.watch(parcel.request.scope[:2])
+
     def is_passed_by(self, call: Call[Any], request: Request) -> bool:
         """Return whether a request does not wait for a backend that is down: another one is asked.
 

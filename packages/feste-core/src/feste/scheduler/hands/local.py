@@ -147,6 +147,15 @@ class LocalExecutor(Executor):
         """
         self.requests.cancel(handle)
 
+    def has_lost(self, work: int | list[PyTask]) -> bool:
+        """Return whether the loop ended that a request or an async task was on.
+
+        :param work: the handle of a request, or a chunk.
+        """
+        if isinstance(work, int):
+            return self.requests.loop.has_lost(work)
+        return self.tasks.has_lost(id(work))
+
     def fetch(self, handle: int, refs: Sequence[Any]) -> None:
         """Report values as they are: local references are the results themselves.
 

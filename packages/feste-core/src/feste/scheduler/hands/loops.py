@@ -44,6 +44,10 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._tasks: dict[Any, asyncio.Task[Any]] = {}
+        #: The names of coroutines that were to start and have not ended.
+        self._open: set[Any] = set()
+        #: Those of loops that broke; collected as garbage, they would report that they were closed.
+        self._lost: list[dict[Any, asyncio.Task[Any]]] = []
         #: Coroutines to start, and whether the loop was woken for them.
         self._coming: deque[tuple[Any, Callable[[], Coroutine[Any, Any, None]]]] = deque()
         self._woken = False
@@ -69,13 +73,18 @@ class LoopThread:
         loop.call_soon(ready.set)
         if self._places is not None:
             blocking.belong(self._places)
-        with blocking.inside("loop"):
-            while True:
-                try:
-                    loop.run_forever()
-                except (SystemExit, KeyboardInterrupt):  # from a task that user code started
-                    continue
-                return
+        try:
+            with blocking.inside("loop"):
+                while self._loop is loop:  # else it was closed here; anybody else's stop is undone
+                    with suppress(SystemExit, KeyboardInterrupt):  # from a user's own asyncio task
+                        loop.run_forever()
+        finally:
+            with self._lock:
+                if self._loop is loop:  # it broke: the next coroutine gets a new one
+                    self._loop = self._thread = None
+                    self._lost.append(self._tasks)
+                    self._tasks = {}
+                    self._woken = False
 
     def start(self, name: Any, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start a coroutine; may be called from any thread.
@@ -83,6 +92,7 @@ class LoopThread:
         :param name: identifies the coroutine for :meth:`cancel`.
         :param make: makes the coroutine, on the loop.
         """
+        self._open.add(name)
         self._coming.append((name, make))
         if not self._woken:  # waking the loop costs a system call: once for all that come together
             self._woken = True
@@ -98,6 +108,14 @@ class LoopThread:
 
     def _forget(self, name: Any, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(name, None)
+        self._open.discard(name)
+
+    def has_lost(self, name: Any) -> bool:
+        """Return whether a coroutine will never end, since its loop broke; from any thread.
+
+        :param name: its name.
+        """
+        return name in self._open and name not in self._tasks and not self._woken
 
     def cancel(self, name: Any) -> None:
         """Cancel a coroutine if it still runs; may be called from any thread.
@@ -121,6 +139,7 @@ class LoopThread:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
             self._coming.clear()
+            self._open.clear()
             self._woken = False
         if loop is None or thread is None:
             return
