@@ -49,6 +49,7 @@ class Evidence:
     :param kills: how many of them were killed.
     :param window: the most requests in flight.
     :param canary: the API key.
+    :param longest: the most prompts that the program puts into one request.
     """
 
     steps: Sequence[Step]
@@ -63,6 +64,7 @@ class Evidence:
     kills: int
     window: int
     canary: str
+    longest: int = 1
 
     @property
     def values(self) -> list[str | None]:
@@ -175,8 +177,9 @@ def _i5(e: Evidence) -> None:
     need(not strange, lambda: f"I5: asked with an answer that was not kept: {list(strange)[:3]}")
     early = [r for r in e.log if r.status == 400 and r.fault is None]
     refused = sum(POISON in step.text for step in e.steps)
+    halves = e.longest.bit_length()  # a refused list is sent in halves, until the bad one is alone
     need(
-        len(early) <= refused * e.runs,
+        len(early) <= refused * e.runs * (halves + 1 if e.longest > 1 else 1),
         lambda: f"I5: {len(early)} requests refused, {refused} are poisoned",
     )
 
