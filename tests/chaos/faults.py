@@ -13,7 +13,7 @@ from feste.testing.sim_faults import FaultKind
 from tests.chaos.checker import Evidence
 from tests.chaos.work import POISON, Step
 
-__all__ = ["EXPECTED", "Effect", "doomed", "everything"]
+__all__ = ["EXPECTED", "TWICE", "Effect", "doomed", "everything"]
 
 
 class Effect(Enum):
@@ -61,6 +61,10 @@ EXPECTED: Mapping[str, Effect] = {
 }
 
 
+#: Kinds that hit one call twice for sure, which fails it.
+TWICE = ("reset_after", "garbage")
+
+
 def everything(steps: Sequence[Step], share: float = 0.05) -> list[Fault]:
     """Return faults of all kinds that hit calls which share no request.
 
@@ -75,7 +79,7 @@ def everything(steps: Sequence[Step], share: float = 0.05) -> list[Fault]:
     first = [s.text for s in steps if not s.parents and POISON not in s.text][3::5]
     return [
         *(
-            Fault(kind=kind, match=f'{text}"', pause=0.05)
+            Fault(kind=kind, match=f'{text}"', times=1 + (kind in TWICE), pause=0.05)
             for kind, text in zip(kinds, first, strict=False)
         ),
         *(

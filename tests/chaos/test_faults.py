@@ -61,6 +61,7 @@ def test_a_failure_costs_itself_and_what_needs_it(
     assert refused == {"InvalidRequest"}
     by_faults = [i for i in own if POISON not in evidence.steps[i].text]
     assert len(by_faults) <= len(evidence.steps) / 100
+    assert {failed[i][0] for i in by_faults} >= {"ConnectionLost", "MalformedResponse"}
     totals = evidence.totals
     alone = {kind for kind in totals.faults if EXPECTED[kind] not in (Effect.LISTS, Effect.ACCOUNT)}
     assert alone == {fault.kind for fault in everything(evidence.steps)}
@@ -94,16 +95,14 @@ def test_after_a_failure_nothing_new_starts(
     for part in range(amount(3, 30)):
         folder = tmp_path / str(part)
         folder.mkdir()
-        more = {"store": False, "on_error": "stop", "poisoned": 0.01, "base": 0.05}
+        more = {"store": False, "on_error": "stop", "poisoned": 0.03, "base": 0.05}
         with faulty(folder, 400, 1_000 * seed + part, **more) as hit:
             evidence = hit.check(hit.run())
         told = evidence.told
         first = min(at for _, at, error in told["spans"] if error == "InvalidRequest")
-        served = {entry["answer"] for entry in evidence.ledger}
+        kinds = {kind for kind, *_ in told["failed"].values()}
 
         assert [sent for sent, *_ in told["spans"] if sent > first] == []
-        assert evidence.delivered < len(evidence.steps) / 2
-        assert evidence.delivered + evidence.extra == len(served)
-        kinds = {kind for kind, *_ in told["failed"].values()}
+        assert evidence.delivered == sum(r.items for r in evidence.log if r.delivered)
         assert {"InvalidRequest", "NotStarted"} <= kinds
         tally(evidence)
