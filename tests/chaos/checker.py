@@ -58,6 +58,7 @@ class Evidence:
     :param workers_killed: how many workers of a cluster were killed under the programs.
     :param spoiled: how many answers were lost by no program: they were destroyed in the store, or
         handed over by a run which said that it could not keep them.
+    :param longest: the most prompts that the program puts into one request.
     """
 
     steps: Sequence[Step]
@@ -74,6 +75,7 @@ class Evidence:
     canary: str
     workers_killed: int = 0
     spoiled: int = 0
+    longest: int = 1
 
     @property
     def values(self) -> list[str | None]:
@@ -255,8 +257,9 @@ def _i5(e: Evidence) -> None:
     need(not strange, lambda: f"I5: asked with an answer that was not kept: {list(strange)[:3]}")
     early = [r for r in e.log if r.status == 400 and r.fault is None]
     refused = sum(POISON in step.text for step in e.steps)
+    halves = e.longest.bit_length()  # a refused list is sent in halves, until the bad one is alone
     need(
-        len(early) <= refused * e.runs,
+        len(early) <= refused * e.runs * (halves + 1 if e.longest > 1 else 1),
         lambda: f"I5: {len(early)} requests refused, {refused} are poisoned",
     )
 

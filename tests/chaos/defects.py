@@ -7,7 +7,9 @@ the chaos suite are broken with them.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 __all__ = ["DEFECTS", "break_on_purpose"]
@@ -123,6 +125,13 @@ def answers_of_a_list_are_taken_in_their_order() -> None:
 # --- requests and money -------------------------------------------------------------------------------
 
 
+@noticed_by("tests/chaos/test_faults.py")
+def the_sdk_tries_again_too() -> None:
+    from feste.backend.openai import sending
+
+    sending._OPTIONS["max_retries"] = 2
+
+
 @noticed_by("tests/chaos/test_kills.py::test_a_run_that_nothing_disturbs")
 def ten_times_as_much_is_in_flight() -> None:
     from feste.scheduler.admission.slots import Slots
@@ -180,3 +189,11 @@ def templates_run_in_a_plain_environment() -> None:
     from feste.prompt import sandbox
 
     sandbox._Sandbox.is_safe_attribute = lambda self, obj, attr, value: True
+
+
+# --- time ---------------------------------------------------------------------------------------------
+
+
+@noticed_by("tests/chaos/test_clocks.py")
+def waits_are_measured_by_the_wall_clock() -> None:
+    time.monotonic = partial(lambda: time.time())

@@ -73,6 +73,8 @@ class Chaos:
     :param poisoned: likewise.
     :param store: whether the programs have a store.
     :param look: whether the provider looks into the store at each request.
+    :param bodies: whether the provider's log has the bodies of the requests.
+    :param python: how Python is told to run the program, options first.
     :param todo: more that the program is told, such as ``settings={"budget": 1.0}``.
     """
 
@@ -88,6 +90,8 @@ class Chaos:
         poisoned: float = 0.0,
         store: bool = True,
         look: bool = False,
+        bodies: bool = False,
+        python: Sequence[str] = ("-m", "tests.chaos.program"),
         base: float = 0.01,
         faults: Mapping[Any, float] | Sequence[Fault | Outage] = (),
         limits: ServerLimits | None = None,
@@ -95,7 +99,7 @@ class Chaos:
         waits: Sequence[Any] = ("fraction", "milliseconds", "none"),
         **todo: Any,
     ) -> None:
-        self.folder, self.seed, self.window = folder, seed, window
+        self.folder, self.seed, self.window, self.python = folder, seed, window, python
         work = {"equal": equal, "poisoned": poisoned}
         self.steps = make(shape, calls, seed, **work)
         self.store = folder / "runs.db" if store else None
@@ -118,7 +122,7 @@ class Chaos:
             waits=waits,
             price=Price(**PRICE),
             seed=seed,
-            log_bodies=False,
+            log_bodies=bodies,
         )
         self.todo = {
             "shape": shape,
@@ -160,7 +164,7 @@ class Chaos:
         settings = {**self.todo.get("settings", {}), **more.pop("settings", {})}
         todo = {"url": self.server.url, "run": self.runs, **self.todo, **more, "settings": settings}
         process = subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "tests.chaos.program", json.dumps(todo)],
+            [*self.prefix, sys.executable, *self.python, json.dumps(todo)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "OPENAI_API_KEY": CANARY, "TMPDIR": str(scratch)},
@@ -271,6 +275,7 @@ class Chaos:
             canary=CANARY,
             workers_killed=self.workers_killed,
             spoiled=spoiled,
+            longest=self.todo.get("max_items") or 1,
         )
         check(evidence)
         return evidence

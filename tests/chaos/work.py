@@ -16,7 +16,7 @@ __all__ = ["POISON", "Shape", "Step", "make"]
 #: A prompt that has this word is refused by the provider, each time.
 POISON = "poison"
 
-Shape = Literal["flat", "chains", "graphs"]
+Shape = Literal["flat", "chains", "layers", "graphs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ def make(
     """Return the calls, each after those that it needs.
 
     ``"flat"`` calls need no other; ``"chains"`` are of four calls, each needing the one before;
-    ``"graphs"`` are of 20 calls, each needing up to three random ones before.
+    ``"layers"`` are four of four calls, each needing one to three of the layer before; ``"graphs"``
+    are of 20 calls, each needing up to three random ones before.
 
     :param shape: the shape.
     :param calls: how many calls.
@@ -53,13 +54,17 @@ def make(
     :param poisoned: the share of calls that the provider refuses.
     """
     chance = random.Random(seed)
-    size = {"flat": 1, "chains": 4, "graphs": 20}[shape]
+    size = {"flat": 1, "chains": 4, "layers": 16, "graphs": 20}[shape]
     steps = []
     for i in range(calls):
         first = i - i % size
         if shape == "graphs":
             before = range(first, i)
             parents = chance.sample(before, min(len(before), chance.randint(0, 3)))
+        elif shape == "layers":
+            layer = i - (i - first) % 4
+            above = range(max(first, layer - 4), layer)
+            parents = chance.sample(above, chance.randint(1, 3)) if above else []
         else:
             parents = [i - 1] if i > first else []
         text = f"step {i}" if parents else f"start {i // size // equal} of {i % size}"

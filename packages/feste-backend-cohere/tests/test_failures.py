@@ -167,10 +167,19 @@ class TestConnection:
         assert type(error) is errors.MalformedResponse and len(server.requests()) == 2
 
     def test_too_few_generations(self, server: SimServer, llm: Cohere) -> None:
-        """Fewer answers than were asked for are not taken for all of them."""
-        server.add(Fault(kind="garbage", body={"generations": [{"text": "one"}]}))
-        call = llm.generate("Hi", GenerateParams(num_generations=2))
+        """Fewer answers than were asked for are not taken for all of them, but bought once more."""
+        server.add(Fault(kind="garbage", body={"generations": [{"text": "one"}]}, times=3))
+        call, other = (llm.generate(text, GenerateParams(num_generations=2)) for text in "ab")
         assert isinstance(feste.compute(call, on_error="return")[0], errors.CountMismatch)
+        assert len(server.requests()) == 2
+        assert len(other.compute()) == 2
+
+    def test_no_vector(self, server: SimServer, llm: Cohere) -> None:
+        """A reply to one text without a vector is bought once more."""
+        server.add(Fault(kind="wrong_count", times=3))
+        error = feste.compute(llm.embed("a"), on_error="return")[0]
+        assert type(error) is errors.CountMismatch and len(server.requests()) == 2
+        assert len(llm.embed("b").compute()) == 16
 
     def test_no_json(self, server: SimServer, llm: Cohere) -> None:
         """What cannot be written as JSON is refused here, and nothing is sent."""

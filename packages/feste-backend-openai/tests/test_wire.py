@@ -541,6 +541,25 @@ class TestQuirks:
             assert self.complete(client, ["a", "b"]) == [(0, a), (1, b), (2, b)]
             assert self.complete(client, ["a"]) == self.complete(client, "a") == [(0, a)]
 
+    @pytest.mark.parametrize("kind", ["shuffled", "duplicated", "extra"])
+    def test_faults_of_several_answers(self, kind: Any) -> None:
+        """They do once what the option does always, and leave a single answer and a stream alone."""
+        with connected(lists=kind) as (_, client):
+            always = self.complete(client, ["a", "b"])
+        with connected() as (server, client):
+            server.add(Fault(kind=kind, times=3))
+            single = self.complete(client, "a")
+            streamed = list(
+                client.chat.completions.create(model="m", messages=user("a"), stream=True)
+            )
+            once = self.complete(client, ["a", "b"])
+            seen = [(entry.fault, entry.delivered) for entry in server.requests()]
+            assert server.totals().faults == {kind: 1}
+
+        assert single == [(0, answer("a", seed=1))] and len(streamed) > 2
+        assert once == always != [(0, answer("a", seed=1)), (1, answer("b", seed=1))]
+        assert seen == [(None, True), (None, True), (kind, kind == "shuffled")]
+
     def test_vectors_of_some_twice_or_too_many(self) -> None:
         a, b = embedding("a"), embedding("b")
         for order, expected in (

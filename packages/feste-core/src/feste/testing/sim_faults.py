@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-__all__ = ["Fault", "FaultKind", "Outage"]
+__all__ = ["Fault", "FaultKind", "ListFault", "Outage"]
 
+#: What happens to the answers of a reply that has several.
+ListFault = Literal["shuffled", "duplicated", "extra"]
 FaultKind = Literal[
     "status", "rate_limit", "quota", "overloaded", "unavailable", "html", "bad_gateway",
     "redirect", "content_filter", "reset_before", "hang",
     "gateway_timeout", "reset_after", "truncated", "garbage", "empty", "wrong_shape", "wrong_count",
     "wrong_length", "bomb", "deep", "endless", "endless_headers",
-    "filtered", "drip", "drip_headers", "slow",
+    "filtered", "drip", "drip_headers", "slow", "shuffled", "duplicated", "extra",
 ]  # fmt: skip
 
 _PAUSES = {"drip": 0.05, "drip_headers": 0.05}
@@ -55,12 +57,17 @@ class Fault:
                          `pause` seconds before each
     ``drip_headers``     likewise, but the headers                                        yes
     ``slow``             the answer, `pause` seconds late                                 yes
+    ``shuffled``         the answers out of order, with their indexes                     yes
+    ``duplicated``       the first answer again, in place of the last                     yes
+    ``extra``            one answer more than there should be                             yes
     ===================  ===============================================================  =========
 
-    What spoils a generated answer leaves a request alone that the provider refuses.
+    What spoils a generated answer leaves a request alone that the provider refuses; the last three
+    leave streams and replies with a single answer alone.
 
     Generated answers are in the ledger, because a provider would bill them. Only ``filtered``,
-    ``drip``, ``drip_headers`` and ``slow`` deliver them.
+    ``drip``, ``drip_headers``, ``slow`` and ``shuffled`` deliver them. Who has no indexes cannot
+    notice ``shuffled`` and ``duplicated``.
 
     :param status: the status of kind ``status``.
     :param headers: headers of the reply; they override the server's own.

@@ -12,22 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from feste.backend import Price, PromptCache
 from feste.testing.sim_cache import Lookup, PrefixCache, PromptPart
-from feste.testing.sim_faults import Fault, Outage
+from feste.testing.sim_faults import Fault, ListFault, Outage
 from feste.testing.sim_http import Reply, Request
 from feste.testing.sim_ledger import Ledger
 from feste.testing.sim_limits import Limiter, ServerLimits, Wait, retry_after
-from feste.testing.sim_striking import (
-    DELIVERING,
-    Chance,
-    Faults,
-    one_less,
-    refusal_of,
-    spoiled,
-)
+from feste.testing.sim_lists import relisted
+from feste.testing.sim_striking import DELIVERING, Chance, Faults, refusal_of, spoiled
 from feste.testing.sim_types import Billed, Totals
 from feste.testing.wire import Answer, Call, Plan, Refusal, Wire
 
@@ -188,9 +182,12 @@ class Provider:
         for lookup in lookups:
             self.prefixes.write(lookup)
         delivers = fault is None or fault.kind in DELIVERING
+        made = relisted(answer.body, fault.kind) if fault else answer.body
+        if fault and fault.kind in get_args(ListFault) and made is answer.body:
+            self.ledger.spare(request)  # it has a single answer, or is a stream
+            delivers = True
         headers = dict(answer.headers)
         if answer.events is None:
-            made = one_less(answer.body) if fault and fault.kind == "wrong_count" else answer.body
             reply = Reply.whole(200, _encode(made).encode(), headers)
             reply.delivers = delivers
             return reply

@@ -15,17 +15,16 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from feste.testing.sim_faults import Fault, Outage
 from feste.testing.sim_http import Reply
 from feste.testing.sim_limits import Wait, retry_after
 from feste.testing.wire import Refusal
 
-__all__ = ["DELIVERING", "Chance", "Faults", "one_less", "refusal_of", "spoiled"]
+__all__ = ["DELIVERING", "Chance", "Faults", "refusal_of", "spoiled"]
 
 #: The faults after which the client has a whole answer.
-DELIVERING = frozenset({"filtered", "drip", "drip_headers", "slow"})
+DELIVERING = frozenset({"filtered", "drip", "drip_headers", "slow", "shuffled"})
 
 _HTML = "<html><body><h1>The server is not available.</h1></body></html>"
 #: The statuses of faults that answer instead of the provider's model.
@@ -149,24 +148,6 @@ def refusal_of(fault: Fault, spelling: Wait) -> Refusal | None:
         headers = {"location": "https://elsewhere.example/"}
     said = _SAID.get(fault.kind, "A scripted fault.")
     return Refusal(status, said, code=_CODES.get(fault.kind), headers=headers)
-
-
-def one_less(body: Any) -> Any:
-    """Return a reply without the last of its answers: without the end of its first list.
-
-    :param body: the reply as JSON.
-
-    >>> one_less({"model": "m", "data": [1, 2]})
-    {'model': 'm', 'data': [1]}
-    """
-    if isinstance(body, list):
-        return body[:-1]
-    if isinstance(body, dict):
-        for name, value in body.items():
-            less = one_less(value)
-            if less is not value:
-                return {**body, name: less}
-    return body
 
 
 def spoiled(reply: Reply, fault: Fault) -> Reply | None:

@@ -29,6 +29,7 @@ from feste.testing.sim_answers import (
 )
 from feste.testing.sim_cache import PromptPart, prompt_parts
 from feste.testing.sim_limits import Remaining
+from feste.testing.sim_lists import arranged
 from feste.testing.sim_types import Billed
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Remaining",
     "Wire",
     "answer",
+    "arranged",
     "cut",
     "digest",
     "embedding",

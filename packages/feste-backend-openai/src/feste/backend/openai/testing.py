@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import math
-import random
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from feste.testing.wire import (
     Refusal,
     Remaining,
     answer,
+    arranged,
     cut,
     digest,
     embedding,
@@ -202,7 +202,7 @@ class OpenAIWire:
                 choice["logprobs"] = _chat_logprobs(text) if call.body.get("logprobs") else None
                 choices.append(choice)
                 items.append(Item(prompt, text, key, sample))
-            choices = _arranged(choices, self.choices)
+            choices = arranged(choices, self.choices)
             billed = replace(read, output_tokens=sum(words(item.answer) for item in items))
             usage: dict[str, object] = {**_usage(billed.input_tokens, billed.output_tokens)}
             usage["prompt_tokens_details"] = {
@@ -252,8 +252,8 @@ class OpenAIWire:
                 sum(words(prompt) for prompt in prompts), sum(words(item.answer) for item in items)
             )
             if len(prompts) > 1:
-                choices = _arranged(choices, self.lists)
-            choices = _arranged(choices, self.choices if n > 1 else "yes")
+                choices = arranged(choices, self.lists)
+            choices = arranged(choices, self.choices if n > 1 else "yes")
             base = _envelope(call, "cmpl", "text_completion")
             if call.body.get("stream") is True:
                 parts = [part for choice in choices for part in _text_deltas(choice)]
@@ -289,7 +289,7 @@ class OpenAIWire:
                 shown = base64.b64encode(packed).decode() if encoding == "base64" else vector
                 data.append({"object": "embedding", "index": index, "embedding": shown})
                 items.append(Item(text, f"vector:{digest(packed.hex())}", digest(text)))
-            data = _arranged(data, self.order)
+            data = arranged(data, self.order)
             tokens = sum(words(text) for text in texts)
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
             body = {"object": "list", "data": data, "model": call.body["model"], "usage": usage}
@@ -433,18 +433,3 @@ def _events(
     if isinstance(options, dict) and options.get("include_usage"):
         events.append(sse({**base, "choices": [], "usage": usage}))
     return [*events, sse("[DONE]")]
-
-
-def _arranged(given: list[dict[str, Any]], quirk: str) -> list[dict[str, Any]]:
-    """Return numbered answers as a server with this quirk sends them; a single one has none."""
-    if len(given) < 2:
-        return given
-    match quirk:
-        case "shuffled":  # always in the same way, never unchanged
-            order = random.Random(len(given)).sample(given, len(given))
-            return order if order != given else given[::-1]
-        case "duplicated":
-            return [*given[:-1], given[0]]
-        case "extra":
-            return [*given, {**given[-1], "index": len(given)}]
-    return given

@@ -14,6 +14,7 @@ from feste.errors import (
     Ambiguous,
     AuthFailed,
     CallError,
+    CountMismatch,
     MalformedResponse,
     ModelNotFound,
     OutputMismatch,
@@ -32,9 +33,12 @@ REFUSED_ALL = (AuthFailed, QuotaExhausted, ModelNotFound)
 def is_unreadable(error: BaseException) -> bool:
     """Return whether an answer came that is not what the endpoint promises, so that a new one may be.
 
+    One of the wrong count is: that of a list sends its calls one by one before it comes to this.
+
     :param error: why a call failed.
     """
-    return isinstance(error, MalformedResponse) and not isinstance(error, OutputMismatch)
+    unreadable = isinstance(error, (MalformedResponse, CountMismatch))
+    return unreadable and not isinstance(error, OutputMismatch)
 
 
 def is_ambiguous(error: BaseException) -> bool:

@@ -1,0 +1,52 @@
+"""A long run takes no more of its machine at its end than at its beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.driver import Chaos
+from tests.chaos.faults import everything
+from tests.chaos.work import make
+
+pytestmark = pytest.mark.timeout(900)
+
+MIB = 1 << 20
+
+
+def test_a_long_run_leaks_nothing(
+    tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
+) -> None:
+    """Streamed answers with 5 % faults: descriptors, memory, threads and tasks are bounded.
+
+    All warnings are errors, those of what was not closed too: the driver finds them on stderr.
+    """
+    calls, window = amount(2_500, 10_000), 64
+    with Chaos(
+        tmp_path,
+        "flat",
+        calls,
+        seed=seed,
+        window=window,
+        store=False,
+        faults=everything(make("flat", calls, seed, equal=1)),
+        python=("-W", "error", "-m", "tests.chaos.streamer"),
+        timeout=10.0,
+        rate=60_000,  # so that a refusal teaches it no slower pace
+        every=calls // 10,
+        equal=1,
+    ) as streamed:
+        evidence = streamed.check(streamed.run())
+    first, *during, last = evidence.told["seen"]
+    (early,) = (seen for seen in during if seen["answers"] == calls // 5)
+
+    assert len(during) == 10
+    assert max(seen["files"] for seen in during) <= window + 40
+    assert last["files"] - first["files"] <= 8
+    assert during[-1]["bytes"] - early["bytes"] <= 32 * MIB
+    assert last["tasks"] == []
+    assert [name for name in last["threads"] if not name.startswith(("MainThread", "feste"))] == []
+    assert max(len(seen["threads"]) for seen in [*during, last]) <= window + 16
+    tally(evidence)
