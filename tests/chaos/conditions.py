@@ -44,7 +44,7 @@ class _Clock(threading.Thread):
     """Lets the time of day jump every 50 ms."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__(daemon=True)
+        super().__init__(daemon=True, name="feste-chaos-clock")
         self.chance, self.offset, self.true = random.Random(seed), 0.0, time.time
         time.time = lambda: self.true() + self.offset
 

@@ -125,7 +125,7 @@ def answers_of_a_list_are_taken_in_their_order() -> None:
 # --- requests and money -------------------------------------------------------------------------------
 
 
-@noticed_by("tests/chaos/test_faults.py")
+@noticed_by("tests/chaos/test_outages.py::test_a_provider_that_always_fails_is_hardly_asked")
 def the_sdk_tries_again_too() -> None:
     from feste.backend.openai import sending
 

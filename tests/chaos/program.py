@@ -105,7 +105,8 @@ def outcome(values: list[Any], nodes: list[Any]) -> dict[str, Any]:
     told["unreached"] = sum(r.error in ("Unreachable", "ConnectionLost") for r in report.requests)
     told["times"] = [[r.sent, r.at, r.error] for r in report.requests]
     paid = sum(r.items for r in report.requests if r.billed != "no")
-    told["owned_up"] = paid - sum(isinstance(value, str) for value in values)
+    bought = sum(isinstance(value, str) for value in values) - report.reused
+    told["owned_up"] = paid - bought
     del told["requests"], told["task_spans"]
     return {
         "values": [None if i in failed else str(value) for i, value in enumerate(values)],

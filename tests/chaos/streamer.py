@@ -19,7 +19,7 @@ from typing import Any
 
 import feste
 from feste import context
-from tests.chaos.program import ROOM, acknowledge, client, outcome
+from tests.chaos.program import ROOM, acknowledge, client, left_over, outcome
 from tests.chaos.work import make
 
 __all__: list[str] = []
@@ -78,6 +78,7 @@ def main() -> None:
             seen.append(look(answers))
     told = outcome(values, [])
     del results
+    told.update(left_over(), run=todo["run"])
     told["seen"] = [*seen, settled(seen[0], len(values))]
     sys.stdout.write(json.dumps(told))
 

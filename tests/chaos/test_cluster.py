@@ -169,7 +169,7 @@ def test_the_scheduler_is_killed(
             took = time.monotonic() - killed[0]
             chaos.workers_killed = WORKERS  # what they had in flight has no way back
             made = len(chaos.server.ledger())
-            told = chaos.run(settings={"store": str(chaos.store)})
+            told = chaos.run(settings={"scheduler": "local"})
             evidence = chaos.check(told)
 
     assert took < 30

@@ -29,7 +29,7 @@ def test_ctrl_c_loses_nothing(
 ) -> None:
     """What is in flight lands and is kept: not one answer is bought again."""
     with Chaos(tmp_path, "chains", amount(400, 2_000), seed=seed, base=0.05) as chaos:
-        for point in points(chaos, amount(4, 20)):
+        for point in points(chaos, amount(3, 20)):
             code = chaos.stop_at(max(point, chaos.ledger.made() + 1), signal.SIGINT)
 
             assert code == 130, chaos.errors
@@ -54,7 +54,7 @@ def test_the_second_ctrl_c_ends_at_once(
         faults=[slow],
         constants={"feste._compute.steps:GRACE": 60.0},
     ) as chaos:
-        stops = amount(2, 5)
+        stops = amount(1, 5)
         for _ in range(stops):
             point = chaos.ledger.made() + len(chaos.steps) // (3 * stops)
             code = chaos.stop_at(point, signal.SIGINT, times=2)

@@ -44,7 +44,7 @@ def test_no_call_outlasts_its_deadline(
         evidence = chaos.check(told)
 
     assert {int(i) for i in told["failed"]} == set(slow)
-    assert {name for name, _, _ in told["failed"].values()} == {"CallTimeout"}
+    assert {name for name, *_ in told["failed"].values()} == {"CallTimeout"}
     bad = [r for r in evidence.log if r.fault in kinds]
     assert len(bad) == len(slow)
     assert all(r.left is not None for r in bad)

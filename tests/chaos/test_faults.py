@@ -49,7 +49,7 @@ def test_a_failure_costs_itself_and_what_needs_it(
     A call fails for sure if it is poisoned. By faults it fails only after two of its answers were
     lost that may have been paid for, or two came that could not be read; and then it does.
     """
-    with faulty(tmp_path, amount(2_000, 10_000), seed) as hit:
+    with faulty(tmp_path, amount(1_000, 10_000), seed) as hit:
         evidence = hit.check(hit.run())
     own, gone = doomed(evidence)
     failed = {int(i): told for i, told in evidence.told["failed"].items()}
@@ -73,26 +73,20 @@ def test_what_is_raised_hands_over_what_is_returned(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """``on_error="raise"`` computes the same; its ``partial`` has each value and error in its place."""
-    found = []
-    for mode in ("return", "raise"):
-        folder = tmp_path / mode
-        folder.mkdir()
-        with faulty(folder, amount(320, 3_200), seed, store=False, on_error=mode) as hit:
-            evidence = hit.check(hit.run())
-        own, gone = doomed(evidence)
-        failed = {int(i) for i in evidence.told["failed"]}
-        found.append(evidence.values)
-        tally(evidence)
+    with faulty(tmp_path, amount(320, 3_200), seed, store=False, on_error="raise") as hit:
+        evidence = hit.check(hit.run())
+    own, gone = doomed(evidence)
 
-        assert failed == own | gone
-    assert found[0] == found[1]
+    assert {int(i) for i in evidence.told["failed"]} == own | gone
+    assert "failed" in evidence.told["error"]
+    tally(evidence)
 
 
 def test_after_a_failure_nothing_new_starts(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """``on_error="stop"``: what is in flight at the first failure is delivered, no other is sent."""
-    for part in range(amount(3, 30)):
+    for part in range(amount(1, 30)):
         folder = tmp_path / str(part)
         folder.mkdir()
         more = {"store": False, "on_error": "stop", "poisoned": 0.03, "base": 0.05}

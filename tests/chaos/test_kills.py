@@ -41,7 +41,7 @@ def test_kills_lose_nothing(
 ) -> None:
     """Whenever the program is killed, the next one goes on where it was."""
     with Chaos(tmp_path, "chains", amount(1_000, 10_000), seed=seed) as killed:
-        killed.kill(amount(6, 50))
+        killed.kill(amount(4, 50))
         evidence = killed.check(killed.run())
 
     assert evidence.delivered == len(killed.steps)
@@ -55,7 +55,7 @@ def test_kills_amid_faults_lose_nothing(
     kinds = ("unavailable", "reset_before", "reset_after", "truncated", "garbage")
     faults = dict.fromkeys(kinds, 0.01)
     with Chaos(tmp_path, "chains", amount(1_000, 10_000), seed=seed, faults=faults) as killed:
-        killed.kill(amount(4, 50))
+        killed.kill(amount(3, 50))
         evidence = killed.check(killed.run())
 
     tally(evidence)

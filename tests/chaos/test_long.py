@@ -23,7 +23,7 @@ def test_a_long_run_leaks_nothing(
 
     All warnings are errors, those of what was not closed too: the driver finds them on stderr.
     """
-    calls, window = amount(2_500, 10_000), 64
+    calls, window = amount(1_500, 10_000), 64
     with Chaos(
         tmp_path,
         "flat",

@@ -22,19 +22,19 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="locks are POSIX here"),
 ]
 
-PROGRAMS, CALLS = 8, 240
+CALLS = 240
 Programs = dict[int, "subprocess.Popen[bytes]"]
 
 
 def test_programs_take_turns(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
-    """Eight want the same work; one buys it, and when it is killed, the next one goes on."""
-    kills = amount(2, 6)
+    """Many want the same work; one buys it, and when it is killed, the next one goes on."""
+    programs, kills = amount(5, 8), amount(1, 6)
     with Chaos(tmp_path, "chains", CALLS, seed=seed, window=8) as shared, ExitStack() as stack:
         patient = {**shared.todo["settings"], "store_wait": LONG}
         waiting: Programs = {}
-        for _ in range(PROGRAMS):
+        for _ in range(programs):
             process = stack.enter_context(shared.program(settings=patient))
             waiting[process.pid] = process
         for point in sorted(Random(seed).sample(range(20, CALLS * 8 // 10), kills)):
@@ -56,11 +56,11 @@ def test_programs_take_turns(
         sessions = [pid for (pid,) in rows(tmp_path / "runs.db", "SELECT pid FROM sessions")]
         evidence = [shared.check(one) for one in told]
 
-    assert len(told) == PROGRAMS - kills
+    assert len(told) == programs - kills
     assert len({tuple(one["values"]) for one in told}) == 1
     # each had the store once, and nobody else had it
     assert sorted(sessions) == sorted(set(sessions))
-    assert len(sessions) == PROGRAMS
+    assert len(sessions) == programs
     tally(evidence[0])
 
 
