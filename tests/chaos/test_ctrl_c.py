@@ -29,7 +29,7 @@ def test_ctrl_c_loses_nothing(
 ) -> None:
     """What is in flight lands and is kept: not one answer is bought again."""
     with Chaos(tmp_path, "chains", amount(400, 2_000), seed=seed, base=0.05) as chaos:
-        for point in points(chaos, amount(3, 20)):
+        for point in points(chaos, amount(3, 10)):
             code = chaos.stop_at(max(point, chaos.ledger.made() + 1), signal.SIGINT)
 
             assert code == 130, chaos.errors
@@ -73,7 +73,7 @@ def test_the_end_by_sigterm_is_a_kill(
 ) -> None:
     """Feste leaves that signal to the program; by default it ends it at once, and the store has all."""
     with Chaos(tmp_path, "chains", amount(200, 2_000), seed=seed) as chaos:
-        for point in points(chaos, amount(1, 5)):
+        for point in points(chaos, amount(1, 2)):
             code = chaos.stop_at(max(point, chaos.ledger.made() + 1), signal.SIGTERM)
 
             assert code == -signal.SIGTERM

@@ -135,7 +135,7 @@ def test_a_log_that_was_cut_off(
 ) -> None:
     """All answers before the cut are there, right; that others are missing is told."""
     rng = random.Random(seed)
-    times = amount(60, 1_000)
+    times = amount(60, 340)
     whole = killed.files
     ends = [end for end, before in killed.commits.items() if before]
     for case in range(times):
@@ -164,7 +164,7 @@ def test_a_flipped_bit(
 ) -> None:
     """No answer is wrong; at most one is gone, which is told."""
     rng = random.Random(f"{part} {seed}")
-    times = amount(30, 250)
+    times = amount(30, 90)
     for case in range(times):
         data = bytearray(getattr(killed.files, part))
         bit = rng.randrange(len(data) * 8)
@@ -185,7 +185,7 @@ def test_a_run_on_a_damaged_store(
 ) -> None:
     """Killed, damaged, and run again, some times: bought again is what was damaged or in flight."""
     rng = random.Random(seed)
-    times = amount(2, 20)
+    times = amount(2, 10)
     calls = 60 * (times + 1)
     with Chaos(tmp_path, "flat", calls, seed=seed, window=WINDOW) as chaos:
         store = chaos.store

@@ -73,7 +73,7 @@ def test_what_is_raised_hands_over_what_is_returned(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """``on_error="raise"`` computes the same; its ``partial`` has each value and error in its place."""
-    with faulty(tmp_path, amount(320, 3_200), seed, store=False, on_error="raise") as hit:
+    with faulty(tmp_path, amount(320, 2_000), seed, store=False, on_error="raise") as hit:
         evidence = hit.check(hit.run())
     own, gone = doomed(evidence)
 
@@ -86,7 +86,7 @@ def test_after_a_failure_nothing_new_starts(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """``on_error="stop"``: what is in flight at the first failure is delivered, no other is sent."""
-    for part in range(amount(1, 30)):
+    for part in range(amount(1, 4)):
         folder = tmp_path / str(part)
         folder.mkdir()
         more = {"store": False, "on_error": "stop", "poisoned": 0.03, "base": 0.05}

@@ -54,8 +54,8 @@ def test_kills_amid_faults_lose_nothing(
     """The same where 5 % of the requests fail."""
     kinds = ("unavailable", "reset_before", "reset_after", "truncated", "garbage")
     faults = dict.fromkeys(kinds, 0.01)
-    with Chaos(tmp_path, "chains", amount(1_000, 10_000), seed=seed, faults=faults) as killed:
-        killed.kill(amount(3, 50))
+    with Chaos(tmp_path, "chains", amount(1_000, 5_000), seed=seed, faults=faults) as killed:
+        killed.kill(amount(3, 25))
         evidence = killed.check(killed.run())
 
     tally(evidence)
@@ -65,7 +65,7 @@ def test_nothing_is_ahead_of_the_store(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """When a request arrives, the file has it, and the answers that it is made of."""
-    with Chaos(tmp_path, "graphs", 20 * amount(25, 500), seed=seed, look=True) as watched:
+    with Chaos(tmp_path, "graphs", 20 * amount(25, 170), seed=seed, look=True) as watched:
         evidence = watched.check(watched.run())
 
     assert evidence.extra == 0
