@@ -421,7 +421,8 @@ def on_dask(left: Left, todo: dict[str, Any]) -> None:
 
     with distributed.LocalCluster(
         n_workers=todo["workers"], threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
-        local_directory=str(left.folder / "dask"), memory_limit="1GB", scheduler_kwargs={"dashboard": False},
+        local_directory=str(left.folder / "dask"), memory_limit="1GB", silence_logs=False,
+        scheduler_kwargs={"dashboard": False},
     ) as cluster, distributed.Client(cluster, set_as_default=False) as client:  # fmt: skip
         one, _, two, literal = clients(todo["url"])
         for place in ("client", "workers"):

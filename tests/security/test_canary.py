@@ -158,6 +158,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     codes = {part: process.returncode for part, process in running.items()}
     assert codes == {"local": 0, "crash": -9, "dask": 0}, said
     (folder / "said").mkdir()
+    assert b"openai" in said["dask"][1] and b"distributed.worker" in said["dask"][1]
     for name, data in (
         ("uncaught", said["crash"][1]),
         ("progress", said["local"][1]),
