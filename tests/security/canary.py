@@ -44,5 +44,6 @@ _PIECES = [(name, piece) for name, form in forms().items() for piece in pieces(f
 def hits(data: bytes | str) -> list[str]:
     """The forms in which a key, or a piece of it, is in some data, also split."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    joined = _BETWEEN.sub(b"", raw)
-    return sorted({name for name, piece in _PIECES if piece in raw or piece in joined})
+    raw = re.sub(rb"\0{64,}", b"\0", raw)  # files that only hold space
+    both = {raw, _BETWEEN.sub(b"", raw)}
+    return sorted({name for name, piece in _PIECES if any(piece in text for text in both)})

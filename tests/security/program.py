@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import dataclasses
 import faulthandler
 import io
-import itertools
 import json
 import logging
 import os
-import pickle
 import signal
 import sqlite3
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
+from left import Left
 from pydantic import BaseModel, field_validator
 
 import feste
@@ -36,88 +31,11 @@ from feste.backend import Secret
 from feste.backend.clients import close_clients
 from feste.backend.cohere import Cohere
 from feste.backend.openai import OpenAI
-from feste.errors import ConfigError, FesteError
+from feste.errors import FesteError
 from feste.graph import FesteGraph
 from feste.plugins import registry
 
 LOGGERS = "feste openai cohere httpx httpcore httpx2 aiohttp asyncio distributed dask".split()
-
-
-class Left:
-    """What the program leaves: files, in a folder for each kind."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.classes: set[str] = set()
-        self.by_rich: set[str] = set()
-        self.numbers = itertools.count()
-        self.errors: list[BaseException] = []
-
-    def add(self, kind: str, *data: Any) -> None:
-        place = self.folder / kind
-        place.mkdir(parents=True, exist_ok=True)
-        for one in data:
-            number = next(self.numbers)
-            whole = one if isinstance(one, bytes) else str(one).encode("utf-8", "surrogatepass")
-            (place / str(number)).write_bytes(whole)
-
-    def object(self, kind: str, it: Any, *, travels: bool = True) -> None:
-        """Keep an object in every form that it has."""
-        self.add(f"{kind}: repr", repr(it), ascii(it), f"{it!s}")
-        self.add(f"{kind}: variables", repr(getattr(it, "__dict__", {})))
-        if dataclasses.is_dataclass(it):
-            self.add(f"{kind}: fields", repr(dataclasses.asdict(it)))  # type: ignore[call-overload]
-        if hasattr(it, "to_json"):
-            self.add(f"{kind}: JSON", json.dumps(it.to_json(), default=repr))
-        if hasattr(it, "_repr_html_"):
-            self.add(f"{kind}: HTML", it._repr_html_())
-        for dump in (pickle.dumps, cloudpickle.dumps, copy.deepcopy):
-            try:
-                found = dump(it)
-            except ConfigError as error:  # a literal key does not leave the process
-                assert not travels
-                self.error(error)
-            else:
-                self.add(
-                    f"{kind}: {dump.__name__}", found if isinstance(found, bytes) else repr(found)
-                )
-
-    def error(self, error: BaseException) -> None:
-        """Keep an error, those that it has, and its tracebacks with all variables."""
-        if any(error is other for other in self.errors):
-            return
-        self.errors.append(error)
-        self.classes.add(type(error).__name__)
-        self.object("error", error)
-        self.add("traceback", "".join(traceback.format_exception(error)))
-        told = traceback.TracebackException(
-            type(error), error, error.__traceback__, capture_locals=True
-        )
-        self.add("traceback with variables", "".join(told.format()))
-        if type(error).__name__ not in self.by_rich:  # it takes its time
-            self.by_rich.add(type(error).__name__)
-            from rich.console import Console
-            from rich.traceback import Traceback
-
-            console = Console(file=io.StringIO(), width=200)
-            shown = Traceback.from_exception(
-                type(error), error, error.__traceback__, show_locals=True,
-                locals_max_string=1000, max_frames=40,
-            )  # fmt: skip
-            console.print(shown)
-            self.add("traceback by rich", console.file.getvalue())  # type: ignore[attr-defined]
-        for inner in [*getattr(error, "errors", ()), error.__cause__, error.__context__]:
-            if inner is not None:
-                self.error(inner)
-
-    @contextlib.contextmanager
-    def fails(self) -> Iterator[None]:
-        try:
-            yield
-        except FesteError as error:
-            self.error(error)
-        else:
-            raise AssertionError("it did not fail")
 
 
 class Ear:
@@ -182,36 +100,69 @@ def clients(url: str, **more: Any) -> list[Any]:
     ]
 
 
+def refused_calls(left: Left, todo: dict[str, Any]) -> None:
+    """Everything that a provider can do wrong, to requests of runs and to single ones."""
+    for i, make in enumerate((OpenAI, Cohere)):
+        base = f"{todo['url']}/v1" if make is OpenAI else todo["url"]
+        made: dict[str, Any] = {}
+        for number, name in enumerate(todo["faults"]):  # every other one has the key as a literal
+            key = os.environ["CO_API_KEY"] if number % 2 else None
+            made[name] = make(f"{name}-{i}", base_url=base, timeout=0.5, api_key=key)
+        left.returned(asyncio.run(_alone(made)))
+        llm = made.pop("unauthorized")
+        with left.fails(), context.set(max_failures=1):
+            feste.compute(*(llm.chat(f"fault unauthorized: {i} {k}") for k in range(3)))
+        names = list(made)
+        for start in range(0, len(names), 4):  # a success between them: it is no outage
+            nodes = []
+            for name in names[start : start + 4]:
+                call = made[name].embed if name == "wrong_count" else made[name].chat
+                nodes += [
+                    call(f"fault {name}: {i} {k}") for k in range(1 + (name == "wrong_count"))
+                ]
+            left.returned(feste.compute(*nodes, on_error="return"))
+            with left.fails():
+                feste.compute(nodes[0], made[names[start]].chat(f"well {start}"))
+        for name in ("redirect", "encoded"):
+            with left.fails(), context.set(eager=True):
+                made[name].chat(f"fault {name}: {i} eagerly")
+            with left.fails():
+                "".join(feste.stream(made[name].chat(f"fault {name}: {i} streamed")))
+        with left.fails(), context.set(deadline=0.2):
+            made["hang"].chat(f"fault hang: {i} too late").compute()
+
+
+async def _alone(made: dict[str, Any]) -> list[Any]:
+    """Send a request to each of some clients, as nobody does who retries."""
+    try:
+        return await asyncio.gather(
+            *(
+                llm.chat.send(llm.chat.prepare([f"fault {name}: x", _params(llm), None]), None)
+                for name, llm in made.items()
+            ),
+            return_exceptions=True,
+        )
+    finally:
+        await close_clients(asyncio.get_running_loop())
+
+
 def failures(left: Left, todo: dict[str, Any]) -> None:
-    """Everything that a provider, a user or a setting can break."""
-    for name, again in todo["faults"].items():
-        for i, make in enumerate((OpenAI, Cohere)):
-            base = f"{todo['url']}/v1" if make is OpenAI else todo["url"]
-            key = "CO_API_KEY" if len(name) % 2 else ""
-            llm: Any = make(f"{name}-{i}", base_url=base, timeout=0.3, api_key=os.environ.get(key))
-            call = llm.embed if name == "wrong_count" else llm.chat
-            nodes = [
-                call(f"fault {name} {i} {k}") for k in range(2 if name == "wrong_count" else 1)
-            ]
-            with left.fails(), context.set(deadline=0.4 if again else None, outage_patience=0.2):
-                feste.compute(*nodes)
-            if name in ("unauthorized", "garbage", "encoded", "redirect"):
-                with left.fails(), context.set(eager=True):
-                    llm.chat(f"fault {name} {i} eagerly")
-                with left.fails():
-                    "".join(feste.stream(llm.chat(f"fault {name} {i} streamed")))
+    """Everything that a user, a setting or the network can break."""
     one, *_ = clients(todo["url"])
     with left.fails():
-        one.chat("nobody listens").compute(budget=1e-12)
+        feste.compute(*(one.embed(f"too dear {i}") for i in range(9)), budget="4 tokens")
     with left.fails():
         feste.compute(breaks(one.chat("for a task")), far(breaks(1)))
     with left.fails():
         one.chat("for a model", output=Strict).compute()
     with left.fails():
-        one.chat("nothing kept").compute(cache=str(left.folder / "no.db"), cache_mode="replay-only")
-    closed: Any = OpenAI("m", base_url="http://127.0.0.1:9/v1")
+        one.chat("nothing kept").compute(cache_mode="replay-only")
     with left.fails():
-        closed.chat("closed").compute(outage_patience=0.1, deadline=0.3)
+        one.chat("nothing kept").compute(cache=str(left.folder / "no.db"), cache_mode="replay-only")
+    for closed in clients("http://127.0.0.1:9"):
+        left.returned(asyncio.run(_alone({"closed": closed})))
+    nodes = [closed.chat(f"closed {i}") for i in range(12)]
+    left.returned(feste.compute(*nodes, outage_patience=0.1, on_error="return"))
     with left.fails():
         OpenAI("m", api_key=os.environ["OPENAI_API_KEY"], timeout=-1)
     with left.fails():
@@ -327,6 +278,7 @@ def local(left: Left, todo: dict[str, Any]) -> None:
     ear = Ear()
     registry().manager.register(ear)
     with context.set(store=store, cache=cache):
+        refused_calls(left, todo)
         failures(left, todo)
     ways(left, todo, ear, store, cache)
     commands(left, store)
@@ -337,23 +289,21 @@ def local(left: Left, todo: dict[str, Any]) -> None:
 
 
 def crash(left: Left, todo: dict[str, Any]) -> None:
-    """End in the middle of requests, as by ``kill -9``."""
+    """Show an error that nobody catches, and end in the middle of requests, as by ``kill -9``."""
     context.set(store=str(left.folder / "crashed.db"))
     one, literal, *_ = clients(todo["url"])
-    feste.compute(one.chat("before"), literal.chat("before"))
+    try:
+        feste.compute(literal.chat("fault unauthorized:"), literal.chat("before"), one.chat("x"))
+    except FesteError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
 
     @feste.task(executor="inline")
     def die(text: str) -> None:
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        with (left.folder / "faulthandler").open("wb") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    feste.compute(one.chat("fault hang"), literal.chat("fault hang"), die(one.chat("and now")))
-
-
-def uncaught(left: Left, todo: dict[str, Any]) -> None:
-    """End by an error that nobody catches."""
-    _, literal, *_ = clients(todo["url"])
-    feste.compute(literal.chat("fault unauthorized"), literal.chat("well"))
+    feste.compute(one.chat("fault hang:"), literal.chat("fault hang:"), die(one.chat("and now")))
 
 
 def on_dask(left: Left, todo: dict[str, Any]) -> None:
@@ -363,18 +313,20 @@ def on_dask(left: Left, todo: dict[str, Any]) -> None:
 
     @feste.task
     def long(text: str) -> str:
-        return text * 50_000
+        return text * 5_000
 
     @feste.task(executor="inline")
     def look(*_: Any) -> None:
-        files = [
-            p for p in (left.folder / "dask").rglob("*") if p.is_file() and "storage" in p.parts
-        ]
-        left.add("spilled", *(path.read_bytes() for path in files))
+        for path in (left.folder / "dask").rglob("*"):
+            left.add("names of files", path)
+            if path.is_file():
+                kind = "spilled" if "storage" in path.parts else "files of workers"
+                left.add(kind, path.read_bytes())
 
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
-        local_directory=str(left.folder / "dask"), memory_limit="1GB", scheduler_kwargs={"dashboard": False},
+        n_workers=todo["workers"], threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0",
+        local_directory=str(left.folder / "dask"), memory_limit="1GB", silence_logs=False,
+        scheduler_kwargs={"dashboard": False},
     ) as cluster, distributed.Client(cluster, set_as_default=False) as client:  # fmt: skip
         one, _, two, literal = clients(todo["url"])
         for place in ("client", "workers"):
@@ -383,10 +335,11 @@ def on_dask(left: Left, todo: dict[str, Any]) -> None:
             feste.compute(look(*texts), **options)
             report = feste.last_report()
             assert report is not None
+            assert all(bool(sent.worker) == (place == "workers") for sent in report.requests)
             left.add("report on Dask", repr(report), json.dumps(report.to_json()))
             for wrong in (
-                one.chat("fault unauthorized"),
-                two.chat("fault garbage"),
+                one.chat("fault unauthorized:"),
+                two.chat("fault garbage:"),
                 breaks(one.chat("b")),
             ):
                 with left.fails():
@@ -402,7 +355,7 @@ def on_dask(left: Left, todo: dict[str, Any]) -> None:
 
 
 PARTS: dict[str, Callable[[Left, dict[str, Any]], None]] = {
-    "local": local, "crash": crash, "uncaught": uncaught, "dask": on_dask,
+    "local": local, "crash": crash, "dask": on_dask,
 }  # fmt: skip
 
 

@@ -109,8 +109,6 @@ class TestRequest:
             ("chat", [[{"content": "hello"}], ChatParams(), None]),
             ("chat", ["Hi", OtherParams(), None]),
             ("generate", [None, GenerateParams()]),
-            ("generate", ["Hi", GenerateParams(num_generations="2")]),  # type: ignore[arg-type]
-            ("generate", ["Hi", GenerateParams(num_generations=True)]),
             ("generate", ["Hi", GenerateParams(extra={"num_generations": 2.0})]),
             ("generate", ["Hi", ChatParams()]),
         ],
@@ -119,6 +117,12 @@ class TestRequest:
         """What cannot become a request of the endpoint is refused before it is sent."""
         with pytest.raises(errors.ParameterError):
             getattr(Cohere("m"), operation).prepare(arguments)
+
+    @pytest.mark.parametrize("number", ["2", True, 2.0])
+    def test_number_of_generations(self, number: Any) -> None:
+        """A number that bounds what a call costs is a whole one, where it is given."""
+        with pytest.raises(errors.ParameterError, match="num_generations is a whole number, not"):
+            GenerateParams(num_generations=number)
 
     def test_parameters_of_another_backend(self) -> None:
         """Where two classes share a name, the error names their modules."""

@@ -10,6 +10,7 @@ import re
 import secrets
 import weakref
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -193,9 +194,8 @@ class Secret:
         key = self._read()
         if len(key) < SHORTEST:
             return content
-        escaped = json.dumps(key)[1:-1]
-        for text in {key, escaped, escaped.replace("/", "\\/")}:
-            content = content.replace(text.encode(errors="surrogatepass"), b"***")
+        for text in _in_json(key):
+            content = content.replace(text, b"***")
         return content
 
     def _read(self) -> str:
@@ -216,6 +216,14 @@ class Secret:
         if self._literal is not None:
             _refuse()
         return (Secret, (self.name,))
+
+
+@lru_cache(maxsize=64)
+def _in_json(key: str) -> set[bytes]:
+    """Return how JSON writes a key."""
+    escaped = json.dumps(key)[1:-1]
+    written = (key, escaped, escaped.replace("/", "\\/"))
+    return {text.encode(errors="surrogatepass") for text in written}
 
 
 def _refuse() -> NoReturn:
