@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
@@ -23,7 +24,9 @@ import feste
 from feste.testing import FakeBackend, FakeParams
 
 LONG = 60.0
-METHODS = [m for m in ("fork", "spawn", "forkserver") if m in multiprocessing.get_all_start_methods()]
+METHODS = [
+    m for m in ("fork", "spawn", "forkserver") if m in multiprocessing.get_all_start_methods()
+]
 
 # Newer Pythons warn of a fork beside threads; what is tested here is that Feste bears it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -90,20 +93,30 @@ PLACES: dict[str, Callable[[], Any]] = {
 }
 
 
+def strangers() -> list[str]:
+    """Threads that are neither the program's own nor those that Feste keeps."""
+    names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    return [name for name in names if not name.startswith(("feste", "pytest"))]
+
+
+def doubles() -> list[str]:
+    """Feste's threads that there are twice: a second brain, loop or place in a pool."""
+    names = Counter(thread.name for thread in threading.enumerate())
+    return [name for name, times in names.items() if times > 1]
+
+
 def look(place: str) -> dict[str, Any]:
     """Compute three times in a place; tell the values, what was patched, and what is left over."""
     kept = {name: getattr(asyncio, name) for name in ("run", "new_event_loop", "get_running_loop")}
-    values = [PLACES[place]()]
-    before = set(threading.enumerate())
-    values += [PLACES[place]() for _ in range(2)]
+    values = [PLACES[place]() for _ in range(3)]
     patched = [name for name, was in kept.items() if getattr(asyncio, name) is not was]
     deadline = time.monotonic() + LONG
-    while (more := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        time.sleep(0.01)  # the loop's own threads end with it
+    while (left := strangers() + doubles()) and time.monotonic() < deadline:
+        time.sleep(0.01)  # threads of a loop end with it
     return {
         "values": [[*value[:3], list(value[3])] for value in values],
         "patched": patched,
-        "threads": [thread.name for thread in more],
+        "threads": left,
         "pid": os.getpid(),
     }
 

@@ -129,7 +129,10 @@ def test_what_a_third_party_raises_is_shown(kind: str, tmp_path: Path) -> None:
     store.close()
     _, summary = look(tmp_path / "s.db")
 
-    assert [(row.failed, row.unknown) for row in summary.operations.values()] in ([(1, 0)], [(0, 1)])
+    assert [(row.failed, row.unknown) for row in summary.operations.values()] in (
+        [(1, 0)],
+        [(0, 1)],
+    )
 
 
 @pytest.mark.parametrize("name", ["plugin", "operation", "endpoint", "parser"])
@@ -155,7 +158,9 @@ def test_every_kind_of_row_is_good(tmp_path: Path, restart: Callable[[], None]) 
     llm = FakeBackend("m-1", fail={"bad": InvalidRequest("no", status=400)})
     for n in range(2):
         nodes = [llm.chat("a"), llm.embed("b"), llm.complete("c"), sends(1), sends(None)]
-        feste.compute(nodes, llm.chat("bad"), sends("bad"), store=path, cache=cache, on_error="return")
+        feste.compute(
+            nodes, llm.chat("bad"), sends("bad"), store=path, cache=cache, on_error="return"
+        )
         restart()
         if n == 0:
             store.close()
