@@ -95,7 +95,9 @@ PLACES: dict[str, Callable[[], Any]] = {
 
 def strangers() -> list[str]:
     """Threads that are neither the program's own nor those that Feste keeps."""
-    names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    names = [
+        thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
+    ]
     return [name for name in names if not name.startswith(("feste", "pytest"))]
 
 
