@@ -210,10 +210,10 @@ class Response:
         Response(payload='Hi', usage=None, request_id='7')
         """
         used, name = self.usage, self.request_id
-        counted = used is None or all(
-            isinstance(n, (int, float)) and math.isfinite(n)
-            for n in (used.input, used.output, used.cached, used.written)
-        )
+        counts: list[Any] = []
+        if used is not None:
+            counts = [used.input, used.output, used.cached, used.written]
+        counted = all(isinstance(n, (int, float)) and math.isfinite(n) for n in counts)
         named = name is None or type(name) is str
         if counted and named:
             return self
