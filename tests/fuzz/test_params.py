@@ -19,6 +19,7 @@ from feste.backend.cohere import EmbedParams as CohereEmbed
 from feste.backend.openai import ChatParams, CompleteParams, EmbedParams, OpenAI
 from feste.backend.request import canonical
 from feste.errors import ConfigError, ParameterError, PlainDataError
+from tests.fuzz.sizes import cases
 
 openai, cohere = OpenAI("m"), Cohere("m")
 OPERATIONS: dict[str, tuple[type[Params], Callable[[Params], Any]]] = {
@@ -88,6 +89,7 @@ values = odd | st.recursive(
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
+@cases(20)
 @given(st.data())
 def test_a_parameter_is_refused_or_sent_as_it_is(name: str, data: st.DataObject) -> None:
     """An error of the API, or a request whose canonical JSON comes back as it was."""

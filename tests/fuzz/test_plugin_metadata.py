@@ -12,13 +12,14 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feste.cli import main
 from feste.errors import PluginError, PluginWarning
 from feste.installed import PluginInfo, installed
 from feste.plugins import Registry
+from tests.fuzz.sizes import cases
 
 JUNK = st.one_of(
     st.text(max_size=30),
@@ -61,7 +62,7 @@ METADATA = st.one_of(
 #: Bytes that are no text, between those that are.
 BYTES = st.sampled_from([b"", b"", b"", b"\xff\xfe", b"\x00", b"\xed\xa0\x80"])
 #: Each case makes files, and reads all that is installed.
-CASES = settings(max_examples=settings().max_examples // 5)
+CASES = cases(10, full=400)
 FOLDERS = st.sampled_from(
     [
         "mine-1.0.dist-info",

@@ -11,6 +11,7 @@ import feste
 from feste.errors import PromptError, RunFailed
 from feste.prompt import FesteEnvironment, Prompt
 from feste.prompt.limits import TEXT_LIMIT, size
+from tests.fuzz.sizes import cases
 
 NAMES = ["x", "y", "loop", "ns", "m", "range", "dict", "self", "super", "caller", "_z", "class"]
 FILTERS = (
@@ -119,18 +120,21 @@ def check(source: str, values: list[Any]) -> None:
     assert size(made) <= TEXT_LIMIT
 
 
+@cases(35)
 @given(texts, st.lists(plain, min_size=1, max_size=4))
 def test_templates_give_a_text_or_an_error_of_prompts(source: str, values: list[Any]) -> None:
     """Sentences of Jinja's grammar: refused, or the same text lazily, eagerly and again."""
     check(source, values)
 
 
+@cases(35)
 @given(st.lists(texts | noise, max_size=5).map("".join), st.lists(plain, min_size=1, max_size=2))
 def test_noise_gives_a_text_or_an_error_of_prompts(source: str, values: list[Any]) -> None:
     """Pieces of sentences, braces and any characters."""
     check(source, values)
 
 
+@cases(25)
 @given(plain)
 def test_variables_of_any_shape_are_rendered_or_refused(value: Any) -> None:
     """Plain data of any shape is printed, counted and looped over."""

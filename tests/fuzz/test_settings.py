@@ -8,13 +8,14 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import feste
 from feste import context
 from feste.errors import ConfigError, FesteError
 from feste.testing import FakeBackend
+from tests.fuzz.sizes import cases
 
 
 class Rude:
@@ -59,7 +60,7 @@ THINGS: st.SearchStrategy[Any] = st.one_of(
 VALUES = st.one_of(THINGS, st.lists(THINGS, max_size=2), st.tuples(THINGS))
 #: The names of files, and of what runs a graph, are checked when they are used.
 LATER = {"store", "cache", "scheduler", "requests_on", "prepare_worker"}
-CASES = settings(max_examples=max(30, settings().max_examples // 4))
+CASES = cases(12, full=500)
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +133,7 @@ def test_any_text_in_the_environment_is_refused_by_name_or_can_be_used(name: str
     holds()
 
 
+@cases(30)
 @given(st.dictionaries(st.text(min_size=1), VALUES, min_size=1, max_size=2))
 def test_any_name_that_is_no_setting_is_refused(given: dict[str, Any]) -> None:
     """And nothing of what stands beside it is set."""

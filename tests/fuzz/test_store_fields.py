@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feste.backend import Request, Response, Usage
@@ -22,6 +22,7 @@ from feste.store.journal import Journal
 from feste.store.journal import outcome_of as ask
 from feste.store.repair.verify import verify
 from feste.store.rows import Answer, Wanted
+from tests.fuzz.sizes import cases
 
 TEXTS = st.one_of(
     st.text(),
@@ -44,10 +45,8 @@ TEXTS = st.one_of(
 )
 #: Names that Feste makes; they are hashes and numbers, so halves of surrogate pairs are not in them.
 OWN = TEXTS.filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text))
-#: With CHAOS=full 2,000; each makes a store.
-CASES = settings(
-    max_examples=max(12, settings().max_examples if settings().max_examples > 100 else 0)
-)
+#: Each makes a store.
+CASES = cases(8)
 
 
 @pytest.fixture(autouse=True)

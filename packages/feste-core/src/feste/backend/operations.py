@@ -320,7 +320,7 @@ class Call(Generic[R]):
                 f"send of {request.plugin}.{self.name} returned {type(response).__name__}, not a "
                 "Response"
             )
-        return response
+        return response.tidy()
 
     def parse(self, response: Response, arguments: Sequence[Any]) -> R:
         """Return the value of a response. Pure.

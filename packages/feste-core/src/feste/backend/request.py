@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from feste.draw import Draw
@@ -89,10 +89,14 @@ class Request:
         return known
 
     def check(self) -> None:
-        """Raise if the body cannot be sent.
+        """Raise if the request cannot be sent or recorded.
 
-        :raises ConfigError: if the body is not plain JSON; the message names the path.
+        :raises ConfigError: if the body is not plain JSON, or a name is no text; the message names the
+            path.
         """
+        for name in ("plugin", "operation", "endpoint", "parser"):
+            if not isinstance(value := getattr(self, name), str):
+                raise ConfigError(f"{name} of a request is a {type(value).__name__}, not a str")
         _check(self.body, "body")
 
     @property
@@ -196,6 +200,26 @@ class Response:
     usage: Usage | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     request_id: str | None = None
+
+    def tidy(self) -> Response:
+        """Return it without what a backend passed on that is no count and no text.
+
+        An answer that is paid for is not thrown away for what stands beside it.
+
+        >>> Response("Hi", Usage(1, None), request_id=7).tidy()
+        Response(payload='Hi', usage=None, request_id='7')
+        """
+        used, name = self.usage, self.request_id
+        counts: list[Any] = []
+        if used is not None:
+            counts = [used.input, used.output, used.cached, used.written]
+        counted = all(isinstance(n, (int, float)) and math.isfinite(n) for n in counts)
+        named = name is None or type(name) is str
+        if counted and named:
+            return self
+        return replace(
+            self, usage=used if counted else None, request_id=name if named else str(name)
+        )
 
 
 def canonical(value: Any) -> str:

@@ -140,7 +140,9 @@ def explain(error: Exception, template: Template | None = None, files: Files = (
             line = template.get_corresponding_lineno(number)
     included, line = place(line, files)
     what = getattr(error, "message", None) or str(error)
-    if not isinstance(error, (TemplateError, TooMuch)):
+    if isinstance(error, RecursionError):  # Python's words depend on where it was noticed
+        what = "it calls itself too deep"
+    elif not isinstance(error, (TemplateError, TooMuch)):
         what = f"{type(error).__name__}: {what}"
     where = f" of {(included or file)!r}" if included or file else ""
     return f", line {line}{where}: {what}" if line else f": {what}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,14 @@ STATEMENTS = (
  seal BLOB)""",
 )
 
+_TYPES = {"INTEGER": int, "REAL": float, "TEXT": str}
+#: The type of each column.
+_KINDS = {
+    table: [_TYPES[re.search(rf"\b{name} ([A-Z]+)", made)[1]] for name in columns]  # type: ignore[index]
+    for (table, columns) in TABLES.items()
+    for made in STATEMENTS
+    if made.startswith(f"CREATE TABLE {table} ")
+}
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False).encode
 _INTO = {
     table: f"INTO {table} VALUES ({','.join('?' * (len(columns) + 1))})"
@@ -95,16 +104,28 @@ def write(
 
     :param conn: the connection.
     :param table: the table.
-    :param row: the columns by name, JSON atoms; one that is missing becomes NULL.
+    :param row: the columns by name; one that is missing, or cannot be of its column's type, becomes
+        NULL.
     :param new: raise instead of replacing a row.
     """
     statement = f"INSERT {'' if new else 'OR REPLACE '}{_INTO[table]}"
-    values = [row.get(name) for name in TABLES[table]]
+    values = [
+        value if value is None or type(value) is kind else _as(kind, value)
+        for kind, value in zip(_KINDS[table], map(row.get, TABLES[table]), strict=True)
+    ]
     try:
         conn.execute(statement, (*values, _seal(table, values)))
     except (UnicodeEncodeError, OverflowError):
         values = [_storable(value) for value in values]
         conn.execute(statement, (*values, _seal(table, values)))
+
+
+def _as(kind: Callable[[Any], Any], value: Any) -> Any:
+    """Return a value as its column holds it: SQLite would convert it after it is sealed."""
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        return None  # what a plugin gave, such as a status that is no number
 
 
 def _storable(value: Any) -> Any:

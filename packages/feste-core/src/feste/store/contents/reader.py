@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, Self
 from feste.errors import JournalError
 from feste.store import schema
 from feste.store.connection import connect, has_log
-from feste.store.contents.forms import fits
 from feste.store.failures import damaged, is_damage
+from feste.store.forms import fits
 from feste.store.opening import refuse_foreign
 
 __all__ = ["Kept", "Reader", "Row"]

@@ -22,7 +22,7 @@ from feste.store import schema
 from feste.store.connection import UNREADABLE, beside, connect
 from feste.store.lock import Lock
 from feste.store.repair import carve
-from feste.store.repair.verify import verify
+from feste.store.repair.verify import problem_of, verify
 
 __all__ = ["Salvaged", "salvage"]
 
@@ -120,6 +120,8 @@ def _renew(path: Path, lock: Lock, problems: list[str]) -> Salvaged:
             schema.create(conn)
             conn.execute("BEGIN")
             for row in carve.rows(path, beside(path, "-wal")):
+                if problem_of(row.table, row.values):  # else the new store would have it too
+                    continue
                 good[row.table].add(row.id)
                 _keep(conn, row)
             conn.execute("COMMIT")

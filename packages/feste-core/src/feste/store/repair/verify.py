@@ -13,10 +13,11 @@ from typing import Any
 from feste.errors import JournalError
 from feste.store import schema
 from feste.store.connection import UNREADABLE, beside, check_end, connect
+from feste.store.forms import fits
 from feste.store.lock import acknowledged
 from feste.store.rows import decode
 
-__all__ = ["Verdict", "verify"]
+__all__ = ["Verdict", "problem_of", "verify"]
 
 #: At most this many findings of SQLite, and of each table, are told.
 _TOLD = 20
@@ -29,8 +30,8 @@ class Verdict:
     :param problems: what is wrong, a text each; empty for a good store.
     :param good: the number of good rows in each table.
     :param bad: the number of rows in each table that are not as they were written.
-    :param opens: whether a program may open it: single bad rows do not prevent that, they are moved
-        out of the way when they are read.
+    :param opens: whether a program may open it: single bad rows do not prevent that, they are left
+        out, or moved out of the way, when they are read.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -97,7 +98,7 @@ def _check_rows(conn: sqlite3.Connection, table: str, verdict: Verdict) -> None:
     name: Any = "none"
     try:
         for name, *values in conn.execute(f"SELECT rowid, * FROM {table} ORDER BY rowid"):
-            problem = _problem(table, values)
+            problem = problem_of(table, values)
             counts = verdict.bad if problem else verdict.good
             counts[table] += 1
             if problem and counts[table] <= _TOLD:
@@ -106,8 +107,12 @@ def _check_rows(conn: sqlite3.Connection, table: str, verdict: Verdict) -> None:
         _refuse(verdict, f"{table} cannot be read beyond row {name} ({error})")
 
 
-def _problem(table: str, values: Sequence[Any]) -> str:
-    """Return what is wrong with a row, or an empty string."""
+def problem_of(table: str, values: Sequence[Any]) -> str:
+    """Return what is wrong with a row, or an empty string.
+
+    :param table: its table.
+    :param values: all its columns, the seal last.
+    """
     if not schema.is_good(table, values):
         return "is not as it was written"
     row = schema.row_of(table, values)
@@ -120,4 +125,4 @@ def _problem(table: str, values: Sequence[Any]) -> str:
             decode(row["response"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             return f"holds no answer ({error})"
-    return ""
+    return "" if fits(table, row) else "has values that Feste does not write"

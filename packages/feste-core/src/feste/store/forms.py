@@ -17,10 +17,12 @@ __all__ = ["fits"]
 
 #: The last second of the year 9999; beyond, there are no dates.
 _LAST = 253_402_300_799.0
+#: The highest number that a system can be asked for a process.
+_LAST_PID = 2**31 - 1
 
 
 def fits(table: str, row: Mapping[str, Any]) -> bool:
-    """Return whether a row can be shown and exported.
+    """Return whether a row can be shown, exported and salvaged.
 
     :param table: its table.
     :param row: its columns by name.
@@ -40,6 +42,10 @@ def _time(value: Any) -> bool:
 
 def _end(value: Any) -> bool:
     return value is None or _time(value)
+
+
+def _pid(value: Any) -> bool:
+    return _whole(value) and 0 < value <= _LAST_PID
 
 
 def _whole(value: Any) -> bool:
@@ -80,7 +86,7 @@ _CHECKS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = MappingProxyType(
             "id": _whole,
             "began": _time,
             "ended": _end,
-            "pid": _number,
+            "pid": _pid,
             "host": _words,
             "program": _text,
             "feste": _words,
