@@ -81,33 +81,19 @@ BOMBS = """
 """.strip().splitlines()
 
 
-BOMBS += ["{{ '\\\\'|" + "|".join([name] * 60) + " }}" for name in ("tojson", "pprint")]
+BOMBS += ["{{ '\\\\'|" + "|".join(["pprint"] * 60) + " }}"]
 
 #: A list that holds itself twice, again and again, is short; its text is not.
 NESTED = """
 {% set ns.a = [ns.a, ns.a] %}
-{% set ns.a = (ns.a, ns.a) %}
-{% set ns.a = [ns.a] + [ns.a] %}
 {% set ns.a = {0: ns.a, 1: ns.a}.values() %}
-{% set ns.a = dict(a=ns.a, b=ns.a) %}
 {% set ns.a = namespace(a=ns.a, b=ns.a) %}
-{% set ns.a = ns.a|batch(2, ns.a)|list %}
 {% set ns.a = range(2)|map('attr', 'none')|map('default', ns.a)|list %}
 """.strip().splitlines()
 NEST = "{%% set ns = namespace(a=['x'], b=['x']) %%}{%% for i in range(40) %%}%s{%% endfor %%}%s"
 BOMBS += [NEST % (turn, "{{ ns.a|string|length }}") for turn in NESTED]
-BOMBS += [
-    NEST % (NESTED[0], "{{ ns.a|" + name + "|length }}")
-    for name in ("pprint", "upper", "tojson", "e", "urlencode")
-]
-BOMBS += [
-    NEST % (turn + turn.replace("ns.a", "ns.b"), "{{ ns.a == ns.b }}")
-    for turn in (NESTED[0], NESTED[-1])
-]
-BOMBS += [NEST % (NESTED[-1] + NESTED[-1].replace("ns.a", "ns.b"), "{{ ns.a is eq(ns.b) }}")]
 BOMBS += """
 {% set ns = namespace(a='x' * 1000000) %}{% for i in range(99) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a|pprint|length }}
-{% set r = range(9999)|list %}{% for i in range(99999) %}{{ -1 in r }}{% endfor %}
 {{ ('{0}' * 200000).format(2 ** 14000) }}
 {{ ('{0:f}' * 200000).format(1e308) }}
 {{ ('%()s' * 1000) % {'': 'x' * 100000} }}
@@ -123,14 +109,10 @@ OVER = """
 r[:]
 r[::-1]
 r|sort
-r|max
 r|list
 r|sum
 r|unique|list
-r|groupby('real')
-r.index(99998)
 r.count(1)
-r.copy()
 -1 is in r
 r ~ ''
 cycler(*r)
@@ -150,6 +132,15 @@ big|striptags
 big|urlencode
 big|e
 big|string|length
+big.rfind('x' * 250000 ~ 'y' ~ 'x' * 250000)
+big.strip('y' * 500000 ~ 'x')
+big|trim('y' * 500000 ~ 'x')
+big|unique|list
+[big]|upper
+[big]|wordcount
+[[big]]|map('wordcount')|list
+[r]|pprint
+[r]|tojson
 a * a
 """.strip().splitlines()
 SETS = R + BIG + "{% set a = 2 ** 8000 %}{% macro m() %}{{ varargs|length }}{% endmacro %}"
@@ -162,6 +153,9 @@ BOMBS += [
     "{{ ('a' * 1000000)|batch(1)|list|length }}",
     "{{ ('a ' * 500000)|title|length }}",
     "{{ ('\\n' * 1000000)|wordwrap(79)|length }}",
+    "{% set b = '<>&' * 300000 %}{% for i in range(99) %}{% if b|striptags %}{% endif %}{% endfor %}",
+    "{% set f = '{0}' * 90000 %}{% for i in range(99) %}{% if f.format(1) %}{% endif %}{% endfor %}",
+    "{% set f = '%%' * 90000 %}{% for i in range(999) %}{% if f % () %}{% endif %}{% endfor %}",
     "{% for i in [1, 1] recursive %}{{ loop([1, 1]) }}{{ loop([1, 1]) }}{% endfor %}",
     "{% macro m(n) %}{% call m(n) %}{% endcall %}{% endmacro %}{{ m(1) }}",
     "{% set ns = namespace(s='') %}{% for i in range(99999) %}{% set ns.s = ns.s ~ 'xxxxxxxxxx' %}{% endfor %}",
@@ -174,7 +168,6 @@ BOMBS += [
     "{{ " + "{'a':" * 10_000 + "1" + "}" * 10_000 + " }}",
     "{{ " + "not " * 10_000 + "1 }}",
     "{{ " + "-" * 20_000 + "1 }}",
-    "{{ 1" + "+1" * 20_000 + " }}",
     "{{ 1" + "~1" * 50_000 + " }}",
     "{{ x" + "|e" * 50_000 + " }}",
     "{{ " + "9" * 200_000 + " }}",
@@ -182,9 +175,6 @@ BOMBS += [
     "{{ 1 }}" * 37_000,
     "{% if 1 %}{% endif %}" * 12_000,
     "{% if 1 %}" * 5_000 + "{% endif %}" * 5_000,
-    "".join(f"{{% block a{i} %}}{{% endblock %}}" for i in range(7_500)),
-    "".join(f"{{% macro a{i}() %}}{{% endmacro %}}" for i in range(7_000)),
-    "".join(f"{{% set a{i}=1 %}}" for i in range(14_000)),
     "{{" * 130_000,
     "{%" * 130_000,
     "{# " * 87_000,
@@ -257,13 +247,13 @@ def measure() -> Iterator[Callable[[str], Any]]:
 def test_bombs_are_refused(number: int, measure: Callable[[str], Any]) -> None:
     """A template cannot fill the memory or run without end; the limit is named.
 
-    Seconds have slack for busy machines: a quiet one takes less than two.
+    Each is over within two seconds of processor time; a busy machine may count twice of that.
     """
     what, seconds, grown = measure(BOMBS[number])
 
     assert what.startswith("refused: ")
     assert any(word in what for word in SAID), what
-    assert seconds < 6
+    assert seconds < 2 * 2
     assert grown < 64 << 20
 
 
