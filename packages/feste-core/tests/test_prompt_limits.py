@@ -71,22 +71,17 @@ BOMBS = """
 {% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}
 {% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}
 {% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}
-{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}
 {% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set s %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = s %}{% endfor %}
 {% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}
 {% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}
-{% for i in [60] recursive %}{% if i %}{{ loop([i - 1, i - 1]) }}{% endif %}{% endfor %}
 {% macro m() %}{% for i in range(1000) %}xxxxxxxxxx{% endfor %}{% endmacro %}{% for i in range(200) %}{{ m() }}{% endfor %}
 {{ range(500000000)|list }}
 """.strip().splitlines()
 
 
-BOMBS += ["{{ '\\\\'|" + "|".join(["pprint"] * 60) + " }}"]
-
 #: A list that holds itself twice, again and again, is short; its text is not.
 NESTED = """
 {% set ns.a = [ns.a, ns.a] %}
-{% set ns.a = {0: ns.a, 1: ns.a}.values() %}
 {% set ns.a = namespace(a=ns.a, b=ns.a) %}
 {% set ns.a = range(2)|map('attr', 'none')|map('default', ns.a)|list %}
 """.strip().splitlines()
@@ -111,7 +106,6 @@ r[::-1]
 r|sort
 r|list
 r|sum
-r|unique|list
 r.count(1)
 -1 is in r
 r ~ ''
@@ -127,7 +121,6 @@ big.count('y')
 big.find('y')
 big.upper()
 big.split('y')
-big|upper
 big|striptags
 big|urlencode
 big|e
@@ -148,7 +141,6 @@ BOMBS += [SETS + TURNS.replace("@", each) for each in OVER]
 BOMBS += [
     BIG + "{{ range(5000)|map('attr', 'x')|map('default', big)|map('upper')|list|length }}",
     "{% set p = '🦜' * 260000 %}{{ range(5000)|map('attr', 'x')|map('default', p)|map('upper')|list }}",
-    R + "{{ range(99999)|select('in', r)|list|length }}",
     "{{ ('a' * 1000000)|sort|length }}",
     "{{ ('a' * 1000000)|batch(1)|list|length }}",
     "{{ ('a ' * 500000)|title|length }}",
@@ -168,12 +160,9 @@ BOMBS += [
     "{{ " + "{'a':" * 10_000 + "1" + "}" * 10_000 + " }}",
     "{{ " + "not " * 10_000 + "1 }}",
     "{{ " + "-" * 20_000 + "1 }}",
-    "{{ 1" + "~1" * 50_000 + " }}",
-    "{{ x" + "|e" * 50_000 + " }}",
     "{{ " + "9" * 200_000 + " }}",
     "{{ 0x" + "f" * 200_000 + " }}",
     "{{ 1 }}" * 37_000,
-    "{% if 1 %}{% endif %}" * 12_000,
     "{% if 1 %}" * 5_000 + "{% endif %}" * 5_000,
     "{{" * 130_000,
     "{%" * 130_000,

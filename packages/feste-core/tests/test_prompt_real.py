@@ -10,13 +10,17 @@ import pytest
 from feste.prompt import Prompt
 
 #: Two thousand documents of 4 KB: 8 MB, of which a text of 1 MiB can be made.
-DOCS = [{"id": i, "title": f"Doc {i}", "text": "Ein Wörterbuch für é.\n" * 190} for i in range(2_000)]
+DOCS = [
+    {"id": i, "title": f"Doc {i}", "text": "Ein Wörterbuch für é.\n" * 190} for i in range(2_000)
+]
 PLAIN = [{**doc, "text": "some words and a line\n" * 190} for doc in DOCS]
 ROWS = [
     {"key": f"k{i * 7919 % 5_000}", "group": i % 50, "n": i, "text": "note " * 20}
     for i in range(5_000)
 ]
-DATA = {"rows": [{"id": i, "name": f"n {i}", "tags": ["a", str(i)], "v": 1.5} for i in range(3_000)]}
+DATA = {
+    "rows": [{"id": i, "name": f"n {i}", "tags": ["a", str(i)], "v": 1.5} for i in range(3_000)]
+}
 SHOTS = [{"q": f" {i}: " + "why " * 30, "a": "because " * 40, "label": "pos"} for i in range(500)]
 TALK = [{"role": "user" if i % 2 else "assistant", "content": "hello " * 40} for i in range(3_000)]
 
@@ -43,16 +47,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "{% for d in docs %}{{ show(d) }}{% endfor %}",
         {"docs": DOCS},
     ),
-    "names": ("{{ docs|selectattr('id', 'ne', 3)|map(attribute='title')|join(', ') }}", {"docs": DOCS}),
+    "names": (
+        "{{ docs|selectattr('id', 'ne', 3)|map(attribute='title')|join(', ') }}",
+        {"docs": DOCS},
+    ),
     "count words": ("{% for d in docs %}{{ d.text|wordcount }} {% endfor %}", {"docs": PLAIN}),
     "split": ("{% for d in docs %}{{ d.text.split()|length }} {% endfor %}", {"docs": PLAIN}),
-    "whole documents": ("{% for d in docs %}<doc>{{ d.text }}</doc>{% endfor %}", {"docs": PLAIN[:240]}),
+    "whole documents": (
+        "{% for d in docs %}<doc>{{ d.text }}</doc>{% endfor %}",
+        {"docs": PLAIN[:240]},
+    ),
     "json of documents": ("{% for d in docs %}{{ d|tojson }}\n{% endfor %}", {"docs": PLAIN[:200]}),
     "json": ("{{ data|tojson }}", {"data": DATA}),
     "json, indented": ("{{ data|tojson(indent=2) }}", {"data": DATA}),
     "json of a text": ("{{ data|tojson }}", {"data": {"text": "é y" * 66_000}}),
     "pprint": ("{{ data|pprint }}", {"data": DATA}),
-    "sort": ("{% for r in rows|sort(attribute='key') %}{{ r.key }} {{ r.n }}\n{% endfor %}", {"rows": ROWS}),
+    "sort": (
+        "{% for r in rows|sort(attribute='key') %}{{ r.key }} {{ r.n }}\n{% endfor %}",
+        {"rows": ROWS},
+    ),
     "groups": (
         "{% for g, rs in rows|groupby('group') %}## {{ g }} ({{ rs|length }}, {{ rs|sum(attribute='n') }})\n"
         "{% for r in rs|sort(attribute='key', reverse=true) %}- {{ r.key }}\n{% endfor %}{% endfor %}",
@@ -87,7 +100,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {f"v{i}": f"value {i}" for i in range(1_000)},
     ),
     "many conditions": (
-        "".join(f"{'A rule. ' * 20}{{% if f{i} %}}{{{{ v{i}|trim }}}}{{% endif %}}\n" for i in range(600)),
+        "".join(
+            f"{'A rule. ' * 20}{{% if f{i} %}}{{{{ v{i}|trim }}}}{{% endif %}}\n"
+            for i in range(600)
+        ),
         {f"{name}{i}": f"value {i}" for name in "fv" for i in range(600)},
     ),
 }

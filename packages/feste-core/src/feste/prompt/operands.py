@@ -134,14 +134,14 @@ def check_call(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, 
         allow(makes(str(value), *(given.get(name, 0) for name in names)))
 
 
-#: Methods, and a filter, that look for each character in the argument, or for all of it everywhere.
-_SEARCHES: Final = frozenset("lstrip rfind rindex rpartition rsplit rstrip strip trim".split())
+#: Methods that look for each character in the argument, or for all of it everywhere.
+_SEARCHES: Final = frozenset("lstrip rfind rindex rpartition rsplit rstrip strip".split())
 
 
-def search_steps(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+def search_steps(name: str, value: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """Return the steps of a search whose time is the product of two lengths.
 
-    :param name: the name of a method of a text, or of a filter.
+    :param name: the name of a method of a text.
     :param value: the text.
     :param args: the positional arguments.
     :param kwargs: the keyword arguments.
@@ -149,4 +149,4 @@ def search_steps(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str
     if name not in _SEARCHES:
         return 0
     longest = max((len(a) for a in (*args, *kwargs.values()) if isinstance(a, str)), default=0)
-    return len(str(value)) * longest >> 12
+    return len(value) * longest >> 12

@@ -36,7 +36,7 @@ JINJA_NAMES: Final = {
     if name != "lipsum"
 }
 
-_LIMITED: Final = tuple("batch center format indent replace round slice title trim wordwrap".split())
+_LIMITED: Final = tuple("batch center format indent replace round slice title wordwrap".split())
 #: Filters that take no time, and tests that take as long as a comparison.
 _FREE: Final = frozenset("attr count d default first items last length map".split())
 _COMPARING: Final = frozenset(
@@ -200,6 +200,14 @@ def _printable(context: Context, value: Any) -> Any:
 
 
 @pass_context
+def _trim(context: Context, value: Any, chars: str | None = None) -> str:
+    text = str(value)
+    if chars:
+        _budget(context).take(search_steps("strip", text, (chars,), {}))
+    return text.strip(chars)
+
+
+@pass_context
 def _tojson(context: Context, value: Any, indent: int | None = None) -> str:
     _budget(context).measure(value, 4)
     return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if indent else indent)
@@ -234,9 +242,9 @@ def _limited(name: str) -> Callable[..., Any]:
         if name == "format":
             check_format("%", str(value), args, kwargs)
         else:
-            _budget(context).take(search_steps(name, value, args, kwargs))
             check_call(name, value, args, kwargs)
-        made = _unlimited.call_filter(name, value, args, kwargs, context)
+        # not our own `call_filter`, which counts the input: that is done already
+        made = Environment.call_filter(_unlimited, name, value, args, kwargs, context)
         return _budget(context).weigh(made, 11)
 
     return limited
@@ -260,7 +268,7 @@ def sandbox_with(filters: Filters) -> Environment:
     made.globals.clear()
     del made.filters["random"], made.filters["urlize"]
     made.filters.update({name: _limited(name) for name in _LIMITED}, join=_join)
-    made.filters.update(pprint=_pprint, tojson=_tojson)
+    made.filters.update(pprint=_pprint, tojson=_tojson, trim=_trim)
     made.filters.update(filters)
     counting = {"tick!": _tick, "weigh!": _weigh, "measure!": _measure, "compare!": _compare}
     made.filters.update(counting)  # see count_work
