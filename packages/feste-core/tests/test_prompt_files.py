@@ -141,7 +141,7 @@ def test_wrong_files_are_refused_when_the_prompt_is_made(
 ) -> None:
     """The error names the template, the line, the file, and what to do; it is the user's own line."""
     many = {f"deep{i}": f"{{% include 'deep{i + 1}' %}}" for i in range(40)} | {"deep40": ""}
-    many |= {f"twice{i}": f"{{% include 'twice{i + 1}' %}}" * 2 for i in range(20)}
+    many |= {f"twice{i}": f"{{% include 'twice{i + 1}' %}}" * 8 for i in range(20)}
     environment = folder(
         a="a",
         self="{% include 'self' %}",
