@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 import numpy
@@ -734,6 +734,60 @@ def test_plain_converts() -> None:
     assert kinds == [str, str, int, float, list, dict, dict, dict, dict, dict]
     assert type(next(iter(made[-1]))) is str
     assert plain(namedtuple("P", "x y")(1, 2)) == [1, 2]  # type: ignore[call-arg]
+
+
+@dataclasses.dataclass
+class Account:
+    name: str
+    place: ClassVar[str] = "SECRET"
+    opened: dataclasses.InitVar[str] = "SECRET"
+
+    def __post_init__(self, opened: str) -> None:
+        self._key = opened
+        self.note = opened
+
+    @property
+    def key(self) -> str:
+        return self._key
+
+    @functools.cached_property
+    def copy_of_key(self) -> str:
+        return self._key
+
+
+class Customer(pydantic.BaseModel):
+    name: str
+    _key: str = pydantic.PrivateAttr("SECRET")
+    place: ClassVar[str] = "SECRET"
+
+    @property
+    def key(self) -> str:
+        return self._key
+
+    @functools.cached_property
+    def copy_of_key(self) -> str:
+        return self._key
+
+
+@pytest.mark.parametrize("value", [Account("Ada"), Customer(name="Ada")], ids=repr)
+def test_nothing_but_declared_fields_is_seen(value: Any) -> None:
+    """Properties, private and class attributes, and what an object holds besides, stay outside."""
+    assert value.key == value.copy_of_key == "SECRET"  # which is now in the object's `__dict__`
+
+    assert (
+        rendered(Prompt("{{ v }}|{{ v|tojson }}"), v=value)
+        == "{'name': 'Ada'}|" + '{"name": "Ada"}'
+    )
+    assert rendered(Prompt("{{ v.items()|list }}"), v=[value][0]) == "[('name', 'Ada')]"
+    for name in ("key", "_key", "place", "note", "opened", "copy_of_key", "model_dump", "__dict__"):
+        for source in (
+            f"{{{{ v.{name} }}}}",
+            f"{{{{ v['{name}'] }}}}",
+            f"{{{{ [v]|map(attribute='{name}')|first }}}}",
+        ):
+            with pytest.raises(PromptError) as caught:
+                rendered(Prompt(source), v=value)
+            assert "SECRET" not in str(caught.value)
 
 
 def test_plain_copies_deeply() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from feste.draw import Determinism
 from feste.errors import ConfigError, PromptError, UndefinedVariable
-from feste.prompt import ChatPrompt, FesteEnvironment, Prompt
+from feste.prompt import ChatPrompt, FesteEnvironment, Prompt, files
 from feste.prompt.limits import SOURCE_LIMIT
 from feste.testing import FakeBackend, fresh_draws
 
@@ -141,7 +141,7 @@ def test_wrong_files_are_refused_when_the_prompt_is_made(
 ) -> None:
     """The error names the template, the line, the file, and what to do; it is the user's own line."""
     many = {f"deep{i}": f"{{% include 'deep{i + 1}' %}}" for i in range(40)} | {"deep40": ""}
-    many |= {f"twice{i}": f"{{% include 'twice{i + 1}' %}}" * 2 for i in range(20)}
+    many |= {f"twice{i}": f"{{% include 'twice{i + 1}' %}}" * 8 for i in range(20)}
     environment = folder(
         a="a",
         self="{% include 'self' %}",
@@ -408,3 +408,24 @@ def test_a_file_that_becomes_a_link_meanwhile_is_not_followed(tmp_path: Path) ->
 
     assert texts <= {"fine", "refused"}
     assert len(texts) == 2
+
+
+@pytest.mark.parametrize("name", ["sub", "sub/part"])
+def test_a_link_put_there_between_look_and_open_is_not_followed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same at the worst moment: the path was found sound, then it changes."""
+    root, other = tmp_path / "prompts", tmp_path / "other"
+    for place, text in ((root, "fine"), (other, "SECRET")):
+        (place / "sub").mkdir(parents=True)
+        (place / "sub" / "part").write_text(text)
+    opened = files._opened
+
+    def swapped(*args: Any) -> int:
+        (root / name).rename(root / "away")
+        (root / name).symlink_to(other / name)
+        return opened(*args)
+
+    monkeypatch.setattr(files, "_opened", swapped)
+    with pytest.raises(PromptError, match="sub/part"):
+        Prompt("{% include 'sub/part' %}", environment=FesteEnvironment(root=root))

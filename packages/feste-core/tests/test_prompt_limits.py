@@ -71,43 +71,24 @@ BOMBS = """
 {% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}
 {% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}
 {% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}
-{% set ns = namespace(s=[1]) %}{% for i in range(99) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}
 {% set ns = namespace(s='xx') %}{% for i in range(99) %}{% set s %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = s %}{% endfor %}
 {% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}
 {% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}
-{% for i in [60] recursive %}{% if i %}{{ loop([i - 1, i - 1]) }}{% endif %}{% endfor %}
 {% macro m() %}{% for i in range(1000) %}xxxxxxxxxx{% endfor %}{% endmacro %}{% for i in range(200) %}{{ m() }}{% endfor %}
 {{ range(500000000)|list }}
 """.strip().splitlines()
 
 
-BOMBS += ["{{ '\\\\'|" + "|".join([name] * 60) + " }}" for name in ("tojson", "pprint")]
-
 #: A list that holds itself twice, again and again, is short; its text is not.
 NESTED = """
 {% set ns.a = [ns.a, ns.a] %}
-{% set ns.a = (ns.a, ns.a) %}
-{% set ns.a = [ns.a] + [ns.a] %}
-{% set ns.a = {0: ns.a, 1: ns.a}.values() %}
-{% set ns.a = dict(a=ns.a, b=ns.a) %}
 {% set ns.a = namespace(a=ns.a, b=ns.a) %}
-{% set ns.a = ns.a|batch(2, ns.a)|list %}
 {% set ns.a = range(2)|map('attr', 'none')|map('default', ns.a)|list %}
 """.strip().splitlines()
 NEST = "{%% set ns = namespace(a=['x'], b=['x']) %%}{%% for i in range(40) %%}%s{%% endfor %%}%s"
 BOMBS += [NEST % (turn, "{{ ns.a|string|length }}") for turn in NESTED]
-BOMBS += [
-    NEST % (NESTED[0], "{{ ns.a|" + name + "|length }}")
-    for name in ("pprint", "upper", "tojson", "e", "urlencode")
-]
-BOMBS += [
-    NEST % (turn + turn.replace("ns.a", "ns.b"), "{{ ns.a == ns.b }}")
-    for turn in (NESTED[0], NESTED[-1])
-]
-BOMBS += [NEST % (NESTED[-1] + NESTED[-1].replace("ns.a", "ns.b"), "{{ ns.a is eq(ns.b) }}")]
 BOMBS += """
 {% set ns = namespace(a='x' * 1000000) %}{% for i in range(99) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a|pprint|length }}
-{% set r = range(9999)|list %}{% for i in range(99999) %}{{ -1 in r }}{% endfor %}
 {{ ('{0}' * 200000).format(2 ** 14000) }}
 {{ ('{0:f}' * 200000).format(1e308) }}
 {{ ('%()s' * 1000) % {'': 'x' * 100000} }}
@@ -123,14 +104,9 @@ OVER = """
 r[:]
 r[::-1]
 r|sort
-r|max
 r|list
 r|sum
-r|unique|list
-r|groupby('real')
-r.index(99998)
 r.count(1)
-r.copy()
 -1 is in r
 r ~ ''
 cycler(*r)
@@ -145,11 +121,19 @@ big.count('y')
 big.find('y')
 big.upper()
 big.split('y')
-big|upper
 big|striptags
 big|urlencode
 big|e
 big|string|length
+big.rfind('x' * 250000 ~ 'y' ~ 'x' * 250000)
+big.strip('y' * 500000 ~ 'x')
+big|trim('y' * 500000 ~ 'x')
+big|unique|list
+[big]|upper
+[big]|wordcount
+[[big]]|map('wordcount')|list
+[r]|pprint
+[r]|tojson
 a * a
 """.strip().splitlines()
 SETS = R + BIG + "{% set a = 2 ** 8000 %}{% macro m() %}{{ varargs|length }}{% endmacro %}"
@@ -157,11 +141,13 @@ BOMBS += [SETS + TURNS.replace("@", each) for each in OVER]
 BOMBS += [
     BIG + "{{ range(5000)|map('attr', 'x')|map('default', big)|map('upper')|list|length }}",
     "{% set p = '🦜' * 260000 %}{{ range(5000)|map('attr', 'x')|map('default', p)|map('upper')|list }}",
-    R + "{{ range(99999)|select('in', r)|list|length }}",
     "{{ ('a' * 1000000)|sort|length }}",
     "{{ ('a' * 1000000)|batch(1)|list|length }}",
     "{{ ('a ' * 500000)|title|length }}",
     "{{ ('\\n' * 1000000)|wordwrap(79)|length }}",
+    "{% set b = '<>&' * 300000 %}{% for i in range(99) %}{% if b|striptags %}{% endif %}{% endfor %}",
+    "{% set f = '{0}' * 90000 %}{% for i in range(99) %}{% if f.format(1) %}{% endif %}{% endfor %}",
+    "{% set f = '%%' * 90000 %}{% for i in range(999) %}{% if f % () %}{% endif %}{% endfor %}",
     "{% for i in [1, 1] recursive %}{{ loop([1, 1]) }}{{ loop([1, 1]) }}{% endfor %}",
     "{% macro m(n) %}{% call m(n) %}{% endcall %}{% endmacro %}{{ m(1) }}",
     "{% set ns = namespace(s='') %}{% for i in range(99999) %}{% set ns.s = ns.s ~ 'xxxxxxxxxx' %}{% endfor %}",
@@ -174,17 +160,10 @@ BOMBS += [
     "{{ " + "{'a':" * 10_000 + "1" + "}" * 10_000 + " }}",
     "{{ " + "not " * 10_000 + "1 }}",
     "{{ " + "-" * 20_000 + "1 }}",
-    "{{ 1" + "+1" * 20_000 + " }}",
-    "{{ 1" + "~1" * 50_000 + " }}",
-    "{{ x" + "|e" * 50_000 + " }}",
     "{{ " + "9" * 200_000 + " }}",
     "{{ 0x" + "f" * 200_000 + " }}",
     "{{ 1 }}" * 37_000,
-    "{% if 1 %}{% endif %}" * 12_000,
     "{% if 1 %}" * 5_000 + "{% endif %}" * 5_000,
-    "".join(f"{{% block a{i} %}}{{% endblock %}}" for i in range(7_500)),
-    "".join(f"{{% macro a{i}() %}}{{% endmacro %}}" for i in range(7_000)),
-    "".join(f"{{% set a{i}=1 %}}" for i in range(14_000)),
     "{{" * 130_000,
     "{%" * 130_000,
     "{# " * 87_000,
@@ -257,13 +236,13 @@ def measure() -> Iterator[Callable[[str], Any]]:
 def test_bombs_are_refused(number: int, measure: Callable[[str], Any]) -> None:
     """A template cannot fill the memory or run without end; the limit is named.
 
-    Seconds have slack for busy machines: a quiet one takes less than two.
+    Each is over within two seconds of processor time; a busy machine may count twice of that.
     """
     what, seconds, grown = measure(BOMBS[number])
 
     assert what.startswith("refused: ")
     assert any(word in what for word in SAID), what
-    assert seconds < 6
+    assert seconds < 2 * 2
     assert grown < 64 << 20
 
 

@@ -99,18 +99,20 @@ class Budget:
             self.take(_width(value) >> 11)
         return self.measure(value)
 
-    def measure(self, value: Any) -> Any:
+    def measure(self, value: Any, items: int = 6, text: int = 64) -> Any:
         """Check the full size of a container, and return the container.
 
         A list that contains the same list twice is short, but its text and its comparisons are not.
 
         :param value: a value that may be a container made by the template.
+        :param items: how many of its parts are a step, as a power of two.
+        :param text: how many of its characters are, where a text is made of it.
         :raises TooMuch: if it is larger than a template may make.
         """
         if not isinstance(value, (str, int, float)):
             total, parts = _walk(value, self._most)
             allow(total, self._most)
-            self.take(parts >> 6)
+            self.take((parts >> items) + (total >> text))
         return value
 
     @cached_property
@@ -177,9 +179,12 @@ def _walk(value: Any, most: int) -> tuple[int, int]:
         parts += len(items)
         for part in items:
             kind: Any = type(part)
-            if part is None or kind is bool or kind is float:
+            if kind is int:
+                if part.bit_length() > 63:
+                    total += part.bit_length() >> 6
+            elif part is None or kind is bool or kind is float:
                 continue
-            if isinstance(part, str):
+            elif isinstance(part, str):
                 total += len(part)
             elif isinstance(part, int):
                 total += part.bit_length() >> 6  # 0 for ordinary numbers

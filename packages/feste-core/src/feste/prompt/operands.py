@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from feste.prompt.limits import TooMuch, allow, extent
 
-__all__ = ["check_call", "check_format", "check_operator"]
+__all__ = ["check_call", "check_format", "check_operator", "search_steps"]
 
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
@@ -132,3 +132,21 @@ def check_call(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, 
         names, makes = _MAKES[name]
         given = {**dict(zip(names, args)), **kwargs}
         allow(makes(str(value), *(given.get(name, 0) for name in names)))
+
+
+#: Methods that look for each character in the argument, or for all of it everywhere.
+_SEARCHES: Final = frozenset("lstrip rfind rindex rpartition rsplit rstrip strip".split())
+
+
+def search_steps(name: str, value: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Return the steps of a search whose time is the product of two lengths.
+
+    :param name: the name of a method of a text.
+    :param value: the text.
+    :param args: the positional arguments.
+    :param kwargs: the keyword arguments.
+    """
+    if name not in _SEARCHES:
+        return 0
+    longest = max((len(a) for a in (*args, *kwargs.values()) if isinstance(a, str)), default=0)
+    return len(value) * longest >> 12

@@ -20,7 +20,7 @@ from jinja2.utils import Namespace, _PassArg
 from jinja2.visitor import NodeTransformer
 
 from feste.prompt.limits import NODE_LIMIT, TAG_LIMIT, TEXT_LIMIT, Budget, TooMuch, extent
-from feste.prompt.operands import check_call, check_format, check_operator
+from feste.prompt.operands import check_call, check_format, check_operator, search_steps
 
 __all__ = ["BUDGET", "JINJA_NAMES", "Filters", "count_work", "sandbox_with", "takes_context"]
 
@@ -47,9 +47,15 @@ _BY_ITEM: Final = _FREE | frozenset(
     "batch dictsort groupby join list max min reject rejectattr reverse select selectattr slice "
     "sort sum unique".split()
 )
-#: Filters that take microseconds for each character or item.
+#: Filters that take microseconds for each item, or 100 nanoseconds and more for each character.
 _SLOW: Final = frozenset(
-    "batch dictsort groupby pprint slice sort title tojson wordcount wordwrap".split()
+    "batch dictsort format groupby pprint slice sort striptags title tojson wordwrap".split()
+)
+#: Filters, and methods of texts, that take a few nanoseconds for each character.
+_FAST: Final = frozenset(
+    "center count endswith find index isspace join lower lstrip partition replace "
+    "rfind rindex rpartition rsplit rstrip safe split splitlines startswith string strip trim "
+    "truncate upper".split()
 )
 
 
@@ -85,6 +91,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call_filter(self, name: str, value: Any, *rest: Any, **more: Any) -> Any:
         """Call a filter that ``map`` names."""
         context = more.get("context") or rest[2]
+        if name not in _BY_ITEM:
+            _budget(context).measure(value, 6, 8)
         _budget(context).weigh(value, *_pace(name))
         return _budget(context).weigh(super().call_filter(name, value, *rest, **more))
 
@@ -97,36 +105,44 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call_test(name, value, args, *rest, **more)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        budget = _budget(context)
+        if operator == "%" and isinstance(left, str):
+            budget.weigh(left, 3)  # looking for fields takes longer than filling them
         check_operator(operator, left, right)
         made = super().call_binop(context, operator, left, right)
-        return _budget(context).weigh(_budget(context).measure(made))
+        return budget.weigh(budget.measure(made, 7), items=6)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         called = getattr(obj, "__call__", None)  # noqa: B004 - Jinja passes the context to it, too
         if not _budget(context).is_whole and (takes_context(obj) or takes_context(called)):
             raise TypeError("it reads the whole context, and only a piece is rendered here")
-        _budget(context).take(len(args) + len(kwargs) >> 4)
+        budget = _budget(context)
+        budget.take(len(args) + len(kwargs) >> 4)
         method = getattr(obj, "__wrapped__", obj)  # Jinja wraps the `format` method of texts
         text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(text, (str, list, tuple)):
-            _budget(context).weigh(_budget(context).measure(text), 8)
+            shift = 3 if name.startswith("format") else 11 if name in _FAST else 8
+            budget.weigh(budget.measure(text), shift)
         if isinstance(text, str):
             if name == "join":
                 return _join(context, args[0], text)
             if name.startswith("format"):
                 check_format("{", text, args, args[0] if name == "format_map" else kwargs)
             else:
+                budget.take(search_steps(name, text, args, kwargs))
                 check_call(name, text, args, kwargs)
         made = super().call(context, obj, *args, **kwargs)
         if obj is dict or obj is Namespace:
-            _budget(context).measure(made)
-        return made if isinstance(made, range) else _budget(context).weigh(made)
+            budget.measure(made)
+        return made if isinstance(made, range) else budget.weigh(made, items=6)
 
 
 def _pace(name: str) -> tuple[int, int]:
     """Return how many characters, and how many items, a filter handles in a step."""
     items = 0 if name in _SLOW else 4
-    return (items if name in _BY_ITEM else items + 4), items
+    if name in _BY_ITEM:
+        return items, items
+    return (11 if name in _FAST else 7 if name == "wordcount" else items + 4), items
 
 
 #: Has Jinja's own filters, without the limits of :func:`sandbox_with`.
@@ -150,8 +166,8 @@ def _compare(context: Context, value: Any) -> Any:
 
 
 @pass_context
-def _measure(context: Context, value: Any) -> Any:
-    return _budget(context).measure(value)
+def _measure(context: Context, value: Any, items: int = 6, text: int = 64) -> Any:
+    return _budget(context).measure(value, items, text)
 
 
 @pass_context
@@ -183,11 +199,23 @@ def _printable(context: Context, value: Any) -> Any:
     return value
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
+@pass_context
+def _trim(context: Context, value: Any, chars: str | None = None) -> str:
+    text = str(value)
+    if chars:
+        _budget(context).take(search_steps("strip", text, (chars,), {}))
+    return text.strip(chars)
+
+
+@pass_context
+def _tojson(context: Context, value: Any, indent: int | None = None) -> str:
+    _budget(context).measure(value, 4)
     return json.dumps(value, ensure_ascii=False, indent=min(indent, 16) if indent else indent)
 
 
-def _pprint(value: Any) -> str:
+@pass_context
+def _pprint(context: Context, value: Any) -> str:
+    _budget(context).measure(value, 0)
     level = [value]
     for _ in range(33):
         level = [part for holder in level for part in _held(holder)]
@@ -215,8 +243,9 @@ def _limited(name: str) -> Callable[..., Any]:
             check_format("%", str(value), args, kwargs)
         else:
             check_call(name, value, args, kwargs)
-        made = _unlimited.call_filter(name, value, args, kwargs, context)
-        return _budget(context).weigh(made)
+        # not our own `call_filter`, which counts the input: that is done already
+        made = Environment.call_filter(_unlimited, name, value, args, kwargs, context)
+        return _budget(context).weigh(made, 11)
 
     return limited
 
@@ -239,7 +268,7 @@ def sandbox_with(filters: Filters) -> Environment:
     made.globals.clear()
     del made.filters["random"], made.filters["urlize"]
     made.filters.update({name: _limited(name) for name in _LIMITED}, join=_join)
-    made.filters.update(pprint=_pprint, tojson=_tojson)
+    made.filters.update(pprint=_pprint, tojson=_tojson, trim=_trim)
     made.filters.update(filters)
     counting = {"tick!": _tick, "weigh!": _weigh, "measure!": _measure, "compare!": _compare}
     made.filters.update(counting)  # see count_work
@@ -259,7 +288,7 @@ def count_work(tree: nodes.Template) -> None:
     _Measured().visit(tree)
     for node in list(tree.find_all((nodes.For, nodes.Filter, nodes.Concat))):
         if isinstance(node, nodes.Filter) and node.node and not node.name.endswith("!"):
-            whole = node.node if node.name in _BY_ITEM else _hidden(node.node, "measure!")
+            whole = node.node if node.name in _BY_ITEM else _hidden(node.node, "measure!", 6, 8)
             if node.name not in _FREE:
                 node.node = _hidden(whole, "weigh!", *_pace(node.name))
         elif isinstance(node, nodes.Concat):
@@ -298,7 +327,7 @@ class _Measured(NodeTransformer):
     def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
         self.generic_visit(node)
         if getattr(node.node, "name", "") != "measure!":  # not measured as a literal already
-            node.node = _hidden(node.node, "measure!")  # type: ignore[arg-type]
+            node.node = _hidden(node.node, "measure!", 7)  # type: ignore[arg-type]
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
