@@ -17,8 +17,8 @@ from feste.errors import CallError, MalformedResponse
 
 __all__ = [
     "GOOD",
-    "K",
     "PATHS",
+    "K",
     "Odd",
     "as_json",
     "good",
@@ -148,7 +148,7 @@ def unreadable(operation: str) -> Iterator[Odd]:
 
 @contextmanager
 def odd_server(cases: dict[str, Odd]) -> Iterator[tuple[str, Counter[str]]]:
-    """Serve the answers of cases to requests whose model is named so, and good ones to all others.
+    """Serve the answers of cases to requests whose model or prompt is named so, and good ones to all others.
 
     A case of a list is an answer to lists: what is asked alone is answered.
     """
@@ -165,13 +165,14 @@ def odd_server(cases: dict[str, Odd]) -> Iterator[tuple[str, Counter[str]]]:
             if "messages" in body:
                 words = body["messages"][-1]["content"]
             words = words if isinstance(words, list) else [words]
-            case = cases.get(body["model"])
+            name = body["model"] if body["model"] in cases else words[0]
+            case = cases.get(name)
             if case is None or len(words) < len(GOOD[operation]):
                 data, kind = as_json(good(operation, *words)), "application/json"
                 served["good"] += 1
             else:
                 data, kind = case.body, case.kind
-                served[body["model"]] += 1
+                served[name] += 1
             head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n\r\n"
             self.wfile.write(head.encode() + data)
 

@@ -17,14 +17,13 @@ import pytest
 import feste
 from feste.backend import Limits
 from feste.backend.cohere import ChatParams as CohereChat
-from feste.backend.cohere import Cohere
+from feste.backend.cohere import Cohere, GenerateParams
 from feste.backend.cohere import EmbedParams as CohereEmbed
-from feste.backend.cohere import GenerateParams
 from feste.backend.openai import ChatParams, CompleteParams, EmbedParams, OpenAI
 from feste.errors import CallError, CountMismatch, MalformedResponse
 
 sys.path.insert(0, str(Path(__file__).parent))
-from odd_answers import GOOD, Odd, as_json, good, odd_server, unreadable, value_of  # noqa: E402
+from odd_answers import GOOD, Odd, as_json, good, odd_server, unreadable, value_of
 
 #: Texts that are odd, but texts.
 TEXTS = {
@@ -42,6 +41,9 @@ TEXTS = {
 }
 #: What is no text, list or object where there should be one.
 VALUES = [None, True, -1, 1.5, "x", [], {}, [[]], [None], {"index": 0}]
+
+#: Some of them.
+MILD = [None, -1, "x", [None], {"index": 0}]
 
 
 def put(reply: Any, path: str, value: Any) -> bytes:
@@ -88,10 +90,10 @@ def chats() -> Iterator[Odd]:
         {"prompt_tokens": "9"},
         {},
     ]
-    yield from harmless(reply, "usage", [*VALUES, *counts, ...], ["zero"])
+    yield from harmless(reply, "usage", [*MILD, *counts, ...], ["zero"])
     yield from harmless(reply, "choices.0.index", [None, True, 7, -1, "0", ...], ["zero"])
-    yield from harmless(reply, "choices.0.finish_reason", [*VALUES, "\x1b[31m", ...], ["zero"])
-    yield from harmless(reply, "model", VALUES, ["zero"])
+    yield from harmless(reply, "choices.0.finish_reason", [*MILD, "\x1b[31m", ...], ["zero"])
+    yield from harmless(reply, "model", MILD, ["zero"])
     yield from harmless(reply, "error", [None, "x", [], {"message": "but there is one"}], ["zero"])
     body = as_json(reply)
     yield Odd("BOM", b"\xef\xbb\xbf" + body, ["zero"])
@@ -105,7 +107,42 @@ def chats() -> Iterator[Odd]:
     for call in calls:
         message = {"role": "assistant", "content": None, "tool_calls": [call]}
         made = put(reply, "choices.0.message", message)
-        yield Odd(f"tool call {call}", made, [""] if isinstance(call, dict) else None)
+        yield Odd(f"tool call {call}", made, [""] if isinstance(call, dict) else MalformedResponse)
+
+
+def streams() -> Iterator[tuple[str, Odd]]:
+    """Answers to a chat whose text is to come in events."""
+    events = "text/event-stream"
+    end = b"data: [DONE]\n\n"
+    for operation in ("chat", "cohere.chat"):
+        whole = as_json(good(operation, "zero"))
+        for name, body in {
+            "nothing": b"",
+            "JSON": whole,
+            "HTML": b"<!doctype html><title>Sign in</title>",
+            "the end alone": end,
+            "no event of JSON": b"data: {\n\n" + end,
+            "events of other things": b'data: [1]\n\ndata: "x"\n\ndata: null\n\n' + end,
+            "not UTF-8": b'data: {"choices": "\xff"}\n\n' + end,
+        }.items():
+            yield operation, Odd(name, body, kind=events)
+        yield operation, Odd("JSON that says so", whole)
+    for value in [
+        True,
+        7,
+        "x",
+        {"index": 0},
+        [None],
+        ["x"],
+        [[]],
+        [{"index": []}],
+        [{"delta": "x"}],
+    ]:
+        body = b"data: " + as_json({"choices": value}) + b"\n\n" + end
+        yield "chat", Odd(f"choices {value}", body, kind=events)
+    for value in [True, 7, "x", [None], {"message": 7}, {"message": {"content": {"text": 7}}}]:
+        body = b"data: " + as_json({"type": "content-delta", "delta": value}) + b"\n\n" + end
+        yield "cohere.chat", Odd(f"delta {value}", body, kind=events)
 
 
 def lists() -> Iterator[Odd]:
@@ -117,8 +154,8 @@ def lists() -> Iterator[Odd]:
     for name, text in TEXTS.items():
         yield Odd(name, put(reply, "choices.1.text", text), [right[0], text, right[2]])
     yield Odd("shuffled", as_json({"choices": [third, first, second]}), right)
-    yield from harmless(reply, "usage", VALUES, right)
-    yield from harmless(reply, "choices.1.finish_reason", VALUES, right)
+    yield from harmless(reply, "usage", MILD, right)
+    yield from harmless(reply, "choices.1.finish_reason", MILD, right)
 
 
 def alone(field: str, reply: Any, right: list[Any]) -> Iterator[Odd]:
@@ -150,7 +187,7 @@ def vectors() -> Iterator[Odd]:
     yield Odd("numbers", numbers, [right[0], [2.5, -0.0], right[2]])
     yield Odd("infinite", numbers.replace(b"2.5", b"1e400"), right)
     yield Odd("shuffled", as_json({"data": reply["data"][::-1]}), right)
-    yield from harmless(reply, "usage", VALUES, right)
+    yield from harmless(reply, "usage", MILD, right)
 
 
 def cohere_chats() -> Iterator[Odd]:
@@ -167,10 +204,10 @@ def cohere_chats() -> Iterator[Odd]:
     for name, text in TEXTS.items():
         yield Odd(name, as_json(good("cohere.chat", text)), [text])
     counts: list[Any] = [{"input_tokens": -5}, {"output_tokens": 2**70}, {"input_tokens": 1e308}]
-    yield from harmless(reply, "usage", VALUES, ["zero"])
-    yield from harmless(reply, "usage.billed_units", [*VALUES, *counts], ["zero"])
-    yield from harmless(reply, "logprobs", VALUES, ["zero"])
-    yield from harmless(reply, "id", VALUES, ["zero"])
+    yield from harmless(reply, "usage", MILD, ["zero"])
+    yield from harmless(reply, "usage.billed_units", [*MILD, *counts], ["zero"])
+    yield from harmless(reply, "logprobs", MILD, ["zero"])
+    yield from harmless(reply, "id", MILD, ["zero"])
 
 
 def cohere_vectors() -> Iterator[Odd]:
@@ -182,7 +219,7 @@ def cohere_vectors() -> Iterator[Odd]:
     rows = reply["embeddings"]["float"]
     for name, some in {"none": [], "one less": rows[1:], "one more": rows * 2}.items():
         yield Odd(name, as_json({"embeddings": {"float": some}}), right)
-    yield from harmless(reply, "meta", VALUES, right)
+    yield from harmless(reply, "meta", MILD, right)
 
 
 def generations() -> Iterator[Odd]:
@@ -194,8 +231,8 @@ def generations() -> Iterator[Odd]:
     yield from wrong(reply, "generations.0.text", (str,))
     for name, text in TEXTS.items():
         yield Odd(name, as_json(good("cohere.generate", text)), [text])
-    yield from harmless(reply, "generations.0.finish_reason", VALUES, ["zero"])
-    yield from harmless(reply, "meta", VALUES, ["zero"])
+    yield from harmless(reply, "generations.0.finish_reason", MILD, ["zero"])
+    yield from harmless(reply, "meta", MILD, ["zero"])
 
 
 CASES: dict[str, Callable[[], Iterator[Odd]]] = {
@@ -240,7 +277,10 @@ def test_an_odd_answer_is_what_it_says_or_an_error(operation: str, tmp_path: Pat
     odd = {f"odd-{i}": one for i, one in enumerate(every)}
     settings: Any = {"store": tmp_path / "store", "progress": False}
     with odd_server(odd) as (url, served):
-        asked = {name: calls_of(operation, url, name, GOOD[operation]) for name in odd}
+        if len(GOOD[operation]) == 1:
+            asked = {name: calls_of(operation, url, "m", [name]) for name in odd}
+        else:  # a list for each
+            asked = {name: calls_of(operation, url, name, GOOD[operation]) for name in odd}
         fine = calls_of(operation, url, "fine", [f"word {i}" for i in range(20)])
         got, well = feste.compute(asked, fine, on_error="return", **settings)
 
@@ -258,3 +298,16 @@ def test_an_odd_answer_is_what_it_says_or_an_error(operation: str, tmp_path: Pat
         assert all(
             pickle.dumps(a) == pickle.dumps(b) for a, b in zip(values, got[name], strict=True)
         )
+
+
+def test_an_odd_stream_is_an_error() -> None:
+    """Typed, with what may have been paid; a text is never made of it."""
+    every = [*streams()]
+    odd = {f"odd-{i}": one for i, (_, one) in enumerate(every)}
+    with odd_server(odd) as (url, served):
+        for name, (operation, one) in zip(odd, every, strict=True):
+            (call,) = calls_of(operation, url, "m", [name])
+            with pytest.raises(feste.errors.RunFailed) as failed:
+                list(feste.stream(call))
+            assert outcome(failed.value.errors) is MalformedResponse, (operation, one.name)
+            assert served[name] == 2  # bought once more

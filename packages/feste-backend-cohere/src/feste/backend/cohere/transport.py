@@ -235,7 +235,7 @@ async def _streamed(
         headers = dict(reply.headers)
         if not reply.is_success:
             return _answer(reply.status_code, await reply.aread(), headers, secret)
-        assembly, empty = Assembly(), 0
+        assembly, event, empty = Assembly(), None, 0
         async for line in reply.aiter_lines():
             if not line.startswith("data:"):
                 continue
@@ -249,6 +249,8 @@ async def _streamed(
                 return MalformedResponse("the reply is a stream that brings nothing")
             if piece:
                 on_chunk(piece)
+    if event is None:
+        return MalformedResponse("the reply is no stream of events: there is none in it")
     if not assembly.complete:
         return ConnectionLost("the stream ended before the answer did")
     if is_deep(assembly.payload):
