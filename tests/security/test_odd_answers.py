@@ -5,6 +5,8 @@ Some 300 answers are sent over real sockets, those of one operation in one run, 
 
 from __future__ import annotations
 
+import array
+import base64
 import copy
 import pickle
 import sys
@@ -135,7 +137,7 @@ def streams() -> Iterator[tuple[str, Odd]]:
         [None],
         ["x"],
         [[]],
-        [{"index": []}],
+        [{"index": {"a": 1}}],
         [{"delta": "x"}],
     ]:
         body = b"data: " + as_json({"choices": value}) + b"\n\n" + end
@@ -273,7 +275,8 @@ def outcome(values: list[Any]) -> Any:
 @pytest.mark.parametrize("operation", list(CASES))
 def test_an_odd_answer_is_what_it_says_or_an_error(operation: str, tmp_path: Path) -> None:
     """Values are exact and kept; the others are bought twice and fail; good calls are not touched."""
-    every = [*unreadable(operation), *CASES[operation]()]
+    most = 1 if operation.endswith("chat") else 3
+    every = [*[*unreadable(operation)][::most], *CASES[operation]()]
     odd = {f"odd-{i}": one for i, one in enumerate(every)}
     settings: Any = {"store": tmp_path / "store", "progress": False}
     with odd_server(odd) as (url, served):
@@ -311,3 +314,17 @@ def test_an_odd_stream_is_an_error() -> None:
                 list(feste.stream(call))
             assert outcome(failed.value.errors) is MalformedResponse, (operation, one.name)
             assert served[name] == 2  # bought once more
+
+
+def test_the_largest_list_of_vectors_is_read() -> None:
+    """2,048 vectors of 3,072 numbers, 34 MB as base64, in one answer."""
+    words = [str(i) for i in range(2_048)]
+    rows = [
+        base64.b64encode(array.array("f", [i] * 3_072).tobytes()).decode() for i in range(2_048)
+    ]
+    body = as_json({"data": [{"index": i, "embedding": row} for i, row in enumerate(rows)]})
+    assert len(body) > 33_000_000
+    with odd_server({"large": Odd("large", body)}) as (url, served):
+        got = feste.compute(calls_of("embed", url, "large", words), progress=False)[0]
+    assert served == {"large": 1}
+    assert all(v == array.array("f", [i] * 3_072) for i, v in enumerate(got))
