@@ -7,7 +7,9 @@ backends of the process share because it takes 26 ms.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import importlib
 import json
 import logging
 import urllib.request
@@ -41,6 +43,11 @@ if TYPE_CHECKING:
 __all__ = ["send"]
 
 T = TypeVar("T")
+
+# the SDK looks into httpx once any thread, such as another backend's, has begun to import it, and
+# stumbles where it is half made; so it is whole before the first request
+with contextlib.suppress(ImportError):
+    importlib.import_module("httpx")
 
 # the SDK logs what a provider answers, which may repeat the key
 for _name in ("openai._base_client", "httpx2"):
