@@ -108,8 +108,8 @@ class TestProfile:
     )
     def test_of_other_servers_only_the_user_knows(self, url: str) -> None:
         """Another server may serve a model of that name at another price, and without a cache."""
-        assert OpenAI("gpt-5.6-sol", base_url=url).profile("gpt-5.6-sol") == Profile()
-        assert OpenAI("gpt-5.6-sol", base_url=url, profile=MINE).profile("gpt-5.6-sol") == MINE
+        assert OpenAI("gpt-5.6-sol", base_url=url, api_key="k").profile("gpt-5.6-sol") == Profile()
+        assert OpenAI("gpt-5.6-sol", base_url=url, api_key="k", profile=MINE).profile("") == MINE
 
     def test_prices_come_from_the_list(self) -> None:
         """For OpenAI itself, and only where neither the user nor the list leaves them unknown."""
