@@ -188,7 +188,9 @@ class TestVectors:
                 Response({"data": [{"index": 0, "embedding": bad}]}), ["t", EmbedParams()]
             )
 
-    @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9))
+    @given(
+        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9)
+    )
     def test_both_encodings_give_the_same_bits(self, numbers: list[float]) -> None:
         """base64 has the lowest byte first on every machine."""
         packed = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
