@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 import feste
-from feste.backend import Secret, server_url
+from feste.backend import Secret, proxy_for, server_url
 from feste.backend.cohere import Cohere
 from feste.backend.openai import OpenAI
 from feste.errors import ConfigError, InvalidRequest
 from feste.testing import Fault, SimServer
 
 KEY = "sk-canary-0123456789"
-WIRES = {
+WIRES: dict[Any, tuple[str, str]] = {
     OpenAI: ("feste.backend.openai.testing:OpenAIWire", "/v1"),
     Cohere: ("feste.backend.cohere.testing:CohereWire", ""),
 }
@@ -104,16 +104,34 @@ def test_a_default_key_goes_to_no_other_host(
     assert make("m").endpoint == "https://other.example"
 
 
-@pytest.mark.parametrize("make", list(WIRES))
-def test_a_redirect_shows_nothing_to_the_other_host(make: Any) -> None:
+def test_a_redirect_shows_nothing_to_the_other_host() -> None:
     """Neither key nor prompt; the error names the other host and what to do."""
-    wire, path = WIRES[make]
-    with SimServer(wire) as here, SimServer(wire) as there:
-        for status in (301, 302, 303, 307, 308):
-            where = there.url.replace("127.0.0.1", "localhost") + path
-            here.add(Fault(status=status, headers={"location": where}))
+    wires = [wire for wire, _ in WIRES.values()]
+    with SimServer(wires) as here, SimServer(wires) as there:
+        for make, (_, path) in WIRES.items():
             llm = make("m", base_url=here.url + path, api_key=KEY)
-            error = feste.compute(llm.chat(f"secret {status}"), on_error="return")[0]
-            assert isinstance(error, InvalidRequest) and error.status == status
-            assert "redirect to localhost" in str(error) and "as base_url" in str(error)
-        assert there.totals().requests == 0 and here.totals().requests == 5
+            for status in (301, 302, 303, 307, 308):
+                where = there.url.replace("127.0.0.1", "localhost") + path
+                here.add(Fault(status=status, headers={"location": where}))
+                error = feste.compute(llm.chat(f"secret {status}"), on_error="return")[0]
+                assert isinstance(error, InvalidRequest) and error.status == status
+                assert "redirect to localhost" in str(error) and "as base_url" in str(error)
+        assert there.totals().requests == 0 and here.totals().requests == 10
+
+
+def test_a_proxy_of_the_environment_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For each server, where its run begins, without the proxy's password; at INFO."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2@proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "inside.example")
+    with caplog.at_level("INFO", "feste"):
+        for make in WIRES:
+            for host in ("https://api.proxied.example", "https://inside.example"):
+                make("m", base_url=host, api_key=KEY).preflight()
+            make("m", base_url="http://127.0.0.1:9", api_key=KEY).preflight()
+
+    said = [(r.name, r.levelname, r.getMessage()) for r in caplog.records]
+    line = "the environment names a proxy for api.proxied.example: proxy.example:3128"
+    assert said == [("feste.backend", "INFO", line)]
+    assert proxy_for("https://inside.example/v1") is None

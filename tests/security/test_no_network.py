@@ -18,7 +18,7 @@ def hook(event, args):
         seen.append(f"look-up {args[0]}")
 sys.addaudithook(hook)
 """
-IMPORTS = """
+PROGRAM = """
 import importlib, pkgutil
 import feste
 names = ["feste"] + [m.name for m in pkgutil.walk_packages(feste.__path__, "feste.")]
@@ -26,37 +26,27 @@ for name in names:
     if not any(part.startswith("_") for part in name.split(".")):
         importlib.import_module(name)
 assert {"feste.backend.openai", "feste.backend.cohere", "feste.scheduler.dask"} <= set(names)
-print(json.dumps(seen))
-"""
-RUN = """
-import feste
+at_import = list(seen)
 from feste.backend.cohere import Cohere
 from feste.backend.openai import OpenAI
 llms = [OpenAI("m", base_url=sys.argv[1] + "/v1"), Cohere("m", base_url=sys.argv[1])]
 assert feste.compute([llm.chat(f"REPLY: {i}") for llm in llms for i in range(8)])[0] == [*"01234567"] * 2
-print(json.dumps(sorted(set(seen))))
+print(json.dumps([at_import, sorted(set(seen))]))
 """
 
 
-def seen(program: str, *arguments: str) -> list[str]:
-    """Return the places that a new process connects to or looks up, sockets of files left out."""
-    command = [sys.executable, "-c", HOOK + program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def test_importing_connects_to_nothing_and_a_run_to_its_servers_alone() -> None:
+    """All public modules with the SDKs that they import; neither Feste nor an SDK reports to others.
 
-
-def test_importing_connects_to_nothing() -> None:
-    """Not one of the public modules, those of SDKs that they import included."""
-    assert seen(IMPORTS) == []
-
-
-def test_a_run_connects_to_its_servers_alone() -> None:
-    """Neither Feste nor an SDK reports to anybody else."""
+    Sockets of files are left out.
+    """
     wires = ["feste.backend.openai.testing:OpenAIWire", "feste.backend.cohere.testing:CohereWire"]
     with SimServer(wires) as server:
-        found = seen(RUN, server.url)
+        command = [sys.executable, "-c", HOOK + PROGRAM, server.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
         here = server.url.removeprefix("http://")
 
-    assert {place for place in found if place != "look-up 127.0.0.1"} == {here}
+    assert done.returncode == 0, done.stderr[-3000:]
+    imported, run = json.loads(done.stdout.splitlines()[-1])
+    assert imported == []
+    assert {place for place in run if place != "look-up 127.0.0.1"} == {here}

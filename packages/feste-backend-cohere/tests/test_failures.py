@@ -240,7 +240,7 @@ class TestStream:
             (Fault(kind="truncated"), errors.ConnectionLost),
             (Fault(kind="garbage", body="data: {\n\n"), errors.MalformedResponse),
             (Fault(kind="garbage", body="data: [1]\n\n"), errors.MalformedResponse),
-            (Fault(kind="garbage", body="hello"), errors.ConnectionLost),
+            (Fault(kind="garbage", body="hello"), errors.MalformedResponse),
         ],
     )
     def test_failures(

@@ -168,7 +168,7 @@ def proxy_for(url: str) -> str | None:
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     given = proxies.get(parts.scheme) or proxies.get("all")
-    if not given or is_local(url) or urllib.request.proxy_bypass(parts.netloc):
+    if not given or not parts.netloc or is_local(url) or urllib.request.proxy_bypass(parts.netloc):
         return None
     try:
         proxy = urlsplit(given if "://" in given else f"http://{given}")

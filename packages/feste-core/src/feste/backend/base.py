@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Self
+from urllib.parse import urlsplit
 
+from feste.backend.address import proxy_for
 from feste.backend.fallback import FALL_BACK_ON, On, Rest, as_errors
 from feste.backend.limits import Limits
 from feste.backend.profile import Profile
 from feste.backend.rate_headers import Spellings
 from feste.backend.secret import Secret
 from feste.errors import CallError, ConfigError
+from feste.wording import printable
 
 __all__ = ["Backend", "create"]
+
+_log = logging.getLogger("feste.backend")
 
 #: Configuration that affects how calls are made but not their answers.
 _NOT_IDENTITY = frozenset({"timeout", "limits", "profile"})
@@ -209,13 +216,14 @@ class Backend:
         return Profile()
 
     def preflight(self) -> None:
-        """Raise errors that can be known before anything is sent.
+        """Raise errors that can be known before anything is sent; log which proxy it goes through.
 
         :raises MissingKey: if the environment variable of a key is not set.
         :raises ConfigError: if a key contains characters that cannot be sent.
         """
         for secret in self.secrets:
             secret.check()
+        _log_proxy(self.endpoint)
 
     def warm_up(self) -> None:
         """Do what the first request would wait for, such as importing an SDK; it may block.
@@ -320,3 +328,11 @@ def create(name: str, /, **config: Any) -> Backend:
     finally:
         del config  # so that no traceback with variables shows a literal key
     return backend
+
+
+@functools.lru_cache(maxsize=256)  # once for each server
+def _log_proxy(url: str) -> None:
+    proxy = proxy_for(url)
+    if proxy is not None:
+        host = printable(urlsplit(url).netloc)
+        _log.info("the environment names a proxy for %s: %s", host, printable(proxy))

@@ -100,7 +100,7 @@ class Body:
                 found += self._inflated(data, most - len(found) + 1)
                 if len(found) > most:
                     self._left = -1
-                    break
+                    return b""
                 data = self._unpacker.unused_data
         except zlib.error as error:
             raise MalformedResponse(f"the reply cannot be unpacked: {error}") from None

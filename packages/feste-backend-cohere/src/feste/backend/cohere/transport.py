@@ -56,6 +56,10 @@ _CONNECT = 15.0
 #: How many bytes of a body that is no answer are kept.
 _RAW = 65_536
 
+#: The events of a stream without a part of an answer that are read; there are a few: of the start,
+#: and of the ends of contents, tool calls and citations.
+_EMPTY = 10_000
+
 #: The bytes that the reply to the request of this task may have.
 _most: ContextVar[int] = ContextVar("most", default=MOST_BYTES)
 
@@ -231,16 +235,22 @@ async def _streamed(
         headers = dict(reply.headers)
         if not reply.is_success:
             return _answer(reply.status_code, await reply.aread(), headers, secret)
-        assembly = Assembly()
+        assembly, event, empty = Assembly(), None, 0
         async for line in reply.aiter_lines():
             if not line.startswith("data:"):
                 continue
             try:
-                piece = assembly.take(json.loads(line[5:]))
+                event = json.loads(line[5:])
+                piece = assembly.take(event)
+                empty += not event.get("delta")
             except (ValueError, TypeError, AttributeError, RecursionError):
                 return MalformedResponse("an event of the stream is not as promised")
+            if empty > _EMPTY:
+                return MalformedResponse("the reply is a stream that brings nothing")
             if piece:
                 on_chunk(piece)
+    if event is None:
+        return MalformedResponse("the reply is no stream of events: there is none in it")
     if not assembly.complete:
         return ConnectionLost("the stream ended before the answer did")
     if is_deep(assembly.payload):

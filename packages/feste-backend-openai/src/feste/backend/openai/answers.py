@@ -223,6 +223,8 @@ def _chat_reply(llm: OpenAI, choice: dict[str, Any], response: Response, wanted:
     text, calls = message.get("content"), message.get("tool_calls")
     if not isinstance(text, (str, type(None))) or not isinstance(calls, (list, type(None))):
         raise _malformed(llm, "a message that is not text", message)
+    if not all(isinstance(call, dict) for call in calls or ()):
+        raise _malformed(llm, "a tool call that is no object", message)
     # keep it ready to be sent back: endpoints refuse some of the empty fields that they send
     kept = {k: v for k, v in message.items() if k == "content" or v not in (None, [])}
     kept.setdefault("role", "assistant")

@@ -85,8 +85,10 @@ def failure(error: Exception, *, url: str, timeout: float | None, secret: Secret
 
 
 def _is_unreadable(error: BaseException) -> bool:
-    """Whether an answer came whose headers are without end, or whose JSON is too deep."""
-    if isinstance(error, aiohttp.http_exceptions.LineTooLong | RecursionError):
+    """Whether an answer came whose headers are without end, or whose JSON is none or too deep."""
+    if isinstance(error, (aiohttp.http_exceptions.LineTooLong, RecursionError)):
+        return True
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
         return True
     too_long = ("Too many headers", "Receive buffer too long", "too many header")
     return any(text in str(error) for text in too_long)

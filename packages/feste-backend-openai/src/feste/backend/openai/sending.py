@@ -7,12 +7,14 @@ backends of the process share because it takes 26 ms.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import importlib
 import json
 import logging
 import urllib.request
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx2
 import openai
@@ -39,6 +41,13 @@ if TYPE_CHECKING:
     from feste.backend.openai.client import OpenAI
 
 __all__ = ["send"]
+
+T = TypeVar("T")
+
+# the SDK looks into httpx once any thread, such as another backend's, has begun to import it, and
+# stumbles where it is half made; so it is whole before the first request
+with contextlib.suppress(ImportError):
+    importlib.import_module("httpx")
 
 # the SDK logs what a provider answers, which may repeat the key
 for _name in ("openai._base_client", "httpx2"):
@@ -182,14 +191,22 @@ async def _streamed(
             empty += not (isinstance(event, dict) and event.get("choices"))
             if empty > _EMPTY:
                 raise MalformedResponse("the server answered with a stream that brings nothing")
-            piece = whole.add(event)
+            piece = _promised(whole.add, event)
             if piece:
                 on_chunk(piece)
-    payload = whole.payload()
+    payload = _promised(whole.payload)
     if is_deep(payload):
         raise MalformedResponse("the server answered with a stream of JSON that is too deep to use")
     said = llm._secret.blank_json(json.dumps(payload).encode())
     return _response(json.loads(said), stream.response, llm._secret)
+
+
+def _promised(step: Callable[..., T], *given: Any) -> T:
+    """Take a step that raises whatever it may where an event has not the form it should have."""
+    try:
+        return step(*given)
+    except (TypeError, ValueError, AttributeError):
+        raise MalformedResponse("an event of the stream is not as promised") from None
 
 
 def _body(request: Request, **more: Any) -> dict[str, Any]:
