@@ -14,9 +14,9 @@ from tests.chaos.driver import Chaos
 
 pytestmark = pytest.mark.timeout(900)
 
-DEADLINE = 2.0
+DEADLINE = 3.0
 #: The most seconds of a call that has a deadline, and what a busy machine is given on top.
-MOST, SLACK = 3.0, 5
+MOST, SLACK = 4.0, 5
 
 
 def test_no_call_outlasts_its_deadline(
@@ -36,7 +36,7 @@ def test_no_call_outlasts_its_deadline(
         calls,
         seed=seed,
         equal=1,
-        window=len(slow) + 20,  # so that those that hang leave room for the others
+        window=60,  # what one busy machine answers within any deadline
         faults=faults,
         settings={"deadline": DEADLINE},
     ) as chaos:

@@ -246,7 +246,7 @@ def test_the_package_of_a_how_to_is_found_and_passes_its_own_tests(
     source = installed(tmp_path, text)
     name = tomllib.loads(files_of(text)["pyproject.toml"])["project"]["name"]
 
-    listed = run(tmp_path, source, "feste", "plugins")
+    listed = run(tmp_path, source, "feste", "plugins", "--check")
     tested = run(tmp_path, source, "pytest", "-q", "-p", "no:cacheprovider", "tests")
 
     assert f"loaded    {name} 0.1.0" in listed
