@@ -51,7 +51,7 @@ def test_a_failure_costs_itself_and_what_needs_it(
     A call fails for sure if it is poisoned. By faults it fails only after two of its answers were
     lost that may have been paid for, or two came that could not be read; and then it does.
     """
-    with faulty(tmp_path, amount(1_000, 10_000), seed) as hit:
+    with faulty(tmp_path, amount(1_000, 3_400), seed) as hit:
         evidence = hit.check(hit.run())
     own, gone = doomed(evidence)
     failed = {int(i): told for i, told in evidence.told["failed"].items()}
@@ -75,7 +75,7 @@ def test_what_is_raised_hands_over_what_is_returned(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """``on_error="raise"`` computes the same; its ``partial`` has each value and error in its place."""
-    with faulty(tmp_path, amount(320, 2_000), seed, store=False, on_error="raise") as hit:
+    with faulty(tmp_path, amount(320, 700), seed, store=False, on_error="raise") as hit:
         evidence = hit.check(hit.run())
     own, gone = doomed(evidence)
 
