@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
+import zlib
 from typing import Any
 
 import pytest
 
+from feste.backend import Body
 from feste.backend.openai import ChatParams, EmbedParams, OpenAI
 from feste.backend.openai.requests import chat_request, embed_request, most_bytes, pack_by
+from feste.backend.openai.streams import Whole
 
 
 def chat_bytes(tokens: int, *, n: int, top: int | None, stream: bool) -> int:
@@ -44,3 +48,28 @@ def test_no_limit_refuses_vectors_of_any_model() -> None:
     packed = pack_by("input")(None, [one] * 2_048)
 
     assert most_bytes(packed, stream=False)[0] > 2_048 * 4_096 * len("-0.012345678901234567, ")
+
+
+def test_a_stream_that_packs_well_is_no_bomb() -> None:
+    """The frames of its events are all alike, so a piece of it unpacks to much more."""
+    event = b'data: {"choices": [{"index": 0, "delta": {"content": "hello"}}]}\n\n'
+    packed = zlib.compress(event * 100_000, wbits=31)
+    assert len(packed) < 65_536
+
+    body = Body("gzip", most=68 << 20, answers=1)
+
+    assert b"".join(body.parts(packed)) == event * 100_000
+
+
+def test_long_streams_cost_what_they_have() -> None:
+    """100,000 pieces with logprobs take a moment of the loop that all requests share."""
+    whole, begun = Whole(), time.process_time()
+    for _ in range(100_000):
+        choice = {"index": 0, "delta": {"content": " hello"}, "logprobs": {"content": [[]]}}
+        whole.add({"choices": [choice]})
+    whole.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    (choice,) = whole.payload()["choices"]
+
+    assert time.process_time() - begun < 5
+    assert choice["message"]["content"] == " hello" * 100_000
+    assert len(choice["logprobs"]["content"]) == 100_000

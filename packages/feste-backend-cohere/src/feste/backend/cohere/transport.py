@@ -110,7 +110,8 @@ def _bounded_client() -> type[httpx.AsyncClient]:
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             async for piece in self.reply.aiter_raw():
-                yield self.body.take(piece)
+                for part in self.body.parts(piece):
+                    yield part
 
         async def aclose(self) -> None:
             await self.reply.aclose()
