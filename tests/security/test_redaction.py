@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import sys
+import threading
 from base64 import b64encode, urlsafe_b64encode
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -158,6 +160,32 @@ def test_lines_of_logs_have_no_key(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages[-1] == "sent x-api-key: *** to 5"
     assert any("model ***" in line for line in caplog.messages)
     assert shown("".join(caplog.messages)) == [] and secret.is_literal
+
+
+def test_no_line_of_a_log_raises() -> None:
+    """A request that is paid for does not fail for a line that somebody logs meanwhile."""
+    kept: list[Secret] = []
+
+    line = logging.LogRecord("x", logging.INFO, "f", 1, "%d of %s", ("none",), None)
+    stop = threading.Event()
+
+    def make() -> None:
+        while not stop.is_set():
+            kept.append(Secret.of(KEY, "X"))
+            if len(kept) > 500:
+                kept.clear()
+
+    assert redact_record(line) and line.msg == "%d of %s"
+    maker, interval = threading.Thread(target=make), sys.getswitchinterval()
+    maker.start()
+    sys.setswitchinterval(1e-5)  # threads take turns within a line
+    try:
+        for _ in range(1000):
+            redact_record(logging.LogRecord("x", logging.INFO, "f", 1, "sent", (), None))
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        maker.join()
 
 
 def test_prompts_are_in_no_log(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

@@ -686,6 +686,48 @@ def test_unpack_must_give_one_outcome_a_call() -> None:
         unpack_response(client.ask, client.sent[0], Response([]))
 
 
+def test_a_list_of_the_wrong_count_is_not_bought_twice() -> None:
+    """The calls of a list are sent one by one, also where sending it tells that answers are missing."""
+    asked: list[int] = []
+
+    class Miscounting(Backend):
+        @operation
+        async def ask(self, text: str) -> str:
+            asked.append(1)
+            return text.upper()
+
+        @ask.batch(max_items=10)
+        async def ask_many(self, texts: Sequence[str]) -> Sequence[str]:
+            asked.append(len(texts))
+            raise CountMismatch("2 answers came for 3")
+
+    client = Miscounting()
+    for _ in range(2):  # what was learnt of the server holds
+        assert feste.compute([client.ask(t) for t in "abc"])[0] == ["A", "B", "C"]
+
+    assert asked == [3] + [1] * 6
+
+
+def test_what_a_backend_without_keys_has_in_memory_is_not_made_text() -> None:
+    """A traceback is searched for keys; where there are none, nothing asks for the repr of variables."""
+    asked: list[str] = []
+
+    class Weights:
+        def __repr__(self) -> str:
+            asked.append("repr")
+            return "gigabytes"
+
+    class Keyless(Backend):
+        @operation
+        async def ask(self, text: str) -> str:
+            weights = Weights()
+            raise ValueError(f"{text} has {type(weights).__name__}")
+
+    (got,) = feste.compute(Keyless().ask("a"), on_error="return")
+
+    assert "a has Weights" in str(got) and asked == []
+
+
 # --- clients ----------------------------------------------------------------------------------------
 
 

@@ -183,3 +183,17 @@ def test_a_response_shows_its_payload_and_usage() -> None:
     assert repr(response) == (
         "Response(payload=[1], usage=Usage(input=1, output=0, cached=0, written=0), request_id='r-1')"
     )
+
+
+class _Mute:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "count", [10**400, -(10**400), float("inf"), float("nan"), "7", None], ids=str
+)
+@pytest.mark.parametrize("name", [10**5000, _Mute()], ids=["long", "mute"])
+def test_nothing_beside_an_answer_loses_it(count: Any, name: Any) -> None:
+    """Whatever a backend gives for the tokens and the ID, the payload stays."""
+    assert Response("Hi", Usage(count, 1), request_id=name).tidy() == Response("Hi")

@@ -17,6 +17,8 @@ import pytest
 
 import feste
 from feste.errors import ConfigError, RunFailed
+from feste.scheduler import stalls
+from feste.scheduler.dask.requests import line
 from feste.testing import SimServer
 
 openai = pytest.importorskip("feste.backend.openai")
@@ -155,3 +157,8 @@ def test_the_scheduler_is_killed(
         kept = report.states["replayed"]
         assert bought - kept <= 2 * 4
         assert len(server.ledger()) - bought == 200 - kept
+
+
+def test_a_silent_worker_is_given_up_before_the_run() -> None:
+    """A call that a worker never told of ends, and may be sent again, before all counts as stalled."""
+    assert line._GRACE + line._POLL < stalls.OVERDUE

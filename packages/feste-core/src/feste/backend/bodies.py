@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
 from typing import Any, Final, NoReturn
 
 from feste.errors import MalformedResponse
@@ -25,6 +25,8 @@ ACCEPT_ENCODING: Final = "gzip, deflate"
 #: Of a stream: the lines that the longest answers have several times over, and the bytes of one.
 _LINES: Final = 500_000
 _LINE: Final = 4 << 20
+#: The packed bytes of a stream that are unpacked at once, to at most 1,032 times as many.
+_STEP: Final = 2048
 #: The bytes that are kept of a body that cannot be used.
 _RAW: Final = 65_536
 _GZIP: Final = zlib.MAX_WBITS | 16
@@ -78,6 +80,16 @@ class Body:
             self._count(data)
         return data
 
+    def parts(self, data: bytes) -> Iterator[bytes]:
+        """Yield what a piece of a stream brings, in parts that fit into memory however they unpack.
+
+        :param data: the piece from the socket.
+        :raises MalformedResponse: if the body becomes too long, or cannot be unpacked.
+        """
+        step = _STEP if self._packed else max(1, len(data))
+        for start in range(0, len(data), step):
+            yield self.take(data[start : start + step])
+
     def _count(self, data: bytes) -> None:
         assert self._lines is not None
         self._lines -= data.count(b"\n")
@@ -91,8 +103,7 @@ class Body:
 
     def _unpacked(self, data: bytes) -> bytes:
         found = bytearray()
-        # of a stream, pieces come one by one: none is unpacked to more than a line may have
-        most = self._left if self._lines is None else min(self._left, _LINE)
+        most = self._left
         try:
             while data:
                 if self._unpacker.eof:  # another one follows

@@ -201,14 +201,19 @@ def _call_error(error: Exception, backend: Backend) -> CallError:
 def _shows_a_key(error: Exception, backend: Backend) -> bool:
     """Whether a traceback of the error would show a key, also by the variables of frames."""
     said = str(error)
+    if redact(said, limit=len(said)) != said:
+        return True
+    if (
+        not backend.secrets
+    ):  # else the variables, such as a model's weights, become text for nothing
+        return False
     kind, trace = type(error), error.__traceback__
     try:
         told = traceback.TracebackException(kind, error, trace, capture_locals=True)
     except Exception:  # the repr of a variable broke, and so might hold anything
         return True
     whole = "".join(told.format())
-    shown = any(secret.blank(whole) != whole for secret in backend.secrets)
-    return shown or redact(said, limit=len(said)) != said
+    return any(secret.blank(whole) != whole for secret in backend.secrets)
 
 
 _FACTS = ("billed", "status", "code", "request_id", "retry_after")

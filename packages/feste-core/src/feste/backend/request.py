@@ -213,13 +213,14 @@ class Response:
         counts: list[Any] = []
         if used is not None:
             counts = [used.input, used.output, used.cached, used.written]
-        counted = all(isinstance(n, (int, float)) and math.isfinite(n) for n in counts)
-        named = name is None or type(name) is str
-        if counted and named:
+        counted = all(isinstance(n, (int, float)) and abs(n) < _MOST_TOKENS for n in counts)
+        if counted and (name is None or type(name) is str):
             return self
-        return replace(
-            self, usage=used if counted else None, request_id=name if named else str(name)
-        )
+        try:
+            name = None if name is None else str(name)
+        except Exception:  # a number of too many digits, or whatever its class does
+            name = None
+        return replace(self, usage=used if counted else None, request_id=name)
 
 
 def canonical(value: Any) -> str:
@@ -241,6 +242,9 @@ def canonical(value: Any) -> str:
 def _plain_mapping(value: Any) -> Any:
     return dict(value)
 
+
+#: No count of tokens is as high; higher ones may overflow floats, and the columns of a store.
+_MOST_TOKENS: Final = 2**53
 
 #: Deeper nesting than this is refused: no provider reads it, and writing it recurses.
 _DEEPEST: Final = 100

@@ -39,7 +39,13 @@ def redact_record(record: logging.LogRecord) -> bool:
     >>> logging.getLogger("feste.doctest").addFilter(redact_record)
     """
     if isinstance(record.msg, str):
-        record.msg = redact(record.getMessage(), *_known.values(), limit=100_000)
+        try:
+            text = record.getMessage()
+        except Exception:  # its values do not fit: a handler would report it, and not raise
+            text = record.msg
+        # a list that is made at once, since other threads make secrets meanwhile
+        known = [found() for found in _known.valuerefs()]
+        record.msg = redact(text, *known, limit=100_000)
         record.args = None
     return True
 

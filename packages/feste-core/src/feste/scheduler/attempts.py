@@ -9,6 +9,7 @@ from feste.backend import Response, rate_limits
 from feste.errors import (
     CallError,
     CallTimeout,
+    CountMismatch,
     FesteError,
     Interrupted,
     InvalidRequest,
@@ -145,10 +146,11 @@ class Attempts:
         if isinstance(error, REFUSED_ALL) and self.brain.outages.refused(parcel, error):
             self.fail_members(parcel, error)
             return
-        if isinstance(error, InvalidRequest) and len(parcel.members) > 1:
+        if isinstance(error, (InvalidRequest, CountMismatch)) and len(parcel.members) > 1:
             self.brain.deadlines.met(parcel)  # each part has its own alarm
             self.brain.prefixes.failed(parcel, counts=False)
-            self.brain.lists.refused(parcel)
+            lists = self.brain.lists
+            (lists.refused if isinstance(error, InvalidRequest) else lists.miscounted)(parcel)
             return
         parcel.lost += isinstance(error, WorkerLost)
         parcel.ambiguous += is_ambiguous(error)

@@ -21,8 +21,9 @@ __all__ = ["Stalls"]
 
 #: Seconds after which a stall is one: an executor may report the end of a chunk before its tasks'.
 PATIENCE = 5.0
-#: Seconds after the time limit of a request at which its executor should have reported long ago.
-OVERDUE = 10.0
+#: Seconds after the time limit of a request at which its executor should have reported long ago;
+#: Dask's gives a silent worker 30, and then the call a second attempt.
+OVERDUE = 45.0
 _SHOWN = 5
 
 

@@ -110,7 +110,8 @@ def _bounded_client() -> type[httpx.AsyncClient]:
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             async for piece in self.reply.aiter_raw():
-                yield self.body.take(piece)
+                for part in self.body.parts(piece):
+                    yield part
 
         async def aclose(self) -> None:
             await self.reply.aclose()
@@ -219,7 +220,8 @@ async def _attempt(
 def _most_bytes(body: Mapping[str, Any], *, stream: bool) -> int:
     """Return the most bytes of a reply; what is asked for decides, since a refused one is paid too."""
     if "texts" in body:  # 24 characters for a number, of each kind
-        each = 24 * max(1_536, int(body.get("output_dimension") or 0))
+        size = body.get("output_dimension")
+        each = 24 * max(1_536, size if type(size) is int else 0)
         return MOST_BYTES + each * len(body["texts"]) * len(body.get("embedding_types") or ())
     scale = 16 if body.get("logprobs") or body.get("return_likelihoods") else 4 if stream else 1
     return scale * (MOST_BYTES + int(body.get("num_generations") or 0) * MOST_BYTES // 16)

@@ -144,7 +144,8 @@ class _Pieces(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for piece in self._raw:
-            yield self._body.take(piece)
+            for part in self._body.parts(piece):
+                yield part
 
     async def aclose(self) -> None:
         await _closed(self._close)

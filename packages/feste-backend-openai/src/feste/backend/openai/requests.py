@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from feste.backend import MOST_BYTES, Request, as_messages, as_params, as_text, canonical, plain
 from feste.backend.openai.params import ChatParams, Common, CompleteParams, EmbedParams
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from feste.backend.openai.client import OpenAI
 
 __all__ = ["chat_request", "complete_request", "embed_request", "most_bytes", "pack_by"]
+
+
+#: The tokens that an answer may have where its request does not say.
+_TOKENS: Final = 32_768
 
 
 def chat_request(llm: OpenAI, prompt: Any, params: ChatParams, output: Any = None) -> Request:
@@ -87,8 +91,9 @@ def pack_by(field: str) -> Callable[[Any, Sequence[Request]], Request]:
 def most_bytes(request: Request, *, stream: bool) -> tuple[int, int]:
     """Return the bytes that a reply may have, at most, and how many answers are in it.
 
-    What is asked for decides: a refused answer is paid all the same. 2,048 vectors of 3,072 numbers
-    are 34 MB as base64, and up to 130 MB as numbers; logprobs are 100 times as long as their text.
+    What is asked for decides: a refused answer is paid all the same. 2,048 vectors of 4,096 numbers
+    are 45 MB as base64, and up to 200 MB as numbers; a token is at most 12 bytes of text, 350 with
+    the frame of its event, and as many more for each logprob, which OpenAI indents.
 
     :param request: the request.
     :param stream: whether the reply is a stream of events, each of which repeats its frame.
@@ -98,11 +103,17 @@ def most_bytes(request: Request, *, stream: bool) -> tuple[int, int]:
     answers = len(texts) if isinstance(texts, list) else 1
     if "input" in body:
         size = body.get("dimensions")
-        return MOST_BYTES + answers * 24 * max(3_072, size if type(size) is int else 0), answers
+        return MOST_BYTES + answers * 24 * max(4_096, size if type(size) is int else 0), answers
     answers *= body.get("n") or 1
-    each = MOST_BYTES // 16
-    scale = 16 if body.get("logprobs") not in (None, False) else 4 if stream else 1
-    return scale * (MOST_BYTES + answers * each), answers
+    limits = [body.get("max_completion_tokens"), body.get("max_tokens")]
+    tokens = max([one for one in limits if type(one) is int], default=_TOKENS)
+    logprobs, most = body.get("logprobs"), body.get("top_logprobs")
+    each, scale = 512 if stream else 16, 4 if stream else 1
+    if logprobs not in (None, False):
+        top = most if type(most) is int else logprobs  # a number itself where texts are continued
+        each, scale = each + 512 * (1 + int(top)), 16
+    usual = scale * (MOST_BYTES + answers * MOST_BYTES // 16)
+    return max(usual, MOST_BYTES + answers * tokens * each), answers
 
 
 def _request(llm: OpenAI, operation: str, path: str, body: dict[str, Any], parser: str) -> Request:

@@ -77,8 +77,13 @@ def _grow(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
             _grow_calls(whole[name], value)
         elif value is None or value == "":
             whole.setdefault(name, value)
-        elif type(known) is type(value) and isinstance(value, (str, list)) and name not in _WHOLE:
-            whole[name] = known + value
+        elif isinstance(value, list):
+            whole[name] = known = known if isinstance(known, list) else []
+            known += value
+        elif isinstance(value, str) and isinstance(known, str) and name not in _WHOLE:
+            whole[name] = None  # a text that nothing else holds grows in place
+            known += value
+            whole[name] = known
         else:
             whole[name] = value
 

@@ -185,16 +185,23 @@ class Lists:
         error = cause_of(value, MalformedResponse)
         self.brain.journaling.ended(parcel, error, task.args[2])
         if isinstance(error, CountMismatch):
-            # answers cannot be matched to calls: treat this server as taking no lists, or no lists
-            # with several answers to each prompt
-            several = parcel.request.samples > 1
-            self._learn(parcel, Taken(draws=1) if several else Taken(items=1, size=0))
-            self.settled(parcel, taken=False)
-            self._send_singly(run, self._waiting(parcel))
+            self.miscounted(parcel)
         elif isinstance(error, CallError):
             self.brain.attempts.unreadable(parcel, error)
         else:
             self.brain.attempts.fail_members(parcel, error)
+
+    def miscounted(self, parcel: Parcel) -> None:
+        """Send the calls of a list one by one, since its answers cannot be matched to them.
+
+        The server counts as one that takes no lists, or none with several answers to each prompt.
+
+        :param parcel: the list.
+        """
+        several = parcel.request.samples > 1
+        self._learn(parcel, Taken(draws=1) if several else Taken(items=1, size=0))
+        self.settled(parcel, taken=False)
+        self._send_singly(parcel.run, self._waiting(parcel))
 
     def _unpacked(self, task: PyTask) -> None:
         if (gate := self._unpacking.pop(task, None)) is not None:
