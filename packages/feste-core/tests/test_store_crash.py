@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -15,8 +16,8 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,13 +314,8 @@ def test_nothing_goes_on_before_the_file_has_it(tmp_path: Path, held: str) -> No
     assert seen == [held == "request", True]
 
 
-def test_lists_that_are_not_kept_count_as_in_flight(tmp_path: Path) -> None:
-    """While answered lists are unpacked no others take their places: a crash would lose both."""
-    store = tmp_path / "runs.db"
-    most: list[int] = []
-
-    def look() -> None:
-        most.append(len(rows(store, "SELECT id FROM requests WHERE outcome = 'sent'")))
+def unpacking(look: Callable[[], None], unpack_seconds: float) -> Any:
+    """A backend whose lists of two take a while to unpack; it looks when it sends and unpacks."""
 
     class Slow(Backend):
         limits = Limits(concurrency=2)
@@ -340,7 +336,7 @@ def test_lists_that_are_not_kept_count_as_in_flight(tmp_path: Path) -> None:
 
         @staticmethod
         def _unpack(client: Any, request: Request, response: Response) -> list[Response]:
-            time.sleep(0.05)
+            time.sleep(unpack_seconds)
             look()
             return [replace(response, payload={"texts": [t]}) for t in response.payload["texts"]]
 
@@ -351,7 +347,17 @@ def test_lists_that_are_not_kept_count_as_in_flight(tmp_path: Path) -> None:
             batch=BatchRule("text", "texts", 2, pack=_pack, unpack=_unpack),
         )
 
-    llm = Slow()
+    return Slow()
+
+
+def test_lists_that_are_not_kept_count_as_in_flight(tmp_path: Path) -> None:
+    """While answered lists are unpacked no others take their places: a crash would lose both."""
+    store = tmp_path / "runs.db"
+    most: list[int] = []
+    llm = unpacking(
+        lambda: most.append(len(rows(store, "SELECT id FROM requests WHERE outcome = 'sent'"))),
+        unpack_seconds=0.05,
+    )
     values = feste.compute([llm.say(str(i)) for i in range(24)], store=store)[0]
     feste.store.close()
 
@@ -381,3 +387,29 @@ def test_ctrl_c_keeps_what_was_answered(crashes: Any) -> None:
     assert (kept, told["states"]["replayed"]) == (made, made)
     assert not told["unknown"]
     check(flat, told, 0)
+
+
+def test_a_list_that_is_unpacked_after_its_run_was_given_up_is_kept(tmp_path: Path) -> None:
+    """What was paid for is written even if nobody waits for it any more: a rerun buys nothing."""
+    sent: list[float] = []
+    llm = unpacking(lambda: sent.append(time.monotonic()), unpack_seconds=2.5)
+    store = tmp_path / "runs.db"
+
+    async def give_up() -> None:
+        computing = asyncio.ensure_future(feste.acompute(llm.say("a"), llm.say("b"), store=store))
+        while not sent:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # it is answered at once, and then unpacked
+        computing.cancel()
+        with suppress(asyncio.CancelledError):
+            await computing
+
+    asyncio.run(give_up())
+    deadline = time.monotonic() + LONG
+    while not rows(store, "SELECT 1 FROM answers") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kept = len(rows(store, "SELECT 1 FROM answers"))
+    feste.store.close()
+
+    assert kept == 2
+    assert len(sent) == 2  # once sent, once unpacked

@@ -259,6 +259,6 @@ class Dispatcher:
 
 
 def _is_wanted(task: PyTask) -> bool:
-    """Whether a node still waits for a task."""
+    """Whether a node still waits for a task, or it has paid answers that are not kept yet."""
     state = task.run.state
-    return any(state[i] < OPEN for i in task.members)
+    return task.stage == "unpack" or any(state[i] < OPEN for i in task.members)

@@ -184,6 +184,8 @@ class Lists:
             return
         error = cause_of(value, MalformedResponse)
         self.brain.journaling.ended(parcel, error, task.args[2])
+        if not self._waiting(parcel):
+            return  # its run is over
         if isinstance(error, CountMismatch):
             self.miscounted(parcel)
         elif isinstance(error, CallError):
