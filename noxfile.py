@@ -140,7 +140,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Does it hold when all else fails? In full, with three seeds, which takes half an hour."""
+    """Does it hold when all else fails? In full, with three seeds: an hour on two cores."""
     install(session, "--compile", *TEST, *TEST_MORE)
     session.env["CHAOS"] = "full"
     rooms = ("groups", "store_crash", "store_damage", "store_full_disk", "store_model")
