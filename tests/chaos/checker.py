@@ -300,7 +300,9 @@ def _i6_of_all_runs(e: Evidence, billed: float) -> None:
         return  # not all that was paid for is in the last report
     lost = "outcome = 'unknown' OR (outcome = 'failed' AND billed != 'no')"
     (last,) = rows(e.store, "SELECT max(id) FROM sessions")[0]
-    ((times,),) = rows(e.store, f"SELECT count(*) FROM requests WHERE session < {last} AND ({lost})")
+    ((times,),) = rows(
+        e.store, f"SELECT count(*) FROM requests WHERE session < {last} AND ({lost})"
+    )
     dearest = max((request.dollars or 0.0 for request in e.log), default=0.0)
     saved, most = report["dollars_saved"], report["dollars_possible"]
     least = (report["dollars"] or 0.0) + saved
