@@ -19,6 +19,8 @@ pytestmark = pytest.mark.timeout(900)
 POISONED = 0.05
 #: The timeout in seconds: a busy machine makes no false one of it.
 PATIENCE = 10.0
+#: Errors of calls that a provider refuses: poisoned ones, and those hit by such a fault.
+REFUSED = {"InvalidRequest", "ContentFiltered"}
 #: Requests a minute that the program believes in, so that a refusal teaches it no slower pace.
 RATE = 60_000
 
@@ -49,7 +51,7 @@ def test_a_failure_costs_itself_and_what_needs_it(
     A call fails for sure if it is poisoned. By faults it fails only after two of its answers were
     lost that may have been paid for, or two came that could not be read; and then it does.
     """
-    with faulty(tmp_path, amount(1_000, 10_000), seed) as hit:
+    with faulty(tmp_path, amount(1_000, 3_400), seed) as hit:
         evidence = hit.check(hit.run())
     own, gone = doomed(evidence)
     failed = {int(i): told for i, told in evidence.told["failed"].items()}
@@ -73,7 +75,7 @@ def test_what_is_raised_hands_over_what_is_returned(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """``on_error="raise"`` computes the same; its ``partial`` has each value and error in its place."""
-    with faulty(tmp_path, amount(320, 2_000), seed, store=False, on_error="raise") as hit:
+    with faulty(tmp_path, amount(320, 700), seed, store=False, on_error="raise") as hit:
         evidence = hit.check(hit.run())
     own, gone = doomed(evidence)
 
@@ -93,10 +95,10 @@ def test_after_a_failure_nothing_new_starts(
         with faulty(folder, 400, 1_000 * seed + part, **more) as hit:
             evidence = hit.check(hit.run())
         told = evidence.told
-        first = min(at for _, at, error in told["report"]["times"] if error == "InvalidRequest")
+        first = min(at for _, at, error in told["report"]["times"] if error in REFUSED)
         kinds = {kind for kind, *_ in told["failed"].values()}
 
         assert [sent for sent, *_ in told["report"]["times"] if sent > first] == []
         assert evidence.delivered == sum(r.items for r in evidence.log if r.delivered)
-        assert {"InvalidRequest", "NotStarted"} <= kinds
+        assert "NotStarted" in kinds and not kinds.isdisjoint(REFUSED)
         tally(evidence)

@@ -16,7 +16,7 @@ def test_a_run_that_nothing_disturbs(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """The measure of the others: each call is billed once, and nothing is wrong."""
-    with Chaos(tmp_path, "flat", amount(1_000, 10_000), seed=seed) as calm:
+    with Chaos(tmp_path, "flat", amount(1_000, 3_400), seed=seed) as calm:
         evidence = calm.check(calm.run())
 
     assert evidence.extra == 0
@@ -40,8 +40,8 @@ def test_kills_lose_nothing(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """Whenever the program is killed, the next one goes on where it was."""
-    with Chaos(tmp_path, "chains", amount(1_000, 10_000), seed=seed) as killed:
-        killed.kill(amount(4, 50))
+    with Chaos(tmp_path, "chains", amount(1_000, 3_400), seed=seed) as killed:
+        killed.kill(amount(4, 17))
         evidence = killed.check(killed.run())
 
     assert evidence.delivered == len(killed.steps)
@@ -54,8 +54,8 @@ def test_kills_amid_faults_lose_nothing(
     """The same where 5 % of the requests fail."""
     kinds = ("unavailable", "reset_before", "reset_after", "truncated", "garbage")
     faults = dict.fromkeys(kinds, 0.01)
-    with Chaos(tmp_path, "chains", amount(1_000, 5_000), seed=seed, faults=faults) as killed:
-        killed.kill(amount(3, 25))
+    with Chaos(tmp_path, "chains", amount(1_000, 2_000), seed=seed, faults=faults) as killed:
+        killed.kill(amount(3, 10))
         evidence = killed.check(killed.run())
 
     tally(evidence)
