@@ -88,7 +88,8 @@ def pytest_configure() -> None:
 
         # a busy machine fails no test; CHAOS=full is the long form
         examples = 2000 if os.environ.get("CHAOS") == "full" else 100
-        settings.register_profile("feste", deadline=None, max_examples=examples)
+        # and a failure says how it is run again
+        settings.register_profile("feste", deadline=None, max_examples=examples, print_blob=True)
         settings.load_profile("feste")
     os.environ["COLUMNS"] = "80"  # texts are as wide as the terminal
     for name in list(os.environ):

@@ -274,8 +274,11 @@ def _i6(e: Evidence) -> None:
         sum(report["states"].values()) == report["nodes"],
         lambda: f"I6: {report['states']} do not add up to {report['nodes']} nodes",
     )
+    billed = e.totals.dollars
+    need(billed is not None, lambda: "I6: the provider has no price")
+    assert billed is not None
     if e.runs > 1:
-        return  # the provider's bill is of all runs
+        return _i6_of_all_runs(e, billed)
     astray = report["sent"] - e.totals.requests
     # they may have found no open door, and what a worker was given last may have died with it
     most = report["unreached"] + e.workers_killed * e.window
@@ -287,12 +290,31 @@ def _i6(e: Evidence) -> None:
         e.extra <= report["owned_up"],
         lambda: f"I6: {e.extra} answers are lost, {report['owned_up']} are owned up to",
     )
-    billed, least, more = e.totals.dollars, report["dollars"], report["dollars_possible"]
-    if None not in (billed, least, more):
-        need(
-            least - 1e-9 <= billed <= least + more + 1e-9,
-            lambda: f"I6: billed ${billed}, said from ${least} to ${least + more}",
-        )
+    _within(billed, report["dollars"], report["dollars_possible"])
+
+
+def _i6_of_all_runs(e: Evidence, billed: float) -> None:
+    """See that the bill is what the last run paid and saved, and what was lost on the way."""
+    report = e.told["report"]
+    if e.store is None or e.spoiled or e.delivered < len(e.steps):
+        return  # not all that was paid for is in the last report
+    lost = "outcome = 'unknown' OR (outcome = 'failed' AND billed != 'no')"
+    (last,) = rows(e.store, "SELECT max(id) FROM sessions")[0]
+    ((times,),) = rows(
+        e.store, f"SELECT count(*) FROM requests WHERE session < {last} AND ({lost})"
+    )
+    dearest = max((request.dollars or 0.0 for request in e.log), default=0.0)
+    saved, most = report["dollars_saved"], report["dollars_possible"]
+    least = (report["dollars"] or 0.0) + saved
+    _within(billed, least, None if most is None else most + saved + times * dearest)
+
+
+def _within(billed: float, least: float | None, most: float | None) -> None:
+    """See that a bill lies between two bounds; what answers without a count of tokens cost has none."""
+    need(
+        (least or 0.0) - 1e-9 <= billed and (most is None or billed <= most + 1e-9),
+        lambda: f"I6: billed ${billed}, said from ${least} to ${most}",
+    )
 
 
 def _i7(e: Evidence) -> None:

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from feste.testing import Fault
+from tests.chaos.checker import rows
 from tests.chaos.driver import Chaos
 
 pytestmark = pytest.mark.timeout(900)
@@ -63,8 +64,13 @@ def test_the_second_ctrl_c_ends_at_once(
             assert chaos.ending <= TWO * SLACK
         given_up = chaos.server.totals().left
         chaos.server.close()
+    assert chaos.store is not None
+    query = "SELECT outcome, billed FROM requests WHERE outcome IN ('sent', 'unknown', 'failed')"
+    named = [billed for _, billed in rows(chaos.store, query)]
 
     assert given_up > 0
+    assert len(named) >= given_up
+    assert set(named) == {"unknown"}
     tally(interrupts=2 * stops)
 
 

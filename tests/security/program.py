@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from left import Left
 from pydantic import BaseModel, field_validator
 
@@ -282,9 +283,9 @@ def local(left: Left, todo: dict[str, Any]) -> None:
         failures(left, todo)
     ways(left, todo, ear, store, cache)
     commands(left, store)
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            left.add("command lines", (process / "cmdline").read_bytes() or b"-")
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            left.add("command lines", process.cmdline())
     print("classes", *sorted(left.classes))
 
 
@@ -309,7 +310,6 @@ def crash(left: Left, todo: dict[str, Any]) -> None:
 def on_dask(left: Left, todo: dict[str, Any]) -> None:
     """Requests from here and from workers, whose data is spilled, and whose tasks break."""
     import distributed
-    import psutil
 
     @feste.task
     def long(text: str) -> str:

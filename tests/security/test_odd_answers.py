@@ -272,12 +272,27 @@ def outcome(values: list[Any]) -> Any:
     return [v if isinstance(v, CallError) else plain(v) for v in values]
 
 
+def cases_of(operation: str) -> list[Odd]:
+    """The odd answers of an operation; of a list, some of those that are no answer at all."""
+    most = 1 if operation.endswith("chat") else 3
+    return [*[*unreadable(operation)][::most], *CASES[operation]()]
+
+
+def test_there_are_many() -> None:
+    """More than 300 different bodies, and of each operation some that are right and some that are not."""
+    every = {operation: cases_of(operation) for operation in CASES}
+
+    assert len({odd.body for odds in every.values() for odd in odds}) > 300
+    for odds in every.values():
+        assert any(isinstance(odd.wants, list) for odd in odds)
+        assert any(isinstance(odd.wants, type) for odd in odds)
+        assert len(odds) > 30
+
+
 @pytest.mark.parametrize("operation", list(CASES))
 def test_an_odd_answer_is_what_it_says_or_an_error(operation: str, tmp_path: Path) -> None:
     """Values are exact and kept; the others are bought twice and fail; good calls are not touched."""
-    most = 1 if operation.endswith("chat") else 3
-    every = [*[*unreadable(operation)][::most], *CASES[operation]()]
-    odd = {f"odd-{i}": one for i, one in enumerate(every)}
+    odd = {f"odd-{i}": one for i, one in enumerate(cases_of(operation))}
     settings: Any = {"store": tmp_path / "store", "progress": False}
     with odd_server(odd) as (url, served):
         if len(GOOD[operation]) == 1:

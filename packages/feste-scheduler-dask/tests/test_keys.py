@@ -130,7 +130,9 @@ def strict(server: SimServer, **options: Any) -> OpenAI:
 
 
 class Wire:
-    """What goes over this machine's loopback, by connection; it needs the right to listen."""
+    """What goes over this machine's loopback, by connection; who has no right to listen is blind."""
+
+    blind = ""
 
     def __enter__(self) -> Wire:
         try:
@@ -138,7 +140,8 @@ class Wire:
             self.watch()
             self._socket.bind(("lo", 0))
         except (AttributeError, OSError) as error:
-            pytest.skip(f"the traffic on loopback cannot be seen: {error}")
+            self.blind = f"the traffic on loopback cannot be seen: {error}"
+            return self
         force = getattr(socket, "SO_RCVBUFFORCE", 33)
         self._socket.setsockopt(socket.SOL_SOCKET, force, 2**26)
         self._socket.settimeout(0.1)
@@ -149,12 +152,15 @@ class Wire:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._socket.close()
+        if not self.blind:
+            self._done.set()
+            self._thread.join()
+            self._socket.close()
 
     def watch(self, *ports: int) -> None:
         """Take what comes from or goes to these ports, by a filter of the kernel's."""
+        if self.blind:
+            return
         code = [(0xB1, 0, 0, 0)]  # the length of the IP header
         for place in (0, 2):
             code.append((0x48, 0, 0, place))  # source port, target port
@@ -264,6 +270,8 @@ def test_the_key_stays_on_the_workers(
         assert KEY.encode() not in pickle.dumps(data)
         assert KEY not in repr(data)
     assert not any(KEY.encode() in data for data in kept)
+    if wire.blind:
+        pytest.skip(f"all but this was seen: {wire.blind}")
     inside = {p: data for p, data in wire.streams().items() if server._port not in p}
     outside = [data for p, data in wire.streams().items() if server._port in p]
     assert any(KEY.encode() in data for data in outside)  # so it would be seen elsewhere, too

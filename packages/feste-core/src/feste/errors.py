@@ -37,7 +37,7 @@
     ├── UpstreamFailed         a node was not run because one that it needs failed
     ├── NotStarted             a node was not started because the run was stopped
     ├── BudgetExceeded         the cap on money or tokens is reached, so the run was stopped
-    ├── StalledError           a run could not go on, though nothing was under way
+    ├── StalledError           a run could not go on, because work was lost
     └── RunFailed              some nodes failed: .partial, .report (`__cause__` is the first error)
 
     KeyboardInterrupt
@@ -488,7 +488,7 @@ class BudgetExceeded(FesteError):
 
 
 class StalledError(FesteError):
-    """A run could not go on, though nothing was under way: an executor lost work, or Feste has a bug."""
+    """A run could not go on, though no work was left that may end: it was lost, or Feste has a bug."""
 
 
 class RunFailed(FesteError):
