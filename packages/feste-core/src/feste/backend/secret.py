@@ -15,12 +15,14 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from feste.backend.address import is_local
-from feste.backend.redaction import SHORTEST, every_spelling, redact
+from feste.backend.redaction import every_spelling, redact
 from feste.errors import ConfigError, MissingKey
 
 __all__ = ["Secret", "redact_record"]
 
 _LITERAL = "<literal>"
+#: The characters of the shortest key that no answer has by chance.
+_NO_WORD = 16
 #: Salts the labels of literal keys, so that they reveal nothing outside this process.
 _SALT = secrets.token_bytes(16)
 #: All secrets of this process, by their IDs: equal ones end at different times.
@@ -190,15 +192,20 @@ class Secret:
     def blank_json(self, content: bytes) -> bytes:
         """Replace the key in the JSON of an answer, before anything reads it, with asterisks.
 
-        This costs next to nothing, and finds the key as it is written in JSON only.
+        This costs next to nothing, and finds the key as it is written in JSON only. A key that could
+        be a word of the answer, as local servers take it ("lm-studio"), stays: one of less than 16
+        characters, or without a digit.
 
         :param content: the answer.
 
-        >>> Secret.of("canary/0123", "MY_KEY").blank_json(b'["canary/0123", "canary\\\\/0123"]')
+        >>> key = "canary/0123456789"
+        >>> Secret.of(key, "MY_KEY").blank_json(b'["canary/0123456789", "canary\\\\/0123456789"]')
         b'["***", "***"]'
+        >>> Secret.of("password", "MY_KEY").blank_json(b'["enter your password"]')
+        b'["enter your password"]'
         """
         key = self._read()
-        if len(key) < SHORTEST:
+        if len(key) < _NO_WORD or not any(map(str.isdigit, key)):
             return content
         for text in _in_json(key):
             content = content.replace(text, b"***")
