@@ -22,7 +22,7 @@ def test_a_clock_that_jumps_changes_nothing(
 
     A date that a provider asks to wait for is measured against the date of its own reply.
     """
-    calls = amount(300, 1_000)
+    calls = amount(150, 1_000)
 
     def run(name: str, **more: Any) -> tuple[dict[str, Any], Evidence]:
         (tmp_path / name).mkdir()

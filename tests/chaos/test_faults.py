@@ -67,7 +67,9 @@ def test_a_failure_costs_itself_and_what_needs_it(
     totals = evidence.totals
     alone = {kind for kind in totals.faults if EXPECTED[kind] not in (Effect.LISTS, Effect.ACCOUNT)}
     assert alone == {fault.kind for fault in everything(evidence.steps)}
-    assert 0.03 <= sum(totals.faults.values()) / totals.requests <= 0.08
+    # 5 %, and each kind once or twice for sure
+    struck = sum(totals.faults.values())
+    assert 0.03 * totals.requests <= struck <= 0.07 * totals.requests + 2 * len(alone)
     tally(evidence)
 
 

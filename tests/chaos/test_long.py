@@ -23,7 +23,7 @@ def test_a_long_run_leaks_nothing(
 
     All warnings are errors, those of what was not closed too: the driver finds them on stderr.
     """
-    calls, window = amount(1_500, 9_000), 64  # a report has the last 10,000 requests
+    calls, window = amount(1_000, 9_000), 64  # a report has the last 10,000 requests
     with Chaos(
         tmp_path,
         "flat",
