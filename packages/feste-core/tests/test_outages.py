@@ -611,7 +611,8 @@ def test_a_call_with_a_fallback_does_not_wait_for_a_backend_that_is_down() -> No
 @pytest.mark.parametrize("has_fallback", [True, False])
 def test_what_is_noted_in_a_store_is_given_up_once(has_fallback: bool, tmp_path: Any) -> None:
     """The backend goes down while it is written that requests will be sent: these are not sent."""
-    first, second = FakeBackend("first"), FakeBackend("second")
+    first = FakeBackend("first")
+    second = type("Second", (FakeBackend,), {"plugin": "second"})("second")
 
     def answer(request: Request) -> Response:
         if request.body["model"] == "first":

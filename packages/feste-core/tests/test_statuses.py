@@ -81,7 +81,7 @@ def test_what_is_tried_again() -> None:
 def test_text_of_the_provider_is_cut_and_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Providers echo keys, and whole prompts; neither gets into an error."""
     monkeypatch.setenv("A_KEY_OF_THESE_TESTS", "oddly formed key")
-    text = f"  oddly formed key and sk-abcdefghijkl {'x' * 900}"
+    text = f"  oddly formed key and sk-abcdefghij12 {'x' * 900}"
     error = error_for_status(401, text, secret=Secret("A_KEY_OF_THESE_TESTS"))
 
     assert str(error).startswith("the provider answered 401: *** and *** x")
