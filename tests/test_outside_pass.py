@@ -132,7 +132,7 @@ def test_the_command_lists_it(site: Path) -> None:
     assert (row["distribution"], row["version"], row["state"]) == (
         "feste-squeeze",
         "0.1.0",
-        "loaded",
+        "enabled",
     )
     assert row["offers"] == {"optimizations": ["squeeze", "blanks"], "settings": ["squeeze_worth"]}
 

@@ -261,8 +261,8 @@ def test_events_hold_what_they_promise(used: Any) -> None:
 
 def test_feste_plugins_lists_them(folder: Path) -> None:
     """``python -m feste plugins`` shows distribution, version, what each registers, what is broken."""
-    text = python(folder, "-m", "feste", "plugins")
-    data = python(folder, "-m", "feste", "plugins", "--json")
+    text = python(folder, "-m", "feste", "plugins", "--check")
+    data = python(folder, "-m", "feste", "plugins", "--check", "--json")
     rows = {row["name"]: row for row in json.loads(data.stdout)}
 
     assert (text.returncode, data.returncode) == (1, 1)
@@ -292,7 +292,7 @@ def test_switches_of_the_environment(
     folder: Path, environment: dict[str, str], states: list[str]
 ) -> None:
     """Plugins are blocked or allowed by name; the command then says that all is well."""
-    done = python(folder, "-W", "error", "-m", "feste", "plugins", "--json", **environment)
+    done = python(folder, "-W", "error", "-m", "feste", "plugins", "--check", "--json", **environment)
     rows = {row["name"]: row["state"] for row in json.loads(done.stdout)}
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -304,7 +304,7 @@ def test_two_of_one_name_are_told_by_the_command(folder: Path, tmp_path: Path) -
     install(tmp_path, "feste_other_parrot", SOURCE, entry="other")
     path = os.pathsep.join([str(tmp_path), str(folder)])
     switches = {"FESTE_LOAD_PLUGINS": "parrot,other"}
-    done = python(Path(path), "-m", "feste", "plugins", **switches)
+    done = python(Path(path), "-m", "feste", "plugins", "--check", **switches)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert "feste_other_parrot 1.0 and feste_parrot 1.0" in done.stderr
@@ -518,7 +518,7 @@ def test_a_plugin_that_was_really_installed(tmp_path: Path) -> None:
     options = ["--no-index", "--no-build-isolation", "--no-deps", "--target", str(target)]
     done = python(tmp_path, *command, *options, str(project))
     assert done.returncode == 0, done.stderr
-    rows = json.loads(python(target, "-m", "feste", "plugins", "--json").stdout)
+    rows = json.loads(python(target, "-m", "feste", "plugins", "--check", "--json").stdout)
     (row,) = [r for r in rows if r["name"] == "parrot"]
     code = """
 import json

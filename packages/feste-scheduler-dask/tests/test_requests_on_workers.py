@@ -617,7 +617,7 @@ def test_what_cannot_be_pickled_is_told(there: Any) -> None:
             return f"{how} at last"
 
         def _prepare(self, what: str) -> Request:
-            return Request(self.plugin, "ask", self.endpoint, {"what": what}, {})
+            return Request(self.plugin, "ask", self.endpoint, {"what": what})
 
         async def _send(self, request: Request, on_chunk: Any = None) -> Response:
             what = request.body["what"]
