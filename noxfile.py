@@ -127,16 +127,17 @@ def tests(session: nox.Session) -> None:
     install_model(session)
     documents = existing("packages/*/tests", "packages/*/README.md", "tests/*", "README.md", "docs")
     # these keep all cores busy, so they come after the tests that keep to rates in real time
-    heavy = existing("packages/feste-scheduler-dask/tests", "packages/feste-scheduler-dask/*.md")
-    heavy += existing("tests/chaos")
-    others = [path for path in documents if path not in heavy]
+    clusters = existing("packages/feste-scheduler-dask/tests", "packages/feste-scheduler-dask/*.md")
+    hostile = existing("tests/chaos", "tests/security", "tests/fuzz")
+    others = [path for path in documents if path not in [*clusters, *hostile]]
     # `python -m` puts this folder on the path, so that worker processes find the tests' own modules
     # two files at a time; the blocks of a document share names, so a file is never split
     usual = ["-n", "2", "--dist", "loadfile"]
     all_others = [*usual, "--doctest-modules", "--pyargs", "feste", *others]
     session.run("python", "-m", "pytest", *(session.posargs or all_others))
-    if heavy and not session.posargs:
-        session.run("python", "-m", "pytest", *usual, *heavy)
+    for heavy in (clusters, hostile):
+        if heavy and not session.posargs:
+            session.run("python", "-m", "pytest", *usual, *heavy)
 
 
 @nox.session

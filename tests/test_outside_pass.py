@@ -125,14 +125,15 @@ def test_its_own_tests_pass(site: Path) -> None:
 def test_the_command_lists_it(site: Path) -> None:
     """Distribution, version, and what it offers."""
     rows = {
-        row["name"]: row for row in json.loads(python(site, "-m", "feste", "plugins", "--json"))
+        row["name"]: row
+        for row in json.loads(python(site, "-m", "feste", "plugins", "--check", "--json"))
     }
     row = rows["squeeze"]
 
     assert (row["distribution"], row["version"], row["state"]) == (
         "feste-squeeze",
         "0.1.0",
-        "enabled",
+        "loaded",
     )
     assert row["offers"] == {"optimizations": ["squeeze", "blanks"], "settings": ["squeeze_worth"]}
 

@@ -292,7 +292,9 @@ def test_switches_of_the_environment(
     folder: Path, environment: dict[str, str], states: list[str]
 ) -> None:
     """Plugins are blocked or allowed by name; the command then says that all is well."""
-    done = python(folder, "-W", "error", "-m", "feste", "plugins", "--check", "--json", **environment)
+    done = python(
+        folder, "-W", "error", "-m", "feste", "plugins", "--check", "--json", **environment
+    )
     rows = {row["name"]: row["state"] for row in json.loads(done.stdout)}
 
     assert (done.returncode, done.stderr) == (0, "")

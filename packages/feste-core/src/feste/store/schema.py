@@ -79,12 +79,13 @@ STATEMENTS = (
 )
 
 _TYPES = {"INTEGER": int, "REAL": float, "TEXT": str}
-#: The type of each column.
-_KINDS = {
-    table: [_TYPES[re.search(rf"\b{name} ([A-Z]+)", made)[1]] for name in columns]  # type: ignore[index]
-    for (table, columns) in TABLES.items()
+#: The type of each column, by table and name.
+_KINDS: Mapping[tuple[str, str], Callable[[Any], Any]] = {
+    (table, name): _TYPES[kind]
+    for table in TABLES
     for made in STATEMENTS
     if made.startswith(f"CREATE TABLE {table} ")
+    for name, kind in re.findall(r"(\w+) (INTEGER|REAL|TEXT)\b", made)
 }
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False).encode
 _INTO = {
@@ -109,10 +110,7 @@ def write(
     :param new: raise instead of replacing a row.
     """
     statement = f"INSERT {'' if new else 'OR REPLACE '}{_INTO[table]}"
-    values = [
-        value if value is None or type(value) is kind else _as(kind, value)
-        for kind, value in zip(_KINDS[table], map(row.get, TABLES[table]), strict=True)
-    ]
+    values = [_as(_KINDS.get((table, name)), row.get(name)) for name in TABLES[table]]
     try:
         conn.execute(statement, (*values, _seal(table, values)))
     except (UnicodeEncodeError, OverflowError):
@@ -120,8 +118,10 @@ def write(
         conn.execute(statement, (*values, _seal(table, values)))
 
 
-def _as(kind: Callable[[Any], Any], value: Any) -> Any:
+def _as(kind: Callable[[Any], Any] | None, value: Any) -> Any:
     """Return a value as its column holds it: SQLite would convert it after it is sealed."""
+    if value is None or kind is None or type(value) is kind:
+        return value
     try:
         return kind(value)
     except (TypeError, ValueError, OverflowError):
