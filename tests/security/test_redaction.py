@@ -62,7 +62,7 @@ BY_PLACE = [
     "Incorrect API key provided: sk-proj-*****************5cX0.",
     "gsk_" + WORD,
     "AIza" + WORD,
-    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0." + WORD,
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0." + WORD,  # pragma: allowlist secret
     "ghp_" + WORD,
 ]
 
