@@ -392,7 +392,12 @@ def test_a_cluster_that_ends_after_a_run_has_nothing_to_complain_of(
 
 
 def test_a_client_that_dies_leaves_nothing(
-    cluster: Any, there: Any, server: SimServer, until: Until, script: Callable[[str], list[str]]
+    cluster: Any,
+    there: Any,
+    server: SimServer,
+    llm: Any,
+    until: Until,
+    script: Callable[[str], list[str]],
 ) -> None:
     """A program that is killed: the server sees its requests close, and the workers forget it."""
 
@@ -402,6 +407,8 @@ def test_a_client_that_dies_leaves_nothing(
     def all_names() -> set[str]:
         return set().union(*there.run(names).values())
 
+    feste.compute(chats(llm, 4))  # so that the pumps of this process are all there
+    server.reset()
     server.add(Fault(kind="hang", times=None))
     known = all_names()
     program = subprocess.Popen(
