@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import zlib
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -13,18 +12,6 @@ import pytest
 from feste.testing import Fault, SimServer
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "REPLY: hello there"}]}
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[SimServer]:
-    with SimServer("feste.backend.openai.testing:OpenAIWire") as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: SimServer) -> SimServer:
-    running.reset()
-    return running
 
 
 def received(server: SimServer, most: int = 1 << 30, **more: object) -> tuple[str, bytes]:

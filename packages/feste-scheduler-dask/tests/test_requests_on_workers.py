@@ -355,6 +355,7 @@ def test_a_pump_gives_up_a_client_that_is_gone(
     there: Any, server: SimServer, llm: Any, until: Until
 ) -> None:
     """Its requests are cancelled, and the pump goes; while the client asks, it stays."""
+    there.run(llm.warm_up)  # importing the SDK takes longer than the pump's patience
     server.add(Fault(kind="hang", times=None))
     name, address = "pump-of-a-test", next(iter(there.nthreads()))
     message = {"op": "plugin-add", "name": name, "plugin": dumps(Pump(name, silence=0.8))}
