@@ -211,6 +211,18 @@ class Secret:
             content = content.replace(text, b"***")
         return content
 
+    def blank_payload(self, payload: Any) -> Any:
+        """Replace the key in an answer that was put together from the pieces of a stream.
+
+        :param payload: the answer as JSON; it is returned itself if it has no key.
+
+        >>> Secret.of("canary/0123456789", "MY_KEY").blank_payload(["canary/0123456789", 1])
+        ['***', 1]
+        """
+        content = json.dumps(payload).encode()
+        blanked = self.blank_json(content)
+        return payload if blanked == content else json.loads(blanked)
+
     def _read(self) -> str:
         return self._literal or os.environ.get(self.name, "")
 

@@ -257,8 +257,7 @@ async def _streamed(
         return ConnectionLost("the stream ended before the answer did")
     if is_deep(assembly.payload):
         return MalformedResponse("the reply is a stream of JSON that is too deep to use")
-    said = secret.blank_json(json.dumps(assembly.payload).encode())
-    return _response(json.loads(said), headers, secret)
+    return _response(secret.blank_payload(assembly.payload), headers, secret)
 
 
 def _answer(

@@ -197,8 +197,7 @@ async def _streamed(
     payload = _promised(whole.payload)
     if is_deep(payload):
         raise MalformedResponse("the server answered with a stream of JSON that is too deep to use")
-    said = llm._secret.blank_json(json.dumps(payload).encode())
-    return _response(json.loads(said), stream.response, llm._secret)
+    return _response(llm._secret.blank_payload(payload), stream.response, llm._secret)
 
 
 def _promised(step: Callable[..., T], *given: Any) -> T:
