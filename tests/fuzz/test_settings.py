@@ -82,6 +82,13 @@ def use(**given: Any) -> None:
         assert str(error)
 
 
+def check_refusal(error: ConfigError, name: str) -> None:
+    """See that an error names what is wrong, on one line and not at any length."""
+    assert f"{name}=" in str(error)
+    assert len(str(error)) < 2000
+    assert str(error).isprintable()
+
+
 @pytest.mark.parametrize("name", names())
 def test_any_value_is_refused_by_name_or_can_be_used(name: str) -> None:
     """Nothing but a ``ConfigError`` with the setting's name comes out of a value."""
@@ -96,9 +103,7 @@ def test_any_value_is_refused_by_name_or_can_be_used(name: str) -> None:
                 if name not in LATER:
                     use()
         except ConfigError as error:
-            assert f"{name}=" in str(error)
-            assert len(str(error)) < 2000
-            assert str(error).isprintable()
+            check_refusal(error, name)
         else:
             if name not in LATER:
                 use(**{name: stored})
@@ -123,9 +128,7 @@ def test_any_text_in_the_environment_is_refused_by_name_or_can_be_used(name: str
             try:
                 stored = context.get(name)
             except ConfigError as error:
-                assert f"{variable}=" in str(error)
-                assert len(str(error)) < 2000
-                assert str(error).isprintable()
+                check_refusal(error, variable)
             else:
                 if name not in LATER:
                     use(**{name: stored})
