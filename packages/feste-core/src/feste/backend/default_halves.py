@@ -203,9 +203,7 @@ def _shows_a_key(error: Exception, backend: Backend) -> bool:
     said = str(error)
     if redact(said, limit=len(said)) != said:
         return True
-    if (
-        not backend.secrets
-    ):  # else the variables, such as a model's weights, become text for nothing
+    if not backend.secrets:  # variables, such as a model's weights, become text only for a key
         return False
     kind, trace = type(error), error.__traceback__
     try:

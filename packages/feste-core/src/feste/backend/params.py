@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Any, ClassVar, Final, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform
 
 from feste.draw import Determinism
 from feste.errors import ParameterError, suggest
 from feste.node import Lazy
 
 __all__ = ["Params"]
-
-#: What a call costs at most is computed from these, so they are numbers before it is sent.
-_COUNTS: Final = frozenset({"max_tokens", "max_completion_tokens", "num_generations"})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -38,6 +35,9 @@ class Params:
     feste.errors.ParameterError: EchoParams has no parameter 'max_token'. Did you mean 'max_tokens'?
     """
 
+    #: The fields that are whole numbers before anything is sent, because what a call costs at most is
+    #: computed from them.
+    whole_numbers: ClassVar[frozenset[str]] = frozenset({"max_tokens"})
     #: The names of the fields that are sent under their own name.
     _sends: ClassVar[tuple[str, ...]] = ()
 
@@ -65,7 +65,7 @@ class Params:
             for name in needed:
                 if name not in given:
                     raise ParameterError(f"{cls.__name__} needs {name!r}")
-            for name in _COUNTS.intersection(given):
+            for name in cls.whole_numbers.intersection(given):
                 value = given[name]
                 whole = isinstance(value, Integral) and not isinstance(value, bool)
                 if not whole and value is not None and not isinstance(value, Lazy):

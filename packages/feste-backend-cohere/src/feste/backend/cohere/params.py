@@ -112,6 +112,8 @@ class GenerateParams(Params):
     :param extra: further fields of the body.
     """
 
+    whole_numbers = Params.whole_numbers | {"num_generations"}
+
     def max_output(self) -> int | None:
         """Return the maximum number of tokens one call may generate; None if there is no bound."""
         return None if self.max_tokens is None else self.max_tokens * (self.num_generations or 1)

@@ -84,6 +84,8 @@ class ChatParams(Common):
     feste.errors.ParameterError: ChatParams has no parameter 'top_P'. Did you mean 'top_p'?
     """
 
+    whole_numbers = Params.whole_numbers | {"max_completion_tokens"}
+
     def max_output(self) -> int | None:
         """Return the maximum number of tokens one call may generate; None if there is no bound."""
         bound = self.max_completion_tokens or self.max_tokens
