@@ -232,9 +232,8 @@ class Cohere(Backend):
     async def _send(
         self, request: Request, on_chunk: Callable[[str], None] | None = None
     ) -> Response:
-        if not request.endpoint.startswith(
-            f"{self.base_url}/"
-        ):  # the key goes to its own server only
+        # the key goes to its own server only
+        if not request.endpoint.startswith(f"{self.base_url}/"):
             raise ConfigError(f"this client is for {self.base_url}, not for {request.endpoint}")
         self._token()  # so that a missing key raises its own error
         return await transport.send(

@@ -95,11 +95,10 @@ def _is_unreadable(error: BaseException) -> bool:
 
 
 def _redacted(error: CallError, secret: Secret) -> CallError:
-    raw = getattr(error, "raw", None)
     made = error.copy()
     made.__cause__ = None
-    if raw is not None:
-        made.raw = redact(raw, secret, limit=_RAW)  # type: ignore[attr-defined]
+    if isinstance(made, MalformedResponse) and made.raw is not None:
+        made.raw = redact(made.raw, secret, limit=_RAW)
     return made
 
 
