@@ -9,6 +9,7 @@ import inspect
 import itertools
 import pickle
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -282,6 +283,28 @@ def test_async_methods_run_side_by_side() -> None:
     slow = Slow()
 
     assert len(feste.compute([slow.wait(str(i)) for i in range(8)])[0]) == 8
+
+
+def test_warming_up_counts_into_no_time_limit() -> None:
+    """It is done before the first request, in a thread, and not again."""
+    warmed: list[str] = []
+
+    class Cold(Backend):
+        timeout = 0.1
+
+        def warm_up(self) -> None:
+            time.sleep(1.5)  # longer than a request gets, patience included
+            warmed.append(threading.current_thread().name)
+
+        @operation
+        async def ask(self, text: str) -> str:
+            return f"{text} {len(warmed)}"
+
+    cold = Cold()
+
+    assert feste.compute(cold.ask("first")) == ("first 1",)
+    assert feste.compute(cold.ask("second")) == ("second 1",)
+    assert warmed != [threading.main_thread().name]
 
 
 def test_prompts_may_be_lazy_anywhere() -> None:

@@ -226,10 +226,10 @@ class Backend:
         _log_proxy(self.endpoint)
 
     def warm_up(self) -> None:
-        """Do what the first request would wait for, such as importing an SDK; it may block.
+        """Do what no request should wait for, such as importing an SDK; it may block.
 
-        Called where requests go out from another process, before the first: else those that follow
-        gather behind it, and reach the provider all at once.
+        Called in a thread before the first requests of a class of backends leave a process, and so
+        that their time limits start afterwards; perhaps several times, and in several threads.
         """
 
     def __copy__(self) -> Backend:

@@ -165,8 +165,7 @@ async def send(
     :returns: the response.
     :raises CallError: if it failed.
     """
-    if _tls is None:
-        await asyncio.to_thread(load)
+    load()  # at once, after `warm_up`
     # raised outside of any `except`, because the SDK's exception holds the request and the key
     outcome = await _attempt(request, _door(request, token, local), secret, on_chunk)
     if isinstance(outcome, CallError):

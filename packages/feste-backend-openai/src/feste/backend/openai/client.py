@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import importlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -61,18 +59,10 @@ def _operation(**halves: Any) -> Callable[[F], F]:
 
 
 async def _send(llm: OpenAI, request: Request, on_chunk: OnChunk | None = None) -> Response:
-    """Send a request; the first one imports the SDK in a thread, so the loop keeps running."""
-    sending: Any = _loaded.get("sending") or await asyncio.to_thread(_load)
-    answer: Response = await sending.send(llm, request, on_chunk)
-    return answer
+    """Send a request; `warm_up` has imported the SDK."""
+    from feste.backend.openai import sending
 
-
-_loaded: dict[str, Any] = {}
-
-
-def _load() -> Any:
-    sending = _loaded["sending"] = importlib.import_module(f"{__package__}.sending")
-    return sending
+    return await sending.send(llm, request, on_chunk)
 
 
 class OpenAI(Backend):
@@ -160,7 +150,7 @@ class OpenAI(Backend):
 
     def warm_up(self) -> None:
         """Import the SDK."""
-        _load()
+        from feste.backend.openai import sending  # noqa: F401
 
     def config(self) -> Mapping[str, Any]:
         """Return the configuration as plain JSON, with the key by name."""

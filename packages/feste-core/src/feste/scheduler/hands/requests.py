@@ -8,7 +8,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from feste.backend import Call, OnChunk, Request, redact
+from feste.backend import Backend, Call, OnChunk, Request, redact
 from feste.errors import (
     AuthFailed,
     CallError,
@@ -40,6 +40,7 @@ class Requests:
     def __init__(self, sent: Sent) -> None:
         self._sent = sent
         self.loop = LoopThread("feste-requests", "backend")
+        self._warm: set[type[Backend]] = set()
 
     def start(
         self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
@@ -70,12 +71,17 @@ class Requests:
         begun = perf_counter()
         ok = False
         value: Any = None
+        limit: asyncio.Timeout | None = None
         try:
+            if type(call.client) not in self._warm:
+                await asyncio.to_thread(call.client.warm_up)
+                self._warm.add(type(call.client))
+                begun = perf_counter()
             async with asyncio.timeout(request.timeout and request.timeout + _GRACE) as limit:
                 value = await call.send(request, on_chunk)
             ok = True
         except TimeoutError as error:
-            if limit.expired():
+            if limit is not None and limit.expired():
                 value = CallTimeout(f"no whole answer within {request.timeout:g} seconds")
             else:
                 value = _broken(call, request, error)
