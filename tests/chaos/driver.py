@@ -19,7 +19,7 @@ from random import Random
 from typing import Any
 
 from feste.backend import Price
-from feste.testing import Fault, Outage, ServerLimits, SimServer
+from feste.testing import Fault, Outage, ServerLimits, SimServer, Totals
 from tests.chaos.checker import Evidence, check, check_kill
 from tests.chaos.work import POISON, Shape, make
 
@@ -209,6 +209,7 @@ class Chaos:
             ended = json.loads(out)["stopped"] if out else time.monotonic()
             self.ending, self.errors = ended - sent, errors.decode()
             self._scan(errors)
+        self._settled()  # what is still made belongs to no later program
         if process.returncode < 0:
             self.kills += 1
             if self.store is not None:
@@ -257,9 +258,7 @@ class Chaos:
         :returns: what was looked at.
         :raises Violation: if one of them does not hold.
         """
-        deadline = time.monotonic() + LONG  # the provider notices after a moment that one has left
-        while (totals := self.server.totals()).in_flight and time.monotonic() < deadline:
-            time.sleep(0.01)
+        totals = self._settled()
         evidence = Evidence(
             steps=self.steps,
             told=told,
@@ -279,6 +278,13 @@ class Chaos:
         )
         check(evidence)
         return evidence
+
+    def _settled(self) -> Totals:
+        """Wait until nothing is under way: the provider notices after a moment that one has left."""
+        deadline = time.monotonic() + LONG
+        while (totals := self.server.totals()).in_flight and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return totals
 
     def _scan(self, *texts: bytes) -> None:
         assert not any(CANARY.encode() in text for text in texts), "I7: the key was printed"
