@@ -40,12 +40,13 @@ def test_a_long_run_leaks_nothing(
     ) as streamed:
         evidence = streamed.check(streamed.run())
     first, *during, last = evidence.told["seen"]
-    (early,) = (seen for seen in during if seen["answers"] == calls // 5)
+    # the least of some, since a look may come upon a big reply
+    early, late = (min(s["bytes"] for s in some) for some in (during[1:5], during[-4:]))
 
     assert len(during) == 10
     assert max(seen["files"] for seen in during) <= window + 40
     assert last["files"] - first["files"] <= 8
-    assert during[-1]["bytes"] - early["bytes"] <= 32 * MIB
+    assert late - early <= 20 * MIB
     assert last["tasks"] == []
     assert [name for name in last["threads"] if not name.startswith(("MainThread", "feste"))] == []
     assert max(len(seen["threads"]) for seen in [*during, last]) <= window + 16
