@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -48,13 +51,16 @@ class Deaf(LocalExecutor):
     def __init__(self, target: Any = None) -> None:
         super().__init__(target)
         self.knows, self.drops = False, True
+        self.dropped: list[Any] = []
 
     def send(self, handle: int, *rest: Any) -> None:
-        if not self.drops:
+        if self.drops:
+            self.dropped.append(handle)
+        else:
             super().send(handle, *rest)
 
     def has_lost(self, work: Any) -> bool:
-        return self.knows and self.drops
+        return self.knows and work in self.dropped
 
 
 class Timed(FakeBackend):
@@ -110,12 +116,43 @@ def test_reports_in_another_order_are_no_stall() -> None:
     assert feste.compute(feste.task(abs)(-3), scheduler=Late()) == (3,)
 
 
-def test_another_run_that_works_goes_on() -> None:
-    """A stalled run ends when nothing is under way any more; what works is not touched."""
-    with pytest.raises(StalledError):
-        feste.compute(double(1), scheduler=Forgetful)
+@contextmanager
+def another_run() -> Iterator[None]:
+    """A run that works all the time; nothing ends it."""
+    opened = threading.Event()
+    values: list[Any] = []
+    working = feste.task(opened.wait)(60)
+    thread = threading.Thread(target=lambda: values.append(feste.compute(working)))
+    thread.start()
+    try:
+        yield
+        assert thread.is_alive()
+    finally:
+        opened.set()
+        thread.join()
+    assert values == [(True,)]
 
-    assert feste.compute(double(2)) == (4,)
+
+def test_another_run_that_works_goes_on() -> None:
+    """A run that has lost its request ends while another one works, which is not touched."""
+    deaf = Deaf()
+    deaf.knows = True
+
+    with another_run(), pytest.raises(StalledError, match="1 node did not end: chat-"):
+        feste.compute(FakeBackend().chat("a"), scheduler=deaf)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_lost_request_keeps_no_place_when_its_run_has_ended(busy: bool) -> None:
+    """A deadline has ended the call before it was known that nothing will come."""
+    deaf = Deaf()
+    llm = FakeBackend(limits=Limits(concurrency=1))
+    with pytest.raises(RunFailed, match="deadline"):
+        feste.compute(llm.chat("a"), scheduler=deaf, deadline=0.05)
+    deaf.knows, deaf.drops = True, False
+
+    with another_run() if busy else nullcontext():
+        assert len(feste.compute(llm.chat("b"), scheduler=deaf)[0]) > 0
 
 
 def test_waiting_is_no_stall() -> None:

@@ -6,6 +6,7 @@ behind the time limit of the request that it promised to keep.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from feste.errors import Interrupted, StalledError
@@ -37,12 +38,17 @@ class Stalls:
         self.brain = brain
         #: The timer of a stall that is suspected.
         self._alarm: int | None = None
+        #: When to look for lost work although other work goes on, and what was missing at the last look.
+        self._next = 0.0
+        self._missing: set[int] = set()
 
     def watch(self) -> None:
         """Suspect a stall if nothing can happen any more, and forget it if something did.
 
         Called after every batch of events, and every few seconds without any.
         """
+        if self.brain.now >= self._next:
+            self._look()
         if not self._is_stalled():
             if self._alarm is not None:
                 self.brain.drop_timer(self._alarm)
@@ -52,15 +58,42 @@ class Stalls:
 
     def _confirm(self, now: float) -> None:
         self._alarm = None
-        if self._is_stalled():
-            for run in [r for r in self.brain.runs if r.open]:
+        if not self._is_stalled() or self._give_back({number for number, *_ in self._given()}):
+            return
+        for run in [r for r in self.brain.runs if r.open]:
+            self._end(run)
+
+    def _look(self) -> None:
+        """Find what was lost while other work goes on: what was missing before, and still is."""
+        self._next = self.brain.now + PATIENCE
+        given = list(self._given())
+        missing = {number: run for number, run, is_under_way in given if not is_under_way}
+        lost, self._missing = self._missing & missing.keys(), set(missing)
+        self._give_back(lost)
+        busy = {run.name for _, run, is_under_way in given if is_under_way}
+        idle = {missing[n].name: missing[n] for n in lost if missing[n].name not in busy}
+        for run in idle.values():
+            if run.open:
                 self._end(run)
+
+    def _give_back(self, lost: set[int]) -> bool:
+        """Give back the places of lost requests that nobody waits for; return if there were any."""
+        parcels = self.brain.attempts.parcels
+        over = {n: parcels[n] for n in lost & parcels.keys() if _is_unwanted(parcels[n])}
+        for handle, parcel in over.items():
+            self._drop(handle, parcel)
+        return bool(over)
+
+    def _drop(self, handle: int, parcel: Parcel) -> None:
+        executor = parcel.run.executor
+        self.brain.act("cancel", executor, handle)
+        self.brain.attempts.on_sent(executor, handle, False, Interrupted("lost"), 0.0)
+        self.brain.later(0.0, lambda now: None)  # others may have waited for the place
 
     def _is_stalled(self) -> bool:
         brain = self.brain
         return not (
-            any(self._is_under_way(*one) for one in brain.attempts.parcels.items())
-            or any(not c[0].run.executor.has_lost(c) for c in brain.dispatcher.chunks.values())
+            any(is_under_way for *_, is_under_way in self._given())
             or brain.has_timers(besides=self._alarm)
             or brain.journaling.is_waiting
             or brain.growth.coming
@@ -69,6 +102,14 @@ class Stalls:
             or brain.handing.fetching
             or any(any(run.ready.values()) for run in brain.runs)  # an executor may get places
         ) and any(run.open for run in brain.runs)
+
+    def _given(self) -> Iterator[tuple[int, Run, bool]]:
+        """Yield what executors have: its number, its run, and whether it is under way."""
+        for handle, parcel in self.brain.attempts.parcels.items():
+            yield handle, parcel.run, self._is_under_way(handle, parcel)
+        for number, chunk in self.brain.dispatcher.chunks.items():
+            run = chunk[0].run
+            yield number, run, not run.executor.has_lost(chunk)
 
     def _is_under_way(self, handle: int, parcel: Parcel) -> bool:
         limit = parcel.request.timeout
@@ -95,6 +136,9 @@ class Stalls:
         for i in stuck:
             run.errors[i] = run.failure
             self.brain.lifecycle.end(run, i, INTERRUPTED)
-        for handle in lost:  # so that later runs get their places at the gate
-            self.brain.act("cancel", run.executor, handle)
-            self.brain.attempts.on_sent(run.executor, handle, False, Interrupted("lost"), 0.0)
+        for handle, parcel in lost.items():  # so that later runs get their places at the gate
+            self._drop(handle, parcel)
+
+
+def _is_unwanted(parcel: Parcel) -> bool:
+    return parcel.run.ended is not None or parcel.is_over
