@@ -236,6 +236,23 @@ def test_one_refused_call_among_good_ones_stops_nothing() -> None:
     assert len(clock.sent) == 41
 
 
+def test_what_was_in_flight_with_a_refusal_does_not_confirm_it() -> None:
+    """A moment in which all is refused ends no run: only a request that was sent afterwards tells."""
+    llm = FakeBackend(limits=Limits(concurrency=4))
+
+    def answer(request: Request) -> Response:
+        if 5 <= len(clock.sent) <= 8:  # all four that are in flight
+            raise AuthFailed("no", status=401)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    run = started(clock, [llm.chat(f"{i}") for i in range(100)])
+    clock.drive()
+
+    assert run.count_states() == {"done": 100}
+    assert len(clock.sent) == 104
+
+
 def test_calls_that_another_run_found_refused_are_an_error_too() -> None:
     """A run whose calls are all left, since those of another run were refused, does not pass for good."""
     llm = FakeBackend(limits=Limits(concurrency=1))

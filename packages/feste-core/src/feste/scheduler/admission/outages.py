@@ -211,7 +211,8 @@ class Outages:
     def refused(self, parcel: Parcel, error: CallError) -> bool:
         """Record a refusal that concerns all calls; return whether to give this one up.
 
-        The first one is doubted: its call is sent once more. The second one, of any call, is believed.
+        The first one is doubted: its call is sent once more. The next one is believed, of any call that
+        was sent since then; what was in flight with the first one waits for that.
 
         :param parcel: the refused request.
         :param error: the refusal.
@@ -220,9 +221,11 @@ class Outages:
         if scope in run.closed:
             return True
         breaker = self._breakers.setdefault(scope, Breaker())
-        if breaker.doubt is not None:
-            self._close(scope, error)
-            return True
+        if breaker.doubt is not None and breaker.opened is not None:
+            confirmed = parcel.sent >= breaker.opened
+            if confirmed:
+                self._close(scope, error)
+            return confirmed
         if run.stopping or isinstance(parcel.error, REFUSED_ALL):  # it is only this call
             return True
         breaker.doubt = error
