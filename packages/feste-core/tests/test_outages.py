@@ -101,6 +101,58 @@ def test_an_outage_costs_few_requests_and_no_call(
     assert sum(run.retries.values()) == len(clock.sent) - CALLS
 
 
+@pytest.mark.parametrize("asks", [None, 1.0, 3600.0], ids=lambda asks: f"Retry-After {asks}")
+def test_a_backend_that_only_refuses_for_rate_ends_the_calls(asks: float | None) -> None:
+    """After ``outage_patience`` seconds without one answer the calls fail; a later run goes on."""
+    llm = FakeBackend(limits=Limits(concurrency=8))
+    nodes = [llm.chat(f"call {i}") for i in range(300)]
+    refused = RateLimited("slow down", status=429, retry_after=asks)
+    clock = outage(llm, 0.0, 100.0, refused, 0.1, 1)
+    run = started(clock, nodes, outage_patience=60.0)
+    clock.drive()
+
+    told = {type(value) for value in run.results()}
+    # what was sent, and is asked to wait for longer than any call may, fails at once
+    assert told == ({BackendUnavailable, RateLimited} if asks == 3600.0 else {BackendUnavailable})
+    assert "refused every request for rate for longer than outage_patience=60" in str(
+        run.results()[-1]
+    )
+    assert run.ended is not None and run.ended <= 62.0 and len(clock.sent) <= 50
+    later = started(clock, nodes, outage_patience=7200.0)
+    clock.drive()
+    assert not later.errors
+
+
+@pytest.mark.parametrize("patience", [7200.0, None])
+def test_who_has_patience_waits_for_an_hour(patience: float | None) -> None:
+    """A quota that is used up for an hour costs no call, if the run waits for that long."""
+    llm = FakeBackend(limits=Limits(concurrency=8))
+    refused = RateLimited("come tomorrow", status=429, retry_after=3600.0)
+    clock = outage(llm, 0.0, 3500.0, refused, 0.1, 1)
+    run = started(clock, [llm.chat(f"call {i}") for i in range(100)], outage_patience=patience)
+    clock.drive()
+
+    assert not run.errors and run.ended is not None
+    assert run.ended < 3900.0
+
+
+def test_some_refusals_for_rate_take_no_patience() -> None:
+    """As long as anything is answered, the backend is there."""
+    llm = FakeBackend(limits=Limits(concurrency=8))
+
+    def answer(request: Request) -> Response:
+        if len(clock.sent) % 3:
+            raise RateLimited("slow down", status=429, retry_after=5.0)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer)
+    run = started(clock, [llm.chat(f"call {i}") for i in range(30)], outage_patience=180.0)
+    clock.drive()
+
+    assert not any(isinstance(value, BackendUnavailable) for value in run.results())
+    assert run.ended is not None and run.ended > 180.0
+
+
 def test_a_backend_that_stays_down_ends_the_calls() -> None:
     """After ``outage_patience`` seconds the calls fail, with few requests; a later run goes on."""
     llm = FakeBackend(limits=Limits(concurrency=8))

@@ -163,6 +163,7 @@ class Attempts:
             lost=parcel.lost,
             unreadable=parcel.unreadable,
             elapsed=self.brain.now - parcel.since,
+            patience=run.patience,
             rng=self.rng,
         )
         # pieces of a broken answer cannot be taken back, so no other answer may follow them

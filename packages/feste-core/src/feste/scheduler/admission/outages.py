@@ -5,6 +5,8 @@ of them at a time is sent as a probe. If a run has waited for as long as it want
 
 A refusal that concerns all calls, such as a wrong key, opens the breaker at once. The next refusal
 confirms it, and the runs that are there send nothing more to that account, or model.
+
+A model whose every request is refused for rate is as good as down: runs lose patience with it too.
 """
 
 from __future__ import annotations
@@ -37,6 +39,16 @@ __all__ = ["Outages"]
 _ROUNDING = 1e-6
 
 
+class _Throttled:
+    """A model that has refused every request for rate, since when, and the timer of the next run to give up."""
+
+    __slots__ = ("opened", "watch")
+
+    def __init__(self, now: float) -> None:
+        self.opened: float = now
+        self.watch: Any = None
+
+
 class Outages:
     """The breakers of all backends, and the budgets for retries to them; shared by all runs.
 
@@ -47,6 +59,8 @@ class Outages:
         self.brain = brain
         self._breakers: dict[Scope, Breaker] = {}
         self._budgets: dict[Scope, RetryBudget] = {}
+        #: Models that refuse every request for rate.
+        self._throttled: dict[Scope, _Throttled] = {}
 
     # --- on the way out ---------------------------------------------------------------------------
 
@@ -107,6 +121,7 @@ class Outages:
             for breaker in self._of(scope):
                 breaker.worked(parcel.sent, now)
                 self._unwatch(breaker)
+            self._throttle(scope, isinstance(error, RateLimited))
             if error is None and scope[:2] in self._budgets:
                 self._budgets[scope[:2]].refund()
             return
@@ -119,6 +134,19 @@ class Outages:
             self.brain.accounts.closed(parcel, "breaker", breaker.next, again=probe)
         if breaker.opened is not None:
             parcel.run.down_until = max(parcel.run.down_until, breaker.next)
+
+    def _throttle(self, scope: Scope, refuses: bool) -> None:
+        """Note that a model refused a request for rate, or did not."""
+        throttled = self._throttled.get(scope)
+        if throttled is not None and not refuses:
+            self._unwatch(self._throttled.pop(scope))
+        elif throttled is None and refuses:
+            throttled = self._throttled[scope] = _Throttled(self.brain.now)
+            patience = [run.patience for run in self.brain.runs if run.patience is not None]
+            if (
+                patience
+            ):  # who waits is looked up then: some refusals are usual, and queues are long
+                throttled.watch = self._later(min(patience), scope, throttled)
 
     def wait(self, parcel: Parcel, error: CallError, wait: float) -> float:
         """Return the seconds that a retry waits, paid for by the budget of its backend.
@@ -145,13 +173,16 @@ class Outages:
         breaker = self._breakers.get(scope)
         if breaker is None or breaker.opened is None or breaker.doubt is not None:
             return
-        begun, now = breaker.opened, self.brain.now
+        self._wait(scope, breaker)
+
+    def _wait(self, scope: Scope, outage: Breaker | _Throttled) -> None:
+        begun, now = outage.opened or 0.0, self.brain.now
         ends: list[float] = []
 
         def is_late(parcel: Parcel) -> bool:
             if not _within(parcel.request, scope):
                 return False
-            if _has_fallback(parcel.call):
+            if isinstance(outage, Breaker) and _has_fallback(parcel.call):
                 return True
             if parcel.run.patience is None:
                 return False
@@ -162,24 +193,25 @@ class Outages:
 
         while gone := self.brain.gates.take_back(is_late):  # giving some up may set others free
             for parcel in gone:
-                self.give_up(parcel)
+                self.give_up(parcel, throttled=isinstance(outage, _Throttled))
             ends.clear()
-        self._unwatch(breaker)
+        self._unwatch(outage)
         if ends:
-            breaker.watch = self.brain.later(
-                min(ends) - now, lambda now: self._look(scope, breaker)
-            )
+            outage.watch = self._later(min(ends) - now, scope, outage)
 
     def entered(self, parcel: Parcel) -> None:
         """Note a request that comes to its gate: where its backend is down, its run may lose patience.
 
         :param parcel: the request, which is in the queue.
         """
-        breaker = self._breakers.get(parcel.request.scope[:2])
-        if breaker is None or breaker.opened is None or breaker.watch is not None:
+        if parcel.run.patience is None:
             return
-        if parcel.run.patience is not None:
-            self.watch(parcel.request.scope[:2])
+        scope = parcel.request.scope
+        breaker, throttled = self._breakers.get(scope[:2]), self._throttled.get(scope)
+        if breaker is not None and breaker.opened is not None and breaker.watch is None:
+            self.watch(scope[:2])
+        if throttled is not None and throttled.watch is None:
+            self._wait(scope, throttled)
 
     def is_passed_by(self, call: Call[Any], request: Request) -> bool:
         """Return whether a request does not wait for a backend that is down: another one is asked.
@@ -190,21 +222,28 @@ class Outages:
         waits = not self.admits(request.scope) and _has_fallback(call)
         return waits and all(b.doubt is None for b in self._of(request.scope))
 
-    def give_up(self, parcel: Parcel) -> None:
+    def give_up(self, parcel: Parcel, *, throttled: bool = False) -> None:
         """Fail the calls of a request whose backend is down.
 
         :param parcel: the request, which is not under way.
+        :param throttled: whether it is there, and refuses every request for rate.
         """
-        self.brain.attempts.fail_members(parcel, _unavailable(parcel))
+        self.brain.attempts.fail_members(parcel, _unavailable(parcel, throttled))
 
-    def _look(self, scope: Scope, breaker: Breaker) -> None:
-        breaker.watch = None
-        self.watch(scope)
+    def _later(self, seconds: float, scope: Scope, outage: Breaker | _Throttled) -> int:
+        def look(now: float) -> None:
+            outage.watch = None
+            if isinstance(outage, Breaker):
+                self.watch(scope)
+            else:
+                self._wait(scope, outage)
 
-    def _unwatch(self, breaker: Breaker) -> None:
-        if breaker.watch is not None:
-            self.brain.drop_timer(breaker.watch)
-            breaker.watch = None
+        return self.brain.later(seconds, look)
+
+    def _unwatch(self, outage: Breaker | _Throttled) -> None:
+        if outage.watch is not None:
+            self.brain.drop_timer(outage.watch)
+            outage.watch = None
 
     # --- refusals of all calls --------------------------------------------------------------------
 
@@ -286,7 +325,7 @@ def _has_fallback(call: Call[Any]) -> bool:
     return bool(call.rest) and issubclass(BackendUnavailable, call.rest[0][1])
 
 
-def _unavailable(parcel: Parcel) -> BackendUnavailable:
+def _unavailable(parcel: Parcel, throttled: bool) -> BackendUnavailable:
     run: Run = parcel.run
     last = parcel.error
     told = (
@@ -295,7 +334,8 @@ def _unavailable(parcel: Parcel) -> BackendUnavailable:
     if run.patience is None or _has_fallback(parcel.call):
         waited = "is down"
     else:
-        waited = f"was down for longer than outage_patience={run.patience:g} seconds"
+        was = "refused every request for rate" if throttled else "was down"
+        waited = f"{was} for longer than outage_patience={run.patience:g} seconds"
     return BackendUnavailable(
         f"the backend {parcel.request.plugin} {waited}{told}. "
         "Run again when it is up: what was bought is kept",

@@ -7,6 +7,7 @@ backend keeps retries a small share of all requests: an empty one delays them, a
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -61,7 +62,8 @@ class RetryPolicy:
     :param max_lost: attempts whose worker process died, which is no fault of the provider: so they do
         not count as ambiguous.
     :param max_unreadable: attempts that were billed, and whose answer cannot be read.
-    :param max_elapsed: seconds since the first attempt after which no other is started.
+    :param max_elapsed: seconds since the first attempt after which no other is started; if the last
+        one was refused for rate, the run's patience holds where it is longer.
     :param base: the bound of the first wait in seconds.
     :param cap: the bound of every wait in seconds, except that a longer wait which the provider
         asks for is kept.
@@ -85,6 +87,7 @@ class RetryPolicy:
         lost: int = 0,
         unreadable: int = 0,
         elapsed: float,
+        patience: float | None = 0.0,
         rng: random.Random,
     ) -> float | None:
         """Return the seconds to wait before the next attempt, or None if there is none.
@@ -99,6 +102,7 @@ class RetryPolicy:
         :param lost: how many of them died with their worker.
         :param unreadable: how many of them brought an answer that cannot be read.
         :param elapsed: seconds since the first attempt.
+        :param patience: seconds that its run waits for a backend that serves nobody; None means for ever.
         :param rng: the source of the jitter.
 
         >>> from feste.errors import InvalidRequest, RateLimited
@@ -119,13 +123,16 @@ class RetryPolicy:
                 return None
         elif not isinstance(error, (Transient, *REFUSED_ALL)):
             return None
-        # a throttled request was not served at all: max_elapsed bounds it, not max_attempts
-        if attempt - throttled >= self.max_attempts and not isinstance(error, RateLimited):
+        # a throttled request was not served at all: time bounds it, not max_attempts
+        longest = self.max_elapsed
+        if isinstance(error, RateLimited):
+            longest = math.inf if patience is None else max(longest, patience)
+        elif attempt - throttled >= self.max_attempts:
             return None
         wait = rng.uniform(0, min(self.cap, self.base * 2.0 ** min(attempt - 1, 16)))
         if error.retry_after is not None:
             wait = max(error.retry_after, wait)
-        return wait if elapsed + wait <= self.max_elapsed else None
+        return wait if elapsed + wait <= longest else None
 
 
 class RetryBudget:
