@@ -101,7 +101,10 @@ def secrets(folder: Path) -> list[str]:
 
     kinds = {kind.__name__ for kind in get_mapping_from_secret_type_to_class().values()}
     # the detectors need half a minute for all lines, and none for these
-    lines = ask("git", "grep", "-nIP", "-e", MAY_BE_KEY, cwd=folder).stdout.splitlines()
+    grep = ask("git", "grep", "-nIP", "-e", MAY_BE_KEY, cwd=folder)
+    if grep.returncode > 1:  # 1 says that there are none
+        raise SystemExit(f"git grep failed:\n{grep.stderr}")
+    lines = grep.stdout.splitlines()
     print(f"{len(lines)} lines that may hold a key")
     found = []
     with transient_settings({"plugins_used": [{"name": kind} for kind in kinds - TOO_WIDE]}):
