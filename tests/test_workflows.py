@@ -140,7 +140,9 @@ def test_what_is_published_was_built_once_and_tested() -> None:
 
     assert building == ["build"]
     assert users == {"test", "audit"}
-    assert {"build", "test", "audit"} == set(jobs["publish"]["needs"])
+    assert {"build", "test", "audit"} == set(jobs["compare"]["needs"])
+    assert "needs.build.outputs.sums" in str(jobs["compare"])
+    assert jobs["publish"]["needs"] == "compare"
     assert {"tests", "chaos"} <= set(jobs["test"]["strategy"]["matrix"]["session"])
     assert "nox -s audit -- --strict" in str(jobs["audit"])
 
