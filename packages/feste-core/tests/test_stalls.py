@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ import feste
 from feste.backend import Backend, Limits, operation
 from feste.errors import FesteError, RunFailed, StalledError
 from feste.scheduler import LocalExecutor, PyTask, stalls
+from feste.scheduler.driver import driver
 from feste.testing import FakeBackend, VirtualClock
 
 
@@ -140,6 +142,30 @@ def test_another_run_that_works_goes_on() -> None:
 
     with another_run(), pytest.raises(StalledError, match="1 node did not end: chat-"):
         feste.compute(FakeBackend().chat("a"), scheduler=deaf)
+
+
+@pytest.mark.parametrize("bug", [False, True])
+def test_what_was_finished_is_in_the_error(bug: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost work, or a bug in the scheduler: the answers that were paid are not lost with it."""
+    deaf, llm = Deaf(), FakeBackend(limits=Limits(concurrency=1))
+    deaf.knows, deaf.drops = True, False
+    paid = llm.chat("a")
+
+    @feste.task
+    def spoils(answer: str) -> str:
+        deaf.drops = True
+        if bug:
+            monkeypatch.setattr(driver().brain.gates, "admit", lambda: 1 / 0)
+        return answer.upper()
+
+    with pytest.raises(StalledError) as caught:
+        feste.compute({"paid": paid, "lost": llm.chat(spoils(paid))}, scheduler=deaf)
+
+    (partial,) = caught.value.partial
+    assert isinstance(partial["paid"], str)
+    assert isinstance(partial["lost"], FesteError)
+    assert caught.value.report.states["done"] >= 1
+    assert pickle.loads(pickle.dumps(caught.value)).partial[0]["paid"] == partial["paid"]
 
 
 @pytest.mark.parametrize("busy", [True, False])

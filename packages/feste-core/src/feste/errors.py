@@ -37,7 +37,7 @@
     ├── UpstreamFailed         a node was not run because one that it needs failed
     ├── NotStarted             a node was not started because the run was stopped
     ├── BudgetExceeded         the cap on money or tokens is reached, so the run was stopped
-    ├── StalledError           a run could not go on, because work was lost
+    ├── StalledError           a run could not go on, because work was lost: .partial, .report
     └── RunFailed              some nodes failed: .partial, .report (`__cause__` is the first error)
 
     KeyboardInterrupt
@@ -488,7 +488,24 @@ class BudgetExceeded(FesteError):
 
 
 class StalledError(FesteError):
-    """A run could not go on, though no work was left that may end: it was lost, or Feste has a bug."""
+    """A run could not go on, though no work was left that may end: it was lost, or Feste has a bug.
+
+    :param partial: the finished values, and an error in each unfinished place; empty for runs that hand
+        their values out one by one.
+    :param report: the :class:`~feste.report.RunReport` of the run, or None.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        origin: str = "",
+        partial: tuple[Any, ...] = (),
+        report: Any = None,
+    ) -> None:
+        super().__init__(message, origin=origin)
+        self.partial = partial
+        self.report = report
 
 
 class RunFailed(FesteError):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from feste.errors import FesteError, FesteWarning, RunFailed
+from feste.errors import FesteError, FesteWarning, RunFailed, StalledError
 from feste.report import RunReport
 from feste.scheduler.run import Run
 from feste.wording import counted
@@ -25,6 +25,7 @@ __all__ = [
     "last_report",
     "make_report",
     "put_back",
+    "rescue",
     "warn_of",
 ]
 
@@ -72,9 +73,11 @@ def report_later(make: Callable[[], RunReport]) -> None:
 
 
 def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
-    if run.failure is not None:
-        raise run.failure
     report = make_report(run)
+    if run.failure is not None:
+        if isinstance(run.failure, StalledError):
+            run.failure.partial, run.failure.report = rescue(run, repack, report), report
+        raise run.failure
     results = put_back(run, repack, report)
     warn_of(run)
     errors = errors_of(run)
@@ -163,3 +166,11 @@ def put_back(run: Run, repack: Repack, report: RunReport) -> tuple[Any, ...]:
             report=report,
             errors=[run.errors[i] for i in run.failed],
         ) from error
+
+
+def rescue(run: Run, repack: Repack, report: RunReport) -> tuple[Any, ...]:
+    """Return what a run that was cut short has, in the user's containers if it fits."""
+    try:
+        return put_back(run, repack, report)
+    except RunFailed as failed:
+        return failed.partial

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from feste._compute.arrivals import Mailbox
-from feste._compute.results import Repack, make_report, put_back
+from feste._compute.results import Repack, make_report, rescue
 from feste.context import Settings
 from feste.errors import (
     ConfigError,
@@ -127,11 +127,7 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
         raise
     stop_gently([run], settings)
     report = make_report(run)
-    try:
-        partial = put_back(run, repack, report)
-    except RunFailed as failed:  # Ctrl-C it is, whether or not the values fit
-        partial = failed.partial
-    raise interruption(partial, report, settings) from None
+    raise interruption(rescue(run, repack, report), report, settings) from None
 
 
 def stop_gently(runs: Sequence[Run], settings: Settings) -> None:

@@ -42,7 +42,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from feste import draw
-from feste.errors import FesteError, Interrupted, NotStarted
+from feste.errors import FesteError, Interrupted, NotStarted, StalledError
 from feste.events import RunFinished, RunStarted
 from feste.node import Node
 from feste.scheduler.accounts import Accounts
@@ -249,17 +249,21 @@ class Brain:
             return self.latencies.measured(node.call)
         return self.durations.of(node.op.name) or None
 
-    def successor(self) -> Brain:
+    def successor(self, failure: StalledError) -> Brain:
         """Return a new brain to replace this one after a bug made it fail.
 
         All its runs end, and later reports about them are ignored.
+
+        :param failure: what tells of the bug.
         """
         new = Brain(self.attempts.policy)
         new._count = self._count  # so that no request number is used twice
         new.broken = self.broken
         for run in self.runs:
-            run.ended = self.now
-            run.state[:] = bytes([NOT_STARTED]) * len(run.state)
+            run.ended, run.failure = self.now, failure.copy()
+            for i, state in enumerate(run.state):
+                if state < OPEN:
+                    run.state[i], run.errors[i] = INTERRUPTED, failure.copy()
         return new
 
     # --- runs -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 from feste import store
 from feste.backend import OnChunk
-from feste.errors import ConfigError, FesteError
+from feste.errors import ConfigError, FesteError, StalledError
 from feste.events import Event
 from feste.scheduler import logs, stalls
 from feste.scheduler.brain import Brain
@@ -170,9 +170,9 @@ class Driver:
         return True
 
     def _broken(self, trace: str) -> None:
-        broken, self.brain = self.brain, self.brain.successor()
+        failure = StalledError(f"Feste's scheduler broke; please report this:\n{trace}")
+        broken, self.brain = self.brain, self.brain.successor(failure)
         for run in broken.runs:
-            run.failure = FesteError(f"Feste's scheduler broke; please report this:\n{trace}")
             self._observers.then(run.finish)
 
     def _call(self, executor: Executor, where: str, chunk: list[Any]) -> None:

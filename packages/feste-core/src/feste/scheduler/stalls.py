@@ -121,7 +121,7 @@ class Stalls:
         stuck = [i for i, state in enumerate(run.state) if state < OPEN]
         names = ", ".join(run.program.nodes[i].key for i in stuck[:_SHOWN])
         more = f" and {len(stuck) - _SHOWN:,} more" if len(stuck) > _SHOWN else ""
-        run.failure = StalledError(
+        run.failure = told = StalledError(
             f"{run.name} can make no progress: nothing is under way, and {counted(len(stuck), 'node')} "
             f"did not end: {names}{more}. The executor {type(run.executor).__name__} lost work, or "
             "Feste has a bug: run the program again, and report this if it stays",
@@ -134,7 +134,7 @@ class Stalls:
         for parcel in lost.values():
             self.brain.attempts.give_up(parcel)
         for i in stuck:
-            run.errors[i] = run.failure
+            run.errors[i] = told.copy()
             self.brain.lifecycle.end(run, i, INTERRUPTED)
         for handle, parcel in lost.items():  # so that later runs get their places at the gate
             self._drop(handle, parcel)
