@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 import pytest
 
 import feste
-from feste.errors import ConfigError, FesteError, NodeError, RunFailed, UnknownName, UpstreamFailed
+from feste.errors import (
+    ConfigError,
+    FesteError,
+    NodeError,
+    RunFailed,
+    StalledError,
+    UnknownName,
+    UpstreamFailed,
+)
 from feste.garbage import no_collection
 from feste.scheduler.driver import driver
 from feste.testing import FakeBackend, FakeParams
@@ -455,7 +463,7 @@ def test_a_defect_of_the_scheduler_ends_its_runs_and_no_other(
     with pytest.raises(FesteError, match=r"please report this(.|\n)*ZeroDivisionError: a defect"):
         same(1).compute()
     thread.join(LONG)
-    assert [type(error) for error in caught] == [FesteError]
+    assert [type(error) for error in caught] == [StalledError]
 
     go_on.set()  # the task of the broken run reports to a brain that never heard of it
     assert feste.compute([same(i) for i in range(100)])[0] == list(range(100))

@@ -22,6 +22,7 @@ from feste.errors import (
     ConfigError,
     ContextTooLong,
     InvalidRequest,
+    MalformedResponse,
     PluginWarning,
     RateLimited,
     RunFailed,
@@ -578,6 +579,8 @@ def test_what_a_run_costs_at_most() -> None:
     price = Profile(price=Price(input=1e6, output=2e6))
     lost = FakeBackend(fail={"late": CallTimeout("gone")}, profile=price)
     bounded = report_of(lost.chat("late", FakeParams(max_tokens=7)), on_error="return")
+    broken = FakeBackend(fail={"late": MalformedResponse("garbage")}, profile=price)
+    garbled = report_of(broken.chat("late", FakeParams(max_tokens=7)), on_error="return")
     unbounded = report_of(lost.chat("late"), on_error="return")
     known = report_of(lost.chat("fine"))
     unknown = report_of(FakeBackend().chat("fine"))
@@ -588,6 +591,8 @@ def test_what_a_run_costs_at_most() -> None:
     body = '{"model":"fake-1","messages":[{"role":"user","content":"late"}],"max_tokens":7}'
     assert bounded.dollars_possible == pytest.approx(2 * (len(body) + 2 * 7), rel=0.3)
     assert bounded.dollars_possible >= 2 * (len("late") + 2 * 7)
+    assert garbled.dollars is None and garbled.perhaps_billed == 0
+    assert garbled.dollars_possible == bounded.dollars_possible
     assert unbounded.dollars_possible is None
     assert known.dollars_possible == known.dollars
     assert unknown.dollars_possible is None

@@ -66,15 +66,15 @@ def certain(totals: Totals, price: Price | None) -> tuple[float | None, int]:
 
 
 def possible(totals: Totals, price: Price | None) -> float | None:
-    """Return what the requests cost at most: as if each that may have been billed was, in full.
+    """Return what the requests cost at most: as if each that was not counted was billed in full.
 
     :param totals: the totals of an operation and model.
     :param price: its price.
-    :returns: dollars; None if a price, the tokens of an answer, or the bound of a lost one is unknown.
+    :returns: dollars; None if a price, or the bound of a lost or uncounted answer, is unknown.
     """
     dollars, unpriced = certain(totals, price)
     if not unpriced:
         return dollars
-    if price is None or unpriced > totals.perhaps_billed or totals.unbounded:
+    if price is None or totals.unbounded:
         return None
     return (dollars or 0.0) + price.dollars(totals.most_input, totals.most_output)

@@ -74,8 +74,8 @@ class RunReport:
     :param asked: the keys of the nodes whose values were not known before the run.
     :param perhaps_billed: requests that left and were not answered: the provider may have charged for
         them.
-    :param dollars_possible: the price if each of these was billed, in full; None if that has no known
-        bound.
+    :param dollars_possible: the price if each of these, and each answer whose tokens are not known, was
+        billed in full; None if that has no known bound.
     :param dollars_saved: what the reused answers would have cost; None if a price is unknown.
     :param failures: the number of failed nodes by the name of the error's class.
     :param retries: the number of further attempts by the name of the error's class.

@@ -114,9 +114,9 @@ class Accounts:
         if worker:
             run.workers.sent(parcel.members, record.at - record.sent, worker)
         run.sizes[record.items] += 1
-        unknown = record.billed == "unknown"
+        uncounted = record.input_tokens is None and record.billed != "no"
         totals = self.brain.waits.row(run, parcel.call, request.plugin, request.model)
-        totals.add(record, request.size if unknown else 0, request.max_output)
+        totals.add(record, request.size if uncounted else 0, request.max_output)
         run.input_tokens += record.input_tokens or 0
         run.output_tokens += record.output_tokens or 0
         if RequestFinished.name in run.heard:

@@ -57,9 +57,11 @@ class Totals:
         #: Requests whose tokens are known, and failed ones that the provider does not charge for.
         self.counted = self.free = 0
         self.input_tokens = self.output_tokens = self.cached_tokens = self.written_tokens = 0
-        #: Requests that may have been billed, the most tokens these may have had, and how many of
-        #: them have no bound.
-        self.perhaps_billed = self.most_input = self.most_output = self.unbounded = 0
+        #: Requests that may have been billed without an answer.
+        self.perhaps_billed = 0
+        #: The most tokens that these, and answers that were not counted, may have had; and how many
+        #: of both have no bound.
+        self.most_input = self.most_output = self.unbounded = 0
         #: The answers that a store or a cache had, and their tokens.
         self.reused = 0
         self.reused_input = self.reused_output = 0.0
@@ -76,14 +78,14 @@ class Totals:
         self.calls += 0 if record.error else record.items
         self.seconds += record.at - record.sent
         self.longest = max(self.longest, record.at - record.sent)
-        if record.billed == "unknown":
-            self.perhaps_billed += 1
+        self.perhaps_billed += record.billed == "unknown"
+        if record.error and record.billed == "no":
+            self.free += 1
+        elif record.input_tokens is None:
             self.most_input += size
             self.most_output += bound or 0
             self.unbounded += bound is None
-        elif record.error and record.billed == "no":
-            self.free += 1
-        if record.input_tokens is not None:
+        else:
             read = record.input_tokens
             cached = min(read, record.cached_tokens or 0)
             self.counted += 1
