@@ -210,6 +210,8 @@ class Chaos:
             self.ending, self.errors = ended - sent, errors.decode()
             self._scan(errors)
         self._settled()  # what is still made belongs to no later program
+        if sign == signal.SIGKILL:
+            assert process.returncode == -sign, f"it ended before it was killed: {self.errors}"
         if process.returncode < 0:
             self.kills += 1
             if self.store is not None:
