@@ -123,6 +123,7 @@ class Chaos:
             price=Price(**PRICE),
             seed=seed,
             log_bodies=bodies,
+            ledger_path=folder / "ledger.jsonl",
         )
         self.todo = {
             "shape": shape,
