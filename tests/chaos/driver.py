@@ -110,7 +110,7 @@ class Chaos:
                 Fault(kind=kind, times=None, probability=share, pause=0.05)
                 for kind, share in faults.items()
             ]
-        options = {"poison": POISON, **(wire or {})}
+        options = {"poison": POISON, "seed": seed, **(wire or {})}
         if look:
             options["store"] = str(self.store)
         self.server = SimServer(
