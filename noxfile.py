@@ -145,8 +145,9 @@ def chaos(session: nox.Session) -> None:
     """Does it hold when all else fails? In full, with three seeds: an hour on two cores."""
     install(session, "--compile", *TEST, *TEST_MORE)
     session.env["CHAOS"] = "full"
-    rooms = ("groups", "store_crash", "store_damage", "store_full_disk", "store_model")
-    core = existing(*(f"packages/feste-core/tests/test_{room}.py" for room in rooms))
+    rooms = ("crash", "damage", "full_disk", "model", "processes")
+    stores = (f"packages/feste-core/tests/test_store_{room}.py" for room in rooms)
+    core = existing("packages/feste-core/tests/test_groups.py", *stores)
     usual = ["-n", "2", "tests/chaos", "tests/security", "tests/fuzz", *core]
     session.run("python", "-m", "pytest", *(session.posargs or usual))
 

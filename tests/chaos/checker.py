@@ -7,7 +7,7 @@ I4  The provider made no more answers than calls, plus those that were lost on t
     in flight at a kill.
 I5  Nothing was asked that needs an answer which was not kept.
 I6  The report adds up: states to nodes, and the bill of the provider lies within its bounds.
-I7  The API key is in no file.
+I7  The API key is in no file and no output.
 I8  No process, thread, socket and temporary file is left, and no request is under way.
 """
 
@@ -27,7 +27,7 @@ from feste.store import schema
 from feste.testing import LedgerEntry, LoggedRequest, Totals
 from tests.chaos.work import POISON, Step
 
-__all__ = ["Evidence", "Violation", "check", "check_kill", "rows"]
+__all__ = ["Evidence", "Violation", "check", "check_end", "check_kill", "rows"]
 
 #: Threads that a program may still have: Feste keeps those of its pools for the next run.
 THREADS = 80
@@ -215,6 +215,19 @@ def check_kill(
     return [i for i, _ in found]
 
 
+def check_end(output: Sequence[bytes], scratch: Path | None, canary: str) -> None:
+    """See that a program which has ended printed no key, and left no temporary file.
+
+    :param output: what it wrote to stdout and stderr.
+    :param scratch: the folder of its temporary files; None for one that was killed.
+    :param canary: the API key.
+    :raises Violation: if it did.
+    """
+    need(not any(canary.encode() in text for text in output), lambda: "I7: the key was printed")
+    left = sorted(path.name for path in scratch.iterdir()) if scratch is not None else []
+    need(not left, lambda: f"I8: temporary files are left: {left}")
+
+
 def _texts(store: Path) -> dict[str, str]:
     """Return the prompts that a store has, by key."""
     return {
@@ -327,8 +340,6 @@ def _i7(e: Evidence) -> None:
 
 
 def _i8(e: Evidence) -> None:
-    left = sorted(path.name for path in (e.folder / f"tmp{e.told['run']}").iterdir())
-    need(not left, lambda: f"I8: temporary files are left: {left}")
     need(not e.totals.in_flight, lambda: f"I8: {e.totals.in_flight} requests are still under way")
     if not e.workers_killed:  # else it is a client of a cluster, which has threads of its own
         threads, sockets = e.told["threads"], e.told["sockets"]

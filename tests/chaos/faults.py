@@ -25,7 +25,7 @@ class Effect(Enum):
     DELIVERED = "it gets its answer, later"
     REFUSED = "it fails"
     LISTS = "it is spoilt only where it shares a request; see test_lists.py"
-    ACCOUNT = "it ends the account; see the tests of outages"
+    ACCOUNT = "it ends the account; see test_outages.py"
 
 
 #: A kind that is not here fails :func:`everything`.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -61,6 +61,19 @@ def settings(address: str, place: str) -> dict[str, Any]:
     return {"scheduler": address, "requests_on": place, "worker_window": WINDOW}
 
 
+def kill_one(cluster: Any, killed: set[int], rng: Random) -> None:
+    """Kill a worker that is alive: for a moment a nanny still names one that was killed before."""
+    while True:
+        named = {nanny.process.pid for nanny in cluster.workers.values() if nanny.process}
+        if pids := sorted(named - killed - {None}):
+            pid = rng.choice(pids)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+                return
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("place", PLACES or ["workers"])
 def test_workers_are_killed(
     place: str,
@@ -83,12 +96,12 @@ def test_workers_are_killed(
         settings=settings(cluster.scheduler_address, place),
     )
     points = sorted(rng.sample(range(10, len(chaos.steps) * 9 // 10), kills))
+    killed: set[int] = set()
 
     def kill(process: subprocess.Popen[bytes]) -> None:
         for point in points:
             chaos.ledger.wait_for(max(point, chaos.ledger.made() + 1), process)
-            pids = [nanny.process.pid for nanny in cluster.workers.values() if nanny.process]
-            os.kill(rng.choice([pid for pid in pids if pid]), signal.SIGKILL)
+            kill_one(cluster, killed, rng)
             chaos.workers_killed += 1
 
     with chaos:

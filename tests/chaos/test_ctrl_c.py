@@ -46,32 +46,32 @@ def test_the_second_ctrl_c_ends_at_once(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """However long the grace, what is in flight is given up, and named."""
-    slow = Fault(kind="slow", probability=0.2, times=None, pause=60.0)
+    stops, slow = amount(1, 5), 8
     with Chaos(
         tmp_path,
         "chains",
         amount(300, 1_000),
         seed=seed,
-        faults=[slow],
         constants={"feste._compute.steps:GRACE": 60.0},
     ) as chaos:
-        stops = amount(1, 5)
         for _ in range(stops):
+            chaos.server.add(Fault(kind="slow", times=slow, pause=60.0))  # the first of a program
             point = chaos.ledger.made() + len(chaos.steps) // (3 * stops)
             code = chaos.stop_at(point, signal.SIGINT, times=2)
 
             assert code == 130, chaos.errors
             assert chaos.ending <= TWO * SLACK
         given_up = chaos.server.totals().left
-        chaos.server.close()
-    assert chaos.store is not None
-    query = "SELECT outcome, billed FROM requests WHERE outcome IN ('sent', 'unknown', 'failed')"
-    named = [billed for _, billed in rows(chaos.store, query)]
+        assert chaos.store is not None
+        query = "SELECT billed FROM requests WHERE outcome IN ('sent', 'unknown', 'failed')"
+        named = [billed for (billed,) in rows(chaos.store, query)]
+        evidence = chaos.check(chaos.run())
 
-    assert given_up > 0
+    assert given_up >= slow * stops
     assert len(named) >= given_up
     assert set(named) == {"unknown"}
-    tally(interrupts=2 * stops)
+    assert evidence.delivered == len(chaos.steps)
+    tally(evidence, interrupts=2 * stops)
 
 
 def test_the_end_by_sigterm_is_a_kill(

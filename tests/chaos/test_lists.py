@@ -105,9 +105,14 @@ def test_spoilt_lists_cross_no_answers(
 def test_graphs_of_lists_cross_no_answers(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
-    """Random graphs, lists of random lengths, spoilt and lost replies, equal prompts, bad prompts."""
+    """Random graphs, lists of random lengths, spoilt and lost replies, equal prompts, bad prompts.
+
+    Most of what needs no bad prompt is delivered: a call that is alone in its request fails by two
+    spoilt replies, and takes what needs it along.
+    """
     lost = ("reset_after", "truncated", "garbage", "unavailable")
     faults = {**dict.fromkeys(NUMBERED, 0.05), **dict.fromkeys(lost, 0.02)}
+    delivered = spared = requests = spoilt = 0
     for part in range(amount(1, 7)):
         folder = tmp_path / str(part)
         folder.mkdir()
@@ -127,8 +132,17 @@ def test_graphs_of_lists_cross_no_answers(
         ) as listed:
             evidence = listed.check(listed.run())
 
-        assert sum(evidence.totals.faults.get(kind, 0) for kind in NUMBERED) > 3
+        bad: set[int] = set()
+        for i, step in enumerate(evidence.steps):
+            if POISON in step.text or not bad.isdisjoint(step.parents):
+                bad.add(i)
+        delivered += evidence.delivered
+        spared += len(evidence.steps) - len(bad)
+        requests += evidence.totals.requests
+        spoilt += sum(evidence.totals.faults.get(kind, 0) for kind in NUMBERED)
         tally(evidence)
+    assert delivered >= 0.75 * spared
+    assert spoilt > 0.005 * requests  # few where the lists happen to be short
 
 
 # --- the same answers and keys, however a program is run ------------------------------------------

@@ -1,7 +1,8 @@
-"""A provider that is away, that throttles, or that always fails: few requests, and no call is lost."""
+"""A provider that is away, refuses, throttles or always fails: few requests, and no call is lost."""
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,44 @@ def test_an_outage_that_outlasts_patience_ends_the_run_and_the_next_goes_on(
     tally(evidence)
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [(401, "invalid_api_key", "AuthFailed"), (429, "insufficient_quota", "QuotaExhausted")],
+    ids=["key", "quota"],
+)
+def test_a_refused_account_ends_the_run_and_the_next_goes_on(
+    tmp_path: Path,
+    seed: int,
+    status: int,
+    code: str,
+    error: str,
+    amount: Callable[..., int],
+    tally: Callable[..., None],
+) -> None:
+    """The rest is not sent, what was answered is kept, and a run after the refusal buys the rest alone."""
+    calls, refusing = amount(300, 1_000), tmp_path / "refusing"
+    wire = {"refusal": (str(refusing), status, code)}
+    with Chaos(tmp_path, "chains", calls, seed=seed, base=0.05, wire=wire) as chaos:
+
+        def refuse(process: subprocess.Popen[bytes]) -> None:
+            chaos.ledger.wait_for(calls // 2, process)
+            refusing.touch()
+
+        told = chaos.run(refuse)
+        refused, made = chaos.server.totals().statuses[status], len(chaos.server.ledger())
+        refusing.unlink()
+        rest = chaos.run()
+        evidence = chaos.check(rest)
+
+    answered = sum(value is not None for value in told["values"])
+    assert calls // 2 <= answered == made < calls
+    assert {r for _, roots, *_ in told["failed"].values() for r in roots} == {error, "NotStarted"}
+    assert 2 <= refused <= chaos.window + 1  # what was on its way, and the first one once more
+    assert rest["report"]["states"]["replayed"] == answered
+    assert evidence.delivered == calls and evidence.extra == 0
+    tally(evidence)
+
+
 def test_a_provider_that_always_fails_is_hardly_asked(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
@@ -120,6 +159,6 @@ def test_a_storm_of_refusals_is_not_answered_by_one(
     calm = peak([(sent, at) for sent, at, _ in times if at < begun])
     storm = peak([(sent, at) for sent, at, _ in times if over - (over - begun) / 3 < sent < over])
     assert evidence.delivered == calls
-    assert storm <= calm / 2
+    assert 0 < storm <= calm / 2
     assert len(times) - calls <= 0.2 * calls + 100
     tally(evidence)

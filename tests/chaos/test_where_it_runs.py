@@ -93,27 +93,26 @@ PLACES: dict[str, Callable[[], Any]] = {
 }
 
 
-def strangers() -> list[str]:
-    """Threads that are neither the program's own nor those that Feste keeps."""
-    names = [
-        thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
-    ]
-    return [name for name in names if not name.startswith(("feste", "pytest"))]
+def strangers(before: set[threading.Thread]) -> list[str]:
+    """Threads that were not there before and that Feste does not keep."""
+    new = set(threading.enumerate()) - before
+    return [thread.name for thread in new if not thread.name.startswith("feste")]
 
 
 def doubles() -> list[str]:
     """Feste's threads that there are twice: a second brain, loop or place in a pool."""
     names = Counter(thread.name for thread in threading.enumerate())
-    return [name for name, times in names.items() if times > 1]
+    return [name for name, times in names.items() if times > 1 and name.startswith("feste")]
 
 
 def look(place: str) -> dict[str, Any]:
     """Compute three times in a place; tell the values, what was patched, and what is left over."""
+    before = set(threading.enumerate())
     kept = {name: getattr(asyncio, name) for name in ("run", "new_event_loop", "get_running_loop")}
     values = [PLACES[place]() for _ in range(3)]
     patched = [name for name, was in kept.items() if getattr(asyncio, name) is not was]
     deadline = time.monotonic() + LONG
-    while (left := strangers() + doubles()) and time.monotonic() < deadline:
+    while (left := strangers(before) + doubles()) and time.monotonic() < deadline:
         time.sleep(0.01)  # threads of a loop end with it
     return {
         "values": [[*value[:3], list(value[3])] for value in values],

@@ -31,7 +31,10 @@ def test_programs_take_turns(
 ) -> None:
     """Many want the same work; one buys it, and when it is killed, the next one goes on."""
     programs, kills = amount(5, 8), amount(1, 6)
-    with Chaos(tmp_path, "chains", CALLS, seed=seed, window=8) as shared, ExitStack() as stack:
+    with (
+        Chaos(tmp_path, "chains", CALLS, seed=seed, window=8, base=0.05) as shared,
+        ExitStack() as stack,
+    ):
         patient = {**shared.todo["settings"], "store_wait": LONG}
         waiting: Programs = {}
         for _ in range(programs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
 import time
@@ -22,6 +23,8 @@ class ChaosWire(OpenAIWire):
         and the answers that the prompt is made of.
     :param storm: after how many requests to refuse a share of them for rate; for how many seconds;
         the share.
+    :param refusal: refuse all requests while there is this file; with which status and code.
+    :param seed: of which requests a storm refuses, by the order of their arrival.
     :param options: those of :class:`OpenAIWire`.
     """
 
@@ -29,12 +32,14 @@ class ChaosWire(OpenAIWire):
         self,
         store: str | None = None,
         storm: tuple[int, float, float] | None = None,
+        refusal: tuple[str, int, str | None] | None = None,
+        seed: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.store, self.storm = store, storm
+        self.store, self.storm, self.refusal = store, storm, refusal
         self.requests, self.begun = 0, 0.0
-        self.chance = random.Random(1)
+        self.chance = random.Random(seed)
 
     def plan(self, call: Call) -> Plan:
         self.requests += 1
@@ -43,6 +48,9 @@ class ChaosWire(OpenAIWire):
             is_on = time.monotonic() < self.begun + self.storm[1]
             if is_on and self.chance.random() < self.storm[2]:
                 raise Refusal(429, "A storm.", headers={"retry-after": "0.3"})
+        if self.refusal is not None and os.path.exists(self.refusal[0]):
+            _, status, code = self.refusal
+            raise Refusal(status, "This account is refused.", code=code)
         if self.store is not None:
             with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as conn:
                 _look(conn, last_user_text(call.body["messages"]))
