@@ -105,6 +105,31 @@ def test_a_refused_account_ends_the_run_and_the_next_goes_on(
     tally(evidence)
 
 
+def test_a_provider_that_only_refuses_for_rate_ends_the_run_and_the_next_goes_on(
+    tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
+) -> None:
+    """429 for ever is asked about now and then, until the run's patience is over."""
+    calls, refusing = amount(300, 1_000), tmp_path / "refusing"
+    patience = amount(3, 20)
+    wire = {"refusal": (str(refusing), 429, "rate_limit_exceeded")}
+    with Chaos(tmp_path, "chains", calls, seed=seed, base=0.05, wire=wire) as chaos:
+
+        def refuse(process: subprocess.Popen[bytes]) -> None:
+            chaos.ledger.wait_for(calls // 2, process)
+            refusing.touch()
+
+        told = chaos.run(refuse, settings={"outage_patience": patience})
+        refused, made = chaos.server.totals().statuses[429], len(chaos.server.ledger())
+        refusing.unlink()
+        evidence = chaos.check(chaos.run())
+
+    assert {r for _, roots, *_ in told["failed"].values() for r in roots} == {"BackendUnavailable"}
+    assert calls // 2 <= sum(value is not None for value in told["values"]) == made < calls
+    assert chaos.window / 2 <= refused <= chaos.window + 2 * patience
+    assert evidence.delivered == calls and evidence.extra == 0
+    tally(evidence)
+
+
 def test_a_provider_that_always_fails_is_hardly_asked(
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
