@@ -1,14 +1,15 @@
-"""What must hold after any run, whatever went wrong in it.
+"""What must hold after any run, whatever went wrong in it; docs/reliability.md says the same.
 
 I1  What was acknowledged is in the results.
 I2  Each result is an answer to its own prompt, and no answer is there twice.
 I3  Each call is delivered once.
-I4  The provider made no more answers than calls, plus those that were lost on the way, plus those
-    in flight at a kill.
+I4  The provider made no more answers than calls, plus those lost on the way, plus those in flight
+    at a kill; and the store names these.
 I5  Nothing was asked that needs an answer which was not kept.
-I6  The report adds up: states to nodes, and the bill of the provider lies within its bounds.
+I6  The report adds up: states to nodes, and the provider's bill lies within the report's bounds;
+    where one run did all, requests to requests.
 I7  The API key is in no file and no output.
-I8  No process, thread, socket and temporary file is left, and no request is under way.
+I8  No process, thread, connection or temporary file is left, and no request is under way.
 """
 
 from __future__ import annotations
@@ -156,10 +157,14 @@ def _i3(e: Evidence) -> None:
 
 
 def _i4(e: Evidence) -> None:
-    lost = sum(request.items for request in e.log if not request.delivered)
-    # at a kill, each request in flight may be for as many answers as there are equal calls
+    lost = [request for request in e.log if not request.delivered]
+    spoilt = sum(request.items for request in lost if request.fault)
+    left = sum(request.items for request in lost if not request.fault)
+    # at a kill, each request in flight may be for as many answers as there are equal calls; those
+    # that the provider saw the program leave are among them
     most = max((request.items for request in e.log), default=1)
-    allowed = lost + (e.kills + e.workers_killed) * e.window * most + e.spoiled
+    in_flight = (e.kills + e.workers_killed) * e.window * most
+    allowed = spoilt + max(left, in_flight) + e.spoiled
     need(
         e.extra <= allowed,
         lambda: f"I4: {e.extra} answers were made for nobody, at most {allowed} are explained",
@@ -167,7 +172,11 @@ def _i4(e: Evidence) -> None:
     peak = e.totals.peak
     need(peak <= e.window, lambda: f"I4: {peak} requests in flight, {e.window} are allowed")
     if e.store is not None:
-        _named(e.store, e.ledger, e.spoiled)
+        named = _named(e.store, e.ledger, e.spoiled)
+        need(
+            e.extra <= named + e.spoiled,
+            lambda: f"I4: {e.extra} answers were made for nobody, {named} are named",
+        )
         still_open = rows(e.store, "SELECT id FROM requests WHERE outcome = 'sent'")
         need(not still_open, lambda: f"I4: {len(still_open)} requests are said to be on their way")
         if not e.spoiled:
@@ -237,8 +246,11 @@ def _texts(store: Path) -> dict[str, str]:
     }
 
 
-def _named(store: Path, ledger: Sequence[LedgerEntry], spoiled: int) -> None:
-    """See that the store names each request whose answer was made and not kept."""
+def _named(store: Path, ledger: Sequence[LedgerEntry], spoiled: int) -> int:
+    """See that the store names each request whose answer was made and not kept.
+
+    :returns: how many answers it names.
+    """
     texts = _texts(store)
     found = rows(store, "SELECT outcome, billed, calls, request_id FROM requests")
     answered = {request for outcome, _, _, request in found if outcome == "answered"}
@@ -249,6 +261,7 @@ def _named(store: Path, ledger: Sequence[LedgerEntry], spoiled: int) -> None:
             owned_up.update(texts.get(key, "") for key, _ in json.loads(calls))
     unnamed = made - owned_up
     need(unnamed.total() <= spoiled, lambda: f"I4: made, not kept, not named: {list(unnamed)[:3]}")
+    return owned_up.total()
 
 
 def _reported(e: Evidence, store: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -84,7 +85,7 @@ def killed(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Killed
         query = f"SELECT key, draw FROM answers WHERE id <= {last}"
         known = set(rows(chaos.store, query))
         made = {(entry["prompt"], entry["answer"]) for entry in chaos.server.ledger()}
-        noted = {line.split(", ", 2)[2][1:-2] for line in chaos.side.read_text().splitlines()}
+        noted = {json.loads(line)[2] for line in chaos.side.read_text().splitlines()}
     texts = {c["message"]["content"] for r in answers.values() for c in _choices(r)}
     assert noted <= texts <= {answer for _, answer in made}
     commits = {}
