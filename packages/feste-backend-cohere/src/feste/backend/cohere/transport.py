@@ -254,9 +254,10 @@ async def _streamed(
         return MalformedResponse("the reply is no stream of events: there is none in it")
     if not assembly.complete:
         return ConnectionLost("the stream ended before the answer did")
-    if is_deep(assembly.payload):
+    payload = assembly.payload
+    if is_deep(payload):
         return MalformedResponse("the reply is a stream of JSON that is too deep to use")
-    return _response(secret.blank_payload(assembly.payload), headers, secret)
+    return _response(secret.blank_payload(payload), headers, secret)
 
 
 def _answer(
