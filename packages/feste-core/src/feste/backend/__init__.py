@@ -8,6 +8,7 @@ from feste.backend.base import Backend, create
 from feste.backend.batching import BatchRule, Outcome, PrefixRule, SampleRule
 from feste.backend.bodies import (
     ACCEPT_ENCODING,
+    ERROR_BYTES,
     MOST_BYTES,
     Body,
     from_json,
@@ -35,6 +36,7 @@ __path__ = extend_path(__path__, __name__)
 
 __all__ = [
     "ACCEPT_ENCODING",
+    "ERROR_BYTES",
     "FALL_BACK_ON",
     "MOST_BYTES",
     "Backend",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import (
     ACCEPT_ENCODING,
+    ERROR_BYTES,
     MOST_BYTES,
     Body,
     PerLoop,
@@ -121,7 +122,8 @@ def _bounded_client() -> type[httpx.AsyncClient]:
             self, request: httpx.Request, *, stream: bool = False, **given: Any
         ) -> httpx.Response:
             reply = await super().send(request, stream=True, **given)
-            kind, most = reply.headers.get("content-encoding", ""), _most.get()
+            kind = reply.headers.get("content-encoding", "")
+            most = _most.get() if reply.is_success else ERROR_BYTES
             body: Any
             try:
                 if stream and reply.is_success:
@@ -133,7 +135,7 @@ def _bounded_client() -> type[httpx.AsyncClient]:
                 await reply.aclose()
                 if reply.is_success or not isinstance(error, MalformedResponse):
                     raise
-                body = {"content": b""}  # the status says more
+                body = {"content": (error.raw or "").encode()}  # the status says more
             headers = [h for h in reply.headers.raw if h[0].lower() != b"content-encoding"]
             return httpx.Response(reply.status_code, headers=headers, request=request, **body)
 
