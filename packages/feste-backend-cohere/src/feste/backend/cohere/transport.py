@@ -23,6 +23,7 @@ from feste.backend import (
     ACCEPT_ENCODING,
     ERROR_BYTES,
     MOST_BYTES,
+    BlankedPieces,
     Body,
     PerLoop,
     Request,
@@ -30,6 +31,7 @@ from feste.backend import (
     Secret,
     from_json,
     is_deep,
+    kept_headers,
     read_body,
     redact,
     redact_record,
@@ -239,6 +241,7 @@ async def _streamed(
         if not reply.is_success:
             return _answer(reply.status_code, await reply.aread(), headers, secret)
         assembly, event, empty = Assembly(), None, 0
+        shown = BlankedPieces(secret, on_chunk)
         async for line in reply.aiter_lines():
             if not line.startswith("data:"):
                 continue
@@ -250,8 +253,8 @@ async def _streamed(
                 return MalformedResponse("an event of the stream is not as promised")
             if empty > _EMPTY:
                 return MalformedResponse("the reply is a stream that brings nothing")
-            if piece:
-                on_chunk(piece)
+            shown.take(piece)
+    shown.end()
     if event is None:
         return MalformedResponse("the reply is no stream of events: there is none in it")
     if not assembly.complete:
@@ -283,4 +286,5 @@ def _answer(
 
 
 def _response(payload: Mapping[str, Any], headers: Mapping[str, str], secret: Secret) -> Response:
-    return Response(payload, usage(payload), headers, short(payload.get("id"), secret))
+    name = short(payload.get("id"), secret)
+    return Response(payload, usage(payload), kept_headers(headers, secret), name)
