@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import os
 import subprocess
@@ -11,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from feste.backend import create
+from feste.backend.clients import close_clients
 from feste.testing import Fault, SimServer
 
 pytest.importorskip("feste.backend.openai")
@@ -203,6 +208,85 @@ def test_the_programs_met_every_failure(found: Found) -> None:
 def test_the_key_was_used(found: Found) -> None:
     """Both providers took no other key, so the programs had it."""
     assert found.accepted == {"/v1/chat/completions", "/v1/embeddings", "/v2/chat", "/v2/embed"}
+
+
+def openai_piece(text: str) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}}]}
+
+
+def cohere_piece(text: str) -> dict[str, Any]:
+    return {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": text}}}}
+
+
+ENDS = {
+    "openai": {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    "cohere": {"type": "message-end", "delta": {"finish_reason": "COMPLETE"}},
+}
+WHOLES = {
+    "openai": {"choices": [{"index": 0, "message": {"content": KEY}, "finish_reason": "stop"}]},
+    "cohere": {
+        "message": {"content": [{"type": "text", "text": KEY}]},
+        "finish_reason": "COMPLETE",
+    },
+}
+
+
+def streamed(plugin: str, *texts: str) -> str:
+    """The events of a stream, and its end."""
+    piece = openai_piece if plugin == "openai" else cohere_piece
+    return "".join(f"data: {json.dumps(one)}\n\n" for one in [*map(piece, texts), ENDS[plugin]])
+
+
+@pytest.mark.parametrize("plugin", ["openai", "cohere"])
+def test_an_answer_that_repeats_the_key_is_blanked(plugin: str) -> None:
+    """In headers, with characters that JSON has escaped, and in pieces of a stream, also over them."""
+    whole = json.dumps(WHOLES[plugin])
+    escaped = "".join(f"\\u{ord(char):04X}" for char in KEY)
+    one = KEY.replace("+", "\\u002b").replace("a", "\\u0061")
+    echoes = {
+        "x-request-id": KEY,
+        "set-cookie": f"a={KEY}",
+        "x-echo": KEY,
+        "x-ratelimit-reset": KEY,
+    }
+    json_kind = {**echoes, "content-type": "application/json"}
+    events = {**echoes, "content-type": "text/event-stream"}
+    bodies = [
+        (body, json_kind) for body in (whole, whole.replace(KEY, escaped), whole.replace(KEY, one))
+    ]
+    split = [(KEY,), tuple(f"the {KEY} is"), ("the ", KEY[:9], KEY[9:], f" {KEY[:5]}")]
+    bodies += [(streamed(plugin, *texts), events) for texts in split]
+    params = importlib.import_module(f"feste.backend.{plugin}").ChatParams()
+    pieces: list[str] = []
+    with SimServer(WIRES, wire_options=[{"require_key": KEY}] * 2) as server:
+        base = server.url + ("/v1" if plugin == "openai" else "")
+        llm: Any = create(plugin, model="m", base_url=base, api_key=KEY)
+        for number, (body, headers) in enumerate(bodies):
+            server.add(Fault(kind="garbage", match=f"n{number}.", body=body, headers=headers))
+
+        async def go() -> list[Any]:
+            try:
+                found = []
+                for number, (_, headers) in enumerate(bodies):
+                    bound = [f"n{number}.", params, None]
+                    shown = pieces.append if headers is events else None
+                    response = await llm.chat.send(llm.chat.prepare(bound), shown)
+                    found.append((response, llm.chat.parse(response, bound)))
+                return found
+            finally:
+                await close_clients(asyncio.get_running_loop())
+
+        found = asyncio.run(go())
+
+    assert [str(value) for _, value in found] == [
+        *("***", "***", "***"),
+        *("***", "the *** is", f"the *** {KEY[:5]}"),
+    ]
+    assert "".join(pieces) == f"***the *** isthe *** {KEY[:5]}"
+    for response, value in found:
+        headers = dict(response.headers)
+        assert hits(repr(response) + repr((headers, response.payload, value, vars(value)))) == []
+        assert not headers.keys() & {"set-cookie", "x-echo"} and "x-request-id" in headers
 
 
 @pytest.mark.parametrize(

@@ -60,22 +60,45 @@ WIRES = ("feste.backend.openai.testing:OpenAIWire", "feste.backend.cohere.testin
 PATHS = {"openai": "/v1", "cohere": ""}
 DEEP = "data: " + "[" * 100_000 + "]" * 100_000 + "\n\n"
 EVENTS = {"content-type": "text/event-stream"}
+SIZE = 15 << 20  # less than a reply may have
+
+
+#: An event of a stream whose parts are kept until the answer is whole.
+LOGGED = f'data: {{"choices":[{{"logprobs":{{"content":[{"{}," * 90_000}{{}}]}}}}]}}\n\n'
+
+
+def dense(part: str) -> str:
+    """JSON of small parts, which takes 25 times as much memory as bytes."""
+    return f'{{"choices":[{(part + ",") * (SIZE // (len(part) + 1))}{part}]}}'
+
+
 WHOLE: dict[str, dict[str, Any]] = {
     "bomb": {},
     "deep": {},
     "endless": {},
     "endless_headers": {},
+    "objects": {"kind": "garbage", "body": dense("{}")},
+    "lists": {"kind": "garbage", "body": dense("[]")},
+    "texts": {"kind": "garbage", "body": dense('"ab"')},
+}
+#: Replies that are errors by their status, of which the beginning is enough.
+REFUSED: dict[str, dict[str, Any]] = {
+    "refusal": {"kind": "status", "status": 400, "body": dense("[]")},
+    "refusal_without_end": {"kind": "status", "status": 400, "body": "no " * (SIZE // 3)},
 }
 STREAMED: dict[str, dict[str, Any]] = {
     "comments": {"kind": "endless", "body": ": hm\n\n"},
     "nothing": {"kind": "endless", "body": "data: {}\n\n"},
     "longline": {"kind": "endless"},
+    "events": {"kind": "endless", "body": LOGGED, "headers": EVENTS},
     "deepevent": {"kind": "garbage", "body": DEEP, "headers": EVENTS},
 }
 
 
 CASES = [("openai", name, name in STREAMED) for name in (*WHOLE, *STREAMED)]
 CASES += [("cohere", name, name in STREAMED) for name in ("bomb", "endless_headers", "nothing")]
+CASES += [("cohere", "objects", False)]
+CASES += [(one, name, False) for one in PATHS for name in REFUSED]
 MORE = [("cohere", name, name in STREAMED) for name in ("deep", "endless", "comments", "longline")]
 MORE += [("cohere", "deepevent", True), ("openai", "comments", False)]
 MORE += [(one, name, True) for one in PATHS for name in ("bomb", "deep", "endless_headers")]
@@ -90,7 +113,7 @@ def test_a_flood_is_an_answer_that_cannot_be_used(tmp_path: Path) -> None:
     asks = []
     with SimServer(list(WIRES), log_bodies=False) as server:
         for number, (plugin, name, streamed) in enumerate(cases):
-            given = {**WHOLE, **STREAMED}[name]
+            given = {**WHOLE, **STREAMED, **REFUSED}[name]
             word = f"flood {number} of {name}"
             server.add(Fault(**{"kind": name, "match": word, "times": 2, **given}))
             asks.append([plugin, server.url + PATHS[plugin], word, streamed])
@@ -106,8 +129,11 @@ def test_a_flood_is_an_answer_that_cannot_be_used(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     for case, told in zip(cases, found, strict=True):
-        assert (told["got"], told["billed"]) == ("MalformedResponse", "yes"), (case, told)
-        assert told["cpu"] < 2 * 2 and told["grown"] < 64, (case, told)
-    assert asked == 2 * len(PATHS) + 2 * len(cases)  # other good answers are in the store
+        wanted = ("InvalidRequest", "no") if case[1] in REFUSED else ("MalformedResponse", "yes")
+        assert (told["got"], told["billed"]) == wanted, (case, told)
+        most = 256 if case[1] == "events" else 64  # streams repeat their frames, so may have more
+        assert told["cpu"] < 2 * 2 and told["grown"] < most, (case, told)
+    refused = sum(name in REFUSED for _, name, _ in cases)  # which are not sent again
+    assert asked == 2 * len(PATHS) + 2 * len(cases) - refused  # other good answers are in the store
     kept = b"".join(p.read_bytes() for p in tmp_path.iterdir() if p.is_file())
     assert b"fine again" in kept and b"sk-canary" not in kept

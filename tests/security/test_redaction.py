@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from base64 import b64encode, urlsafe_b64encode
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -14,7 +15,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 import feste
-from feste.backend import Secret, redact, redact_record
+from feste.backend import Backend, Secret, operation, redact, redact_record
 from feste.testing import FakeBackend
 
 #: Of no known form, so that its place gives it away, or that it is known.
@@ -145,6 +146,89 @@ def test_what_takes_long_to_match_does_not() -> None:
 
     for piece in hostile:
         assert len(redact(piece * (64_000 // len(piece)), key)) <= 500
+
+
+#: What stands between two characters of a key that is broken, and what looks like it.
+GAPS = [
+    "\\",
+    "\n",
+    "\\n",
+    "\\\\n",
+    "\\" * 10 + "n",
+    "\\t",
+    "'",
+    "b'",
+    '"\\n"',
+    "'\n b'",
+    " ",
+    "\\u",
+    "%",
+]
+#: Keys of all kinds: as providers make them, ones whose first character is also one of a gap, ones
+#: that repeat, and ones in quotes.
+KEYS = [KEY, f"sk-proj-{WORD}", f"nvapi-{WORD}", f"tgp_v1_{WORD}", f"r8_{WORD}", f"b{WORD}"]
+KEYS += [f"+{KEY}", "a" * 40, "n" * 40, "nt" * 20, "+" * 40, "a" * 30 + "b", "\\a" * 20, f"'{KEY}'"]
+
+
+def hostile(key: str, gap: str) -> list[str]:
+    """Texts that look like a key for long, and are none."""
+    broken = gap.join(key[:-1])
+    one = key[0] + gap
+    return [
+        key[0] + gap * (60_000 // len(gap)),
+        broken + "#",
+        (broken + gap) * (60_000 // len(broken + gap)),
+        one * (60_000 // len(one)),
+        f"{gap * 100}".join(key[:-1])[:60_000],
+        key[0] * 60_000,
+    ]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_text_takes_long_to_search_for_a_key(key: str) -> None:
+    """The time is proportional to the length, however often a key seems to begin or to be broken."""
+    secret, begun = Secret.of(key, "X"), time.process_time()
+    for gap in GAPS:
+        for text in hostile(key, gap):
+            secret.blank(text)
+
+    assert time.process_time() - begun < 10  # it takes 0.3 s, and 2 s for keys that repeat
+
+
+def test_a_stored_answer_takes_no_long_search(tmp_path: Path) -> None:
+    """What a provider answers is searched for the key before it is kept."""
+    key = f"sk-proj-{WORD}"
+    answers = ["s" + "\\" * 60_000, ("\\" * 10 + "n").join(key[:-1]) + "#", "a " + "\\n".join(key)]
+
+    class Answering(Backend):
+        plugin = "of_these_tests"
+        secrets = (Secret.of(key, "X"),)
+
+        @operation
+        async def ask(self, number: int) -> str:
+            return answers[number]
+
+    llm, begun = Answering(), time.process_time()
+    values = feste.compute([llm.ask(i) for i in range(len(answers))], store=tmp_path / "store")[0]
+
+    assert time.process_time() - begun < 10
+    assert values == answers
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"***" in kept and b"5cX0" not in kept
+
+
+@pytest.mark.parametrize("key", [f"{KEY}b", f"b{KEY}", f"nb{KEY}", f'"{KEY}"', f"a\\n'{KEY}\\"])
+def test_keys_of_characters_that_stand_in_gaps_are_found(key: str) -> None:
+    """A ``b``, quotes and backslashes of a key are not taken for those of the strings around it."""
+    broken = [
+        f"'{key[:3]}'\n '{key[3:]}'",
+        f"(b'{key[:-1]}'\n b'{key[-1]}')",
+        f"{key[:9]}\n{key[9:]}",
+    ]
+    whole = [key, repr(key), json.dumps(key), quote(key, safe="")]
+    for text in whole + broken * (not set(key) & set("'\"\\")):
+        found = Secret.of(key, "X").blank(f"before {text}, after")
+        assert "***" in found and shown(found) == [], text
 
 
 def test_lines_of_logs_have_no_key(caplog: pytest.LogCaptureFixture) -> None:

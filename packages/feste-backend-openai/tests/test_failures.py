@@ -189,7 +189,7 @@ def test_where_nothing_listens(server: SimServer) -> None:
         url = f"http://127.0.0.1:{holder.getsockname()[1]}/v1"
         error = failed(OpenAI("m", base_url=url, api_key=KEY))
     assert type(error) is Unreachable and error.billed == "no" and url in str(error)
-    nowhere = OpenAI("m", base_url="http://no-such-host.localhost:9/v1", api_key=KEY)
+    nowhere = OpenAI("m", base_url="https://no-such-host.localhost:9/v1", api_key=KEY)
     assert type(failed(nowhere)) is Unreachable
 
 

@@ -15,8 +15,10 @@ from feste.backend.openai.requests import chat_request, embed_request, most_byte
 from feste.backend.openai.streams import Whole
 
 
-def chat_bytes(tokens: int, *, n: int, top: int | None, stream: bool) -> int:
-    """Return about how many bytes OpenAI sends: indented, or an event for each token."""
+def chat_text(top: int | None, *, stream: bool) -> str:
+    """Return about what OpenAI sends for each token: indented, or an event."""
+    if top is None and not stream:
+        return " hello"
     entry = {"token": " hello", "logprob": -0.00012345678, "bytes": list(b" hello")}
     token: dict[str, object] = {"content": " hello"}
     if top is not None:
@@ -24,8 +26,7 @@ def chat_bytes(tokens: int, *, n: int, top: int | None, stream: bool) -> int:
     frame = {"id": "chatcmpl-" + "x" * 29, "object": "chat.completion.chunk", "created": 1764400000}
     frame |= {"model": "gpt-4o-mini-2024-07-18", "system_fingerprint": "fp_0123456789"}
     frame |= {"choices": [{"index": 0, "finish_reason": None}], "obfuscation": "x" * 12}
-    text = json.dumps(token | frame) if stream else json.dumps(token, indent=2)
-    return tokens * n * len(text)
+    return json.dumps(token | frame) if stream else json.dumps(token, indent=2)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -39,7 +40,11 @@ def test_no_limit_refuses_what_was_asked_for(
     params = ChatParams(max_completion_tokens=tokens, n=n, **given)
     request = chat_request(OpenAI("m", api_key="k"), "Hi", params)
 
-    assert most_bytes(request, stream=stream)[0] > chat_bytes(tokens, n=n, top=top, stream=stream)
+    most, answers = most_bytes(request, stream=stream)
+    text = chat_text(top, stream=stream) + "\n\n" * stream
+    Body(most=most // 100, answers=answers if stream else None).take(
+        text.encode() * (tokens * n // 100)
+    )
 
 
 def test_no_limit_refuses_vectors_of_any_model() -> None:
@@ -47,7 +52,8 @@ def test_no_limit_refuses_vectors_of_any_model() -> None:
     one = embed_request(OpenAI("m", api_key="k"), "Hi", EmbedParams())
     packed = pack_by("input")(None, [one] * 2_048)
 
-    assert most_bytes(packed, stream=False)[0] > 2_048 * 4_096 * len("-0.012345678901234567, ")
+    vector = b"[" + b"-0.012345678901234567, " * 4_096 + b"], "
+    Body(most=most_bytes(packed, stream=False)[0] // 64).take(vector * (2_048 // 64))
 
 
 def test_a_stream_that_packs_well_is_no_bomb() -> None:

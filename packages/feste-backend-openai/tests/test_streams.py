@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -162,6 +163,22 @@ def test_pieces_of_tool_calls_go_together_by_number() -> None:
             {"id": "c1", "type": "function", "function": {"name": "sub", "arguments": '{"b": 2}'}},
         ],
     }
+
+
+def test_many_tool_calls_take_no_long_time() -> None:
+    """A server may send as many as it likes; more than an answer can have are refused."""
+    whole, begun = Whole(), time.process_time()
+    calls = [{"index": i, "function": {"arguments": "{"}} for i in range(10_000)]
+    for piece in (calls, calls[::-1]):
+        whole.add({"choices": [{"delta": {"tool_calls": piece}, "finish_reason": "tool_calls"}]})
+    (choice,) = whole.payload()["choices"]
+
+    assert choice["message"]["tool_calls"] == [{"function": {"arguments": "{{"}}] * 10_000
+    assert time.process_time() - begun < 2
+    more = [{"index": i} for i in range(10_001)]
+    for choices in ([{"delta": {"tool_calls": more}}], more):
+        with pytest.raises(MalformedResponse, match="too many"):
+            Whole().add({"choices": choices})
 
 
 def test_a_token_named_index_is_no_number() -> None:

@@ -8,6 +8,7 @@ from feste.backend.base import Backend, create
 from feste.backend.batching import BatchRule, Outcome, PrefixRule, SampleRule
 from feste.backend.bodies import (
     ACCEPT_ENCODING,
+    ERROR_BYTES,
     MOST_BYTES,
     Body,
     from_json,
@@ -22,11 +23,11 @@ from feste.backend.operations import Call, OnChunk, Operation
 from feste.backend.params import Params
 from feste.backend.prices import price_of
 from feste.backend.profile import Latency, Price, Profile, PromptCache
-from feste.backend.rate_headers import RateLimit, rate_limits
+from feste.backend.rate_headers import RateLimit, kept_headers, rate_limits
 from feste.backend.redaction import redact
 from feste.backend.reply import Message, Reply
 from feste.backend.request import Request, Response, Usage, canonical
-from feste.backend.secret import Secret, redact_record
+from feste.backend.secret import BlankedPieces, Secret, redact_record
 from feste.backend.statuses import error_for_status, retry_after
 from feste.draw import Determinism
 from feste.plain import plain
@@ -35,10 +36,12 @@ __path__ = extend_path(__path__, __name__)
 
 __all__ = [
     "ACCEPT_ENCODING",
+    "ERROR_BYTES",
     "FALL_BACK_ON",
     "MOST_BYTES",
     "Backend",
     "BatchRule",
+    "BlankedPieces",
     "Body",
     "Call",
     "Determinism",
@@ -71,6 +74,7 @@ __all__ = [
     "from_json",
     "is_deep",
     "is_local",
+    "kept_headers",
     "operation",
     "plain",
     "price_of",

@@ -19,6 +19,7 @@ __all__ = ["is_local", "proxy_for", "server_url"]
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 #: One label of a host; underscores occur in names of private networks.
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+_LONGEST_LABEL: Final = 63
 _HOST: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 #: What resolvers take for IPv4 in an older spelling: 127.1, 0x7f000001, 2130706433.
 _NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
@@ -31,9 +32,14 @@ _METADATA_NAMES: Final = frozenset(
 )
 _METADATA: Final = frozenset(
     ipaddress.ip_address(one)
-    for one in ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192", "fd20:ce::254")
+    for one in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd20:ce::254")
 )
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_EC2: Final = ipaddress.ip_network("fd00:ec2::/32")
+#: Addresses of IPv6 that end in one of IPv4: of NAT64, translated, and in an older form.
+_ENDING: Final = tuple(
+    ipaddress.IPv6Network(one)
+    for one in ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96", "::/96")
+)
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -86,13 +92,15 @@ def server_url(url: object, name: str = "base_url") -> str:
 
 def _host(host: str, name: str) -> str:
     """Check a host and return its only spelling."""
+    if not host.isascii():  # programs do not agree on what it becomes: straße or strasse
+        raise ConfigError(
+            f"{name}: its host is not ASCII; write it as the DNS has it: xn--bcher-kva.example for "
+            "bücher.example"
+        )
     if ":" not in host:
-        try:
-            host = host.encode("idna").decode("ascii").lower().removesuffix(".")
-            if not _HOST.fullmatch(host):
-                raise ValueError
-        except ValueError:  # includes UnicodeError
-            raise ConfigError(f"{name} is no URL: its host is no name of a machine") from None
+        host = host.removesuffix(".")
+        if not _HOST.fullmatch(host) or max(map(len, host.split("."))) > _LONGEST_LABEL:
+            raise ConfigError(f"{name} is no URL: its host is no name of a machine")
     address = _address(host)
     if address is None and (":" in host or _NUMBER.fullmatch(host)):
         raise ConfigError(
@@ -119,11 +127,12 @@ def _address(host: str) -> _Address | None:
 
 
 def _inner(address: _Address) -> list[_Address]:
-    """Return an address, and that of IPv4 which it stands for."""
+    """Return an address, and those of IPv4 which it stands for."""
     found: list[_Address] = [address]
     if isinstance(address, ipaddress.IPv6Address):
-        found += [one for one in (address.ipv4_mapped, address.sixtofour) if one is not None]
-        if address in _NAT64:
+        inside = (address.ipv4_mapped, address.sixtofour, *(address.teredo or ()))
+        found += [one for one in inside if one is not None]
+        if any(address in network for network in _ENDING):
             found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return found
 
@@ -133,6 +142,8 @@ def _forbidden(address: _Address) -> bool:
         address.is_link_local
         or address.is_multicast
         or address in _METADATA
+        or address in _EC2
+        or (isinstance(address, ipaddress.IPv6Address) and address.is_site_local)
         or str(address) == "255.255.255.255"
     )
 
@@ -149,7 +160,7 @@ def is_local(url: str) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
+    if host == "localhost":  # names below it are asked for at the DNS by some systems
         return True
     address = _address(host)
     return address is not None and address.is_loopback

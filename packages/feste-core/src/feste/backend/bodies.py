@@ -1,7 +1,8 @@
-"""Read what a server sends, up to what an answer can be: its size, its lines, its depth.
+"""Read what a server sends, up to what an answer can be: its size, its lines, its parts, its depth.
 
 A server that sends without end, or a small reply that unpacks to gigabytes, would take the memory
-of the run and all its other answers along.
+of the run and all its other answers along. So would one of empty objects: each is 3 bytes on the
+wire and 80 in memory.
 """
 
 from __future__ import annotations
@@ -13,10 +14,20 @@ from typing import Any, Final, NoReturn
 
 from feste.errors import MalformedResponse
 
-__all__ = ["ACCEPT_ENCODING", "MOST_BYTES", "Body", "from_json", "is_deep", "read_body"]
+__all__ = [
+    "ACCEPT_ENCODING",
+    "ERROR_BYTES",
+    "MOST_BYTES",
+    "Body",
+    "from_json",
+    "is_deep",
+    "read_body",
+]
 
 #: The bytes of a reply, unpacked, that are read by default.
 MOST_BYTES: Final = 16 << 20
+#: The bytes that are read of a reply that is an error by its status.
+ERROR_BYTES: Final = 65_536
 #: The levels of lists and objects in each other that a reply may have.
 MOST_DEPTH: Final = 100
 #: What :class:`Body` can unpack: the value of the header of that name, which a client sends.
@@ -25,6 +36,11 @@ ACCEPT_ENCODING: Final = "gzip, deflate"
 #: Of a stream: the lines that the longest answers have several times over, and the bytes of one.
 _LINES: Final = 500_000
 _LINE: Final = 4 << 20
+#: For how many of the bytes that a reply may have it may have a list or object, whole or as a stream,
+#: and a comma. A vector has one for 24 bytes, a logprob of 512 two objects and ten commas.
+_PER_OBJECT: Final = 64
+_PER_STREAMED: Final = 32
+_PER_COMMA: Final = 16
 #: The packed bytes of a stream that are unpacked at once, to at most 1,032 times as many.
 _STEP: Final = 2048
 #: The bytes that are kept of a body that cannot be used.
@@ -51,6 +67,8 @@ class Body:
     ) -> None:
         self._most = self._left = most
         self._lines = None if answers is None else _LINES * answers
+        self._objects = most // (_PER_OBJECT if answers is None else _PER_STREAMED)
+        self._commas = most // _PER_COMMA
         self._open = 0  # the bytes of the line that has not ended
         kind = encoding.strip().lower()
         if kind not in ("", "identity", "gzip", "x-gzip", "deflate"):
@@ -66,7 +84,8 @@ class Body:
         """Return what a piece from the socket brings of the body.
 
         :param data: the piece.
-        :raises MalformedResponse: if the body becomes too long, or cannot be unpacked.
+        :raises MalformedResponse: if the body becomes too long, has too many parts, or cannot be
+            unpacked.
         """
         if self._packed:
             data = self._unpacked(data)
@@ -74,6 +93,13 @@ class Body:
         if self._left < 0:
             raise MalformedResponse(
                 f"the reply is longer than the {self._most:,} bytes that it may have, so the rest was "
+                "not read"
+            )
+        self._objects -= data.count(b"{") + data.count(b"[")
+        self._commas -= data.count(b",")
+        if self._objects < 0 or self._commas < 0:
+            raise MalformedResponse(
+                "the reply has more lists, objects or items than an answer to this request, so it was "
                 "not read"
             )
         if self._lines is not None:
@@ -145,13 +171,14 @@ async def read_body(
     :raises MalformedResponse: if it has more, or cannot be unpacked; ``raw`` is its beginning, from
         which the backend has to take its key.
     """
-    body, whole = Body(encoding, most=most), bytearray()
+    body, whole, piece = Body(encoding, most=most), bytearray(), b""
     try:
         async for piece in pieces:
             whole += body.take(piece)
         if not body.is_whole:
             raise MalformedResponse("the reply cannot be unpacked: its end is missing")
     except MalformedResponse as error:
+        whole += b"" if encoding else piece  # the one that was too much
         error.raw = whole[:_RAW].decode(errors="replace")
         raise
     return bytes(whole)

@@ -10,9 +10,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-__all__ = ["SPELLINGS", "RateLimit", "Spellings", "rate_limits", "seconds_from"]
+from feste.backend.redaction import SHORTEST
+
+if TYPE_CHECKING:
+    from feste.backend.secret import Secret
+
+__all__ = ["SPELLINGS", "RateLimit", "Spellings", "kept_headers", "rate_limits", "seconds_from"]
 
 Unit = Literal["requests", "tokens"]
 
@@ -29,6 +34,8 @@ SPELLINGS: Spellings = (
     ("requests", "x-trial-endpoint-call-{}"),  # keys for trials at Cohere
 )
 _PARTS = ("limit", "remaining", "reset")
+#: Of the names of headers that are kept.
+_KEPT = (*_PARTS, "retry-after", "request-id", "trace-id")
 #: A number above this is a moment in seconds since 1970, not a duration.
 _EPOCH = 1e9
 _DAY = 86_400.0
@@ -88,6 +95,27 @@ def rate_limits(headers: Mapping[str, str], more: Spellings = ()) -> tuple[RateL
     if "ratelimit" in headers or "ratelimit-policy" in headers:
         found += _structured(headers)
     return tuple(r for r in found if not r.limit is r.remaining is r.reset is None)
+
+
+def kept_headers(headers: Mapping[str, str], *secrets: Secret) -> dict[str, str]:
+    """Return the headers of an answer that anything reads, without keys.
+
+    That are those of rate limits in any spelling, the date, and the IDs by which a provider knows a
+    request; not cookies, nor whatever else a server may repeat.
+
+    :param headers: the response's headers, names in lower case.
+    :param secrets: the keys.
+
+    >>> kept_headers({"ratelimit": "5", "set-cookie": "a=b", "x-request-id": "1"})
+    {'ratelimit': '5', 'x-request-id': '1'}
+    """
+    kept = {}
+    for name, text in headers.items():
+        if name == "date" or any(part in name for part in _KEPT):
+            for secret in secrets:
+                text = secret.blank(text, SHORTEST)
+            kept[name] = text
+    return kept
 
 
 @functools.cache

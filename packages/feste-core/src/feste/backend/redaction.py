@@ -18,42 +18,62 @@ SHORTEST = 8
 # --- keys that are known ------------------------------------------------------------------------------
 
 #: What may stand between two characters: the end of a line, of which a repr makes ``\n``, or of a
-#: string that is continued in the next one.
-_BREAK = r"""(?:\\*["']?(?:\s|\\+[nrt])+b?\\*["']?)?"""
+#: string that is continued in the next one. Nothing of it is tried twice, so no text is slow.
+_BREAK = r"""(?:[\s\\"']++(?:(?<=\\)[nrt][\s\\"']*+)*+)?+"""
 
 
 @lru_cache(maxsize=64)
 def every_spelling(key: str) -> re.Pattern[str]:
     """Return a pattern that finds a key as it is, as in JSON, URLs and reprs, in base64 and in hex.
 
-    A line may end in the middle of it, and the text too, if what is left has eight characters.
+    A line may end in the middle of it, and the text too, if what is left has eight characters. The
+    time is at most proportional to the lengths of text and key, whoever has chosen the text.
 
     :param key: the key.
 
     >>> every_spelling("canary/01").sub("***", "?a=canary%2F01 or 'canary\\\\n/01'")
     "?a=*** or '***'"
     """
-    plain = _BREAK.join(map(_spelled, key))
-    begun = ""
-    for char in reversed(key[SHORTEST:-1]):
-        begun = f"(?:{_spelled(char)}{begun})?"
-    cut = "".join(map(_spelled, key[:SHORTEST])) + begun + r"(?:\.\.\.|…)?\Z"
-    coded = [key.encode(errors="surrogatepass").hex(), *_in_base64(key)]
-    found = [plain, *map(re.escape, coded)] + [cut] * (len(key) > SHORTEST)
+    first, *rest = list(re.sub(r"\\+", r"\\", key))
+    found = [_first(first) + "".join(map(_spelled, rest)), *map(re.escape, _coded(key))]
+    within = re.sub(r"""[\s\\"']""", "", key)
+    if len(within) >= SHORTEST:
+        start = r"(?<!\\)" if within[0] in "nrt" else ""  # else each end of a line would begin it
+        found.append(start + _first(within[0]) + "".join(map(_continued, within[1:])))
+    if len(key) > SHORTEST:
+        begun = ""
+        for char in reversed(rest[SHORTEST - 1 : -1]):
+            begun = f"(?:{_spelled(char)}{begun})?+"
+        cut = _first(first) + "".join(map(_spelled, rest[: SHORTEST - 1]))
+        found.append(cut + begun + r"[.…]{0,3}\Z")
     return re.compile("|".join(found))
+
+
+def _first(char: str) -> str:
+    """Return a pattern of the first character; a run of backslashes before it is read only once."""
+    spelled = _spelled(char)
+    return spelled if spelled == char else rf"(?<!\\){spelled}"
 
 
 def _spelled(char: str) -> str:
     """Return a pattern of one character, which JSON and URLs may have escaped."""
     if char.isalnum() and char.isascii():
         return char  # is escaped by nothing, and so finding a key is fast
+    if char == "\\":
+        return r"(?i:\\++(?:u005c)?+|%5c)"
     in_url = "".join(f"%{byte:02x}" for byte in char.encode(errors="surrogatepass"))
-    return rf"(?:\\*{re.escape(char)}|(?i:{in_url}|\\+u{ord(char):04x}))"
+    return rf"\\*+(?:{re.escape(char)}|(?i:{in_url}|(?<=\\)u{ord(char):04x}))"
 
 
-def _in_base64(key: str) -> set[str]:
-    """Return what base64 makes of a key, wherever it begins in what is encoded."""
-    found = set()
+def _continued(char: str) -> str:
+    """Return a pattern of one character, which may stand in the next line or string."""
+    spelled = _spelled(char)
+    return rf"""{_BREAK}(?:b[\\"']++(?={spelled}))?+{spelled}"""
+
+
+def _coded(key: str) -> set[str]:
+    """Return the key in hex and what base64 makes of it, wherever it begins in what is encoded."""
+    found = {key.encode(errors="surrogatepass").hex()}
     for before in range(3):
         data = b"\0" * before + key.encode(errors="surrogatepass")
         text = b64encode(data).decode()[(0, 2, 3)[before] : len(data) * 8 // 6]

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -18,7 +18,7 @@ from feste.backend.address import is_local
 from feste.backend.redaction import every_spelling, redact
 from feste.errors import ConfigError, MissingKey
 
-__all__ = ["Secret", "redact_record"]
+__all__ = ["BlankedPieces", "Secret", "redact_record"]
 
 _LITERAL = "<literal>"
 #: The characters of the shortest key that no answer has by chance.
@@ -190,23 +190,27 @@ class Secret:
         return every_spelling(key).sub("***", text) if len(key) >= max(least, 1) else text
 
     def blank_json(self, content: bytes) -> bytes:
-        """Replace the key in the JSON of an answer, before anything reads it, with asterisks.
+        r"""Replace the key in the JSON of an answer, before anything reads it, with asterisks.
 
-        This costs next to nothing, and finds the key as it is written in JSON only. A key that could
+        This costs next to nothing, and finds the key as it may be written in JSON only. A key that could
         be a word of the answer, as local servers take it ("lm-studio"), stays: one of less than 16
         characters, or without a digit.
 
         :param content: the answer.
 
         >>> key = "canary/0123456789"
-        >>> Secret.of(key, "MY_KEY").blank_json(b'["canary/0123456789", "canary\\\\/0123456789"]')
+        >>> Secret.of(key, "MY_KEY").blank_json(rb'["canary/0123456789", "canary\/0123456789"]')
         b'["***", "***"]'
+        >>> Secret.of(key, "MY_KEY").blank_json(rb'["c\u0061nary\u002F0123456789"]')
+        b'["***"]'
         >>> Secret.of("password", "MY_KEY").blank_json(b'["enter your password"]')
         b'["enter your password"]'
         """
         key = self._read()
-        if len(key) < _NO_WORD or not any(map(str.isdigit, key)):
+        if not _is_no_word(key):
             return content
+        if b"\\u00" in content:
+            content = _ESCAPED.sub(_unescaped, content)
         for text in _in_json(key):
             content = content.replace(text, b"***")
         return content
@@ -241,6 +245,62 @@ class Secret:
         if self._literal is not None:
             _refuse()
         return (Secret, (self.name,))
+
+
+class BlankedPieces:
+    """Hand over the pieces of a stream without a key, even one that is split between them.
+
+    What may be the beginning of the key is held back until the next piece. As in
+    :meth:`Secret.blank_json`, a key that could be a word of the answer stays.
+
+    :param secret: the key.
+    :param on_chunk: receives the pieces.
+
+    >>> found = []
+    >>> shown = BlankedPieces(Secret.of("canary/0123456789", "MY_KEY"), found.append)
+    >>> for piece in ("a can", "ary/01234", "56789 in a c", "an"):
+    ...     shown.take(piece)
+    >>> shown.end()
+    >>> found
+    ['a ', '*** in a ', 'can']
+    """
+
+    def __init__(self, secret: Secret, on_chunk: Callable[[str], None]) -> None:
+        self._secret, self._on_chunk, self._held = secret, on_chunk, ""
+
+    def take(self, piece: str) -> None:
+        """Hand over a piece, except its end if the key may begin there.
+
+        :param piece: the piece.
+        """
+        key = self._secret._read()
+        if _is_no_word(key):
+            text = (self._held + piece).replace(key, "***")
+            at = text.find(key[0], max(0, len(text) - len(key) + 1))
+            while at >= 0 and not key.startswith(text[at:]):
+                at = text.find(key[0], at + 1)
+            piece, self._held = (text, "") if at < 0 else (text[:at], text[at:])
+        if piece:
+            self._on_chunk(piece)
+
+    def end(self) -> None:
+        """Hand over what was held back: the stream has ended, and it was no key."""
+        if self._held:
+            self._on_chunk(self._held)
+
+
+def _is_no_word(key: str) -> bool:
+    """Whether no answer has the key by chance."""
+    return len(key) >= _NO_WORD and any(map(str.isdigit, key))
+
+
+#: What JSON has escaped; characters that keys have, by their number.
+_ESCAPED = re.compile(rb"\\(?:u00([2-7][0-9a-fA-F])|.)", re.DOTALL)
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    number = found[1]
+    return found[0] if number is None else json.dumps(chr(int(number, 16)))[1:-1].encode()
 
 
 @lru_cache(maxsize=64)

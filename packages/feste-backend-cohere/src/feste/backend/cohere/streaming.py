@@ -24,6 +24,8 @@ class Assembly:
     def __init__(self) -> None:
         self._parts: dict[Any, dict[str, Any]] = {}
         self._calls: dict[Any, dict[str, Any]] = {}
+        self._arguments: dict[Any, list[str]] = {}
+        self._plan: list[str] = []
         self._logprobs: list[Any] = []
         self._message: dict[str, Any] = {"role": "assistant"}
         self._whole: dict[str, Any] = {}
@@ -44,12 +46,14 @@ class Assembly:
                 self._logprobs.append(event["logprobs"])
             return self._content(self._parts.setdefault(index, {}), message.get("content") or {})
         elif kind == "tool-plan-delta":
-            plan = self._message.get("tool_plan", "")
-            self._message["tool_plan"] = plan + message.get("tool_plan", "")
-        elif kind == "tool-call-start":
-            self._calls[index] = dict(message.get("tool_calls") or {})
-        elif kind == "tool-call-delta":
-            self._arguments(self._calls.setdefault(index, {}), message.get("tool_calls") or {})
+            self._plan.append(_text(message.get("tool_plan", "")))
+        elif kind in ("tool-call-start", "tool-call-delta"):
+            call = dict(message.get("tool_calls") or {})
+            function = dict(call.get("function") or {})
+            piece = _text(function.get("arguments") or "")
+            if kind == "tool-call-start" or index not in self._calls:
+                self._calls[index], self._arguments[index] = {**call, "function": function}, []
+            self._arguments[index].append(piece)
         elif kind == "citation-start":
             self._message.setdefault("citations", []).append(message.get("citations"))
         elif kind == "message-end":
@@ -59,26 +63,36 @@ class Assembly:
 
     def _content(self, part: dict[str, Any], content: Mapping[str, Any]) -> str:
         if "type" in content:
-            part["type"] = content["type"]
+            part["type"] = _text(content["type"])
         for name in ("text", "thinking"):
             piece = content.get(name)
             if piece is not None:
                 part.setdefault("type", name)
-                part[name] = part.get(name, "") + piece
+                part.setdefault(name, []).append(_text(piece))
         return content.get("text") or ""
-
-    def _arguments(self, call: dict[str, Any], more: Mapping[str, Any]) -> None:
-        function = dict(call.get("function") or {})
-        piece = (more.get("function") or {}).get("arguments", "")
-        call["function"] = {**function, "arguments": function.get("arguments", "") + piece}
 
     @property
     def payload(self) -> dict[str, Any]:
         """The reply assembled so far."""
         message = dict(self._message)
+        if self._plan:
+            message["tool_plan"] = "".join(self._plan)
         if self._parts:
-            message["content"] = list(self._parts.values())
+            message["content"] = [
+                {name: "".join(v) if isinstance(v, list) else v for name, v in part.items()}
+                for part in self._parts.values()
+            ]
         if self._calls:
-            message["tool_calls"] = list(self._calls.values())
+            message["tool_calls"] = [
+                {**call, "function": {**call["function"], "arguments": "".join(pieces)}}
+                for call, pieces in zip(self._calls.values(), self._arguments.values(), strict=True)
+            ]
         whole = {**self._whole, "message": message}
         return {**whole, "logprobs": self._logprobs} if self._logprobs else whole
+
+
+def _text(piece: Any) -> str:
+    """Return a piece of a text; pieces are joined at the end, so that long texts cost little."""
+    if not isinstance(piece, str):
+        raise TypeError(f"{type(piece).__name__} is no text")
+    return piece

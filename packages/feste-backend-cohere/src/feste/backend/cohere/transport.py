@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from feste.backend import (
     ACCEPT_ENCODING,
+    ERROR_BYTES,
     MOST_BYTES,
+    BlankedPieces,
     Body,
     PerLoop,
     Request,
@@ -29,6 +31,7 @@ from feste.backend import (
     Secret,
     from_json,
     is_deep,
+    kept_headers,
     read_body,
     redact,
     redact_record,
@@ -121,7 +124,8 @@ def _bounded_client() -> type[httpx.AsyncClient]:
             self, request: httpx.Request, *, stream: bool = False, **given: Any
         ) -> httpx.Response:
             reply = await super().send(request, stream=True, **given)
-            kind, most = reply.headers.get("content-encoding", ""), _most.get()
+            kind = reply.headers.get("content-encoding", "")
+            most = _most.get() if reply.is_success else ERROR_BYTES
             body: Any
             try:
                 if stream and reply.is_success:
@@ -133,7 +137,7 @@ def _bounded_client() -> type[httpx.AsyncClient]:
                 await reply.aclose()
                 if reply.is_success or not isinstance(error, MalformedResponse):
                     raise
-                body = {"content": b""}  # the status says more
+                body = {"content": (error.raw or "").encode()}  # the status says more
             headers = [h for h in reply.headers.raw if h[0].lower() != b"content-encoding"]
             return httpx.Response(reply.status_code, headers=headers, request=request, **body)
 
@@ -237,6 +241,7 @@ async def _streamed(
         if not reply.is_success:
             return _answer(reply.status_code, await reply.aread(), headers, secret)
         assembly, event, empty = Assembly(), None, 0
+        shown = BlankedPieces(secret, on_chunk)
         async for line in reply.aiter_lines():
             if not line.startswith("data:"):
                 continue
@@ -248,15 +253,16 @@ async def _streamed(
                 return MalformedResponse("an event of the stream is not as promised")
             if empty > _EMPTY:
                 return MalformedResponse("the reply is a stream that brings nothing")
-            if piece:
-                on_chunk(piece)
+            shown.take(piece)
+    shown.end()
     if event is None:
         return MalformedResponse("the reply is no stream of events: there is none in it")
     if not assembly.complete:
         return ConnectionLost("the stream ended before the answer did")
-    if is_deep(assembly.payload):
+    payload = assembly.payload
+    if is_deep(payload):
         return MalformedResponse("the reply is a stream of JSON that is too deep to use")
-    return _response(secret.blank_payload(assembly.payload), headers, secret)
+    return _response(secret.blank_payload(payload), headers, secret)
 
 
 def _answer(
@@ -280,4 +286,5 @@ def _answer(
 
 
 def _response(payload: Mapping[str, Any], headers: Mapping[str, str], secret: Secret) -> Response:
-    return Response(payload, usage(payload), headers, short(payload.get("id"), secret))
+    name = short(payload.get("id"), secret)
+    return Response(payload, usage(payload), kept_headers(headers, secret), name)

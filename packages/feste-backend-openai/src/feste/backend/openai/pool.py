@@ -17,7 +17,7 @@ import aiohttp
 import httpx2
 import openai
 
-from feste.backend import ACCEPT_ENCODING, MOST_BYTES, Body, read_body
+from feste.backend import ACCEPT_ENCODING, ERROR_BYTES, MOST_BYTES, Body, read_body
 from feste.errors import MalformedResponse
 
 __all__ = ["Pool", "ProxyPool", "most"]
@@ -117,14 +117,16 @@ async def _bounded(
 ) -> dict[str, Any]:
     """Return the body of an answer as httpx takes it, and read no more than an answer can have."""
     allowed, answers = most.get()
+    is_error = not 200 <= status < 300
     try:
         if stream and status == 200:
             return {"stream": _Pieces(raw, Body(encoding, most=allowed, answers=answers), close)}
-        return {"content": await read_body(raw, encoding, most=allowed)}
+        size = ERROR_BYTES if is_error else allowed
+        return {"content": await read_body(raw, encoding, most=size)}
     except BaseException as error:
         await _closed(close)
-        if status != 200 and isinstance(error, MalformedResponse):
-            return {"content": b""}  # the status says more
+        if is_error and isinstance(error, MalformedResponse):
+            return {"content": (error.raw or "").encode()}  # the status says more
         raise
 
 

@@ -21,12 +21,14 @@ import openai
 
 from feste.backend import (
     ACCEPT_ENCODING,
+    BlankedPieces,
     PerLoop,
     Request,
     Response,
     Secret,
     from_json,
     is_deep,
+    kept_headers,
     redact_record,
 )
 from feste.backend.openai.answers import usage_of
@@ -184,16 +186,15 @@ async def _streamed(
         stream_cls=openai.AsyncStream[object],
         **_body(request, stream=True, stream_options=options),
     )
-    whole = Whole()
+    whole, shown = Whole(), BlankedPieces(llm._secret, on_chunk)
     async with stream:  # always close it: a half-read connection cannot be reused
         empty = 0
         async for event in stream:
             empty += not (isinstance(event, dict) and event.get("choices"))
             if empty > _EMPTY:
                 raise MalformedResponse("the server answered with a stream that brings nothing")
-            piece = _promised(whole.add, event)
-            if piece:
-                on_chunk(piece)
+            shown.take(_promised(whole.add, event))
+    shown.end()
     payload = _promised(whole.payload)
     if is_deep(payload):
         raise MalformedResponse("the server answered with a stream of JSON that is too deep to use")
@@ -225,7 +226,6 @@ async def _pieces(content: bytes) -> AsyncIterator[bytes]:
 
 
 def _response(payload: dict[str, Any], answer: httpx2.Response, secret: Secret) -> Response:
-    headers = dict(answer.headers.items())  # names are in lower case already
-    headers.pop("set-cookie", None)
+    headers = kept_headers(answer.headers, secret)  # names are in lower case already
     name = short(headers.get("x-request-id"), secret)
     return Response(payload, usage_of(payload), headers, name)

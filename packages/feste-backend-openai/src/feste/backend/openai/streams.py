@@ -11,6 +11,8 @@ __all__ = ["Whole"]
 
 #: Text fields that arrive complete; all others arrive in pieces.
 _WHOLE: Final = frozenset({"id", "type", "role", "name", "finish_reason"})
+#: The choices of an answer, and the tool calls of a choice, that are read; 128 may be asked for.
+_MOST: Final = 10_000
 
 
 class Whole:
@@ -40,7 +42,7 @@ class Whole:
         for choice in event.get("choices") or ():
             index = choice.get("index") or 0
             piece = {"message" if k == "delta" else k: v for k, v in choice.items()}
-            _grow(self._choices.setdefault(index, {"index": index}), piece)
+            _grow(_numbered(self._choices, index, {"index": index}), piece)
             said = (choice.get("delta") or choice).get("content") or choice.get("text")
             text += said if index == 0 and isinstance(said, str) else ""
         return text
@@ -58,6 +60,8 @@ class Whole:
             raise ConnectionLost("the stream ended before the answer did")
         for choice in choices:
             message = choice.get("message", {})
+            if isinstance(message.get("tool_calls"), dict):
+                message["tool_calls"] = list(message["tool_calls"].values())
             for made in message.get("tool_calls") or ():
                 made.pop("index", None)
                 message["content"] = message.get("content") or None  # streams start with ""
@@ -68,13 +72,14 @@ class Whole:
 def _grow(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
     for name, value in piece.items():
         known: Any = whole.get(name)
-        if isinstance(value, dict):
+        if name == "tool_calls" and isinstance(value, (list, dict)):
+            whole[name] = known = known or {}
+            for call in value:  # calls in parallel; each piece has the number of its call
+                _grow(_numbered(known, call.get("index"), {}), call)
+        elif isinstance(value, dict):
             if not isinstance(known, dict):
                 whole[name] = {}
             _grow(whole[name], value)
-        elif name == "tool_calls" and isinstance(value, list):
-            whole[name] = known or []
-            _grow_calls(whole[name], value)
         elif value is None or value == "":
             whole.setdefault(name, value)
         elif isinstance(value, list):
@@ -88,10 +93,11 @@ def _grow(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
             whole[name] = value
 
 
-def _grow_calls(calls: list[Any], pieces: list[Any]) -> None:
-    """Extend tool calls in parallel; each piece names the number of its call."""
-    for piece in pieces:
-        place = next((c for c in calls if c.get("index") == piece.get("index")), None)
-        if place is None:
-            calls.append(place := {})
-        _grow(place, piece)
+def _numbered(known: dict[Any, dict[str, Any]], number: Any, new: dict[str, Any]) -> dict[str, Any]:
+    """Return what has a number, from now on the given one if there is none."""
+    found = known.setdefault(number, new)
+    if len(known) > _MOST:
+        raise MalformedResponse(
+            "the server answered with a stream of too many choices or tool calls"
+        )
+    return found
