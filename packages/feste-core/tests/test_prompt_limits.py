@@ -224,7 +224,18 @@ SETS = (
 BOMBS += [SETS + TURNS.replace("@", each) for each in LATER]
 BOMBS += [
     R + TURNS.replace("@", "r" + "|map(attribute='real')" * 80 + "|list"),
-    "{% set t = (1,) * 1000000 %}{{ range(5000)|map('attr', 'x')|map('default', t)|unique|list }}",
+    "{% set t = (1,) * 500000 %}{{ range(5000)|map('attr', 'x')|map('default', t)|unique|list }}",
+]
+
+BIGS = BIG + "{% set l = [big] %}{% set c = big[1:] ~ 'y' %}"
+BOMBS += [
+    BIGS + TURNS.replace("@", each)
+    for each in ("l == [c]", "'%.1s'|format(l)", "'%.1s' % (l,)", "'{0!s:.1}'.format(l)", "c in l")
+]
+BOMBS += [
+    BIG + "{% for i in range(99999) %}{% set c %}{{ big }}{{ big|first }}{% endset %}{% endfor %}",
+    "{{ [" + "('aa ' * 333000).split()," * 30 + "]|length }}",
+    "{% for a in [1] recursive %}{{ loop([('aa ' * 333000).split()]) }}{% endfor %}",
 ]
 
 #: Turns with much in them.

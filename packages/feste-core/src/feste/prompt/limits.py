@@ -125,6 +125,7 @@ class Budget:
         """
         if isinstance(value, str):
             held = _width(value)
+            self.take(held >> 11)  # a block makes it
         elif isinstance(value, (int, float)):
             held = 0
         else:
@@ -149,7 +150,7 @@ class Budget:
             self.take(_width(value) >> 11)
         elif isinstance(value, range):
             self.take(len(value) >> 6)
-        return self.measure(value)
+        return self.measure(value, 6, 11)
 
     def measure(self, value: Any, items: int = 6, text: int = 64, most: int = 0) -> Any:
         """Check the full size of a container, and return the container.

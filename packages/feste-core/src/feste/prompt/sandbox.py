@@ -59,6 +59,8 @@ _UNBOUND: Final = (FunctionType, MethodDescriptorType, WrapperDescriptorType)
 _CHANGING: Final = frozenset(
     "intersection_update insert move_to_end reverse rotate subtract".split()
 )
+#: From so many pieces of a text on, their memory counts.
+_MANY: Final = 65_536
 #: Filters that take all items until one is found for the result.
 _LOOKING: Final = frozenset("map reject rejectattr select selectattr unique".split())
 #: What may be executed more than once.
@@ -119,6 +121,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         budget = _budget(context)
         if operator == "%" and isinstance(left, str):
             budget.weigh(left, 3)  # looking for fields takes longer than filling them
+            budget.measure(right, 6, 8)
         elif operator in ("//", "%"):
             budget.weigh(left)  # the time is the product of the lengths
         check_operator(operator, left, right)
@@ -155,6 +158,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if obj is dict or obj is Namespace:
             budget.measure(made)
         budget.take(not isinstance(made, range))
+        if isinstance(owner, str) and isinstance(made, list) and len(made) > _MANY:
+            budget.take(len(made) >> 2)
         return budget.made(made, 10)
 
 
@@ -167,6 +172,8 @@ def _count_method(
         budget.compare(arg)
         if name in _OF_CLASSES:
             budget.weigh(arg, 2, 2)
+        elif name.startswith("format"):
+            budget.measure(arg, 6, 8)
     if cost:
         budget.weigh(budget.measure(owner), cost.text, cost.items)
 
@@ -217,6 +224,8 @@ def _check_filter(
     if name in _ATTRIBUTE:
         budget.take(_path_of(name, args, kwargs) * (1 + len(value)) >> 4)
     if name == "format":
+        for arg in (*args, *kwargs.values()):
+            budget.measure(arg, 6, 8)
         check_format("%", str(value), args, kwargs)
     elif name == "sum":
         if not isinstance(kwargs.get("start", (*args, 0, 0)[1]), (int, float)):
