@@ -99,7 +99,7 @@ class Budget:
             self.spend(len(value), items)
         return value
 
-    def made(self, value: Any, text: int = 11) -> Any:
+    def made(self, value: Any, text: int = 12) -> Any:
         """Count the result of a filter or a call, and return it.
 
         :param value: the result; ranges and views of dicts take no memory.
