@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 from hypothesis import given
@@ -18,12 +19,25 @@ FILTERS = (
     "upper lower list join('-') tojson length default('d') first last sort unique e safe trim title "
     "map('upper') select batch(2) slice(2) replace('a','b') indent(2) wordwrap(3) center(9) int float "
     "abs sum min max reverse groupby('a') dictsort attr('x') striptags urlencode xmlattr pprint round "
-    "format(1) string wordcount truncate(3) filesizeformat items rejectattr('a') nofilter"
+    "format(1) string wordcount truncate(3) filesizeformat items rejectattr('a') nofilter "
+    "round(-9999999) round(-2) center(-1) batch(-1) slice(-1) wordwrap(-1) indent(-1) truncate(-1) "
+    "map(attribute='a') map(attribute='0.0.0') map(attribute=-1) selectattr('a.b') sum(start=[]) "
+    "sum(start=-1) sum('a',()) map('attr','update') map('round',-9999999) sort(attribute='0.a')"
 ).split()
 TESTS = (
-    "defined undefined none string number mapping iterable odd in([1]) eq(1) upper notest".split()
+    "defined undefined none string number mapping iterable odd in([1]) eq(1) upper notest "
+    "divisibleby(-7) in(x) sameas(x) lower".split()
 )
-ATTRIBUTES = "a b __class__ __init__ _x format keys items append 0 1:2 ::-1 -1".split()
+ATTRIBUTES = (
+    "a b __class__ __init__ _x format keys items append 0 1:2 ::-1 -1 update pop clear fromkeys copy "
+    "values union isdisjoint maketrans split"
+).split()
+#: Calls of methods of a class, and of methods with one argument.
+CALLS = (
+    "dict.update(@,a=x) dict.pop(@,'a') dict.fromkeys(@) dict.items(@) {}.fromkeys(@) dict(@) "
+    "cycler.reset(@) x.update(@) x.get(@) x.count(@) ''.join(@) 'a'.startswith(@) namespace(@) "
+    "x.keys().isdisjoint(@)"
+).split()
 
 atoms = st.one_of(
     st.sampled_from(NAMES),
@@ -48,6 +62,7 @@ def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         both.map(lambda p: f"[{p[0]}, {p[1]}]"),
         both.map(lambda p: f"({p[0]} if {p[1]} else 1)"),
         inner.map(lambda one: f"range({one})"),
+        st.tuples(st.sampled_from(CALLS), inner).map(lambda p: p[0].replace("@", p[1])),
     )
 
 
@@ -92,6 +107,16 @@ plain = st.recursive(
 )
 
 
+def doubled(value: Any, times: int) -> Any:
+    """A list that holds the same list twice, again and again."""
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+shared = st.builds(doubled, plain, st.sampled_from([1, 3, 30, 60]))
+
+
 def outcome(prompt: Prompt, values: dict[str, Any], eager: bool) -> str:
     """The text, or what the error says up to its place in this file."""
     try:
@@ -113,15 +138,17 @@ def check(source: str, values: list[Any]) -> None:
     except PromptError:
         return
     given = {name: values[i % len(values)] for i, name in enumerate(sorted(prompt.variables()))}
+    before = pickle.dumps(given)
     made = outcome(prompt, given, eager=False)
 
     assert outcome(prompt, given, eager=False) == made
     assert outcome(prompt, given, eager=True) == made
     assert size(made) <= TEXT_LIMIT
+    assert pickle.dumps(given) == before
 
 
 @cases(35)
-@given(texts, st.lists(plain, min_size=1, max_size=4))
+@given(texts, st.lists(plain | shared, min_size=1, max_size=4))
 def test_templates_give_a_text_or_an_error_of_prompts(source: str, values: list[Any]) -> None:
     """Sentences of Jinja's grammar: refused, or the same text lazily, eagerly and again."""
     check(source, values)
@@ -135,7 +162,7 @@ def test_noise_gives_a_text_or_an_error_of_prompts(source: str, values: list[Any
 
 
 @cases(25)
-@given(plain)
+@given(plain | shared)
 def test_variables_of_any_shape_are_rendered_or_refused(value: Any) -> None:
     """Plain data of any shape is printed, counted and looped over."""
     for source in (

@@ -13,7 +13,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections import OrderedDict, defaultdict, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -889,14 +889,28 @@ def test_cycles_and_depth() -> None:
     for _ in range(MAX_DEPTH):
         deep = [deep]
     shared: Any = [1]
-    for _ in range(MAX_DEPTH - 2):  # would be 2**98 items if copied one by one
+    for _ in range(16):
         shared = [shared, shared]
-    for value, said in ((loop, "itself"), (deep, "levels")):
+    endless = shared
+    for _ in range(MAX_DEPTH - 18):  # would be 2**98 items if printed
+        endless = [endless, endless]
+    for value, said in ((loop, "itself"), (deep, "levels"), (endless, "repeats more than")):
         with pytest.raises(PlainDataError, match=said):
             plain(value)
     assert plain(deep[0]) == deep[0]
     copy = plain(shared)
     assert copy[0] is copy[1]
+
+
+@pytest.mark.parametrize("number", [1 << 16_384, -(1 << 16_384)], ids=["positive", "negative"])
+def test_numbers_that_nobody_can_print_are_refused(number: int) -> None:
+    """Dividing them takes longer than any limit of steps counts; Python prints 4,300 digits."""
+    for value in (number, [number], {"n": number}):
+        with pytest.raises(PlainDataError, match="more than 16,384 bits"):
+            plain(value)
+        with pytest.raises(PlainDataError, match="16,384 bits"):
+            Prompt("{{ x is divisibleby(3) }}")(x=value)
+    assert plain([number // 2]) == [number // 2]
 
 
 def test_lazy_text_is_refused() -> None:
@@ -1130,6 +1144,34 @@ ESCAPES = """
 {% include ['/etc/passwd', 'x'] ignore missing %}
 {{ [1]|map('module!')|map(attribute='__class__')|list }}
 {{ ''|attr('format')|attr('__wrapped__') }}
+{{ dict.update(x, n=2) }}
+{{ dict.update(g, n=2) }}
+{{ dict.pop(g, 'n') }}
+{{ dict.clear(g) }}
+{{ dict.setdefault(g, 'new', 1) }}
+{{ dict['update'](g, n=2) }}
+{{ (dict|attr('update'))(g, n=2) }}
+{{ ([dict]|map('attr', 'update')|first)(g, n=2) }}
+{{ ([dict]|map(attribute='update')|first)(g, n=2) }}
+{{ {}.items.__self__.__class__.update(g, n=2) }}
+{% set d = dict %}{{ d.update(g, n=2) }}
+{{ namespace(u=dict.update).u(g, n=2) }}
+{{ cycler.reset(o) }}
+{{ cycler.next(o) }}
+{{ joiner.__init__(o) }}
+{{ list.append(g.list, 3) }}
+{{ list.sort(x.list) }}
+{{ str.format('{0.__class__}', x) }}
+{{ s.intersection_update([]) }}
+{{ s.add(2) }}
+{{ ordered.move_to_end('a') }}
+{{ counter.subtract(['a']) }}
+{{ queue.rotate(1) }}
+{{ queue.insert(0, 1) }}
+{{ queue.reverse() }}
+{{ [g]|map('update', n=2)|list }}
+{% set g.n = 2 %}
+{{ '{0.update}'.format(g) and g.update(n=2) }}
 {{ ''.format.__wrapped__.__self__.__class__ }}
 """.strip().splitlines()
 
@@ -1141,6 +1183,10 @@ def test_no_way_out_of_the_sandbox(source: str) -> None:
     environment.globals["f"] = lambda *args, **kwargs: "called"
     environment.globals["gen"] = lambda: (i for i in [1])
     environment.globals["coro"] = environment.globals["agen"] = (i for i in [1])
+    environment.globals |= {"list": list, "str": str, "g": {"n": 1, "list": [2, 1]}, "s": {1}}
+    environment.globals |= {"ordered": OrderedDict(a=1, b=2), "counter": Counter("a")}
+    environment.globals |= {"queue": deque([1, 2]), "o": Holder()}
+    before = repr(environment.globals)
     value = {"n": 1, "list": [2, 1]}
     try:
         prompt = Prompt(source, environment=environment)
@@ -1150,6 +1196,47 @@ def test_no_way_out_of_the_sandbox(source: str) -> None:
     for leak in ("class", "object", "function", "module", "built", "mro", "os", "b'", "x00"):
         assert leak not in text.lower()
     assert value == {"n": 1, "list": [2, 1]}
+    assert repr(environment.globals) == before
+
+
+class Holder:
+    """An object that a cycler could be mistaken for."""
+
+    def __init__(self) -> None:
+        self.items, self.pos = [1], 1
+
+    def __repr__(self) -> str:
+        return repr(vars(self))
+
+
+class Shade(enum.Enum):
+    """What globals may well be."""
+
+    RED = "red"
+
+    @staticmethod
+    def known() -> int:
+        return 1
+
+    @classmethod
+    def first(cls) -> str:
+        return cls.RED.value
+
+
+def test_classes_among_globals() -> None:
+    """Members, static methods and class methods of a class are in reach, and classes are called."""
+    environment = FesteEnvironment()
+    environment.globals["Shade"] = Shade
+    source = "{{ Shade.RED.value }}{{ Shade.known() }}{{ Shade.first() }}{{ dict(a=1).a }}"
+    assert rendered(Prompt(source, environment=environment)) == "red1red1"
+    assert rendered(Prompt("{{ {}.fromkeys(['a'])|list }}")) == "['a']"
+
+
+def test_what_a_message_sees_no_other_can_change() -> None:
+    """The messages of a chat are rendered from one set of variables."""
+    chat = ChatPrompt("{{ dict.update(d, a='evil') or '' }}sys", "{{ d.a }}")
+    with pytest.raises(PromptError, match="unsafe"):
+        chat._op.fn(d={"a": 1})
 
 
 def test_big_and_busy_templates_work() -> None:

@@ -10,14 +10,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
 
-from feste.errors import PromptError
+from feste.errors import PlainDataError, PromptError
 from feste.prompt import FesteEnvironment, Prompt
+from feste.prompt.costs import FILTERS, METHODS, TESTS
 from feste.prompt.limits import NODE_LIMIT, TAG_LIMIT
+from feste.prompt.sandbox import sandbox_with
 
 BOMBS = """
 {{ 'a' * 500000000 }}
@@ -153,6 +157,133 @@ BOMBS += [
     "{% set ns = namespace(s='') %}{% for i in range(99999) %}{% set ns.s = ns.s ~ 'xxxxxxxxxx' %}{% endfor %}",
 ]
 
+#: Numbers of digits below zero, and sums that are none.
+BOMBS += """
+{{ 5|round(-30000000) }}
+{{ [5]|map('round', -30000000)|list }}
+{{ ([[1]] * 100000)|sum(start=[])|length }}
+{{ ([(1,)] * 100000)|sum(none, ())|length }}
+""".strip().splitlines()
+
+#: Filters whose items are made when they are taken, with long ways to an attribute, and few results.
+PATH = "{% set p = '0.' * 50000 ~ '0' %}{% set a = ['a'] * 2000 %}"
+WAYS = """
+map(attribute=p)
+selectattr(p)
+rejectattr(p)
+unique(attribute=p)
+sort(attribute=p)
+sort(false, false, '0,' * 50000 ~ '0')
+groupby(p)
+min(attribute=p)
+max(false, p)
+sum(p)
+join('', p)
+""".strip().splitlines()
+BOMBS += [PATH + "{{ a|" + each + "|list }}" for each in WAYS]
+BOMBS += [PATH + TURNS.replace("@", "['a']|map(attribute=p)|list")]
+LATER = """
+r|map(attribute='real')|list
+r|map('default')|list
+r|reverse|list
+r|select|select|list
+r|select('==', -1)|first is defined
+r|reject|first is defined
+r|rejectattr('real')|list
+d.items()|list
+d|items|list
+d.values()|list
+d|dictsort
+d.copy()
+dict(d)
+-1 in d.values()
+d.items() == d.items()
+d.keys().isdisjoint([-1])
+d.keys() - []
+d[t] is defined
+d.get(t)
+{t: 1}
+'a'.startswith(t)
+1.5 in range(99999)
+range(99999).count(1.5)
+loop.changed(r)
+a // b
+a % b
+a is divisibleby(b)
+s.find(n)
+s|replace(n, '')
+n in s
+n not in s
+'' < n in s
+""".strip().splitlines()
+SETS = (
+    R + "{% set d = {}.fromkeys(range(99999)) %}{% set t = ('b',) * 300000 %}"
+    "{% set a = 2 ** 16000 - 1 %}{% set b = 2 ** 8000 - 1 %}"
+    "{% set s = 'a' * 2499 %}{% set n = 'a' * 600 ~ 'b' ~ 'a' * 600 %}"
+)
+BOMBS += [SETS + TURNS.replace("@", each) for each in LATER]
+BOMBS += [
+    R + TURNS.replace("@", "r" + "|map(attribute='real')" * 80 + "|list"),
+    "{% set t = (1,) * 500000 %}{{ range(5000)|map('attr', 'x')|map('default', t)|unique|list }}",
+]
+
+BIGS = BIG + "{% set l = [big] %}{% set c = big[1:] ~ 'y' %}"
+BOMBS += [
+    BIGS + TURNS.replace("@", each)
+    for each in ("l == [c]", "'%.1s'|format(l)", "'%.1s' % (l,)", "'{0!s:.1}'.format(l)", "c in l")
+]
+BOMBS += [
+    BIG + "{% for i in range(99999) %}{% set c %}{{ big }}{{ big|first }}{% endset %}{% endfor %}",
+    "{{ [" + "('aa ' * 333000).split()," * 30 + "]|length }}",
+    "{% for a in [1] recursive %}{{ loop([('aa ' * 333000).split()]) }}{% endfor %}",
+]
+
+#: Turns with much in them.
+MUCH = "{% if 1 %}{% endif %}" * 1_800
+BOMBS += [
+    "{% for i in range(99999) %}" + MUCH + "{% endfor %}",
+    "{% for i in range(99999) if [" + "i.real," * 3_000 + "]|length == 0 %}{% endfor %}",
+    "{% macro m() %}" + MUCH + "{% endmacro %}{% for i in range(99999) %}{{ m() }}{% endfor %}",
+    "{% macro m() %}{% for i in range(99999) %}{{ caller() }}{% endfor %}{% endmacro %}"
+    "{% call m() %}" + MUCH + "{% endcall %}",
+    "{% block b %}" + MUCH + "{% endblock %}{% for i in range(99999) %}{{ self.b() }}{% endfor %}",
+]
+
+#: What takes memory if it is kept.
+KEPT = """
+{% set a# = {}.fromkeys(range(100000)) %}
+{% set a# = ('aa ' * 333000).split() %}
+{% set a# = 'x' * 1000000 %}
+{% set a# = '🦜' * 1000000 %}
+{% set a# = [0] * 900000 %}
+{% set a# = range(99999)|map('string')|list %}
+{% set a# %}{{ big }}x{% endset %}
+""".strip().splitlines()
+BOMBS += [BIG + "".join(each.replace("#", str(i)) for i in range(200)) for each in KEPT]
+BOMBS += [
+    "{% macro m(n) %}{% set a = 'x' * 1000000 %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
+    "{% macro m(a) %}{{ m({}.fromkeys(range(99999))) }}{% endmacro %}{{ m(1) }}",
+    "{{ range(1000)|map('center', 100000)|list|length }}",
+    "{{ ''.join(range(1000)|map('center', 100000)) }}",
+    "{{ [1]|slice(1000000)|list|length }}",
+    "{{ ''.maketrans('a' * 1000000, 'b' * 1000000)|length }}",
+]
+
+#: Iterators in iterators, in which Python itself would crash.
+INSIDE = (
+    "{% set ns = namespace(g=[1]) %}{% for i in range(99999) %}{% set ns.g = ns.g|@ %}{% endfor %}"
+)
+BOMBS += [
+    INSIDE.replace("@", each) + "{{ ns.g|list }}"
+    for each in (
+        "map('default')",
+        "select('defined')",
+        "batch(1)",
+        "unique",
+        "map('upper')|reverse",
+    )
+]
+
 #: Sources that are hard to read or to compile.
 BOMBS += [
     "{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}",
@@ -248,6 +379,50 @@ def test_bombs_are_refused(number: int, measure: Callable[[str], Any]) -> None:
 
 #: Every refusal names the limit, or what in the template is wrong.
 SAID = "more than|larger|too|width|field|recursion|Overf|digits|expected|line|Jinja".split("|")
+
+
+def test_costs_are_known() -> None:
+    """Every filter and test of Jinja is in the table, and every method of plain data."""
+    assert FILTERS.keys() == DEFAULT_FILTERS.keys() - {"random", "urlize"}
+    assert TESTS.keys() == DEFAULT_TESTS.keys()
+    in_reach = {
+        name
+        for value in ("", [], (), {}, {}.keys(), {}.values(), {}.items(), range(0), 0, 0.5, {0})
+        for name in dir(value)
+        if callable(getattr(value, name))
+        and sandbox_with(()).is_safe_attribute(value, name, getattr(value, name))  # type: ignore[attr-defined]
+    }
+    assert METHODS.keys() >= in_reach
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ x }}", "{{ x|tojson }}", "{% for i in x %}{{ i }}{% endfor %}"]
+)
+def test_short_values_that_print_long_texts_are_refused(source: str) -> None:
+    """Lists that hold one list twice, again and again, from outside; and one text very often."""
+    shared: Any = [1]
+    for _ in range(30):
+        shared = [shared, shared]
+    before = time.process_time()
+    for value in (shared, {"a": shared}):
+        with pytest.raises(PlainDataError, match="repeats more than 1,000,000 parts"):
+            Prompt(source)(x=value)
+    for _ in range(12):
+        shared = shared[0]
+    for value in (shared, ["x" * 1_000_000] * 20):
+        with pytest.raises(PromptError, match=r"larger|more than"):
+            Prompt(source)._op.fn(x=value)
+    assert time.process_time() - before < 2 * 2
+
+
+def test_what_is_overwritten_is_kept_no_more() -> None:
+    """A name in a loop holds one value at a time, also in macros that others call."""
+    source = (
+        "{% macro count(t) %}{% set words = t.split() %}{{ words|length }}{% endmacro %}"
+        "{% for i in range(200) %}{% set words = text.split() %}{{ count(text) }}{% endfor %}"
+    )
+
+    assert Prompt(source)._op.fn(text="many words " * 2_000).startswith("40004000")
 
 
 def test_ordinary_loops_are_far_from_the_limit() -> None:

@@ -19,7 +19,15 @@ __all__ = ["plain"]
 #: Deeper nesting than this is refused: real data is flatter, and rendering recurses.
 MAX_DEPTH: Final = 100
 
-_ATOMS: Final = frozenset((int, float, bool, type(None)))
+#: More parts than this that only repeat others are refused: lists that hold one list twice, again
+#: and again, are short, but endless when they are printed.
+MAX_REPEATED: Final = 1_000_000
+
+#: Numbers of more bits cannot be printed: Python's limit is 4,300 digits.
+MAX_BITS: Final = 16_384
+
+_ATOMS: Final = frozenset((float, bool, type(None)))
+_MOST: Final = 1 << MAX_BITS
 _UNDER_WAY: Final = object()
 
 
@@ -33,8 +41,9 @@ def plain(value: Any, path: str = "value", *, lazy: bool = False) -> Any:
     :param path: the name of the value in errors; parts are named from it, ``docs[2].title``.
     :param lazy: keep lazy values, and refuse text that contains the repr of one.
     :returns: text, a number, None, or lists and dicts of them.
-    :raises PlainDataError: for any other type, and for data that contains itself or is nested more
-        than 100 levels deep.
+    :raises PlainDataError: for any other type, and for data that contains itself, is nested more
+        than 100 levels deep, repeats more than 1,000,000 parts, or has a number of more than 16,384
+        bits.
     :raises LazyValueError: for a lazy value; with ``lazy``, for text that contains the repr of one.
 
     >>> plain({"ids": (1, 2)})
@@ -52,11 +61,13 @@ def plain(value: Any, path: str = "value", *, lazy: bool = False) -> Any:
 class _Copier:
     """One deep copy; ``done`` holds the originals too, so that no id is reused during the copy."""
 
-    __slots__ = ("done", "lazy")
+    __slots__ = ("done", "lazy", "parts", "repeated")
 
     def __init__(self, lazy: bool) -> None:
         self.lazy = lazy
-        self.done: dict[int, tuple[Any, Any]] = {}
+        self.done: dict[int, tuple[Any, Any, int]] = {}
+        self.parts = 0
+        self.repeated = 0
 
     def copy(self, value: Any, path: str, depth: int) -> Any:
         kind = type(value)
@@ -65,6 +76,8 @@ class _Copier:
         if isinstance(value, str):
             return self._text(value, path)
         if isinstance(value, int):
+            if not -_MOST < value < _MOST:
+                raise PlainDataError(f"{path} is a number of more than {MAX_BITS:,} bits")
             return int.__int__(value)
         if isinstance(value, float):
             return float.__float__(value)
@@ -72,16 +85,23 @@ class _Copier:
             if self.lazy:
                 return value
             raise LazyValueError(f"{path} is a lazy value here; compute it first")
-        _, known = self.done.get(id(value), (value, None))
+        _, known, parts = self.done.get(id(value), (value, None, 0))
         if known is _UNDER_WAY:
             raise PlainDataError(f"{path} contains itself; give finite data")
         if known is not None:
+            self.parts += parts
+            self.repeated += parts
+            if self.repeated > MAX_REPEATED:
+                what = f"{path} repeats more than {MAX_REPEATED:,} parts"
+                raise PlainDataError(f"{what} that occur before; give each once")
             return known
         if depth >= MAX_DEPTH:
             raise PlainDataError(f"{path} is nested more than {MAX_DEPTH} levels deep")
-        self.done[id(value)] = (value, _UNDER_WAY)
+        before = self.parts
+        self.done[id(value)] = (value, _UNDER_WAY, 0)
         made = self._container(value, kind, path, depth + 1)
-        self.done[id(value)] = (value, made)
+        self.parts += len(made)
+        self.done[id(value)] = (value, made, self.parts - before)
         return made
 
     def _text(self, value: str, path: str) -> str:
@@ -95,7 +115,9 @@ class _Copier:
     def _container(self, value: Any, kind: type, path: str, depth: int) -> Any:
         if isinstance(value, (list, tuple)):
             return [
-                item if type(item) in _ATOMS else self.copy(item, f"{path}[{i}]", depth)
+                item
+                if type(item) in _ATOMS or (type(item) is int and -_MOST < item < _MOST)
+                else self.copy(item, f"{path}[{i}]", depth)
                 for i, item in enumerate(value)
             ]
         if isinstance(value, dict):

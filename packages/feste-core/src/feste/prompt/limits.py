@@ -7,6 +7,7 @@ before that is refused in advance by :mod:`feste.prompt.operands`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable
 from functools import cached_property
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ __all__ = [
     "STEP_LIMIT",
     "TAG_LIMIT",
     "TEXT_LIMIT",
+    "VIEWS",
     "Budget",
     "TooMuch",
     "allow",
@@ -30,8 +32,12 @@ SOURCE_LIMIT: Final = 256 << 10
 TEXT_LIMIT: Final = 1 << 20
 
 #: The maximum of loop turns and calls in one rendering. What they handle counts as well, by the time
-#: that it takes: 1,024 characters that are copied are a step, or 16 items that a filter looks at.
+#: that it takes: 1,024 characters that are copied are a step, or 16 items that a filter looks at, or
+#: 64 parts of the expressions in a loop.
 STEP_LIMIT: Final = 100_000
+
+#: The maximum of bytes, about, in what the names of a template hold.
+KEPT_LIMIT: Final = 32 << 20
 
 #: The maximum of statements, expressions and their parts: compiling them takes time and memory.
 TAG_LIMIT: Final = 2_000
@@ -53,7 +59,11 @@ class Budget:
     def __init__(self, given: object = (), *, is_whole: bool = True) -> None:
         self.steps = STEP_LIMIT
         self.is_whole = is_whole
+        #: How many calls are under way.
+        self.depth = 0
         self._given = given
+        self._kept: dict[Hashable, int] = {}
+        self._total = 0
 
     @property
     def spent(self) -> int:
@@ -85,8 +95,49 @@ class Budget:
         elif isinstance(value, str):
             allow(len(value))
             self.take(1 + (_width(value) >> text))
-        elif isinstance(value, (list, tuple, dict, range)):
+        elif isinstance(value, _SIZED):
             self.spend(len(value), items)
+        return value
+
+    def made(self, value: Any, text: int = 12) -> Any:
+        """Count the result of a filter or a call, and return it.
+
+        :param value: the result; ranges and views of dicts take no memory.
+        :param text: how many characters are a step, as a power of two.
+        :raises TooMuch: if a limit is exceeded.
+        """
+        if isinstance(value, str):
+            allow(len(value))
+            self.take(_width(value) >> text)
+        elif isinstance(value, int):
+            self.weigh(value)
+        elif isinstance(value, (list, tuple, dict, set, frozenset)):
+            allow(len(value))  # an item of a dict takes about ten times the memory
+            self.take(len(value) >> (6 if isinstance(value, (list, tuple)) else 2))
+        return value
+
+    def keep(self, value: Any, place: Hashable) -> Any:
+        """Count the memory of what a name holds from now on, and return the value.
+
+        :param value: the value.
+        :param place: where the template stores it: what it stored there before is held no more.
+        :raises TooMuch: if the names hold too much.
+        """
+        if isinstance(value, str):
+            held = _width(value)
+            self.take(held >> 11)  # a block makes it
+        elif isinstance(value, (int, float)):
+            held = 0
+        else:
+            total, parts = _walk(value, self.most)
+            allow(total, self.most)
+            self.take(parts >> 7)
+            held = total + _PART * parts
+        place = (self.depth, place)
+        self._total += held - self._kept.get(place, 0)
+        self._kept[place] = held
+        if self._total > KEPT_LIMIT and self._total > KEPT_LIMIT + 4 * self._size:
+            raise TooMuch(f"its names hold more than {KEPT_LIMIT >> 20} MB")
         return value
 
     def compare(self, value: Any) -> Any:
@@ -97,9 +148,11 @@ class Budget:
         """
         if isinstance(value, str):
             self.take(_width(value) >> 11)
-        return self.measure(value)
+        elif isinstance(value, range):
+            self.take(len(value) >> 6)
+        return self.measure(value, 6, 11)
 
-    def measure(self, value: Any, items: int = 6, text: int = 64) -> Any:
+    def measure(self, value: Any, items: int = 6, text: int = 64, most: int = 0) -> Any:
         """Check the full size of a container, and return the container.
 
         A list that contains the same list twice is short, but its text and its comparisons are not.
@@ -107,17 +160,28 @@ class Budget:
         :param value: a value that may be a container made by the template.
         :param items: how many of its parts are a step, as a power of two.
         :param text: how many of its characters are, where a text is made of it.
+        :param most: the maximum of its characters; 0 is that for what the template builds.
         :raises TooMuch: if it is larger than a template may make.
         """
         if not isinstance(value, (str, int, float)):
-            total, parts = _walk(value, self._most)
-            allow(total, self._most)
+            most = most or self.most
+            total, parts = _walk(value, most)
+            allow(total, most)
             self.take((parts >> items) + (total >> text))
         return value
 
     @cached_property
-    def _most(self) -> int:
-        return TEXT_LIMIT + 4 * _walk(self._given, sys.maxsize)[0]
+    def _extent(self) -> tuple[int, int]:
+        return _walk(self._given, sys.maxsize)  # plain data, which is finite
+
+    @property
+    def most(self) -> int:
+        """The maximum of characters in a value that the template builds."""
+        return TEXT_LIMIT + 4 * self._extent[0]
+
+    @property
+    def _size(self) -> int:
+        return self._extent[0] + _PART * self._extent[1]
 
     def take(self, steps: int) -> None:
         """Count some steps at once.
@@ -166,8 +230,12 @@ def extent(value: Any) -> int:
 
 
 _EMPTY: Final[dict[str, str]] = {}
-_VIEWS: Final = tuple(map(type, (_EMPTY.keys(), _EMPTY.values(), _EMPTY.items())))
-_ITEMS: Final[Any] = (list, tuple, set, frozenset, *_VIEWS)
+#: The types of the views of a dict.
+VIEWS: Final[Any] = tuple(map(type, (_EMPTY.keys(), _EMPTY.values(), _EMPTY.items())))
+_ITEMS: Final[Any] = (list, tuple, set, frozenset, *VIEWS)
+_SIZED: Final[Any] = (*_ITEMS, dict, range)
+#: The bytes of a part of a container, about.
+_PART: Final = 64
 
 
 def _walk(value: Any, most: int) -> tuple[int, int]:
@@ -179,7 +247,9 @@ def _walk(value: Any, most: int) -> tuple[int, int]:
         parts += len(items)
         for part in items:
             kind: Any = type(part)
-            if kind is int:
+            if kind is str:
+                total += len(part)
+            elif kind is int:
                 if part.bit_length() > 63:
                     total += part.bit_length() >> 6
             elif part is None or kind is bool or kind is float:

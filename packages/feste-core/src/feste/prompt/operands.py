@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Any, Final
 
-from feste.prompt.limits import TooMuch, allow, extent
+from feste.prompt.limits import VIEWS, TooMuch, allow, extent
 
-__all__ = ["check_call", "check_format", "check_operator", "search_steps"]
+__all__ = ["MAKING", "check_call", "check_format", "check_operator", "search_steps"]
 
 
 def check_operator(operator: str, left: Any, right: Any) -> None:
     """Raise before ``left operator right`` makes a huge result.
 
-    :param operator: ``*``, ``**`` or ``%``; other operators only add up existing sizes.
+    :param operator: ``*``, ``**``, ``%`` or ``-``; others only add up existing sizes.
     :raises TooMuch: if the result would exceed the limit.
+    :raises TypeError: if it would be a set, which has no order.
     """
     if operator == "%" and isinstance(left, str):
         args = right if isinstance(right, tuple) else (right,)
@@ -28,6 +29,8 @@ def check_operator(operator: str, left: Any, right: Any) -> None:
         for parts, times in ((left, right), (right, left)):
             if isinstance(parts, (str, list, tuple)) and isinstance(times, int):
                 allow(len(parts) * times)
+    elif operator == "-" and isinstance(left, VIEWS):
+        raise TypeError("the views of a dict cannot be subtracted")
 
 
 def check_format(opener: str, text: str, args: Sequence[Any], named: Mapping[str, Any]) -> None:
@@ -103,7 +106,7 @@ _MAKES: Final[Mapping[str, tuple[tuple[str, ...], Callable[..., int]]]] = {
     "ljust": (("width",), lambda _, width: width),
     "replace": (("old", "new"), lambda text, old, new: text.count(str(old)) * extent(new)),
     "rjust": (("width",), lambda _, width: width),
-    "round": (("precision",), lambda _, digits: digits * 1024),  # of numbers, not of texts
+    "round": (("precision",), lambda _, digits: abs(digits) * 1024),  # 10 ** digits is made
     "slice": (("slices", "fill_with"), lambda _, items, fill: items * max(1, extent(fill))),
     "title": ((), lambda text: 4 * len(text)),  # it makes a list of words first
     "translate": (("table",), lambda text, table: len(text) * _longest(table)),
@@ -131,22 +134,29 @@ def check_call(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, 
     if name in _MAKES:
         names, makes = _MAKES[name]
         given = {**dict(zip(names, args)), **kwargs}
-        allow(makes(str(value), *(given.get(name, 0) for name in names)))
+        allow(makes(str(value) if name in _OF_TEXTS else value, *(given.get(n, 0) for n in names)))
 
 
+#: The names that :func:`check_call` knows, and those of them that take a text.
+MAKING: Final = frozenset(_MAKES)
+_OF_TEXTS: Final = MAKING - {"batch", "round", "slice"}
 #: Methods that look for each character in the argument, or for all of it everywhere.
-_SEARCHES: Final = frozenset("lstrip rfind rindex rpartition rsplit rstrip strip".split())
+_SLOW: Final = frozenset("lstrip rfind rindex rpartition rsplit rstrip strip trim".split())
+#: Methods that do so in a short text only; in others Python prepares the search.
+_SEARCHES: Final = frozenset("count find in index partition replace split".split())
 
 
 def search_steps(name: str, value: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """Return the steps of a search whose time is the product of two lengths.
 
-    :param name: the name of a method of a text.
+    :param name: the name of a method of a text, or of a filter or test that does the same.
     :param value: the text.
     :param args: the positional arguments.
     :param kwargs: the keyword arguments.
     """
-    if name not in _SEARCHES:
-        return 0
-    longest = max((len(a) for a in (*args, *kwargs.values()) if isinstance(a, str)), default=0)
-    return len(value) * longest >> 12
+    wanted = (*args[:1], *kwargs.values())
+    length = max((len(text) for text in wanted if isinstance(text, str)), default=0)
+    if name in _SLOW:
+        return len(value) * length >> 12
+    is_short = len(value) < 2_500 or (len(value) < 30_000 and length < 100)
+    return len(value) * length >> 15 if name in _SEARCHES and is_short else 0

@@ -7,20 +7,33 @@ the work of operators, calls, filters and loops is counted against the budget of
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import pprint
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined, Undefined, nodes, pass_context
 from jinja2.defaults import DEFAULT_NAMESPACE
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace, _PassArg
 from jinja2.visitor import NodeTransformer
 
-from feste.prompt.limits import NODE_LIMIT, TAG_LIMIT, TEXT_LIMIT, Budget, TooMuch, extent
-from feste.prompt.operands import check_call, check_format, check_operator, search_steps
+from feste.prompt.costs import COUNTED, FILTERS, METHODS, TESTS, Cost
+from feste.prompt.limits import (
+    NODE_LIMIT,
+    TAG_LIMIT,
+    TEXT_LIMIT,
+    VIEWS,
+    Budget,
+    TooMuch,
+    allow,
+    extent,
+)
+from feste.prompt.operands import MAKING, check_call, check_format, check_operator, search_steps
 
 __all__ = ["BUDGET", "JINJA_NAMES", "Filters", "count_work", "sandbox_with", "takes_context"]
 
@@ -36,27 +49,33 @@ JINJA_NAMES: Final = {
     if name != "lipsum"
 }
 
-_LIMITED: Final = tuple("batch center format indent replace round slice title wordwrap".split())
-#: Filters that take no time, and tests that take as long as a comparison.
-_FREE: Final = frozenset("attr count d default first items last length map".split())
-_COMPARING: Final = frozenset(
-    "== eq equalto != ne > gt greaterthan >= ge < lt lessthan <= le in lower upper".split()
+#: What can be in the data of a template, with methods of Python.
+_PLAIN: Final[Any] = (str, list, tuple, dict, set, frozenset, range, int, float, *VIEWS)
+_ATOMS: Final = frozenset((str, int, float, bool))
+#: Methods of their classes that make a value, and methods that need an object first.
+_OF_CLASSES: Final = frozenset("fromhex fromkeys from_bytes maketrans".split())
+_UNBOUND: Final = (FunctionType, MethodDescriptorType, WrapperDescriptorType)
+#: Methods that change containers and are not known to Jinja.
+_CHANGING: Final = frozenset(
+    "intersection_update insert move_to_end reverse rotate subtract".split()
 )
-#: Filters that work item by item; all others may make a text of their whole input.
-_BY_ITEM: Final = _FREE | frozenset(
-    "batch dictsort groupby join list max min reject rejectattr reverse select selectattr slice "
-    "sort sum unique".split()
-)
-#: Filters that take microseconds for each item, or 100 nanoseconds and more for each character.
-_SLOW: Final = frozenset(
-    "batch dictsort format groupby pprint slice sort striptags title tojson wordwrap".split()
-)
-#: Filters, and methods of texts, that take a few nanoseconds for each character.
-_FAST: Final = frozenset(
-    "center count endswith find index isspace join lower lstrip partition replace "
-    "rfind rindex rpartition rsplit rstrip safe split splitlines startswith string strip trim "
-    "truncate upper".split()
-)
+#: From so many pieces of a text on, their memory counts.
+_MANY: Final = 65_536
+#: Filters that take all items until one is found for the result.
+_LOOKING: Final = frozenset("map reject rejectattr select selectattr unique".split())
+#: What may be executed more than once.
+_REPEATED: Final[Any] = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
+#: What takes longer than other parts of an expression.
+_LONG: Final = (nodes.Getattr, nodes.Getitem, nodes.Filter, nodes.Test)
+#: The position of the attribute among the arguments of filters.
+_ATTRIBUTE: Final = {
+    **dict.fromkeys("map reject select".split(), 99),
+    **dict.fromkeys("groupby rejectattr selectattr sum".split(), 0),
+    **dict.fromkeys("join max min unique".split(), 1),
+    "sort": 2,
+}
+#: Filters whose arguments are looked at, beside those.
+_CHECKED: Final = frozenset(("format", "replace"))
 
 
 def takes_context(function: Any) -> bool:
@@ -72,7 +91,7 @@ def _budget(context: Context) -> Budget:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    intercepted_binops = frozenset(("+", "-", "*", "**", "//", "%"))
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
@@ -83,75 +102,224 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return "".join(texts)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Also refuse methods that give bytes, since the methods of bytes are not checked."""
+        """Also refuse methods that give bytes, whose methods are not checked, and those of a class.
+
+        ``dict.update`` would change whatever dict is its argument.
+        """
         if attr in ("encode", "to_bytes"):
             return False
+        if type(obj) in _ATOMS:
+            return not attr.startswith("_")
+        if isinstance(obj, type) and isinstance(value, _UNBOUND):
+            found = inspect.getattr_static(obj, attr, None)
+            return isinstance(found, staticmethod) and super().is_safe_attribute(obj, attr, value)
+        if attr in _CHANGING and isinstance(obj, (dict, set, deque)):
+            return False
         return super().is_safe_attribute(obj, attr, value)
-
-    def call_filter(self, name: str, value: Any, *rest: Any, **more: Any) -> Any:
-        """Call a filter that ``map`` names."""
-        context = more.get("context") or rest[2]
-        if name not in _BY_ITEM:
-            _budget(context).measure(value, 6, 8)
-        _budget(context).weigh(value, *_pace(name))
-        return _budget(context).weigh(super().call_filter(name, value, *rest, **more))
-
-    def call_test(self, name: str, value: Any, args: Any = None, *rest: Any, **more: Any) -> Any:
-        """Call a test that ``select`` or ``reject`` names."""
-        budget = _budget(more.get("context") or rest[1])
-        budget.spend()
-        for operand in (value, *(args or ())):
-            budget.compare(operand)
-        return super().call_test(name, value, args, *rest, **more)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = _budget(context)
         if operator == "%" and isinstance(left, str):
             budget.weigh(left, 3)  # looking for fields takes longer than filling them
+            budget.measure(right, 6, 8)
+        elif operator in ("//", "%"):
+            budget.weigh(left)  # the time is the product of the lengths
         check_operator(operator, left, right)
         made = super().call_binop(context, operator, left, right)
         return budget.weigh(budget.measure(made, 7), items=6)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         called = getattr(obj, "__call__", None)  # noqa: B004 - Jinja passes the context to it, too
-        if not _budget(context).is_whole and (takes_context(obj) or takes_context(called)):
-            raise TypeError("it reads the whole context, and only a piece is rendered here")
         budget = _budget(context)
+        if not budget.is_whole and (takes_context(obj) or takes_context(called)):
+            raise TypeError("it reads the whole context, and only a piece is rendered here")
         budget.take(len(args) + len(kwargs) >> 4)
         method = getattr(obj, "__wrapped__", obj)  # Jinja wraps the `format` method of texts
-        text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if isinstance(text, (str, list, tuple)):
-            shift = 3 if name.startswith("format") else 11 if name in _FAST else 8
-            budget.weigh(budget.measure(text), shift)
-        if isinstance(text, str):
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(owner, _PLAIN) or name in _OF_CLASSES or isinstance(owner, LoopContext):
+            _count_method(budget, owner, name, args, kwargs)
+        elif obj is dict or obj is Namespace:
+            for arg in args:
+                budget.weigh(arg, 2, 2)
+        if isinstance(owner, str):
             if name == "join":
-                return _join(context, args[0], text)
+                return _join(context, args[0], owner)
             if name.startswith("format"):
-                check_format("{", text, args, args[0] if name == "format_map" else kwargs)
+                check_format("{", owner, args, args[0] if name == "format_map" else kwargs)
             else:
-                budget.take(search_steps(name, text, args, kwargs))
-                check_call(name, text, args, kwargs)
+                budget.take(search_steps(name, owner, args, kwargs))
+                check_call(name, owner, args, kwargs)
+        budget.depth += 1
+        if budget.depth > 8:  # a macro that calls itself keeps all of its arguments
+            for i, arg in enumerate((*args, *kwargs.values())):
+                budget.keep(arg, -i)
         made = super().call(context, obj, *args, **kwargs)
+        budget.depth -= 1
         if obj is dict or obj is Namespace:
             budget.measure(made)
-        return made if isinstance(made, range) else budget.weigh(made, items=6)
+        budget.take(not isinstance(made, range))
+        if isinstance(owner, str) and isinstance(made, list) and len(made) > _MANY:
+            budget.take(len(made) >> 2)
+        return budget.made(made, 10)
 
 
-def _pace(name: str) -> tuple[int, int]:
-    """Return how many characters, and how many items, a filter handles in a step."""
-    items = 0 if name in _SLOW else 4
-    if name in _BY_ITEM:
-        return items, items
-    return (11 if name in _FAST else 7 if name == "wordcount" else items + 4), items
+def _count_method(
+    budget: Budget, owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Count what a method of plain data looks at."""
+    cost = METHODS.get(name, COUNTED)
+    for arg in (*args, *kwargs.values()) if cost else args[:1]:
+        budget.compare(arg)
+        if name in _OF_CLASSES:
+            budget.weigh(arg, 2, 2)
+        elif name.startswith("format"):
+            budget.measure(arg, 6, 8)
+    if cost:
+        budget.weigh(budget.measure(owner), cost.text, cost.items)
 
 
-#: Has Jinja's own filters, without the limits of :func:`sandbox_with`.
-_unlimited: Final = _Sandbox()
+def _with_context(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter or test that takes the context first, whatever it takes itself."""
+    match _PassArg.from_obj(function):
+        case _PassArg.context:
+            return function
+        case _PassArg.eval_context:
+            return lambda context, *args, **kwargs: function(context.eval_ctx, *args, **kwargs)
+        case _PassArg.environment:
+            return lambda context, *args, **kwargs: function(context.environment, *args, **kwargs)
+    return lambda _, *args, **kwargs: function(*args, **kwargs)
+
+
+def _counted(name: str, function: Callable[..., Any], cost: Cost) -> Callable[..., Any]:
+    """Return a filter that counts what it handles, whether it is called or named in ``map``."""
+    made_by = _with_context(function)
+    # a text of Jinja's is as long as its parts at least; yours may take much, and tell little
+    whole = {"text": (6, 8, TEXT_LIMIT if name else 0), "parts": (4, 11)}.get(cost.reads)
+    takes_iterators = cost.reads == "text"
+    is_checked = name in _ATTRIBUTE or name in _CHECKED or name in MAKING
+
+    @pass_context
+    def counted(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        budget = _budget(context)
+        before = budget.steps
+        if not isinstance(value, str):
+            if not takes_iterators and hasattr(value, "__next__"):
+                value = _gathered(budget, value)
+            if whole:
+                budget.measure(value, *whole)
+        budget.weigh(value, cost.text, cost.items)
+        if budget.steps == before:
+            budget.take(1)
+        if is_checked:
+            _check_filter(budget, name, value, args, kwargs)
+        return budget.made(made_by(context, value, *args, **kwargs))
+
+    return counted
+
+
+def _check_filter(
+    budget: Budget, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Count what depends on the arguments of a filter, and refuse a huge result."""
+    if name in _ATTRIBUTE:
+        budget.take(_path_of(name, args, kwargs) * (1 + len(value)) >> 4)
+    if name == "format":
+        for arg in (*args, *kwargs.values()):
+            budget.measure(arg, 6, 8)
+        check_format("%", str(value), args, kwargs)
+    elif name == "sum":
+        if not isinstance(kwargs.get("start", (*args, 0, 0)[1]), (int, float)):
+            raise TypeError("sum adds numbers: use join for texts, and + for lists")
+    elif name == "replace":
+        budget.take(search_steps(name, str(value), args, kwargs))
+    check_call(name, value, args, kwargs)
+
+
+def _later(name: str, function: Callable[..., Any], cost: Cost) -> Callable[..., Any]:
+    """Return a filter that takes its items when those of its result are taken."""
+    made_by = _with_context(function)
+
+    @pass_context
+    def later(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        budget = _budget(context)
+        budget.take(1)
+        if hasattr(value, "__next__"):  # not iterators in iterators, in which Python would crash
+            value = _gathered(budget, value)
+        if name in _LOOKING:
+            path = _path_of(name, args, kwargs)
+            every = 1 if args and name != "unique" else 16
+            value = _ticking(budget, value, every, path, compares=name == "unique")
+            return made_by(context, value, *args, **kwargs)
+        budget.weigh(value, cost.text, cost.items)
+        check_call(name, value, args, kwargs)
+        made = made_by(context, value, *args, **kwargs)
+        if hasattr(made, "__next__"):
+            return _ticking(budget, made, 1 if name == "slice" else 16)
+        return budget.made(made)
+
+    return later
+
+
+def _path_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Return how many attributes a filter looks up for each item, beyond the first."""
+    i = _ATTRIBUTE[name]
+    path = kwargs.get("attribute", args[i] if i < len(args) else None)
+    return path.count(".") + path.count(",") if isinstance(path, str) else 0
+
+
+def _ticking(
+    budget: Budget, items: Iterable[Any], every: int = 16, path: int = 0, compares: bool = False
+) -> Iterator[Any]:
+    """Yield items, and count them.
+
+    :param every: how many are a step.
+    :param path: how many attributes are looked up for each.
+    :param compares: whether all of an item is looked at.
+    """
+    budget.take(path >> 4)
+    for i, item in enumerate(items or ()):
+        if not i % every:
+            budget.take(1 + (path * every >> 4))
+        if compares:
+            budget.compare(item)
+        yield item
+
+
+def _gathered(budget: Budget, items: Iterable[Any]) -> list[Any]:
+    """Return the items of an iterator, which must not make too many characters."""
+    made, total = [], 0
+    for item in _ticking(budget, items):
+        if isinstance(item, str):
+            total += len(item)
+            if total > TEXT_LIMIT:
+                allow(total, budget.most)
+        made.append(item)
+    return made
+
+
+def _tested(name: str, function: Callable[..., Any], cost: Cost) -> Callable[..., Any]:
+    """Return a test that counts what it looks at."""
+    made_by = _with_context(function)
+
+    @pass_context
+    def tested(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        budget = _budget(context)
+        for operand in (value, *args, *kwargs.values()):
+            budget.compare(operand)
+        if cost.reads == "text":
+            budget.weigh(budget.measure(value, 6, 8), cost.text, cost.items)
+        elif name == "divisibleby":
+            budget.weigh(value)
+        elif name == "in" and args and isinstance(args[0], str):
+            budget.take(search_steps(name, args[0], (value,), {}))
+        return made_by(context, value, *args, **kwargs)
+
+    return tested
 
 
 @pass_context
-def _tick(context: Context, _: None) -> bool:
-    _budget(context).spend()
+def _tick(context: Context, _: None, steps: int) -> bool:
+    _budget(context).take(steps)
     return True
 
 
@@ -166,6 +334,19 @@ def _compare(context: Context, value: Any) -> Any:
 
 
 @pass_context
+def _keep(context: Context, value: Any, place: int) -> Any:
+    return _budget(context).keep(value, place)
+
+
+@pass_context
+def _contain(context: Context, value: Any) -> Any:
+    """Count a text in which another may be searched, which is not known here."""
+    if isinstance(value, str) and len(value) < 30_000:
+        _budget(context).take(min(len(value) ** 2 >> 15, 100))
+    return _budget(context).compare(value)
+
+
+@pass_context
 def _measure(context: Context, value: Any, items: int = 6, text: int = 64) -> Any:
     return _budget(context).measure(value, items, text)
 
@@ -176,7 +357,8 @@ def _join(context: Context, parts: Any, d: str = "", attribute: Any = None) -> s
     if attribute is not None:
         named = {"attribute": attribute}
         parts = context.environment.call_filter("map", parts, [], named, context)
-    parts, between = list(parts), str(d)
+    parts = _gathered(_budget(context), parts) if hasattr(parts, "__next__") else list(parts)
+    between = str(d)
     _budget(context).spend(len(between) * len(parts) + extent(parts))
     _budget(context).take(len(parts) >> 4)
     _budget(context).take(extent([p for p in parts if not isinstance(p, str)]) >> 6)
@@ -234,22 +416,6 @@ def _held(value: Any) -> Iterable[Any]:
     return value if isinstance(value, (list, tuple)) else ()
 
 
-def _limited(name: str) -> Callable[..., Any]:
-    """Return Jinja's filter of that name, with limits."""
-
-    @pass_context
-    def limited(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if name == "format":
-            check_format("%", str(value), args, kwargs)
-        else:
-            check_call(name, value, args, kwargs)
-        # not our own `call_filter`, which counts the input: that is done already
-        made = Environment.call_filter(_unlimited, name, value, args, kwargs, context)
-        return _budget(context).weigh(made, 11)
-
-    return limited
-
-
 @functools.lru_cache(maxsize=64)
 def sandbox_with(filters: Filters) -> Environment:
     """Return the sandbox with these filters; the only place where sandboxes are made.
@@ -267,36 +433,53 @@ def sandbox_with(filters: Filters) -> Environment:
     )
     made.globals.clear()
     del made.filters["random"], made.filters["urlize"]
-    made.filters.update({name: _limited(name) for name in _LIMITED}, join=_join)
-    made.filters.update(pprint=_pprint, tojson=_tojson, trim=_trim)
-    made.filters.update(filters)
+    made.filters.update(join=_join, pprint=_pprint, tojson=_tojson, trim=_trim)
+    for name, function in made.filters.items():
+        if cost := FILTERS.get(name, COUNTED):
+            counted = _later if cost.reads == "later" else _counted
+            made.filters[name] = counted(name, function, cost)
+    made.filters.update({name: _counted("", function, COUNTED) for name, function in filters})
+    tests: dict[str, Any] = made.tests
+    for name, test in tests.items():
+        if cost := TESTS.get(name, COUNTED):
+            tests[name] = _tested(name, test, cost)
     counting = {"tick!": _tick, "weigh!": _weigh, "measure!": _measure, "compare!": _compare}
     made.filters.update(counting)  # see count_work
-    made.filters.update({"join!": _join, "module!": _module})
+    made.filters.update({"keep!": _keep, "contain!": _contain, "join!": _join, "module!": _module})
     return made
 
 
 def count_work(tree: nodes.Template) -> None:
-    """Make a template count its loop turns, the inputs of its filters, and the operands of ``~``.
+    """Make a template count its loop turns, comparisons, and the operands of ``~``.
 
-    Containers that it builds, stores or compares are measured.
+    Containers that it builds or compares are measured, and what its names hold.
 
     :param tree: the template; it is changed in place.
     :raises TooMuch: if it has too many statements and expressions.
     """
     _check_parts(tree)
+    bodies = [(node, _parts_in(node.body)) for node in tree.find_all(_REPEATED)]
+    tests = [(node, _parts_in([node.test])) for node in tree.find_all(nodes.For) if node.test]
     _Measured().visit(tree)
-    for node in list(tree.find_all((nodes.For, nodes.Filter, nodes.Concat))):
-        if isinstance(node, nodes.Filter) and node.node and not node.name.endswith("!"):
-            whole = node.node if node.name in _BY_ITEM else _hidden(node.node, "measure!", 6, 8)
-            if node.name not in _FREE:
-                node.node = _hidden(whole, "weigh!", *_pace(node.name))
-        elif isinstance(node, nodes.Concat):
-            node.nodes = [_hidden(nodes.List(node.nodes, lineno=node.lineno), "join!")]
-        elif isinstance(node, nodes.For):
-            turn = _hidden(nodes.Const(None, lineno=node.lineno), "tick!")
-            node.body.insert(0, nodes.ExprStmt(turn, lineno=node.lineno))
-            node.test = node.test and nodes.And(turn, node.test, lineno=node.lineno)
+    for node in list(tree.find_all(nodes.Concat)):
+        node.nodes = [_hidden(nodes.List(node.nodes, lineno=node.lineno), "join!")]
+    for node, parts in bodies:  # a call is counted already
+        steps = (parts >> 6) + isinstance(node, nodes.For)
+        if steps:
+            node.body.insert(0, nodes.ExprStmt(_turn(node, steps), lineno=node.lineno))
+    for loop, parts in tests:
+        assert loop.test is not None
+        loop.test = nodes.And(_turn(loop, 1 + (parts >> 6)), loop.test, lineno=loop.lineno)
+
+
+def _parts_in(body: list[nodes.Node]) -> int:
+    """Return how much there is to do in a part of a template."""
+    kinds = [type(part) for node in body for part in (node, *node.find_all(nodes.Node))]
+    return len(kinds) + 3 * sum(issubclass(kind, _LONG) for kind in kinds)
+
+
+def _turn(node: nodes.Node, steps: int) -> nodes.Filter:
+    return _hidden(nodes.Const(None, lineno=node.lineno), "tick!", steps)
 
 
 def _check_parts(tree: nodes.Template) -> None:
@@ -315,6 +498,9 @@ def _check_parts(tree: nodes.Template) -> None:
 class _Measured(NodeTransformer):
     """Measures stored and compared values, and container literals that contain names."""
 
+    def __init__(self) -> None:
+        self.places = 0
+
     def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
         stored = isinstance(node, nodes.Tuple) and node.ctx != "load"
@@ -324,32 +510,48 @@ class _Measured(NodeTransformer):
 
     visit_Tuple = visit_Dict = visit_List
 
-    def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
+    def visit_Assign(self, node: nodes.Assign | nodes.AssignBlock) -> nodes.Node:
         self.generic_visit(node)
-        if getattr(node.node, "name", "") != "measure!":  # not measured as a literal already
-            node.node = _hidden(node.node, "measure!", 7)  # type: ignore[arg-type]
+        self.places += 1
+        if isinstance(node, nodes.AssignBlock):
+            node.filter = _hidden(node.filter, "keep!", self.places)
+        else:
+            node.node = _hidden(node.node, "keep!", self.places)
+        return node
+
+    visit_AssignBlock = visit_Assign
+
+    def visit_With(self, node: nodes.With) -> nodes.Node:
+        self.generic_visit(node)
+        self.places += len(node.values)
+        node.values = [
+            _hidden(value, "keep!", self.places - i) for i, value in enumerate(node.values)
+        ]
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
+        first, *more = node.ops
+        if first.op in ("in", "notin") and not more:
+            test = nodes.Test(node.expr, "in", [first.expr], [], None, None, lineno=node.lineno)
+            return test if first.op == "in" else nodes.Not(test, lineno=node.lineno)
         sides: list[Any] = [node, *node.ops]
         for side in sides:
             if not isinstance(side.expr, nodes.Const):
-                side.expr = _hidden(side.expr, "compare!")
-        return node
-
-    def visit_Test(self, node: nodes.Test) -> nodes.Node:
-        self.generic_visit(node)
-        if node.name in _COMPARING:
-            node.node = _hidden(node.node, "compare!")
-            node.args = [_hidden(operand, "compare!") for operand in node.args]
+                searched = getattr(side, "op", "") in ("in", "notin")
+                side.expr = _hidden(side.expr, "contain!" if searched else "compare!")
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _hidden(node, "weigh!") if isinstance(node.arg, nodes.Slice) else node
+        if isinstance(node.arg, nodes.Slice):
+            return _hidden(node, "weigh!")
+        if not isinstance(node.arg, nodes.Const):
+            node.arg = _hidden(node.arg, "compare!")  # a key is hashed
+        return node
 
 
-def _hidden(node: nodes.Expr, name: str, *args: int) -> nodes.Filter:
-    given = [nodes.Const(arg, lineno=node.lineno) for arg in args]
-    return nodes.Filter(node, name, given, [], None, None, lineno=node.lineno)
+def _hidden(node: nodes.Node | None, name: str, *args: int) -> nodes.Filter:
+    line = node.lineno if node else 1
+    given: list[nodes.Expr] = [nodes.Const(arg, lineno=line) for arg in args]
+    return nodes.Filter(node, name, given, [], None, None, lineno=line)
