@@ -224,16 +224,21 @@ def test_an_account_that_refuses_all_calls_gets_no_retries_either() -> None:
     llm = FakeBackend(limits=Limits(concurrency=8))
 
     def answer(request: Request) -> Response:
-        if text_of(request) in ("call 0", "call 1"):
-            raise AuthFailed("key", status=401)
-        raise ServerError("down")
+        if is_slow(request):
+            raise ServerError("down")
+        raise AuthFailed("key", status=401)
 
-    clock = VirtualClock(answer, request_seconds=lambda r: 3.0 if int(text_of(r)[5:]) > 1 else 0.5)
+    def is_slow(request: Request) -> bool:
+        return (
+            2 <= int(text_of(request)[5:]) < 8
+        )  # under way for longer than the refusal is doubted
+
+    clock = VirtualClock(answer, request_seconds=lambda r: 3.0 if is_slow(r) else 0.5)
     run = started(clock, [llm.chat(f"call {i}") for i in range(20)])
     clock.drive()
 
     assert len(clock.sent) == 9  # one more while the first refusal was doubted
-    assert run.count_failures() == {"ServerError": 7, "AuthFailed": 2}
+    assert run.count_failures() == {"ServerError": 6, "AuthFailed": 3}
 
 
 def text_of(request: Request) -> str:
