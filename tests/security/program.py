@@ -313,7 +313,7 @@ def on_dask(left: Left, todo: dict[str, Any]) -> None:
 
     @feste.task
     def long(text: str) -> str:
-        return text * 5_000
+        return text * 50_000  # a worker spills from 2 MB on
 
     @feste.task(executor="inline")
     def look(*_: Any) -> None:
