@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feste.backend import Request, Response, Usage
@@ -64,6 +64,7 @@ FIELDS = "prompt field scope draw plugin operation endpoint run answer id error"
 
 
 @CASES
+@example(dict.fromkeys(FIELDS[1:], "") | {"prompt": "\udfff\ud800"}, ["\ud800", "0"])
 @given(
     st.fixed_dictionaries(
         {name: OWN if name in ("scope", "draw") else TEXTS for name in FIELDS},

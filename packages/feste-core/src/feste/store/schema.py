@@ -29,6 +29,7 @@ __all__ = [
     "last",
     "migrate",
     "row_of",
+    "storable",
     "tables",
     "write",
 ]
@@ -114,7 +115,7 @@ def write(
     try:
         conn.execute(statement, (*values, _seal(table, values)))
     except (UnicodeEncodeError, OverflowError):
-        values = [_storable(value) for value in values]
+        values = [storable(value) for value in values]
         conn.execute(statement, (*values, _seal(table, values)))
 
 
@@ -128,8 +129,11 @@ def _as(kind: Callable[[Any], Any] | None, value: Any) -> Any:
         return None  # what a plugin gave, such as a status that is no number
 
 
-def _storable(value: Any) -> Any:
-    """Return a value as SQLite can hold it: what a provider sends in an error may be anything."""
+def storable(value: Any) -> Any:
+    """Return a value as SQLite can hold it: what a provider sends in an error may be anything.
+
+    :param value: the value.
+    """
     if isinstance(value, str) and not value.isascii():
         return value.encode(errors="backslashreplace").decode()  # halves of surrogate pairs
     if isinstance(value, int):

@@ -70,6 +70,7 @@ def purge(
     :raises JournalLocked: if a program is writing the store.
     :raises JournalError: if the store cannot be used.
     """
+    model, key = schema.storable(model), schema.storable(key)
     choice = Choice(before, session, model, key, tasks, prompts_only, everything)
     narrowed = any(value is not None for value in (before, session, model, key, tasks))
     if everything and (narrowed or prompts_only):
