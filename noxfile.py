@@ -142,7 +142,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Does it hold when all else fails? In full, with three seeds: an hour on two cores."""
+    """Does it hold when all else fails? In full, with three seeds: 40 minutes on two cores."""
     install(session, "--compile", *TEST, *TEST_MORE)
     session.env["CHAOS"] = "full"
     rooms = ("crash", "damage", "full_disk", "model", "processes")
