@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, meta, nodes
 
+from feste.prompt.counting import count_work
+from feste.prompt.filters import BUDGET, Filters
 from feste.prompt.including import inlined, place
 from feste.prompt.limits import TEXT_LIMIT, Budget, TooMuch, size
-from feste.prompt.sandbox import BUDGET, JINJA_NAMES, Filters, count_work, sandbox_with
+from feste.prompt.sandbox import JINJA_NAMES, sandbox_with
 from feste.prompt.template import Files
 
 __all__ = ["Compiled", "build", "compiled", "explain", "filters_in", "joined", "parse", "texts"]

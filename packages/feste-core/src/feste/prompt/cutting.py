@@ -37,7 +37,9 @@ from typing import Any, Final
 from jinja2 import Template, nodes
 
 from feste.prompt.compiler import build, filters_in, parse, texts
-from feste.prompt.sandbox import Filters, count_work, sandbox_with, takes_context
+from feste.prompt.counting import count_work
+from feste.prompt.filters import Filters
+from feste.prompt.sandbox import sandbox_with, takes_context
 from feste.prompt.template import Files, as_filter
 
 __all__ = ["Piece", "cut"]

@@ -123,7 +123,7 @@ class PartialPromptOp(PromptOp):
     def _parts(
         self, i: int, cut: tuple[Piece, ...], values: dict[str, Any], budget: Budget
     ) -> Iterator[str]:
-        from feste.prompt.sandbox import BUDGET
+        from feste.prompt.filters import BUDGET
 
         names = {**self.templates[i].environment.globals, **values, BUDGET: budget}
         texts = iter(self.texts[i])
@@ -204,7 +204,7 @@ def _rendered(
     op: PromptOp, template: Template, piece: Piece, given: dict[str, Any]
 ) -> tuple[str, int] | None:
     from feste.prompt.compiler import joined
-    from feste.prompt.sandbox import BUDGET
+    from feste.prompt.filters import BUDGET
 
     budget = Budget(given, is_whole=False)
     try:

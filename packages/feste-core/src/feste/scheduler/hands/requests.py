@@ -40,6 +40,7 @@ class Requests:
     def __init__(self, sent: Sent) -> None:
         self._sent = sent
         self.loop = LoopThread("feste-requests", "backend")
+        #: The kinds of clients that have warmed up here.
         self._warm: set[type[Backend]] = set()
 
     def start(
