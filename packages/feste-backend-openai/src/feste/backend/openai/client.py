@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -150,7 +151,7 @@ class OpenAI(Backend):
 
     def warm_up(self) -> None:
         """Import the SDK."""
-        from feste.backend.openai import sending  # noqa: F401
+        importlib.import_module(f"{__package__}.sending")
 
     def config(self) -> Mapping[str, Any]:
         """Return the configuration as plain JSON, with the key by name."""
