@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,25 @@ pytestmark = pytest.mark.timeout(900)
 
 #: The breaker asks for the first time a little sooner, so that short outages are asked often too.
 SOON = {"feste.scheduler.admission.breaker:_FIRST": 1.0}
+
+
+#: The file that makes the provider refuse all requests, as long as it is there.
+REFUSES = "refuses"
+
+
+@contextmanager
+def refusing(
+    folder: Path, calls: int, seed: int, status: int, code: str
+) -> Iterator[tuple[Chaos, Callable[[subprocess.Popen[bytes]], None]]]:
+    """Work at a provider, and what lets it refuse all requests once half of the answers are made."""
+    wire = {"refusal": (str(folder / REFUSES), status, code)}
+    with Chaos(folder, "chains", calls, seed=seed, base=0.05, wire=wire) as chaos:
+
+        def refuse(process: subprocess.Popen[bytes]) -> None:
+            chaos.ledger.wait_for(calls // 2, process)
+            (folder / REFUSES).touch()
+
+        yield chaos, refuse
 
 
 def failed(told: dict[str, Any]) -> int:
@@ -82,17 +102,11 @@ def test_a_refused_account_ends_the_run_and_the_next_goes_on(
     tally: Callable[..., None],
 ) -> None:
     """The rest is not sent, what was answered is kept, and a run after the refusal buys the rest alone."""
-    calls, refusing = amount(300, 1_000), tmp_path / "refusing"
-    wire = {"refusal": (str(refusing), status, code)}
-    with Chaos(tmp_path, "chains", calls, seed=seed, base=0.05, wire=wire) as chaos:
-
-        def refuse(process: subprocess.Popen[bytes]) -> None:
-            chaos.ledger.wait_for(calls // 2, process)
-            refusing.touch()
-
+    calls = amount(300, 1_000)
+    with refusing(tmp_path, calls, seed, status, code) as (chaos, refuse):
         told = chaos.run(refuse)
         refused, made = chaos.server.totals().statuses[status], len(chaos.server.ledger())
-        refusing.unlink()
+        (tmp_path / REFUSES).unlink()
         rest = chaos.run()
         evidence = chaos.check(rest)
 
@@ -109,18 +123,11 @@ def test_a_provider_that_only_refuses_for_rate_ends_the_run_and_the_next_goes_on
     tmp_path: Path, seed: int, amount: Callable[..., int], tally: Callable[..., None]
 ) -> None:
     """429 for ever is asked about now and then, until the run's patience is over."""
-    calls, refusing = amount(300, 1_000), tmp_path / "refusing"
-    patience = amount(3, 20)
-    wire = {"refusal": (str(refusing), 429, "rate_limit_exceeded")}
-    with Chaos(tmp_path, "chains", calls, seed=seed, base=0.05, wire=wire) as chaos:
-
-        def refuse(process: subprocess.Popen[bytes]) -> None:
-            chaos.ledger.wait_for(calls // 2, process)
-            refusing.touch()
-
+    calls, patience = amount(300, 1_000), amount(3, 20)
+    with refusing(tmp_path, calls, seed, 429, "rate_limit_exceeded") as (chaos, refuse):
         told = chaos.run(refuse, settings={"outage_patience": patience})
         refused, made = chaos.server.totals().statuses[429], len(chaos.server.ledger())
-        refusing.unlink()
+        (tmp_path / REFUSES).unlink()
         evidence = chaos.check(chaos.run())
 
     assert {r for _, roots, *_ in told["failed"].values() for r in roots} == {"BackendUnavailable"}
