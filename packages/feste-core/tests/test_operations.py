@@ -307,6 +307,29 @@ def test_warming_up_counts_into_no_time_limit() -> None:
     assert warmed != [threading.main_thread().name]
 
 
+def test_what_comes_during_the_warm_up_is_sent_in_order_after_it() -> None:
+    """One warm-up serves all, however many requests wait for it."""
+    warmed: list[str] = []
+    sent: list[str] = []
+
+    class Cold(Backend):
+        def warm_up(self) -> None:
+            warmed.append(threading.current_thread().name)
+            time.sleep(0.05)  # the others arrive meanwhile
+
+        @operation
+        async def ask(self, text: str) -> str:
+            sent.append(text)
+            return text
+
+    cold = Cold()
+    texts = [str(i) for i in range(8)]
+
+    assert feste.compute([cold.ask(text) for text in texts]) == (texts,)
+    assert sent == texts
+    assert len(warmed) == 1
+
+
 def test_prompts_may_be_lazy_anywhere() -> None:
     """A node in an argument, alone or inside, is computed first."""
     plain = Plain()

@@ -228,8 +228,8 @@ class Backend:
     def warm_up(self) -> None:
         """Do what no request should wait for, such as importing an SDK; it may block.
 
-        Called in a thread before the first requests of a class of backends leave a process, and so
-        that their time limits start afterwards; perhaps several times, and in several threads.
+        Called in a thread before the first request of a class of backends leaves a process, and so
+        that its time limit starts afterwards; perhaps several times, and in several threads.
         """
 
     def __copy__(self) -> Backend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections import defaultdict
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -42,6 +43,10 @@ class Requests:
         self.loop = LoopThread("feste-requests", "backend")
         #: The kinds of clients that have warmed up here.
         self._warm: set[type[Backend]] = set()
+        #: Those that wait for it pass one by one, so that requests leave in the order they came in;
+        #: a loop that broke may have left a lock behind, closed for good.
+        self._locks: defaultdict[tuple[asyncio.AbstractEventLoop, type[Backend]], asyncio.Lock]
+        self._locks = defaultdict(asyncio.Lock)
 
     def start(
         self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
@@ -74,10 +79,7 @@ class Requests:
         value: Any = None
         limit: asyncio.Timeout | None = None
         try:
-            if type(call.client) not in self._warm:
-                await asyncio.to_thread(call.client.warm_up)
-                self._warm.add(type(call.client))
-                begun = perf_counter()
+            begun = await self._warm_up(call.client)
             async with asyncio.timeout(request.timeout and request.timeout + _GRACE) as limit:
                 value = await call.send(request, on_chunk)
             ok = True
@@ -99,6 +101,15 @@ class Requests:
         except BaseException as error:  # a bug in the plugin: the call fails, the run continues
             value = _broken(call, request, error)
         self._sent(handle, ok, value, perf_counter() - begun)
+
+    async def _warm_up(self, client: Backend) -> float:
+        """Return when a client was ready, on the clock of the requests' seconds."""
+        kind = type(client)
+        async with self._locks[asyncio.get_running_loop(), kind]:
+            if kind not in self._warm:
+                await asyncio.to_thread(client.warm_up)
+                self._warm.add(kind)
+        return perf_counter()
 
 
 def _broken(call: Call[Any], request: Request, error: BaseException) -> Rejected:
