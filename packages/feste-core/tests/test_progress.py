@@ -202,6 +202,36 @@ def test_a_program_may_have_any_stderr(stderr: str) -> None:
     assert done.stdout == "1 2 3\n"
 
 
+SAYS = """
+@feste.task
+def say(values):
+    print("[bold]half[/bold]", end="", flush=True)
+    print(" of 10 :smile:")
+
+feste.compute(say(calls), progress=True)
+"""
+
+
+def test_what_tasks_print_goes_into_the_file_that_it_is_sent_to(tmp_path: Path) -> None:
+    """The bar on the terminal takes nothing from a program whose output is a file."""
+    printed = tmp_path / "printed"
+    one = Terminal(tmp_path, SAYS, f'> "{printed}"')
+    one.read("0/4 calls")
+    seen = one.end()
+
+    assert printed.read_text() == "[bold]half[/bold] of 10 :smile:\n"
+    assert "half" not in seen
+
+
+def test_what_tasks_print_on_the_terminal_is_left_as_it_is(tmp_path: Path) -> None:
+    """Above the bar, without colours, and nothing in it is taken for markup."""
+    one = Terminal(tmp_path, SAYS)
+    one.read("0/4 calls")
+    seen = one.end()
+
+    assert "[bold]half[/bold]" in seen and " of 10 :smile:" in seen
+
+
 def watchers() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name == "feste-progress"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from feste.report.headway import Headway
 
@@ -56,9 +56,14 @@ def shown(run: Run, progress: bool | str) -> Iterator[None]:
 
 
 def in_terminal() -> bool:
-    """Whether stderr is a terminal; it may also be missing, closed or replaced."""
+    """Whether stderr is a terminal."""
+    return _is_terminal(sys.stderr)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal; it may also be missing, closed or replaced."""
     try:
-        return sys.stderr.isatty()
+        return bool(stream.isatty())
     except (AttributeError, ValueError):
         return False
 
@@ -82,16 +87,18 @@ def _show_bar(run: Run, ended: threading.Event) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    # what the program prints meanwhile goes above the bar, just as it is
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         return
+    also_stdout = _is_terminal(sys.stdout)  # a file gets all that is printed to it
     columns = (
         TextColumn("{task.description}"),
         BarColumn(_BAR),
         TextColumn("{task.fields[words]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, redirect_stdout=also_stdout) as bar:
         headway = Headway(run)
         at = headway.look()
         row = bar.add_task(run.name, total=at.total, completed=at.done, words=at.parts[0])
