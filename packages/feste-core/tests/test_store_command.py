@@ -361,7 +361,8 @@ def test_nothing_comes_back_after_a_purge(
 
 #: Makes the terminal the one whose Ctrl-C interrupts the process.
 ON_TERMINAL = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)  # off in what a script runs behind it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from feste.cli import main
 raise SystemExit(main(sys.argv[1:]))

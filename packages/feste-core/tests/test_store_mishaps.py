@@ -157,6 +157,8 @@ import os, signal, sys, threading, time
 from feste import store
 from feste.store.opened import opened
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # off in what a script runs behind it
+
 def interrupt(delay):
     time.sleep(delay)
     os.kill(os.getpid(), signal.SIGINT)
