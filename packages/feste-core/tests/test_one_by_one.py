@@ -427,7 +427,7 @@ def test_on_error_stop_takes_no_more_items() -> None:
         for _ in feste.map(ask, itertools.count(), window=4, on_error="stop"):
             pass
 
-    assert len(taken) <= 32
+    assert len(taken) <= 28  # those that the window held, and once more before the stop was seen
 
 
 def test_a_failure_stops_a_map_also_where_later_items_are_in_another_run() -> None:

@@ -144,6 +144,9 @@ class _Map(Items[Any]):
 
     def _work(self) -> Callable[[], None] | None:
         source = self._source
+        if source is not None and self._series.stopped:  # what would be taken would not be started
+            self._source = None
+            return self._seal
         if source is None or not self._is_due:
             return None
         self._has_taken = True
