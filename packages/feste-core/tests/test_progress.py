@@ -20,7 +20,7 @@ import feste
 from feste.backend import Price, Profile
 from feste.context import settings
 from feste.report import progress
-from feste.report.headway import Headway
+from feste.report.headway import Course, Headway
 from feste.report.progress import shown
 from feste.scheduler.admission.held import RATE_LIMIT
 from feste.scheduler.states import GATHERED, QUEUED, SENT
@@ -31,10 +31,12 @@ LONG = 60.0
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is POSIX")
 
 PRELUDE = """
-import os, sys, threading, time
+import asyncio, os, signal, sys, threading, time
 import feste
 from feste.backend import Backend, operation
 from feste.report import progress
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # off in what a script runs behind it
 
 class Held(Backend):
     @operation
@@ -95,9 +97,10 @@ class Terminal:
         return self.seen
 
 
-def test_it_shows_calls_and_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", ["feste.compute({})", "asyncio.run(feste.acompute({}))"])
+def test_it_shows_calls_and_goes(tmp_path: Path, run: str) -> None:
     """``progress=True``: a bar of calls while the run lasts; its line and the cursor are given back."""
-    one = Terminal(tmp_path, 'print("values", feste.compute(calls, progress=True)[0])')
+    one = Terminal(tmp_path, f'print("values", {run.format("calls, progress=True")}[0])')
     one.read("0/4 calls")
     seen = one.end()
 
@@ -232,8 +235,99 @@ def test_what_tasks_print_on_the_terminal_is_left_as_it_is(tmp_path: Path) -> No
     assert "[bold]half[/bold]" in seen and " of 10 :smile:" in seen
 
 
+@pytest.mark.parametrize(
+    ("loop", "told"),
+    [
+        ("feste.map(llm.ask, map(str, range(4)), window=2, progress=True)", "0 items, 2 in flight"),
+        ("feste.map(llm.ask, list('0123'), window=2, progress=True)", "0/4 items, 2 in flight"),
+        ("feste.as_completed(calls, progress=True)", "0/4 calls, 4 in flight"),
+    ],
+)
+def test_a_loop_shows_how_far_it_is_if_asked(tmp_path: Path, loop: str, told: str) -> None:
+    """What the loop prints goes above the bar, and the bar goes when the loop is over."""
+    one = Terminal(
+        tmp_path,
+        f"""
+values = []
+for value in {loop}:
+    print("got", value)
+    values.append(value)
+print("values", len(values), [t.name for t in threading.enumerate() if "progress" in t.name])
+""",
+    )
+    one.read(told)
+    seen = one.end()
+
+    assert seen.count("got") == 4 and "values 4 []" in seen
+    assert seen.count("\x1b[?25l") == seen.count("\x1b[?25h") == 1
+    assert "Traceback" not in seen
+
+
+def test_a_loop_shows_nothing_if_not_asked(tmp_path: Path) -> None:
+    """It may print, or show a bar of its own."""
+    seen = Terminal(
+        tmp_path,
+        """
+progress._PATIENCE = 0.0
+print("values", list(feste.map(llm.ask, "01")), len(list(feste.as_completed(calls))))
+print("values", "".join(feste.stream(feste.task(str)(7), progress=True)))
+""",
+    ).end()
+
+    assert seen.replace("\r\n", "\n") == "values ['0', '1'] 4\nvalues 7\n"
+
+
+@pytest.mark.parametrize(
+    "left", ["del loop", "loop.close()", "sys.exit()", "loop = 1 / 0", "loop.end"]
+)
+def test_the_bar_of_a_loop_that_is_left_goes(tmp_path: Path, left: str) -> None:
+    """Also at the end of the program, with the loop still there, and after Ctrl-C; the cursor is back."""
+    interrupt = "os.kill(os.getpid(), signal.SIGINT); next(loop)" if left == "loop.end" else left
+    one = Terminal(
+        tmp_path,
+        f"""
+loop = feste.map(llm.ask, map(str, range(9)), window=4, progress=True)
+print("first", next(loop))
+print("shown", progress._terminal.locked())
+try:
+    {interrupt}
+except (ZeroDivisionError, KeyboardInterrupt) as error:
+    print("error", type(error).__name__)
+""",
+    )
+    one.read("0 items, 4 in flight")
+    seen = one.end()
+
+    assert "first 0" in seen and "shown True" in seen
+    assert seen.count("\x1b[?25l") == seen.count("\x1b[?25h") == 1
+    assert "Exception" not in seen and "Traceback" not in seen
+
+
+def test_one_bar_at_a_time(tmp_path: Path) -> None:
+    """A run within a loop shows none while that of the loop is there."""
+    one = Terminal(
+        tmp_path,
+        """
+for value in feste.map(llm.ask, "0123", window=1, progress=True):
+    if value != "3":  # the last, which ends the loop's bar
+        feste.compute([llm.ask(f"{value}{i}") for i in range(7)], progress=True)
+    time.sleep(0.2)
+feste.compute([llm.ask(str(i)) for i in range(5)], feste.task(time.sleep)(0.3), progress=True)
+""",
+    )
+    one.read("0/4 items")
+    seen = one.end()
+
+    assert "2/4 items" in seen and "5/5 calls" in seen
+    assert "7 calls" not in seen
+
+
 def watchers() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name == "feste-progress"]
+
+
+def headway(run: Any) -> Headway:
+    return Headway(Course([run]))
 
 
 def a_run(*nodes: Any) -> Any:
@@ -245,7 +339,7 @@ def test_it_says_why_nothing_moves() -> None:
     """While a gate is closed it tells until when, else what calls wait for."""
     llm = FakeBackend()
     run = a_run([llm.chat(f"{i}") for i in range(9)])
-    look = Headway(run).look
+    look = headway(run).look
     assert look().words == "0/9 calls, 0 in flight"
     run.in_flight = 2
     run.state[:] = bytes([SENT] * 2 + [QUEUED] * 4 + [GATHERED] * 3)
@@ -263,7 +357,7 @@ def test_it_says_why_nothing_moves() -> None:
     assert until[:2] in words
     run.down_until = time.monotonic() + 99.9
     assert re.search(r"flight, backend down, next try at \d\d:\d\d:\d\d, 3", look().words)
-    assert Headway(a_run(feste.task(abs)(-1))).look().words == "0/1 node"
+    assert headway(a_run(feste.task(abs)(-1))).look().words == "0/1 node"
 
 
 def test_dollars_so_far_are_known_or_said_to_be_unknown() -> None:
@@ -278,10 +372,10 @@ def test_dollars_so_far_are_known_or_said_to_be_unknown() -> None:
     for nodes in wanted:
         clock = VirtualClock(priced.answer)
         run = clock.run(*nodes)
-        assert Headway(run).look().parts[6] == ""
+        assert headway(run).look().parts[6] == ""
         clock.tell(0.0, ("submit", run))
         clock.drive()
-        said.append(Headway(run).look().parts[6])
+        said.append(headway(run).look().parts[6])
 
     assert said == ["$1.00", ">= $1.00", "cost unknown"]
 
@@ -289,34 +383,34 @@ def test_dollars_so_far_are_known_or_said_to_be_unknown() -> None:
 def test_the_time_left_is_learnt_from_what_was_done() -> None:
     """Nothing at first; then at the rate of the last half minute, also when that changes."""
     run = a_run([FakeBackend().chat(f"{i}") for i in range(100)])
-    headway = Headway(run)
-    assert headway.look(0.0).parts[-1] == ""
+    fast = headway(run)
+    assert fast.look(0.0).parts[-1] == ""
     run.calls_done = 10
-    assert headway.look(1.0).parts[-1] == ""  # too early to say
-    assert headway.look(5.0).parts[-1] == "~45 s left"
+    assert fast.look(1.0).parts[-1] == ""  # too early to say
+    assert fast.look(5.0).parts[-1] == "~45 s left"
     run.calls_done = 40
-    assert headway.look(20.0).parts[-1] == "~30 s left"
+    assert fast.look(20.0).parts[-1] == "~30 s left"
     for second in range(21, 61):
         run.calls_done += second % 10 == 0
-        left = headway.look(float(second)).parts[-1]
+        left = fast.look(float(second)).parts[-1]
     assert left == "~9:20 min left"  # 56 to go, 3 in the last 30 seconds
     run.calls_done = 100
-    assert headway.look(61.0).parts[-1] == ""
+    assert fast.look(61.0).parts[-1] == ""
 
 
 def test_after_the_last_call_the_nodes_that_are_left_count() -> None:
     """Python that is slow after the calls does not look like a run that stands still."""
     llm = FakeBackend()
     run = a_run([feste.task(str.upper)(llm.chat(f"{i}")) for i in range(50)])
-    headway = Headway(run)
+    fast = headway(run)
     run.calls_done, run.open = 50, 40
-    assert headway.look(0.0).words == "50/50 calls, 60/100 nodes"
+    assert fast.look(0.0).words == "50/50 calls, 60/100 nodes"
     run.open = 20
-    look = headway.look(10.0)
+    look = fast.look(10.0)
     assert (look.done, look.total) == (80, 100)
     assert look.words == "50/50 calls, 80/100 nodes, ~10 s left"
     run.open = 0
-    assert headway.look(11.0).words == "50/50 calls, 0 in flight"
+    assert fast.look(11.0).words == "50/50 calls, 0 in flight"
 
 
 def test_a_plugin_without_prices_does_not_end_the_bar() -> None:
@@ -337,7 +431,7 @@ def test_a_plugin_without_prices_does_not_end_the_bar() -> None:
     clock.drive()
     llm.has_run = True
 
-    assert Headway(run).look().words == "1/1 call, 0 in flight, 4 tokens out, cost unknown"
+    assert headway(run).look().words == "1/1 call, 0 in flight, 4 tokens out, cost unknown"
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])

@@ -17,12 +17,14 @@ from feste._compute.steps import (
     wait_for,
 )
 from feste.budget import Budget
+from feste.context import Settings
 from feste.delayed import FesteDelayed
 from feste.garbage import no_collection
 from feste.graph import FesteGraph
 from feste.optimization import Optimizer
 from feste.report import Explanation, RunReport
 from feste.report.explanation.actual import as_before
+from feste.report.progress import shown
 from feste.scheduler.choice import choose, kind_of
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor
@@ -91,17 +93,18 @@ async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
             return await asyncio.to_thread(run_elsewhere, hands, plan, repack, chosen)
         program = await asyncio.to_thread(program_of, plan)
         run = await asyncio.to_thread(make_run, program, chosen, hands)
-        await _ended(run)
+        await _ended(run, chosen)
     return hand_back(run, repack)
 
 
-async def _ended(run: Run) -> None:
+async def _ended(run: Run, settings: Settings) -> None:
     """Submit a run and wait until it has ended; stop it if the waiting is cancelled."""
     mail = Mailbox()
     run.on_finish(lambda: mail.put(run))
     try:
         driver().submit(run)
-        await mail.aget()
+        with shown(run, settings["progress"]):
+            await mail.aget()
     except BaseException:  # cancelled, or the loop was closed in the meantime
         driver().stop(run, 0.0)
         raise

@@ -14,6 +14,7 @@ from feste.errors import FesteError, RunFailed
 from feste.graph import FesteGraph
 from feste.node import Node
 from feste.packing import Deps, fill, pack
+from feste.report.headway import Course
 from feste.scheduler.choice import choose
 from feste.scheduler.driver import driver
 from feste.scheduler.executor import Executor
@@ -59,11 +60,13 @@ _Places = list[tuple[Item, int]]
 class Items(Results[T]):
     """Results that are items whose nodes are run.
 
-    :param settings: the settings of the runs.
+    :param settings: the settings of the runs; only ``progress=True`` shows a line, since a loop may
+        print, or show its own.
+    :param course: what that line shows.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, course: Course | None = None) -> None:
+        super().__init__(settings, course, progress=settings["progress"] is True)
         self._hands: Any = None
         #: The run that takes in more, or None.
         self._growing: Run | None = None
@@ -143,6 +146,7 @@ class Items(Results[T]):
                     self._settle(item)
 
     def _settle(self, item: Item) -> None:
+        self._course.items += 1
         try:
             value = fill(item.packed, item.values)
         except Exception as error:  # a container of the user's own, or vectors in a set
@@ -156,7 +160,7 @@ class Items(Results[T]):
 
     @property
     def _is_over(self) -> bool:
-        return not self._waiting and not self._runs
+        return not self._waiting and not self._course.runs
 
     def _ended(self, run: Run) -> None:
         self._errors += errors_of(run)[: max(0, _MOST - len(self._errors))]
@@ -170,4 +174,5 @@ class Items(Results[T]):
         told = f"{failed} failed; the others were handed out"
         if self._series.why:
             told = f"{told}; the run was stopped: {self._series.why}"
-        raise RunFailed(told, report=self._report, errors=self._errors) from self._errors[0]
+        report = self._course.before
+        raise RunFailed(told, report=report, errors=self._errors) from self._errors[0]

@@ -18,6 +18,8 @@ from feste._compute.totals import total
 from feste.context import Settings
 from feste.errors import FesteError
 from feste.report import RunReport
+from feste.report.headway import Course
+from feste.report.progress import Line
 from feste.scheduler.driver import driver
 from feste.scheduler.run import Run
 
@@ -36,15 +38,19 @@ class Results(Generic[T]):
     else waits for are cancelled.
 
     :param settings: the settings of its runs.
+    :param course: what a progress line shows of its runs.
+    :param progress: whether one is shown.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, course: Course | None = None, *, progress: bool = False
+    ) -> None:
         self._settings = settings
         self._mail = Mailbox()
         self._ready: deque[T] = deque()
-        #: Runs that have begun and not ended.
-        self._runs: list[Run] = []
-        self._report: RunReport | None = None
+        #: Its runs that have begun and not ended, and the report of those that have ended.
+        self._course = course or Course()
+        self._line = Line(self._course, progress)
         self._started = 0.0
         self._failure: FesteError | None = None
         self._closed = False
@@ -79,7 +85,7 @@ class Results(Generic[T]):
 
     @property
     def _is_over(self) -> bool:
-        return not self._runs
+        return not self._course.runs
 
     # --- iterating --------------------------------------------------------------------------------
 
@@ -153,22 +159,26 @@ class Results(Generic[T]):
             return
         if type(mail) is not Run:
             self._take(mail)
-        elif mail in self._runs:
-            self._runs.remove(mail)
+        elif mail in self._course.runs:
             try:
                 if mail.failure is not None:
+                    self._course.runs.remove(mail)
                     raise mail.failure
                 self._count(mail)
                 warn_of(mail)
                 self._ended(mail)
             except FesteError as error:  # raised when what came before it has been handed out
                 self._failure = error
+        if self._is_over:
+            self._line.end()
 
     def _count(self, run: Run) -> None:
-        if self._report is None:
+        before = self._course.before
+        if before is None:
             self._started = run.started
-        self._report = _report_of([run], self._report, self._started)
-        keep_report(self._report)
+        report = _report_of([run], before, self._started)
+        self._course.ended(run, report)
+        keep_report(report)
 
     def _begin(self, run: Run) -> None:
         """Submit a run, unless this was closed meanwhile."""
@@ -177,13 +187,14 @@ class Results(Generic[T]):
         with self._lock:
             if self._closed:
                 return
-            self._runs.append(run)
+            self._course.begun(run)
             driver().submit(run)
+        self._line.begin()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         if self._process != os.getpid():
-            if self._runs:
+            if self._course.runs:
                 raise FesteError(
                     "these results belong to the process that was forked: its runs do not go on here. "
                     "Begin a new iteration"
@@ -209,25 +220,29 @@ class Results(Generic[T]):
 
     def _interrupt(self) -> None:
         """Stop after Ctrl-C; what has ended and was not handed out goes into the error."""
-        if not self._runs:
+        self._line.end()
+        if not self._course.runs:
             self.close()
             return
-        stop_gently(self._runs, self._settings)
+        stop_gently(self._course.runs, self._settings)
         for mail in self._mail.arrived():
             if type(mail) is not Run:
                 self._take(mail)
-        for run in self._runs:
+        for run in self._course.runs[:]:
             self._count(run)
         partial = tuple(self._ready)
         self._cancel()
-        assert self._report is not None
-        raise interruption(partial, self._report, self._settings) from None
+        report = self._course.before
+        assert report is not None
+        raise interruption(partial, report, self._settings) from None
 
     def close(self) -> None:
         """Stop: nothing new begins, and what is under way is cancelled unless others wait for it."""
         runs = self._cancel()
+        self._line.end()
         if runs:
-            before, started = self._report, self._started if self._report else runs[0].started
+            before = self._course.before
+            started = self._started if before else runs[0].started
             report_later(lambda: _report_of(runs, before, started))
 
     def _cancel(self) -> list[Run]:
@@ -237,7 +252,7 @@ class Results(Generic[T]):
             return []
         with self._lock:
             self._closed = True
-            runs, self._runs = self._runs, []
+            runs, self._course.runs = self._course.runs, []
         self._ready.clear()
         self._mail.put(None)  # for a reader on another thread, which waits
         for run in runs:
@@ -249,8 +264,10 @@ class Results(Generic[T]):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_runs", None):
-            self._cancel()
+        if hasattr(self, "_line"):
+            self._line.end(wait=False)  # garbage may be collected while anything is locked
+            if self._course.runs:
+                self._cancel()
 
 
 def _report_of(runs: Sequence[Run], before: RunReport | None, started: float) -> RunReport:

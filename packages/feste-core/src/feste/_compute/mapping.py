@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import length_hint
 from typing import Any, Literal, TypeVar, overload
 
 from feste import context
@@ -15,6 +16,7 @@ from feste.context import Settings
 from feste.delayed import FesteDelayed
 from feste.errors import ConfigError, RunFailed
 from feste.node import Node
+from feste.report.headway import Course
 from feste.scheduler.emission import REPACK
 from feste.scheduler.growth import unfused
 from feste.scheduler.run import Run
@@ -98,7 +100,8 @@ def map(
     """
     if window < 1:
         raise ConfigError(f"window={window!r}: it is a number of items, at least 1")
-    return _Map(fn, iter(iterable), window, ordered, context.settings(**settings))
+    course = Course(name="map", in_items=True, of=_length(iterable))
+    return _Map(fn, iter(iterable), window, ordered, context.settings(**settings), course)
 
 
 class _Map(Items[Any]):
@@ -109,8 +112,9 @@ class _Map(Items[Any]):
         window: int,
         ordered: bool,
         settings: Settings,
+        course: Course,
     ) -> None:
-        super().__init__(settings)
+        super().__init__(settings, course)
         self._fn = fn
         self._source: Iterator[Any] | None = source
         self._window = window
@@ -163,6 +167,7 @@ class _Map(Items[Any]):
                 given = next(source, _END)
                 if given is _END:
                     self._source = None
+                    self._course.of = self._taken
                     break
                 item = Item(self._taken, self._fn(given))
             except Exception as error:
@@ -234,6 +239,14 @@ class _Map(Items[Any]):
         except RunFailed as failed:
             raise self._raised from failed
         raise self._raised
+
+
+def _length(iterable: Iterable[Any]) -> int | None:
+    """Return how many items there seem to be, for the progress line only; None if that is not known."""
+    try:
+        return length_hint(iterable) or None
+    except Exception:  # a data set's own; its items may be fine
+        return None
 
 
 def _raisable(error: Exception) -> Exception:

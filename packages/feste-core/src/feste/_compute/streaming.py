@@ -104,7 +104,8 @@ class _Stream(Results[str]):
                 f" after {sum(map(len, self._told)):,} characters were handed out, so nothing was "
                 "sent again: another feste.stream, or compute(), asks anew"
             )
-        failed = RunFailed(told, partial=tuple(results), report=self._report, errors=errors)
+        report = self._course.before
+        failed = RunFailed(told, partial=tuple(results), report=report, errors=errors)
         raise failed from errors[0]
 
     def _complete(self, value: Any) -> None:

@@ -1,11 +1,13 @@
-"""Show the progress of long runs; it polls the run, so it costs the run nothing.
+"""Show the progress of long runs; it polls them, so it costs them nothing.
 
-A terminal shows a bar that disappears when the run ends, a notebook a line that stays.
+A terminal shows a bar that disappears when they end, a notebook a line that stays.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextvars
+import functools
 import sys
 import threading
 import time
@@ -15,18 +17,64 @@ from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from feste.report.headway import Headway
+from feste.report.headway import Course, Headway
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["in_terminal", "shown"]
+__all__ = ["Line", "in_terminal", "shown"]
 
 #: Seconds that a run must take before it shows a bar that was not asked for.
 _PATIENCE = 0.5
 _EVERY = 0.1
 #: The columns of the bar, and of the time that has passed, with the spaces between.
 _BAR, _CLOCK = 12, 11
+#: Whose turn it is to show a bar: two at a time would overwrite each other.
+_terminal = threading.Lock()
+
+
+class Line:
+    """The progress line of some runs, in a thread of its own; there is none where none is wanted.
+
+    :param course: the runs.
+    :param progress: True shows it in a terminal or notebook; False never; ``"auto"`` only in a
+        terminal, and only if the runs take a while.
+    """
+
+    def __init__(self, course: Course, progress: bool | str) -> None:
+        self._course = course
+        self._progress = progress
+        self._over = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Show it from now on; once."""
+        if self._watcher is not None or self._over.is_set():
+            return
+        if self._progress is False or (self._progress == "auto" and not in_terminal()):
+            return
+        patience = 0.0 if self._progress is True else _PATIENCE
+        # in the context of the caller, where a notebook finds the cell that the output belongs to
+        watch = functools.partial(contextvars.copy_context().run, self._watch, patience)
+        self._watcher = threading.Thread(target=watch, name="feste-progress", daemon=True)
+        self._watcher.start()
+        atexit.register(self.end)  # an iterator that was left may live as long as its program
+
+    def end(self, *, wait: bool = True) -> None:
+        """Take it away.
+
+        :param wait: return when it is gone.
+        """
+        self._over.set()
+        if wait and self._watcher is not None:
+            self._watcher.join()
+
+    def _watch(self, patience: float) -> None:
+        try:
+            if not self._over.wait(patience):
+                _show(self._course, self._over)
+        finally:
+            atexit.unregister(self.end)
 
 
 @contextmanager
@@ -34,25 +82,14 @@ def shown(run: Run, progress: bool | str) -> Iterator[None]:
     """Show the progress of a run during a ``with`` block that waits for it.
 
     :param run: the run.
-    :param progress: True shows it in a terminal or notebook; False never; ``"auto"`` only in a
-        terminal, and only if the run takes a while.
+    :param progress: as for :class:`Line`.
     """
-    if progress is False or (progress == "auto" and not in_terminal()):
-        yield
-        return
-    ended = threading.Event()
-    patience = 0.0 if progress is True else _PATIENCE
-    # in the context of the block, where a notebook finds the cell that the output belongs to
-    inside = contextvars.copy_context()
-    watcher = threading.Thread(
-        target=inside.run, args=(_watch, run, ended, patience), name="feste-progress", daemon=True
-    )
-    watcher.start()
+    line = Line(Course([run], run.name), progress)
+    line.begin()
     try:
         yield
     finally:
-        ended.set()
-        watcher.join()
+        line.end()
 
 
 def in_terminal() -> bool:
@@ -74,16 +111,20 @@ def _in_notebook() -> bool:
     return python is not None and hasattr(python.get_ipython(), "kernel")
 
 
-def _watch(run: Run, ended: threading.Event, patience: float) -> None:
-    if ended.wait(patience):
-        return
+def _show(course: Course, over: threading.Event) -> None:
     if _in_notebook():
-        _show_line(run, ended)
-    else:
-        _show_bar(run, ended)
+        _show_line(course, over)
+        return
+    while not _terminal.acquire(timeout=_EVERY):
+        if over.is_set():
+            return
+    try:
+        _show_bar(course, over)
+    finally:
+        _terminal.release()
 
 
-def _show_bar(run: Run, ended: threading.Event) -> None:
+def _show_bar(course: Course, over: threading.Event) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -99,33 +140,35 @@ def _show_bar(run: Run, ended: threading.Event) -> None:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True, redirect_stdout=also_stdout) as bar:
-        headway = Headway(run)
+        headway = Headway(course)
         at = headway.look()
-        row = bar.add_task(run.name, total=at.total, completed=at.done, words=at.parts[0])
+        name = course.name
+        row = bar.add_task(name, total=at.total, completed=at.done, words=at.parts[0])
         while True:
-            over = ended.wait(_EVERY)
+            ends = over.wait(_EVERY)
             at = headway.look()
-            words = at.fit(console.width - len(run.name) - _BAR - _CLOCK)
+            words = at.fit(console.width - len(name) - _BAR - _CLOCK)
             bar.update(row, total=at.total, completed=at.done, words=words)
-            if over:
+            if ends:
                 return
 
 
-def _show_line(run: Run, ended: threading.Event) -> None:
+def _show_line(course: Course, over: threading.Event) -> None:
     """Show a line of HTML, or of text where the notebook shows no HTML; it needs no widgets."""
     show = import_module("IPython.display").display
     begun = time.monotonic()
-    headway = Headway(run)
+    headway = Headway(course)
 
     def line() -> dict[str, str]:
         at = headway.look()
-        words = f"{run.name}: {at.words}, {time.monotonic() - begun:.1f} s"
-        bar = f'<progress value="{at.done}" max="{max(1, at.total)}"></progress>'
-        return {"text/plain": words, "text/html": f"<div>{bar} {escape(words)}</div>"}
+        words = f"{course.name}: {at.words}, {time.monotonic() - begun:.1f} s"
+        whole = "" if at.total is None else f' value="{at.done}" max="{max(1, at.total)}"'
+        html = f"<div><progress{whole}></progress> {escape(words)}</div>"
+        return {"text/plain": words, "text/html": html}
 
     handle = show(line(), raw=True, display_id=True)
     while True:
-        over = ended.wait(_EVERY)
+        ends = over.wait(_EVERY)
         handle.update(line(), raw=True)
-        if over:
+        if ends:
             return
