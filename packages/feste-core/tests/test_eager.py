@@ -18,6 +18,7 @@ from feste import context
 from feste.backend import Backend, Limits, Reply, operation
 from feste.delayed import FesteDelayed
 from feste.errors import (
+    BlockingCallError,
     CallError,
     InvalidRequest,
     ParameterError,
@@ -183,6 +184,35 @@ def test_an_async_task_that_emits_in_eager_mode() -> None:
         return [node]
 
     assert emits() == [2]
+
+
+def test_calls_in_an_async_task_are_nodes() -> None:
+    """A coroutine cannot wait for a call, so it awaits or returns it: the same code runs both ways."""
+    llm = FakeBackend(model="eager-async")
+
+    @feste.task(emits=True)
+    async def returns(text: str) -> Any:
+        return [llm.chat(text), feste.task(str.upper)(llm.chat(text))]
+
+    @feste.task
+    async def awaits(text: str) -> Any:
+        return [await llm.chat(text), *(await feste.acompute(llm.chat(text)))]
+
+    @feste.task
+    async def blocks(text: str) -> Any:
+        return [llm.chat(text).compute()]
+
+    def program() -> Any:
+        fresh_draws()
+        return feste.compute([returns("a"), awaits("b")])
+
+    with context.set(eager=False):
+        lazy = program()
+    sent = len(llm.requests)
+    assert program() == lazy
+    assert len(llm.requests) == 2 * sent
+    with pytest.raises(BlockingCallError, match="acompute"):
+        blocks("c")
 
 
 def test_a_task_that_calls_the_model_in_a_loop() -> None:

@@ -30,6 +30,8 @@ __all__ = [
     "run_task",
 ]
 
+#: A coroutine cannot wait for a call, so there is no eager mode in it: its calls are nodes.
+_LAZY = context.Layer({"eager": False})
 #: Modules whose frames surround those of a user's function.
 _OURS = ("feste.scheduler.", "feste.fused")
 
@@ -50,6 +52,8 @@ def _enter(task: PyTask) -> None:
     if drawn is not None and task.stage == "run":
         draw.enter(drawn, run.scopes)
         context.enter(run.inherited)
+        if getattr(task.node.op, "is_async", False):
+            context.enter(_LAZY)
         if type(task.node.op) is Fused:
             watched.set(run)
 
