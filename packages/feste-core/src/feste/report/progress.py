@@ -57,8 +57,8 @@ class Line:
         # in the context of the caller, where a notebook finds the cell that the output belongs to
         watch = functools.partial(contextvars.copy_context().run, self._watch, patience)
         self._watcher = threading.Thread(target=watch, name="feste-progress", daemon=True)
-        self._watcher.start()
         atexit.register(self.end)  # an iterator that was left may live as long as its program
+        self._watcher.start()
 
     def end(self, *, wait: bool = True) -> None:
         """Take it away.
