@@ -26,7 +26,7 @@ from feste.errors import CallError, InvalidRequest, RateLimited, RunFailed
 from feste.events import NodeFinished, RequestFinished
 from feste.plugins import registry
 from feste.report import RunReport, Span, WorkerRow, draw_timeline
-from feste.report.headway import Headway
+from feste.report.headway import Course, Headway
 from feste.scheduler import LocalExecutor, PyTask, Reporter, describe, result_of
 from feste.scheduler.request_log import RequestLog
 from feste.scheduler.work import run_task
@@ -447,7 +447,7 @@ def test_the_line_says_how_many_workers_are_at_work() -> None:
     """As many as have done something so far; nothing where this process does all."""
     clock = VirtualClock(FakeBackend().answer)
     run = clock.run([FakeBackend().chat(f"{n}") for n in range(9)])
-    look = Headway(run).look
+    look = Headway(Course([run])).look
     assert look().words == "0/9 calls, 0 in flight"
     run.workers.sent([0], 1.0, "one")
     assert look().words == "0/9 calls, 1 worker, 0 in flight"
