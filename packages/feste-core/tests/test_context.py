@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 
 import feste
 from feste import context
+from feste.backend import Backend, Operation, Request, Response, operation
 from feste.context import SETTINGS, Setting, settings
 from feste.errors import ConfigError, UnknownName
+from feste.plugins import registry
 from feste.testing import FakeBackend
 
 
@@ -284,6 +286,92 @@ def test_user_tasks_run_in_a_copy_of_the_callers_context() -> None:
         after = context.get("keep")
 
     assert (value, after) == ("all", "all")
+
+
+class Loud(Backend):
+    """Tells the value of a plugin's setting wherever its code runs."""
+
+    def _prepare(self, text: str) -> Request:
+        return Request(self.plugin, "ask", "plugin:loud", {"prepare": context.get("volume")})
+
+    async def _send(self, request: Request, on_chunk: Any = None) -> Response:
+        return Response({**request.body, "send": context.get("volume")})
+
+    def _parse(self, response: Response, arguments: Any) -> Any:
+        return {**response.payload, "parse": context.get("volume")}
+
+    ask = Operation(prepare=_prepare, send=_send, parse=_parse)
+
+    @operation
+    def blocking(self) -> dict[str, int]:
+        return {"blocking": context.get("volume")}
+
+    @operation
+    async def coroutine(self) -> dict[str, int]:
+        return {"coroutine": context.get("volume")}
+
+
+class Listener:
+    """Tells it as an observer and as a pass."""
+
+    name = "listener"
+
+    def __init__(self) -> None:
+        self.heard: dict[str, int] = {}
+
+    def apply(self, graph: Any, cx: Any) -> Any:
+        self.heard["pass"] = context.get("volume")
+        return graph
+
+    @feste.hookimpl
+    def feste_run_started(self, event: Any) -> None:
+        self.heard["observer"] = context.get("volume")
+
+
+@pytest.mark.parametrize("how", ["keyword", "block", "eager"])
+def test_a_plugins_setting_holds_wherever_its_code_runs(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every half of an operation and in tasks: that of the run."""
+    monkeypatch.setattr(context, "_extra", lambda: {"volume": Setting(2, int, "how loud")})
+    told = feste.task(lambda: {"task": context.get("volume")})
+
+    @feste.task
+    async def told_later() -> dict[str, int]:
+        return {"async task": context.get("volume")}
+
+    def program(**keyword: Any) -> Any:
+        llm = Loud()
+        told_all = [llm.ask(""), llm.blocking(), llm.coroutine(), told(), told_later()]
+        return feste.compute(told_all, **keyword)[0]
+
+    if how == "keyword":
+        values = program(volume=7)
+    else:
+        with context.set(volume=7, eager=how == "eager"):
+            values = program()
+
+    found = {name: volume for value in values for name, volume in value.items()}
+    everywhere = ["prepare", "send", "parse", "blocking", "coroutine", "task", "async task"]
+    assert found == dict.fromkeys(everywhere, 7)
+    assert program()[0] == {"prepare": 2, "send": 2, "parse": 2}
+
+
+def test_passes_and_observers_hear_the_setting_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though an observer has a thread of its own, and a pass is asked by ``explain`` too."""
+    monkeypatch.setattr(context, "_extra", lambda: {"volume": Setting(2, int, "how loud")})
+    listener = Listener()
+    monkeypatch.setitem(registry().optimizations, "listener", listener)
+    registry().manager.register(listener)
+    try:
+        feste.compute(Loud().ask(""), volume=7)
+        assert listener.heard == {"pass": 7, "observer": 7}
+        feste.explain(Loud().ask(""), volume=9)
+        assert listener.heard == {"pass": 9, "observer": 7}
+    finally:
+        registry().manager.unregister(listener)
 
 
 names = st.sampled_from(["keep", "on_error"])

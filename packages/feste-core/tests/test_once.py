@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 import feste
 from feste import context, errors
+from feste.scheduler import LocalExecutor, context_of, evaluate, result_of
 from feste.testing import FakeBackend
 
 sent: list[Any] = []
@@ -392,3 +394,49 @@ def test_a_call_that_is_cancelled_before_it_begins_can_run_later(path: Path) -> 
             assert "still runs" in str(failed) and time.monotonic() < deadline
             time.sleep(0.01)
     assert sent == ["eve"]
+
+
+class Elsewhere(LocalExecutor):
+    """An executor with a place of its own, which knows of tasks only what is public."""
+
+    def place(self, task: Any) -> str:
+        return "elsewhere"
+
+    def capacity(self, where: str) -> int:
+        return 2 if where == "elsewhere" else super().capacity(where)
+
+    def start(self, report: Any) -> None:
+        self.report = report
+        super().start(report)
+
+    def call(self, where: str, chunk: Any) -> None:
+        if where != "elsewhere":
+            super().call(where, chunk)
+            return
+
+        def work() -> None:
+            for task in chunk:
+                given = task.fn, task.args, task.kwargs, task.values
+                value = context_of(task).run(evaluate, *given)
+                value = asyncio.run(value) if asyncio.iscoroutine(value) else value
+                self.report.done(task, True, result_of(value), 0.0)
+            self.report.free(where, chunk)
+
+        threading.Thread(target=work).start()
+
+
+def test_an_executor_of_a_plugin_runs_it_once_too(path: Path, restart: Callable[[], None]) -> None:
+    """Whoever calls a task's function: a rerun finds that it has run, and what it returned."""
+
+    def program() -> Any:
+        calls = [send("ann"), send("ann"), send_async("eve")]
+        return feste.compute(calls, scheduler=Elsewhere, store=path)
+
+    first = program()
+    assert sorted(sent) == ["ann", "ann", "eve"]
+    assert feste.last_report().states == {"done": 3}
+    restart()
+
+    assert program() == first
+    assert sorted(sent) == ["ann", "ann", "eve"]
+    assert feste.last_report().states == {"replayed": 3}

@@ -395,11 +395,11 @@ class Layer:
 
 
 def everywhere(chosen: Settings) -> Layer:
-    """Return the settings of a run that hold for runs inside its tasks too, such as its store.
+    """Return the settings of a run that hold inside it too: its store and such, and those of plugins.
 
     :param chosen: the run's settings.
     """
-    return Layer({k: v for k, v in chosen.items() if _declared(k).everywhere})
+    return Layer({k: v for k, v in chosen.items() if k not in SETTINGS or SETTINGS[k].everywhere})
 
 
 def caps(chosen: Settings) -> tuple[Budget, ...]:

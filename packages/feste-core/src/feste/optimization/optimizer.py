@@ -132,6 +132,10 @@ class Optimizer:
         :raises PluginError: in strict mode, if a pass breaks the rules.
         """
         settings = settings or context.settings()
+        with context.within(context.everywhere(settings)):
+            return self._run(graph, settings)
+
+    def _run(self, graph: FesteGraph, settings: Settings) -> Plan:
         switches = self._switches(settings["optimize"])
         plan = Plan(graph, graph)
         chosen = {p: [one for one in self.passes if phase_of(one) is p] for p in Phase}

@@ -71,7 +71,7 @@ class Attempts:
             ends = self.brain.now + self.brain.latencies.of(parcel.call).seconds(parcel.items)
             run.expected.update(dict.fromkeys(parcel.members, ends))
         pieces = run.pieces if parcel.members == run.outputs else None
-        self.brain.act("send", run.executor, handle, parcel.call, parcel.request, pieces)
+        self.brain.act("send", run, handle, parcel.call, parcel.request, pieces)
 
     def on_sent(
         self,

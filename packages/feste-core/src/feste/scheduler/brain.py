@@ -21,7 +21,7 @@ the outcomes as new events. Both are tuples that start with a name:
               ("broken", executor, error)                     an executor can do no more work
               ("told", ticket, ok, value)                     a store did what it was asked
     actions   ("call", executor, where, chunk)   ("reclaim", executor, chunk)
-              ("send", executor, handle, call, request, on_chunk)
+              ("send", run, handle, call, request, on_chunk)
               ("cancel", executor, handle)   ("abandon", executor, chunk)
               ("fetch", executor, handle, refs)   ("release", executor, ref)
               ("grow", run, i, emission)   ("notify", run, event)   ("finish", run)

@@ -24,7 +24,7 @@ from feste.scheduler.states import (
     RUNNING,
     WAITING,
 )
-from feste.scheduler.work import describe
+from feste.scheduler.work import describe, guard
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -136,8 +136,16 @@ class Dispatcher:
             profiles = run.profiles if run.caps else None
             args = (op, node.draw, node.args, values, keyed, prefixes, profiles)
             return PyTask(run, i, "prepare", prepare_request, args, {}, [], f"{op.name}.prepare")
+        return self._start(run, i, values)
+
+    def _start(self, run: Run, i: int, values: list[Any]) -> PyTask:
+        node = run.program.nodes[i]
+        op: Any = node.op
         run.state[i] = RUNNING
-        return PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)
+        task = PyTask(run, i, "run", op.fn, node.args, node.kwargs, values, op.name)
+        if getattr(op, "once", False):
+            guard(task)
+        return task
 
     def _chain(
         self,
@@ -171,9 +179,7 @@ class Dispatcher:
             ):
                 break
             values = [task if d == i else run.values[d] for d in program.deps[j]]
-            op: Any = node.op
-            task = PyTask(run, j, "run", op.fn, node.args, node.kwargs, values, op.name)
-            run.state[j] = RUNNING
+            task = self._start(run, j, values)
             run.ready_at[j] = self.brain.now
             chunk.append(task)
             cost += self._cost(task, limit)

@@ -185,9 +185,9 @@ class Driver:
         executor.abandon(chunk)
 
     def _send(
-        self, executor: Executor, handle: int, call: Any, request: Any, on_chunk: OnChunk | None
+        self, run: Run, handle: int, call: Any, request: Any, on_chunk: OnChunk | None
     ) -> None:
-        executor.send(handle, call, request, on_chunk)
+        run.context.copy().run(run.executor.send, handle, call, request, on_chunk)
 
     def _cancel(self, executor: Executor, handle: int) -> None:
         executor.cancel(handle)
@@ -207,7 +207,7 @@ class Driver:
         run.outlet.take((tokens, ok, value))
 
     def _notify(self, run: Run, event: Event) -> None:
-        self._observers.tell(event, plugins=run.observed)
+        self._observers.tell(event, run.context, plugins=run.observed)
 
     def _finish(self, run: Run) -> None:
         self._observers.then(run.finish)

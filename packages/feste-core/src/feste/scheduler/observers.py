@@ -7,6 +7,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from contextvars import Context
 from queue import SimpleQueue
 from typing import Any
 
@@ -83,13 +84,17 @@ class Observers:
         names = (event.name for event in EVENTS)
         return frozenset(n for n in names if getattr(hook, f"feste_{n}").get_hookimpls())
 
-    def tell(self, event: Event | Callable[[], Event], *, plugins: bool = True) -> None:
+    def tell(
+        self, event: Event | Callable[[], Event], context: Context, *, plugins: bool = True
+    ) -> None:
         """Send an event to all observers, and to the log.
 
         :param event: the event, or a function that makes it on the observers' thread.
+        :param context: that of the run, of which they get copies.
         :param plugins: whether any plugin observed runs as this one began.
         """
-        self._lane.put(lambda: self._tell(event() if callable(event) else event, plugins))
+        tell = context.copy().run
+        self._lane.put(lambda: tell(self._tell, event() if callable(event) else event, plugins))
 
     def _tell(self, event: Event, plugins: bool) -> None:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from feste import fused
+from feste import context, fused
 from feste.backend import Backend, Call, Latency, Request
 from feste.blocking import in_loop
 from feste.context import Settings, caps, everywhere
@@ -81,9 +81,9 @@ class Run:
         self.settings = settings
         self.executor = executor
         self.answers = answers
-        #: The settings that hold inside its tasks too.
-        self.inherited = everywhere(settings)
+        #: The context that its tasks, halves, requests and observers get copies of.
         self.context = contextvars.copy_context()
+        self.context.run(context.enter, everywhere(settings))
         self.around = around.get()
         self.steps_around = fused.around.get()
         self.on_error: str = settings["on_error"]

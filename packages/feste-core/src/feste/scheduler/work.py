@@ -9,14 +9,12 @@ from types import TracebackType
 from typing import Any
 
 from feste import context, draw
-from feste.draw import Draw
 from feste.errors import FesteError, NodeError
 from feste.fused import Fused, Halted, StepFailed, watched
 from feste.packing import Deps, fill, fresh, holds_nodes, pack
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import PyTask
 from feste.scheduler.run import around
-from feste.store.answers import Answers
 from feste.store.once import await_once, run_once
 
 __all__ = [
@@ -26,6 +24,7 @@ __all__ = [
     "context_of",
     "describe",
     "evaluate",
+    "guard",
     "result_of",
     "run_task",
 ]
@@ -51,7 +50,6 @@ def _enter(task: PyTask) -> None:
     around.set((run.name, task.index, run.around))
     if drawn is not None and task.stage == "run":
         draw.enter(drawn, run.scopes)
-        context.enter(run.inherited)
         if getattr(task.node.op, "is_async", False):
             context.enter(_LAZY)
         if type(task.node.op) is Fused:
@@ -92,12 +90,7 @@ def run_task(task: PyTask) -> Any:
     """
     if task.stage != "run":
         return task.fn(*task.args)
-    op: Any = task.node.op
-    if op.kind == "task":
-        if op.once and task.fn is op.fn:  # an executor may have put an error in its place
-            given, named = arguments(task.args, task.kwargs, task.values)
-            value, task.replayed = run_once(*_once(task), given, named, task.run.name)
-            return value
+    if task.node.op.kind == "task":
         return evaluate(task.fn, task.args, task.kwargs, task.values)
     given = [fill(a, task.values) for a in task.args]
     return task.fn(*given, **{k: fill(v, task.values) for k, v in task.kwargs.items()})
@@ -108,18 +101,28 @@ async def await_task(task: PyTask) -> Any:
 
     :param task: the task.
     """
-    op: Any = task.node.op
     given, named = arguments(task.args, task.kwargs, task.values)
-    if not op.once:
-        return await task.fn(*given, **named)
-    value, task.replayed = await await_once(*_once(task), given, named, task.run.name)
-    return value
+    return await task.fn(*given, **named)
 
 
-def _once(task: PyTask) -> tuple[Answers, Any, Draw]:
+def guard(task: PyTask) -> None:
+    """Give a task with ``once=True`` a function that runs at most once, whatever executor calls it.
+
+    :param task: the task.
+    """
+    op: Any = task.node.op
     answers, drawn = task.run.answers, task.node.draw
     assert answers is not None and drawn is not None, "checked before the run"
-    return answers, task.node.op, drawn
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        value, task.replayed = run_once(answers, op, drawn, args, kwargs, task.run.name)
+        return value
+
+    async def wait(*args: Any, **kwargs: Any) -> Any:
+        value, task.replayed = await await_once(answers, op, drawn, args, kwargs, task.run.name)
+        return value
+
+    task.fn = wait if op.is_async else run
 
 
 def result_of(value: Any) -> Any:

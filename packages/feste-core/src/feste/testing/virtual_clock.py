@@ -282,5 +282,6 @@ class VirtualClock:
                 question(then=lambda ok, value, told=told: told.set_result((ok, value)))
                 self.tell(self.store_seconds, ("told", ticket, *told.result()))
             elif name != "notify":
-                executor, *given = rest
+                first, *given = rest
+                executor = first.executor if isinstance(first, Run) else first
                 getattr(executor, name)(*given)

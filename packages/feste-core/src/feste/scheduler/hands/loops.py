@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context
 from queue import SimpleQueue
 from typing import Any
 
@@ -49,7 +50,9 @@ class LoopThread:
         #: Those of loops that broke; collected as garbage, they would report that they were closed.
         self._lost: list[dict[Any, asyncio.Task[Any]]] = []
         #: Coroutines to start, and whether the loop was woken for them.
-        self._coming: deque[tuple[Any, Callable[[], Coroutine[Any, Any, None]]]] = deque()
+        self._coming: deque[tuple[Any, Callable[[], Coroutine[Any, Any, None]], Context | None]] = (
+            deque()
+        )
         self._woken = False
         self._lock = threading.Lock()
 
@@ -86,14 +89,20 @@ class LoopThread:
                     self._tasks = {}
                     self._woken = False
 
-    def start(self, name: Any, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def start(
+        self,
+        name: Any,
+        make: Callable[[], Coroutine[Any, Any, None]],
+        context: Context | None = None,
+    ) -> None:
         """Start a coroutine; may be called from any thread.
 
         :param name: identifies the coroutine for :meth:`cancel`.
         :param make: makes the coroutine, on the loop.
+        :param context: what it runs in; None where that does not matter.
         """
         self._open.add(name)
-        self._coming.append((name, make))
+        self._coming.append((name, make, context))
         if not self._woken:  # waking the loop costs a system call: once for all that come together
             self._woken = True
             self.loop.call_soon_threadsafe(self._start)
@@ -101,8 +110,8 @@ class LoopThread:
     def _start(self) -> None:
         self._woken = False  # first: what comes from here on wakes the loop again
         while self._coming:
-            name, make = self._coming.popleft()
-            task = self.loop.create_task(make())
+            name, make, context = self._coming.popleft()
+            task = self.loop.create_task(make(), context=context)
             self._tasks[name] = task
             task.add_done_callback(functools.partial(self._forget, name))
 

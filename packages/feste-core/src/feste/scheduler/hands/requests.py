@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
@@ -51,14 +52,15 @@ class Requests:
     def start(
         self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
     ) -> None:
-        """Send a request; may be called from any thread.
+        """Send a request, in a copy of the caller's context; may be called from any thread.
 
         :param handle: a number for it.
         :param call: the operation that sends it.
         :param request: the request.
         :param on_chunk: receives pieces of the response's text, or None.
         """
-        self.loop.start(handle, lambda: self._send(handle, call, request, on_chunk))
+        here = contextvars.copy_context()
+        self.loop.start(handle, lambda: self._send(handle, call, request, on_chunk), here)
 
     def cancel(self, handle: int) -> None:
         """Stop waiting for a request, which then ends with :class:`~feste.errors.Interrupted`.
