@@ -330,6 +330,34 @@ def test_what_comes_during_the_warm_up_is_sent_in_order_after_it() -> None:
     assert len(warmed) == 1
 
 
+def test_a_warm_up_that_fails_is_tried_once_for_all_that_wait() -> None:
+    """All calls of a backend whose SDK is missing are told at once; the next run tries again."""
+    warmed: list[str] = []
+    together = threading.Event()
+
+    class Broken(Backend):
+        def warm_up(self) -> None:
+            warmed.append("")
+            together.wait(60)
+            if len(warmed) == 1:
+                raise ImportError("no SDK")
+
+        @operation
+        async def ask(self, text: str) -> str:
+            return text
+
+    broken = Broken()
+    calls = [broken.ask(str(i)) for i in range(8)]
+    threading.Timer(0.2, together.set).start()  # when all of them wait
+    errors = feste.compute(calls, on_error="return")[0]
+
+    assert {type(error) for error in errors} == {Rejected}
+    assert all("ImportError: no SDK" in str(error) for error in errors)
+    assert len(warmed) == 1
+    assert feste.compute(calls)[0] == [str(i) for i in range(8)]
+    assert len(warmed) == 2
+
+
 def test_prompts_may_be_lazy_anywhere() -> None:
     """A node in an argument, alone or inside, is computed first."""
     plain = Plain()

@@ -42,12 +42,9 @@ class Requests:
     def __init__(self, sent: Sent) -> None:
         self._sent = sent
         self.loop = LoopThread("feste-requests", "backend")
-        #: The kinds of clients that have warmed up here.
-        self._warm: set[type[Backend]] = set()
-        #: Those that wait for it pass one by one, so that requests leave in the order they came in;
-        #: a loop that broke may have left a lock behind, closed for good.
-        self._locks: defaultdict[tuple[asyncio.AbstractEventLoop, type[Backend]], asyncio.Lock]
-        self._locks = defaultdict(asyncio.Lock)
+        #: By kind of client, and by loop: one that broke may have left a lock behind, closed for good.
+        self._warm_ups: defaultdict[tuple[asyncio.AbstractEventLoop, type[Backend]], _WarmUp]
+        self._warm_ups = defaultdict(_WarmUp)
 
     def start(
         self, handle: int, call: Call[Any], request: Request, on_chunk: OnChunk | None = None
@@ -81,7 +78,9 @@ class Requests:
         value: Any = None
         limit: asyncio.Timeout | None = None
         try:
-            begun = await self._warm_up(call.client)
+            warm_up = self._warm_ups[asyncio.get_running_loop(), type(call.client)]
+            await warm_up.of(call.client)
+            begun = perf_counter()
             async with asyncio.timeout(request.timeout and request.timeout + _GRACE) as limit:
                 value = await call.send(request, on_chunk)
             ok = True
@@ -104,14 +103,35 @@ class Requests:
             value = _broken(call, request, error)
         self._sent(handle, ok, value, perf_counter() - begun)
 
-    async def _warm_up(self, client: Backend) -> float:
-        """Return when a client was ready, on the clock of the requests' seconds."""
-        kind = type(client)
-        async with self._locks[asyncio.get_running_loop(), kind]:
-            if kind not in self._warm:
+
+class _WarmUp:
+    """Lets the clients of a kind warm up before their first request; those that wait share its error.
+
+    They pass one by one, so that requests leave in the order in which they came.
+    """
+
+    __slots__ = ("_error", "_failed", "_is_done", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._is_done = False
+        #: How many have failed, and the error of the last one.
+        self._failed = 0
+        self._error: Exception | None = None
+
+    async def of(self, client: Backend) -> None:
+        failed = self._failed
+        async with self._lock:
+            if self._is_done:
+                return
+            if self._error is not None and failed < self._failed:  # it was tried in the meantime
+                raise self._error
+            try:
                 await asyncio.to_thread(client.warm_up)
-                self._warm.add(kind)
-        return perf_counter()
+            except Exception as error:
+                self._failed, self._error = self._failed + 1, error
+                raise
+            self._is_done, self._error = True, None
 
 
 def _broken(call: Call[Any], request: Request, error: BaseException) -> Rejected:
