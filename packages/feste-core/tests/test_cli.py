@@ -81,7 +81,7 @@ import contextlib, io, sys
 from feste.cli import main
 with contextlib.redirect_stdout(io.StringIO()):
     main(["plugins", "--check"])
-heavy = "openai cohere distributed dask jinja2 langcodes aiohttp httpx pydantic numpy rich"
+heavy = "openai cohere distributed dask jinja2 langcodes aiohttp httpx pydantic numpy"
 print([name for name in heavy.split() if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

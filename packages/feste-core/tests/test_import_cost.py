@@ -11,7 +11,7 @@ import pytest
 
 #: Imported on first use only.
 HEAVY = """
-asyncio dask distributed jinja2 langcodes cloudpickle rich pluggy openai cohere aiohttp httpx pydantic
+asyncio dask distributed jinja2 langcodes cloudpickle pluggy openai cohere aiohttp httpx pydantic
 genai_prices httpx2 numpy pandas sqlite3 ssl concurrent.futures multiprocessing importlib.metadata
 """.split()
 

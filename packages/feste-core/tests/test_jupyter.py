@@ -156,7 +156,7 @@ def test_progress_is_a_line_that_moves_and_ends(notebook: Notebook) -> None:
     assert len({name for name, _ in told["shown"]}) == 1
     assert "0/3 calls, " in lines[0] and " in flight" in lines[0]
     assert any("2/3 calls" in line for line in lines)
-    assert "3/3 calls, 0 in flight, 12 tokens out, cost unknown" in lines[-1]
+    assert "3/3 calls, 12 tokens out, cost unknown" in lines[-1]
     assert '<progress value="3" max="3">' in told["shown"][-1][1]["text/html"]
 
 

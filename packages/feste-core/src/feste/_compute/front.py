@@ -102,8 +102,8 @@ async def _ended(run: Run, settings: Settings) -> None:
     mail = Mailbox()
     run.on_finish(lambda: mail.put(run))
     try:
-        driver().submit(run)
-        with shown(run, settings["progress"]):
+        with shown(run, settings["progress"], awaited=True):
+            driver().submit(run)
             await mail.aget()
     except BaseException:  # cancelled, or the loop was closed in the meantime
         driver().stop(run, 0.0)

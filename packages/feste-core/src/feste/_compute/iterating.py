@@ -188,8 +188,8 @@ class Results(Generic[T]):
             if self._closed:
                 return
             self._course.begun(run)
+            self._line.begin()
             driver().submit(run)
-        self._line.begin()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -202,9 +202,11 @@ class Results(Generic[T]):
             self._process = os.getpid()
         if not self._turn.acquire(blocking=False):
             raise FesteError("another thread or task is waiting for the next of these results")
+        self._line.idle(False)
         try:
             yield
         finally:
+            self._line.idle(True)
             self._turn.release()
 
     # --- ending -----------------------------------------------------------------------------------
@@ -265,7 +267,7 @@ class Results(Generic[T]):
 
     def __del__(self) -> None:
         if hasattr(self, "_line"):
-            self._line.end(wait=False)  # garbage may be collected while anything is locked
+            self._line.end()
             if self._course.runs:
                 self._cancel()
 

@@ -100,23 +100,23 @@ def map(
     """
     if window < 1:
         raise ConfigError(f"window={window!r}: it is a number of items, at least 1")
-    course = Course(name="map", in_items=True, of=_length(iterable))
-    return _Map(fn, iter(iterable), window, ordered, context.settings(**settings), course)
+    return _Map(fn, iterable, window, ordered, context.settings(**settings))
 
 
 class _Map(Items[Any]):
     def __init__(
         self,
         fn: Callable[[Any], Any],
-        source: Iterator[Any],
+        iterable: Iterable[Any],
         window: int,
         ordered: bool,
         settings: Settings,
-        course: Course,
     ) -> None:
-        super().__init__(settings, course)
+        super().__init__(settings, Course(name="map", in_items=True))
         self._fn = fn
-        self._source: Iterator[Any] | None = source
+        self._source: Iterator[Any] | None = iter(iterable)
+        #: What may know its length, until the first items are taken; only a progress line needs it.
+        self._sized = iterable if settings["progress"] is True else None
         self._window = window
         self._ordered = ordered
         #: How many items were taken from the source, and how many of them left the window.
@@ -160,6 +160,8 @@ class _Map(Items[Any]):
 
     def _pull(self, source: Iterator[Any]) -> list[Item]:
         """Take items from the source: until the window is full, one is plain, or time has passed."""
+        if self._sized is not None:
+            self._course.of, self._sized = _length(self._sized), None
         items: list[Item] = []
         until = time.monotonic() + _PATIENCE
         while self._taken - self._left < self._window:
@@ -242,7 +244,7 @@ class _Map(Items[Any]):
 
 
 def _length(iterable: Iterable[Any]) -> int | None:
-    """Return how many items there seem to be, for the progress line only; None if that is not known."""
+    """Return how many items there seem to be; None if that is not known."""
     try:
         return length_hint(iterable) or None
     except Exception:  # a data set's own; its items may be fine

@@ -116,8 +116,8 @@ def wait_for(run: Run, repack: Repack, settings: Settings) -> None:
     mail = Mailbox()
     run.on_finish(lambda: mail.put(run))
     try:
-        driver().submit(run)
         with shown(run, settings["progress"]):
+            driver().submit(run)
             mail.get()
         return
     except KeyboardInterrupt:

@@ -27,6 +27,8 @@ _SOON = 2.0
 #: Positions of the parts that are left out where there is little room: tokens, workers, in flight,
 #: other waits, dollars, gates.
 _NEEDED_LEAST = (5, 1, 2, 4, 6, 3)
+#: Of those that are not about the present.
+_LASTING = (0, 5, 6, 7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,16 @@ class Look:
     def words(self) -> str:
         """All words."""
         return ", ".join(filter(None, self.parts))
+
+    @property
+    def outcome(self) -> str:
+        """The words that still hold when the runs are over: done, generated, paid, failed."""
+        return ", ".join(part for i, part in enumerate(self.parts) if part and i in _LASTING)
+
+    @property
+    def share(self) -> float | None:
+        """How much is done, from 0 to 1; None if that is not known."""
+        return None if self.total is None else min(1.0, self.done / max(1, self.total))
 
     def fit(self, room: int) -> str:
         """Return the words that fit, without those that are needed least.
@@ -135,12 +147,13 @@ class Headway:
             self._counts = what
             self._seen.clear()
         self._remember(now, done)
+        calls = self._course.calls or any(r.calls for r in runs)
         workers = max((len(run.workers.rows) for run in runs), default=0)
         tokens, failed = self._tokens(runs), self._course.failed + sum(len(r.failed) for r in runs)
         parts = (
             ", ".join(_of(some, all_, kind) for some, all_, kind in told),
             counted(workers, "worker") if workers else "",
-            f"{sum(r.in_flight for r in runs):,} in flight" if what != "node" else "",
+            f"{sum(r.in_flight for r in runs):,} in flight" if calls and what != "node" else "",
             _held(runs, now),
             _waiting(runs),
             f"{counted(tokens, 'token')} out" if tokens else "",
