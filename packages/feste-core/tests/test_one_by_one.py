@@ -416,18 +416,32 @@ def test_a_step_of_an_early_item_is_there_for_a_later_one() -> None:
 
 
 def test_on_error_stop_takes_no_more_items() -> None:
-    """The first failure ends an endless map: what was under way is handed out, then it raises."""
-    taken = []
+    """The first failure ends an endless map, though one item that was begun keeps its run open."""
+    taken: list[int] = []
+    begun, may_end = threading.Event(), threading.Event()
+
+    @feste.task
+    def slow(i: int) -> int:
+        begun.set()
+        may_end.wait(0.5)
+        return i
+
+    @feste.task
+    def breaks(i: int) -> int:
+        begun.wait(LONG)
+        raise ValueError(i)
 
     def ask(i: int) -> Any:
         taken.append(i)
-        return broken(i) if i == 20 else double(i)
+        if i == 100:  # it goes on and on
+            may_end.set()
+        return slow(i) if i == 4 else breaks(i) if i == 5 else double(i)
 
-    with pytest.raises(RunFailed, match="ValueError: 20"):
-        for _ in feste.map(ask, itertools.count(), window=4, on_error="stop"):
+    with pytest.raises(RunFailed, match="ValueError: 5"):
+        for _ in feste.map(ask, itertools.count(), window=4, ordered=False, on_error="stop"):
             pass
 
-    assert len(taken) <= 28  # those that the window held, and once more before the stop was seen
+    assert len(taken) < 100
 
 
 def test_a_failure_stops_a_map_also_where_later_items_are_in_another_run() -> None:
@@ -528,11 +542,9 @@ def test_values_that_were_handed_out_are_freed_while_the_run_goes_on() -> None:
     nodes = [make(), llm.ask("slow")]
     pairs = feste.as_completed(nodes)
     value = weakref.ref(next(pairs)[1])
-    gc.collect()
-    freed = value() is None
+    until(lambda: gc.collect() >= 0 and value() is None)  # a thread may still be at its last step
     llm.holds.clear()
 
-    assert freed
     assert [v for _, v in pairs] == ["answer slow"]
 
 
