@@ -160,6 +160,16 @@ def test_progress_is_a_line_that_moves_and_ends(notebook: Notebook) -> None:
     assert '<progress value="3" max="3">' in told["shown"][-1][1]["text/html"]
 
 
+def test_the_last_report_is_that_of_the_last_cell(notebook: Notebook) -> None:
+    """A cell with ``await`` is a task with a context of its own; the next cell asks for its report."""
+    notebook.cell("feste.compute([increment(i) for i in range(3)])")
+    notebook.cell("await feste.acompute([increment(i) for i in range(5)])")
+    assert notebook.value("feste.last_report().nodes") == "5"
+    notebook.cell("async for _ in feste.map(increment, range(7)):\n    pass")
+    assert notebook.value("feste.last_report().nodes") == "7"
+    assert notebook.value("feste.compute(increment(1))[0], feste.last_report().nodes") == "(2, 1)"
+
+
 def test_pictures_are_shown(notebook: Notebook, tmp_path: Path) -> None:
     """``visualize`` and the timeline as the last line of a cell are pictures, not their source."""
     graph = notebook.cell("llm.chat('hello').visualize()")["data"]
@@ -169,6 +179,7 @@ def test_pictures_are_shown(notebook: Notebook, tmp_path: Path) -> None:
     assert graph["text/plain"].startswith("<SVG picture of ")
     assert mermaid["text/vnd.mermaid"] == mermaid["text/plain"]
     assert mermaid["text/plain"].startswith("flowchart")
+    notebook.cell("feste.compute(llm.chat('again'))")
     assert "image/svg+xml" in notebook.cell("feste.last_report().timeline()")["data"]
     assert notebook.value("feste.context.set(on_error='raise')") == "context.set(on_error='raise')"
 

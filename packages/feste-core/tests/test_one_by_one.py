@@ -216,6 +216,27 @@ def test_leaving_the_loop_stops_the_run() -> None:
     until(lambda: llm.cancelled == [name for name in llm.asked if name != "quick"])
 
 
+def test_leaving_the_loop_leaves_a_report() -> None:
+    """What was sent until then is told, but not later instead of a newer report."""
+    llm = Held()
+    llm.holds = {"slow"}
+    for _ in feste.as_completed([llm.ask("slow"), llm.ask("quick")]):
+        break
+    report = feste.last_report()
+
+    assert report is not None
+    assert report.states == {"done": 1, "interrupted": 1}
+
+    knot: list[Any] = [feste.as_completed([llm.ask("slow"), llm.ask("quick")])]
+    next(knot[0])
+    knot.append(knot)
+    feste.compute(double(1))
+    newer = feste.last_report()
+    del knot
+    gc.collect()
+    assert feste.last_report() is newer
+
+
 def test_closing_spares_what_others_wait_for() -> None:
     llm = Held()
     llm.holds = {"shared", "own"}

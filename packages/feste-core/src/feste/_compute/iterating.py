@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from feste import blocking
 from feste._compute.arrivals import Mailbox
-from feste._compute.results import keep_report, report_later, warn_of
+from feste._compute.results import is_last, keep_report, report_later, warn_of
 from feste._compute.steps import interruption, stop_gently
 from feste._compute.totals import total
 from feste.context import Settings
@@ -57,6 +57,7 @@ class Results(Generic[T]):
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._process = os.getpid()
+        self._thread = threading.get_ident()
 
     # --- what subclasses say ----------------------------------------------------------------------
 
@@ -268,8 +269,11 @@ class Results(Generic[T]):
     def __del__(self) -> None:
         if hasattr(self, "_line"):
             self._line.end()
-            if self._course.runs:
-                self._cancel()
+            if (
+                self._course.runs
+            ):  # the reader of the thread that left the loop can tell what was sent
+                here = threading.get_ident() == self._thread and is_last(self._course.before)
+                self.close() if here else self._cancel()
 
 
 def _report_of(runs: Sequence[Run], before: RunReport | None, started: float) -> RunReport:

@@ -6,6 +6,7 @@ The report of the last run is kept for each context, a thread or an async task.
 from __future__ import annotations
 
 import dataclasses
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from typing import Any
 
 from feste.errors import FesteError, FesteWarning, RunFailed, StalledError
 from feste.report import RunReport
+from feste.report.progress import in_notebook
 from feste.scheduler.run import Run
 from feste.wording import counted
 
@@ -21,6 +23,7 @@ __all__ = [
     "errors_of",
     "forget_report",
     "hand_back",
+    "is_last",
     "keep_report",
     "last_report",
     "make_report",
@@ -32,29 +35,55 @@ __all__ = [
 Repack = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
-#: The last report of a context; or what makes it, where runs have just been stopped.
-_last_report: ContextVar[RunReport | Callable[[], RunReport] | None] = ContextVar(
-    "feste_last_report", default=None
-)
+#: A report, or what makes it, where runs have just been stopped.
+_Report = RunReport | Callable[[], RunReport] | None
+
+#: The last report of a context.
+_last_report: ContextVar[_Report] = ContextVar("feste_last_report", default=None)
+
+
+class _Cells(threading.local):
+    """In a notebook, the last report of a thread: a cell with ``await`` has a context of its own."""
+
+    report: _Report = None
+
+
+_cells = _Cells()
 
 
 def last_report() -> RunReport | None:
     """Return the report of the last run of this context (thread or async task), or None.
+
+    In a notebook it is that of the last run of any cell.
 
     >>> import feste
     >>> _ = feste.compute(feste.task(abs)(-1))
     >>> last_report().states
     {'done': 1}
     """
-    report = _last_report.get()
+    report = _cells.report if in_notebook() else _last_report.get()
     if report is None or isinstance(report, RunReport):
         return report
     return keep_report(report())
 
 
+def _keep(report: _Report) -> None:
+    _last_report.set(report)
+    if in_notebook():
+        _cells.report = report
+
+
+def is_last(report: RunReport | None) -> bool:
+    """Return whether a report, or none, is the last one of this context.
+
+    :param report: the report.
+    """
+    return _last_report.get() is report
+
+
 def forget_report() -> None:
     """Clear the last report when a run starts, so that ``last_report`` never shows an older one."""
-    _last_report.set(None)
+    _keep(None)
 
 
 def make_report(run: Run) -> RunReport:
@@ -63,13 +92,13 @@ def make_report(run: Run) -> RunReport:
 
 def keep_report(report: RunReport) -> RunReport:
     """Let a report be the last one of this context."""
-    _last_report.set(report)
+    _keep(report)
     return report
 
 
 def report_later(make: Callable[[], RunReport]) -> None:
     """Let a report be the last one of this context that is made when it is asked for."""
-    _last_report.set(make)
+    _keep(make)
 
 
 def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ from feste.report.headway import Course, Headway
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
 
-__all__ = ["Line", "in_terminal", "shown"]
+__all__ = ["Line", "in_notebook", "in_terminal", "shown"]
 
 #: Seconds that a run must take before it shows a bar that was not asked for.
 _PATIENCE = 0.5
@@ -62,7 +62,7 @@ class Line:
         """Show it from now on, until it is over."""
         if self._began >= 0 or self.over or self._progress is False:
             return
-        self.in_notebook = self._progress is True and _in_notebook()
+        self.in_notebook = self._progress is True and in_notebook()
         if self.in_notebook or (in_terminal() and os.environ.get("TERM") != "dumb"):
             self._began = time.monotonic()
             _display.add(self)
@@ -267,7 +267,7 @@ def in_terminal() -> bool:
     return is_terminal(sys.stderr)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether this is a notebook's kernel."""
     python = sys.modules.get("IPython")
     return python is not None and hasattr(python.get_ipython(), "kernel")

@@ -238,6 +238,8 @@ _inherited: list[Driver | None] = []
 def driver() -> Driver:
     """Return the driver of this process."""
     global _driver
+    if _driver is not None:  # no lock: a loop that is collected as garbage asks for it anywhere
+        return _driver
     with _lock:
         if _driver is None:
             _driver = Driver()
