@@ -652,3 +652,36 @@ def test_the_report_of_the_accounts() -> None:
 def test_a_summary_stays_on_one_screen() -> None:
     """Whatever happened: what it cost, what it waited for, what went wrong, in 30 lines."""
     assert len(str(mixed_run()).splitlines()) <= 30  # long paths wrap
+
+
+def test_runs_that_tasks_begin_are_counted_too() -> None:
+    """What a run costs is all that it has caused, however its tasks ask; its nodes are its own."""
+    price = Price(input=0.0, output=1e6 / 4)  # a dollar for each answer
+    llm = FakeBackend("inner", profile=Profile(price=price))
+
+    @feste.task
+    async def awaits(text: str) -> str:
+        return str(await llm.chat(text))
+
+    @feste.task
+    def computes(text: str) -> str:
+        return str(feste.compute(awaits(text), llm.chat(text))[1])
+
+    @feste.task
+    def at_once(text: str) -> str:
+        with feste.context.set(eager=True):
+            return str(llm.chat(text))
+
+    feste.compute([awaits("a"), computes("b"), at_once("c"), llm.chat("d")])
+    report = feste.last_report()
+
+    assert report is not None
+    assert (report.nodes, report.inner_runs) == (4, 4)
+    assert [(row.calls, row.requests) for row in report.operations] == [(5, 5)]
+    assert (report.dollars, report.dollars_possible, report.begun) == (5.0, 5.0, 5)
+    assert "with 4 runs that its tasks began" in str(report)
+    assert RunReport.from_json(report.to_json()) == report
+
+    list(feste.map(awaits, "efg", window=1))
+    several = feste.last_report()
+    assert several is not None and (several.inner_runs, several.dollars) == (3, 3.0)

@@ -34,6 +34,7 @@ def total(before: RunReport | None, after: RunReport, offset: float) -> RunRepor
         for name in (
             *("nodes", "reused", "reused_input_tokens", "reused_output_tokens"),
             *("damaged", "resampled", "unpriced", "perhaps_billed", "breaker_openings", "begun"),
+            "inner_runs",
         )
     }
     counted: dict[str, Any] = {

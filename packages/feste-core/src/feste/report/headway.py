@@ -185,7 +185,8 @@ class Headway:
 
     def _cost(self, runs: list[Run]) -> str:
         """Return the dollars so far; what is not known is never taken for zero."""
-        rows = [row for run in runs for row in list(run.rows.values()) if row.requests]
+        every = [row for run in runs for row in [*run.rows.values(), *run.inner.values()]]
+        rows = [row for row in every if row.requests]
         found = [certain(row, self._prices.of(row)) for row in rows]
         if self._course.before is not None:
             found += [(row.dollars, row.unpriced) for row in self._course.before.operations]

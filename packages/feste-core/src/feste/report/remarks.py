@@ -85,6 +85,8 @@ def remarks(report: RunReport) -> list[str]:
     :param report: the report.
     """
     told = []
+    if report.inner_runs:
+        told.append(f"with {counted(report.inner_runs, 'run')} that its tasks began")
     if report.reused:
         read, made = report.reused_input_tokens, report.reused_output_tokens
         tokens = f": {read:,} tokens in, {made:,} out" if read or made else ""

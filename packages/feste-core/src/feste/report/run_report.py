@@ -90,6 +90,8 @@ class RunReport:
     :param task_spans: when tasks ran that took longer than a millisecond.
     :param workers: a row for each worker that did something, the busiest first; empty if this process
         did all.
+    :param inner_runs: the runs that its tasks began, as by ``await node``: operations, tokens and
+        dollars count them, while nodes, states and requests are those of the run itself.
 
     >>> import feste
     >>> from feste.testing import FakeBackend
@@ -135,6 +137,7 @@ class RunReport:
     closings: list[Closing] = field(default_factory=list)
     task_spans: list[Span] = field(default_factory=list)
     workers: list[WorkerRow] = field(default_factory=list)
+    inner_runs: int = 0
 
     @classmethod
     def of(cls, run: Run) -> RunReport:
@@ -143,7 +146,7 @@ class RunReport:
         :param run: the run.
         """
         ended = time.monotonic() if run.ended is None else run.ended
-        totals, prices = list(run.rows.values()), Prices()
+        totals, prices = [*run.rows.values(), *run.inner.values()], Prices()
         operations = rows_of(totals, prices)
         known = [row.dollars for row in operations if row.dollars is not None]
         most = [row.dollars_possible for row in operations]
@@ -184,6 +187,7 @@ class RunReport:
                 for lane, label, begun, end, wait, ok, worker in run.spans
             ],
             workers=busiest(list(run.workers.rows.values())),
+            inner_runs=run.inner_runs,
         )
 
     def to_json(self) -> dict[str, Any]:

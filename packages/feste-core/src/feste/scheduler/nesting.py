@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from feste.errors import NotStarted
 from feste.scheduler.run import Run
 from feste.scheduler.states import VALUED
+from feste.scheduler.totals import Totals
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -51,8 +52,17 @@ class Nesting:
     def ended(self, run: Run) -> None:
         """Give a run inside a task an error for its caller, if it was stopped before it was complete.
 
+        What it has sent is counted for the run around it, too.
+
         :param run: the run.
         """
+        around = run.around and next((r for r in self.brain.runs if r.name == run.around[0]), None)
+        if around:
+            around.inner_runs += 1 + run.inner_runs
+            for name, totals in [*run.rows.items(), *run.inner.items()]:
+                if name not in around.inner:
+                    around.inner[name] = Totals(totals.client, totals.operation, totals.model)
+                around.inner[name].merge(totals)
         if run in self._stopped:
             self._stopped.discard(run)
             if run.outlet is not None or not all(state in VALUED for state in run.state):

@@ -147,6 +147,9 @@ class Run:
         self.requests = RequestLog(self.name)
         #: The accounts of operations and models, by client.
         self.rows: dict[tuple[int, str, str], Totals] = {}
+        #: The same of the runs that its tasks began and that have ended, and how many these are.
+        self.inner: dict[tuple[int, str, str], Totals] = {}
+        self.inner_runs = 0
         #: The number of requests by the number of calls in them, of further attempts by the cause.
         self.sizes: Counter[int] = Counter()
         self.retries: Counter[str] = Counter()

@@ -66,6 +66,16 @@ class Totals:
         self.reused = 0
         self.reused_input = self.reused_output = 0.0
 
+    def merge(self, other: Totals) -> None:
+        """Add the totals of another run for the same operation, model and client.
+
+        :param other: the totals.
+        """
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.longest = max(self.longest, other.longest)
+        self.times = [one + more for one, more in zip(self.times, other.times, strict=True)]
+
     def add(self, record: RequestFinished, size: int, bound: int | None) -> None:
         """Add a request that ended.
 
@@ -93,3 +103,6 @@ class Totals:
             self.output_tokens += record.output_tokens or 0
             self.cached_tokens += cached
             self.written_tokens += min(read - cached, record.written_tokens or 0)
+
+
+_SUMMED = sorted({*Totals.__slots__} - {"client", "operation", "model", "longest", "times"})
