@@ -6,11 +6,13 @@ import asyncio
 import importlib
 import json
 import os
+import pty
 import subprocess
 import sys
+import threading
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,13 @@ class Found:
     accepted: set[str]
 
 
+def read_all(terminal: int, shown: bytearray) -> None:
+    """Read what is written to a terminal until the other side is closed."""
+    with suppress(OSError):  # how Linux says that it is
+        while part := os.read(terminal, 65536):
+            shown += part
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     """Run three programs beside each other: one with all failures, one that crashes, one with a cluster."""
@@ -129,7 +138,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
         "CO_API_KEY": KEY,
         "PYTHONPATH": os.pathsep.join(sys.path),
         "TMPDIR": str(folder / "temporary"),
-        "FORCE_COLOR": "1",  # shows the progress without a terminal
+        "TERM": "xterm",
         "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "0.002",  # 2 MB; the rest is spilled
         "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "False",
         "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
@@ -141,6 +150,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
         ExitStack() as stack,
     ):
         running: dict[str, subprocess.Popen[bytes]] = {}
+        terminal, side = pty.openpty()  # for the progress
+        stack.callback(os.close, terminal)
         for part in ("local", "crash", "dask"):
             todo = {
                 "url": server.url,
@@ -153,12 +164,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
                 subprocess.Popen(
                     [sys.executable, str(HERE / "program.py"), json.dumps(todo)],
                     stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
+                    stderr=side if part == "local" else subprocess.PIPE,
                     env=environment,
                 )
             )
             stack.callback(running[part].kill)
+        os.close(side)
+        shown = bytearray()
+        reader = threading.Thread(target=read_all, args=(terminal, shown))
+        reader.start()
         said = {part: process.communicate(timeout=LONG) for part, process in running.items()}
+        reader.join()
         accepted = {r.path for r in server.requests() if r.status == 200}
     codes = {part: process.returncode for part, process in running.items()}
     assert codes == {"local": 0, "crash": -9, "dask": 0}, said
@@ -166,7 +182,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     assert b"openai" in said["dask"][1] and b"distributed.worker" in said["dask"][1]
     for name, data in (
         ("uncaught", said["crash"][1]),
-        ("progress", said["local"][1]),
+        ("progress", bytes(shown)),
         ("standard output", b"".join(out for out, _ in said.values())),
         ("output of workers", said["dask"][1]),
     ):

@@ -162,8 +162,9 @@ def is_terminal(stream: Any) -> bool:
 
 
 def _reraise_foreign(error: Exception) -> None:
-    """Raise an OSError without a number: it is no stream's, but that of a signal's handler."""
-    if isinstance(error, OSError) and error.errno is None:
+    """Raise an OSError without a number, if it may be that of a signal's handler and no stream's."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and isinstance(error, OSError) and error.errno is None:
         raise error
 
 
