@@ -47,6 +47,7 @@ from feste.errors import (
     OutputMismatch,
     ParameterError,
     PlainDataError,
+    PluginError,
     Rejected,
     RunFailed,
     ServerError,
@@ -105,6 +106,48 @@ def only_error(node: Any, **given: Any) -> Any:
         node.compute(**given)
     (error,) = caught.value.errors
     return error
+
+
+# --- the limits of a backend ----------------------------------------------------------------------
+
+
+class Limited(Echo):
+    """A backend that keeps what it is given, as a constructor does without much thought."""
+
+    limits = Limits(concurrency=3)
+
+    def __init__(self, limits: Any = None) -> None:
+        super().__init__()
+        self.limits = limits
+
+
+def test_no_limits_are_those_of_the_class() -> None:
+    """`self.limits = limits`, whose default is None, leaves what the class says."""
+    none = type("None_", (Echo,), {"limits": None, "__init__": lambda self: None})
+
+    assert Limited().complete.limits == Limits(concurrency=3)
+    assert Limited(Limits(concurrency=5)).complete.limits == Limits(concurrency=5)
+    assert none().complete.limits == Limits()
+    assert str(feste.explain(Limited().complete("a")))
+
+
+@pytest.mark.parametrize("given", [{"concurrency": 3}, 5, "5", Limits])
+def test_limits_that_are_none_are_told_where_the_backend_is_called(given: Any) -> None:
+    """The error names the class and the form, on the user's line: nothing is planned or sent."""
+    with pytest.raises(ConfigError, match=r"the backend Limited has limits=.*it takes Limits\("):
+        Limited(given).complete("a")
+
+
+def test_limits_that_cannot_be_read() -> None:
+    """What a property raises is told with the name of its class."""
+
+    class Remote(Plain):
+        @property
+        def limits(self) -> Limits:  # type: ignore[override]
+            raise OSError("no file")
+
+    with pytest.raises(PluginError, match="limits of the backend Remote raised OSError: no file"):
+        Remote().shout("a")
 
 
 # --- the smallest backends --------------------------------------------------------------------------

@@ -379,6 +379,14 @@ BROKEN: dict[str, tuple[Callable[..., Any], str]] = {
     "wants less": (want_less, "it changed which outputs are wanted"),
     "drops an input": (drop_an_input, "which is not in the graph"),
     "batches what depends": (batch_what_depends, "the graph has a cycle: "),
+    "ranks none": (
+        lambda g, cx: g.replace(ranks=dict.fromkeys(g.nodes)),
+        " is None, not an int",
+    ),
+    "ranks by text": (
+        lambda g, cx: g.replace(ranks=dict.fromkeys(g.nodes, "high")),
+        " is 'high', not an int",
+    ),
     "merges in circles": (merge_in_circles, "cannot be merged into"),
     "blocks": (lambda g, cx: same(1).compute(), "a blocking call in an optimization pass"),
 }

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from feste.backend import RateLimit, error_for_status, rate_limits, retry_after
+from feste.errors import ConfigError
 from feste.testing import FakeBackend, VirtualClock
 
 DATE = {"date": "Wed, 01 Jan 2020 12:00:00 GMT"}
@@ -98,6 +99,33 @@ def test_the_gate_reads_a_backends_own_spelling() -> None:
     clock.compute([llm.chat(str(i)) for i in range(2)])
 
     assert [gate.requests.rate for gate in clock.brain.gates.by_scope.values()] == [2.0]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        7,
+        None,
+        ("x-{}-a-minute",),
+        (("tokens",),),
+        (("words", "x-{}-words"),),
+        (("tokens", "x-{}-{}"),),
+        (("tokens", "x-{named}"),),
+        (("tokens", 7),),
+    ],
+)
+def test_names_of_headers_that_are_none_are_told_where_the_backend_is_called(given: Any) -> None:
+    """The error names the class and the form, on the user's line: nothing is planned or sent."""
+    mine = type("Mine", (FakeBackend,), {"rate_limit_headers": given})()
+    with pytest.raises(ConfigError, match=r"the backend Mine has rate_limit_headers=.*takes pairs"):
+        mine.chat("Hi")
+
+
+def test_names_of_headers_may_be_lists() -> None:
+    """As they come from JSON or TOML."""
+    mine = type("Mine", (FakeBackend,), {"rate_limit_headers": [["tokens", "x-{}-tokens"]]})()
+
+    assert mine.chat.spellings == (("tokens", "x-{}-tokens"),)
 
 
 def test_a_refusal_in_a_backends_own_spelling_tells_how_long_to_wait() -> None:

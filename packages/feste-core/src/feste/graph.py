@@ -187,7 +187,7 @@ class FesteGraph(Mapping[str, Any]):
 
         :raises GraphError: for a cycle (with all batches contracted at once), a missing input,
             output or member of a batch, group or prefix, an empty batch, a call in two
-            batches, draws that are not parts of their batch, or a missing rank.
+            batches, draws that are not parts of their batch, a missing rank, or one that is no int.
         """
         self._check_aliases()
         for key in self.outputs:
@@ -213,6 +213,9 @@ class FesteGraph(Mapping[str, Any]):
                     raise GraphError(f"the call {member} of a {kind} is not in the graph")
         if self.ranks and not self.ranks.keys() >= self.nodes.keys():
             raise GraphError("some nodes have a rank and others have none")
+        for key, rank in self.ranks.items():
+            if not isinstance(rank, int):
+                raise GraphError(f"the rank of {key} is {rank!r}, not an int")
         self.order(contract=self.batches)
 
     def _check_aliases(self) -> None:

@@ -61,7 +61,7 @@ class Backend:
     """The backend's name among plugins; by default the class's name in lower case."""
 
     limits: Limits = Limits()
-    """The limits of the account or server."""
+    """The limits of the account or server; None, where a constructor sets that, leaves the class's."""
 
     rate_limit_headers: ClassVar[Spellings] = ()
     """Names of headers that tell the provider's rate limits, besides the usual ones: pairs such as

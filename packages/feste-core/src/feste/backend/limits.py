@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from feste.errors import ConfigError
+from feste.errors import ConfigError, PluginError
+
+if TYPE_CHECKING:
+    from feste.backend.base import Backend
 
 __all__ = ["CEILING", "START", "Limits"]
 
@@ -67,3 +71,25 @@ class Limits:
         if given is not None and not isinstance(given, cls):
             raise ConfigError(f"limits={given!r}: it takes Limits(concurrency=...) or None")
         return given or cls()
+
+    @classmethod
+    def of_client(cls, client: Backend) -> Limits:
+        """Return the limits of a backend; None in their place stands for those of its class.
+
+        :param client: the backend.
+        :raises ConfigError: if they are something else; the message names the class.
+        :raises PluginError: if they cannot be read.
+        """
+        kind = type(client)
+        try:
+            given = client.limits
+        except Exception as error:  # of a property of a plugin's class
+            raise PluginError(
+                f"the limits of the backend {kind.__name__} raised {type(error).__name__}: {error}"
+            ) from error
+        if given is None and isinstance(kind.limits, cls):
+            given = kind.limits
+        try:
+            return cls.of(given)
+        except ConfigError as error:
+            raise ConfigError(f"the backend {kind.__name__} has {error.message}") from None

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from feste.backend.arguments import as_params
 from feste.backend.batching import BatchRule, PrefixRule, SampleRule
 from feste.backend.fallback import Rest, for_each
+from feste.backend.limits import Limits
 from feste.backend.params import Params
+from feste.backend.rate_headers import spellings_of
 from feste.backend.request import Request, Response, canonical
 from feste.delayed import FesteDelayed, record, refuse_node_text
 from feste.draw import Determinism
@@ -173,6 +175,7 @@ class Call(Generic[R]):
     :param operation: the operation.
     :param rest: the calls that are made if this one fails, one after the other, each with the errors
         before it for which it is made.
+    :raises ConfigError: if the backend's limits, or the names of its headers, are none.
     """
 
     kind = "call"
@@ -182,6 +185,9 @@ class Call(Generic[R]):
         self.client = client
         self.operation = operation
         self.rest = rest
+        # read here, on the user's line: the scheduler asks no code of a plugin for them
+        self.limits = Limits.of_client(client)
+        self.spellings = spellings_of(client)
         self.name = operation.name
         self.__doc__ = operation.__doc__
         self.__signature__ = operation.call_signature
@@ -206,7 +212,7 @@ class Call(Generic[R]):
     def max_items(self) -> int:
         """The maximum number of calls in one request."""
         rule = self.rule
-        return min(rule.max_items, self.client.limits.max_items or rule.max_items) if rule else 1
+        return min(rule.max_items, self.limits.max_items or rule.max_items) if rule else 1
 
     def model(self, args: Sequence[Any]) -> str:
         """Return the model of a call as far as it is known before the run, or an empty string.

@@ -13,11 +13,20 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from feste.backend.redaction import SHORTEST
+from feste.errors import ConfigError
 
 if TYPE_CHECKING:
     from feste.backend.secret import Secret
 
-__all__ = ["SPELLINGS", "RateLimit", "Spellings", "kept_headers", "rate_limits", "seconds_from"]
+__all__ = [
+    "SPELLINGS",
+    "RateLimit",
+    "Spellings",
+    "kept_headers",
+    "rate_limits",
+    "seconds_from",
+    "spellings_of",
+]
 
 Unit = Literal["requests", "tokens"]
 
@@ -95,6 +104,27 @@ def rate_limits(headers: Mapping[str, str], more: Spellings = ()) -> tuple[RateL
     if "ratelimit" in headers or "ratelimit-policy" in headers:
         found += _structured(headers)
     return tuple(r for r in found if not r.limit is r.remaining is r.reset is None)
+
+
+def spellings_of(client: object) -> Spellings:
+    """Return the ``rate_limit_headers`` of a backend.
+
+    :param client: the backend.
+    :raises ConfigError: if they are no pairs of that form; the message names its class.
+    """
+    given: object = getattr(client, "rate_limit_headers", ())
+    try:
+        pairs = tuple((unit, name) for unit, name in given)  # type: ignore[attr-defined]
+        _spelt(pairs)
+        wrong = [unit for unit, _ in pairs if unit not in ("requests", "tokens")]
+    except (TypeError, ValueError, LookupError, AttributeError):
+        wrong = [given]
+    if wrong:
+        raise ConfigError(
+            f"the backend {type(client).__name__} has rate_limit_headers={given!r}: it takes pairs such "
+            'as ("tokens", "x-{}-tokens-minute")'
+        )
+    return pairs
 
 
 def kept_headers(headers: Mapping[str, str], *secrets: Secret) -> dict[str, str]:

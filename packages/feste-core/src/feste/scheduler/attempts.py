@@ -90,8 +90,8 @@ class Attempts:
         self.brain.spending.settle(parcel, value)
         now = self.brain.now
         if ok:
-            spellings = parcel.call.client.rate_limit_headers
-            gate.left(parcel, now, value.usage, rate_limits(value.headers, spellings))
+            said = rate_limits(value.headers, parcel.call.spellings)
+            gate.left(parcel, now, value.usage, said)
             self.brain.latencies.note(parcel.call, parcel.request, parcel.items, seconds)
             self.brain.prefixes.answered(parcel)
         elif isinstance(value, RateLimited):

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from feste.backend import Limits
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization.analysis.forming import form_requests
@@ -220,7 +221,7 @@ class Estimates:
             keys = [call.node.key for call in request.calls]
             leads = not self._waits.leaders.isdisjoint(keys)
             gate.add(seconds, leads, late[keys[0]])
-            gate.limits.add(client.limits)
+            gate.limits.add(Limits.of_client(client))
             used = [n for call in request.calls for n in (call.input[part], call.output[part])]
             known = [n for n in used if n is not None]
             if gate.tokens is not None:

@@ -46,7 +46,7 @@ class Gates:
         gate = self.by_scope.get(request.scope)
         if gate is None:
             gate = self.by_scope[request.scope] = Gate()
-        gate.heed(call.client, call.client.limits, self.brain.now)
+        gate.heed(call.client, call.limits, self.brain.now)
         return gate
 
     def queue(
