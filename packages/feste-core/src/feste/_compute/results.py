@@ -115,7 +115,9 @@ def hand_back(run: Run, repack: Repack) -> tuple[Any, ...]:
     wanted = len(run.outputs)
     bad = sum(i in run.errors for i in run.outputs)
     if not bad:
-        told = "all results are in .partial, but the store could not keep them"
+        told = "all results are in .partial"
+        if run.unwritten is not None:
+            told += ", but the store could not keep them"
     elif bad == wanted:
         told = "the result failed" if bad == 1 else f"all {bad:,} results failed"
     else:

@@ -19,6 +19,7 @@ the outcomes as new events. Both are tuples that start with a name:
               ("capacity", executor, where)                   an executor's capacity changed
               ("started", executor)                           an executor is new, or started again
               ("broken", executor, error)                     an executor can do no more work
+              ("fault", executor, error)      an executor did what no executor may
               ("told", ticket, ok, value)                     a store did what it was asked
     actions   ("call", executor, where, chunk)   ("reclaim", executor, chunk)
               ("send", run, handle, call, request, on_chunk)
@@ -27,6 +28,7 @@ the outcomes as new events. Both are tuples that start with a name:
               ("grow", run, i, emission)   ("notify", run, event)   ("finish", run)
               ("hand", run, tokens, ok, value)    a result for the run's outlet
               ("ask", ticket, question)    ask a store; `question` takes what receives the outcome
+              ("warn", error)              tell of a fault that no run is there to tell of
 
 States of a call's node: WAITING for inputs, READY, PREPARING its request, GATHERED until its batch
 is complete, QUEUED at the gate, SENT, PARSING, DONE. Of a task: WAITING, READY, RUNNING, DONE.
@@ -61,6 +63,7 @@ from feste.scheduler.calls import Calls
 from feste.scheduler.dispatcher import Dispatcher
 from feste.scheduler.executor import Executor
 from feste.scheduler.fallbacks import Fallbacks
+from feste.scheduler.faults import Questions
 from feste.scheduler.growth import Growth
 from feste.scheduler.handing import Handing
 from feste.scheduler.joins import Joins
@@ -106,12 +109,15 @@ class Brain:
         self.fetches: dict[int, tuple[Run, list[int]]] = {}
         #: The executors that can do no more work, and why.
         self.broken: WeakKeyDictionary[Executor, FesteError] = WeakKeyDictionary()
+        #: What each last did that no executor may.
+        self._faults: WeakKeyDictionary[Executor, str] = WeakKeyDictionary()
         self.timers: list[tuple[float, int, Callable[[float], None]]] = []
         #: The numbers of timers that are wanted no more.
         self._dropped: set[int] = set()
         self.now = 0.0
         self._count = itertools.count(1)
         self._actions: list[Action] = []
+        self.questions = Questions(self)
         self.waits = Waits(self)
         self.accounts = Accounts(self)
         self.lifecycle = Lifecycle(self)
@@ -151,6 +157,7 @@ class Brain:
             "capacity": self._on_capacity,
             "started": self._on_started,
             "broken": self._on_broken,
+            "fault": self.on_fault,
             "told": self.journaling.on_told,
         }
         self.stages: dict[str, Callable[..., None]] = {
@@ -279,6 +286,20 @@ class Brain:
         self.broken[executor] = error
         for run in [r for r in self.runs if r.executor is executor]:
             self._break(run, error)
+
+    def on_fault(self, executor: Executor, error: FesteError) -> None:
+        """End the runs of an executor that did what no executor may; the others go on.
+
+        :param executor: the executor, whose later runs may do better.
+        :param error: what it did.
+        """
+        runs = [r for r in self.runs if r.executor is executor and not r.interrupted]
+        for run in runs:
+            self._break(run, error)
+            self.interrupt(run)
+        if not runs and self._faults.get(executor) != error.message:
+            self.act("warn", error)
+        self._faults[executor] = error.message
 
     def _break(self, run: Run, error: FesteError) -> None:
         run.fault = run.fault or error

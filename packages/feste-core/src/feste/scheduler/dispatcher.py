@@ -11,6 +11,7 @@ from feste.node import PENDING
 from feste.scheduler.batching.flights import SHAREABLE
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import CHUNK, QUICK, Executor, PyTask
+from feste.scheduler.faults import fault, raised
 from feste.scheduler.halves import prepare_request
 from feste.scheduler.run import Run
 from feste.scheduler.states import (
@@ -24,7 +25,7 @@ from feste.scheduler.states import (
     RUNNING,
     WAITING,
 )
-from feste.scheduler.work import describe, guard
+from feste.scheduler.work import guard
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -64,10 +65,15 @@ class Dispatcher:
         if op.kind == "call":
             return QUICK
         try:
-            return run.executor.place(op)
+            where: Any = run.executor.place(op)
         except Exception as error:  # of a plugin
-            self.brain.lifecycle.fail(run, i, describe(error))
-            return ""
+            told = raised(run.executor, "place", error)
+        else:
+            if isinstance(where, str) and where:
+                return where
+            told = fault(run.executor, f"answers {where!r} for place")
+        self.brain.lifecycle.fail(run, i, told)
+        return ""
 
     def hand_out(self) -> None:
         """Start ready work wherever a place is free: runs in turn, the critical path first."""
@@ -83,16 +89,16 @@ class Dispatcher:
             self.brain.runs.append(self.brain.runs.pop(0))
 
     def _free(self, executor: Executor, where: str) -> bool:
-        return self.busy.get((executor, where), 0) < executor.capacity(where)
+        return self.busy.get((executor, where), 0) < self.brain.questions.capacity(executor, where)
 
     def _give(self, run: Run, where: str, heap: list[tuple[int, int, Any]]) -> None:
         chunk: list[PyTask] = []
         cost = 0.0
         place = (run.executor, where)
-        limit = run.executor.chunk_seconds(where)
+        limit = self.brain.questions.chunk_seconds(run.executor, where)
         small, most = min(limit, CHUNK), _MOST
         if limit > CHUNK:  # more than a place's fair share only of what is not worth spreading
-            free = run.executor.capacity(where) - self.busy.get(place, 0)
+            free = self.brain.questions.capacity(*place) - self.busy.get(place, 0)
             most = min(most, -(-len(heap) // max(1, free)))
         while heap and (
             not chunk

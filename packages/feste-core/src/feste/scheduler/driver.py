@@ -11,18 +11,19 @@ import os
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from feste import store
-from feste.backend import OnChunk
-from feste.errors import ConfigError, FesteError, StalledError
+from feste.errors import ConfigError, FesteError, PluginWarning, Rejected, StalledError
 from feste.events import Event
 from feste.scheduler import logs, stalls
 from feste.scheduler.brain import Brain
 from feste.scheduler.emission import Emission
 from feste.scheduler.executor import Executor, Reporter
+from feste.scheduler.faults import raised
 from feste.scheduler.growth import compile_emission
 from feste.scheduler.observers import Lane, Observers
 from feste.scheduler.program import Program
@@ -31,6 +32,8 @@ from feste.scheduler.work import describe
 
 __all__ = ["Driver", "driver"]
 
+#: The actions that are methods of an executor.
+_FOR_EXECUTORS = {"call", "reclaim", "abandon", "cancel", "fetch", "release"}
 #: Seconds that the brain's thread gets to end.
 _PATIENCE = 1.0
 
@@ -81,12 +84,12 @@ class Driver:
     def _retire(self) -> None:
         """Close the executors that are stale, except those that a run still uses."""
         with self._lock:
-            stale = [name for name, one in self._executors.items() if one.stale]
+            stale = [name for name, one in self._executors.items() if _is_stale(one)]
             self._retiring |= {self._executors.pop(name) for name in stale}
             over = self._retiring - {run.executor for run in list(self.brain.runs)}
             self._retiring -= over
         for executor in over:
-            executor.close()
+            _close_executor(executor)
             gone = ConfigError("the cluster that the run was planned for was closed: run again")
             self._events.put(("broken", executor, gone))  # for a run that is only about to begin
 
@@ -135,7 +138,7 @@ class Driver:
         self._events.put(("close",))
         self._thread.join(timeout=_PATIENCE)
         for executor in (*self._executors.values(), *self._retiring):
-            executor.close()
+            _close_executor(executor)
         self._growth.close()
         self._observers.close()
 
@@ -163,8 +166,11 @@ class Driver:
         if any(e[0] == "close" for e in events):
             return False
         try:
-            for action in self.brain.on(events, clock()):
-                getattr(self, f"_{action[0]}")(*action[1:])
+            for name, *given in self.brain.on(events, clock()):
+                if name in _FOR_EXECUTORS:
+                    self._tell(name, *given)
+                else:
+                    getattr(self, f"_{name}")(*given)
         except Exception:  # a bug in Feste itself: fail all runs rather than hang
             self._broken(traceback.format_exc())
         return True
@@ -175,28 +181,29 @@ class Driver:
         for run in broken.runs:
             self._observers.then(run.finish)
 
-    def _call(self, executor: Executor, where: str, chunk: list[Any]) -> None:
-        executor.call(where, chunk)
+    def _tell(self, method: str, executor: Executor, *given: Any) -> None:
+        """Call a method of an executor; if it raises, that is the end of what it was called for."""
+        try:
+            getattr(executor, method)(*given)
+        except BaseException as error:  # a plugin may raise anything; other executors' runs go on
+            told = raised(executor, method, error)
+            report = Reporter(self._events.put, executor)
+            if method == "call":
+                where, chunk = given
+                report.done_together([(task, False, told.copy(), 0.0) for task in chunk])
+                report.free(where, chunk)
+            elif method == "send":
+                report.sent(given[0], False, Rejected(told.message, billed="unknown"), 0.0)
+            elif method == "fetch":
+                report.fetched(given[0], [told.copy() for _ in given[1]])
+            else:
+                report.fault(told)
 
-    def _reclaim(self, executor: Executor, chunk: list[Any]) -> None:
-        executor.reclaim(chunk)
+    def _send(self, run: Run, *given: Any) -> None:
+        run.context.copy().run(self._tell, "send", run.executor, *given)
 
-    def _abandon(self, executor: Executor, chunk: list[Any]) -> None:
-        executor.abandon(chunk)
-
-    def _send(
-        self, run: Run, handle: int, call: Any, request: Any, on_chunk: OnChunk | None
-    ) -> None:
-        run.context.copy().run(run.executor.send, handle, call, request, on_chunk)
-
-    def _cancel(self, executor: Executor, handle: int) -> None:
-        executor.cancel(handle)
-
-    def _fetch(self, executor: Executor, handle: int, refs: list[Any]) -> None:
-        executor.fetch(handle, refs)
-
-    def _release(self, executor: Executor, ref: Any) -> None:
-        executor.release(ref)
+    def _warn(self, error: FesteError) -> None:
+        self._observers.warn(error)
 
     def _ask(self, ticket: int, question: Callable[..., None]) -> None:
         put = self._events.put
@@ -223,6 +230,22 @@ class Driver:
             self._events.put(("grown", run, i, program, emission))
 
         self._growth.put(grow)
+
+
+def _is_stale(executor: Executor) -> bool:
+    """Return whether an executor is stale, as one is that cannot tell."""
+    try:
+        return executor.stale
+    except Exception as error:  # of a plugin, while another executor is looked up
+        warnings.warn(str(raised(executor, "stale", error)), PluginWarning, stacklevel=4)
+        return True
+
+
+def _close_executor(executor: Executor) -> None:
+    try:
+        executor.close()
+    except Exception as error:  # of a plugin, while another executor is looked up, or at the end
+        warnings.warn(str(raised(executor, "close", error)), PluginWarning, stacklevel=4)
 
 
 def _wait(seconds: float) -> float:

@@ -7,14 +7,16 @@ elsewhere, derive from it and register the class with the hook ``feste_scheduler
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from feste.backend import Backend, Call, OnChunk, Request
+from feste.backend import Backend, Call, OnChunk, Request, Response
 from feste.context import Settings
-from feste.errors import FesteError
+from feste.errors import CallError, FesteError, Rejected
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
+from feste.scheduler.faults import fault
 from feste.scheduler.inputs import compute_together
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Reporter:
         :param seconds: its duration in seconds.
         :param worker: the name of the worker that ran it; empty for this process.
         """
-        self.put(("done", self.executor, task, ok, value, seconds, worker))
+        self.put(("done", self.executor, *self._ended(task, ok, value, seconds, worker)))
 
     def done_together(self, outcomes: Sequence[tuple[Any, ...]]) -> None:
         """Report the end of several tasks at once, which wakes the brain only once.
@@ -68,7 +70,7 @@ class Reporter:
         :param outcomes: for each task the arguments of :meth:`done`, without a worker for tasks that
             this process ran.
         """
-        self.put(("done_together", self.executor, outcomes))
+        self.put(("done_together", self.executor, [self._ended(*o) for o in outcomes]))
 
     def returned(self, tasks: Sequence[PyTask]) -> None:
         """Return tasks of a chunk that were not started.
@@ -94,6 +96,15 @@ class Reporter:
         :param seconds: its duration in seconds.
         :param worker: the name of the worker that sent it; empty for this process.
         """
+        if ok and not isinstance(value, Response):
+            ok, value = (
+                False,
+                fault(self.executor, f"reported sent with {value!r}, which is no Response"),
+            )
+        if not ok and not isinstance(value, CallError):
+            told = value if _is_error(value) else self._no_error("sent", value)
+            value = Rejected(told.message, billed="unknown")
+        seconds, worker = self._seen("sent", seconds, worker)
         self.put(("sent", self.executor, handle, ok, value, seconds, worker))
 
     def fetched(self, handle: int, values: Sequence[Any]) -> None:
@@ -109,7 +120,15 @@ class Reporter:
 
         :param error: why.
         """
-        self.put(("broken", self.executor, error))
+        told = error if _is_error(error) else self._no_error("broken", error)
+        self.put(("broken", self.executor, told))
+
+    def fault(self, error: FesteError) -> None:
+        """Report that the executor did what no executor may: its runs end, and later ones may begin.
+
+        :param error: what it did.
+        """
+        self.put(("fault", self.executor, error))
 
     def capacity(self, where: str) -> None:
         """Report that :meth:`Executor.capacity`, or :attr:`Executor.window`, changed.
@@ -117,6 +136,32 @@ class Reporter:
         :param where: the place that it changed for.
         """
         self.put(("capacity", self.executor, where))
+
+    def _ended(
+        self, task: PyTask, ok: bool, value: Any, seconds: float, worker: str = ""
+    ) -> tuple[Any, ...]:
+        if not ok and not _is_error(value):
+            value = self._no_error("done", value)
+        return (task, ok, value, *self._seen("done", seconds, worker))
+
+    def _no_error(self, method: str, value: Any) -> FesteError:
+        said = f"{value!r}, which is no error of Feste"
+        told = fault(self.executor, f"reported {method} with {said}")
+        told.__cause__ = value if isinstance(value, BaseException) else None
+        return told
+
+    def _seen(self, method: str, seconds: Any, worker: Any) -> tuple[float, str]:
+        """Return seconds and worker as they must be: what was paid for is kept, whatever they are."""
+        is_right = isinstance(seconds, (int, float)) and math.isfinite(seconds)
+        if is_right and isinstance(worker, str):
+            return seconds, worker
+        wrong = f"{worker=}" if is_right else f"{seconds=}"
+        self.fault(fault(self.executor, f"reported {method} with {wrong}"))
+        return 0.0, ""
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, FesteError)
 
 
 class PyTask:
@@ -194,7 +239,8 @@ class Executor:
     """The interface of executors; the brain calls it from one thread, so no method may block.
 
     Work that ends later is reported to the :class:`Reporter` given to :meth:`start`. An exception
-    from :meth:`place` fails the node it was called for; no other method may raise.
+    from :meth:`place`, :meth:`call`, :meth:`send` or :meth:`fetch` fails what it was called for, one
+    from another method ends the executor's runs; runs on other executors go on.
 
     :param target: the value of the setting ``scheduler``: a name, a URL or an object.
 

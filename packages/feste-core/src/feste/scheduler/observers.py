@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable
 from contextvars import Context
@@ -12,10 +11,11 @@ from queue import SimpleQueue
 from typing import Any
 
 from feste import blocking
-from feste.errors import FesteWarning
+from feste.errors import FesteError, FesteWarning, PluginWarning
 from feste.events import EVENTS, Event
 from feste.plugins import registry
 from feste.scheduler import logs
+from feste.scheduler.faults import raised_at
 from feste.wording import printable
 
 __all__ = ["Lane", "Observers"]
@@ -113,10 +113,17 @@ class Observers:
                 self._ignored.add(impl.plugin)
                 warnings.warn(
                     f"the observer {impl.plugin_name} raised {type(error).__name__}: "
-                    f"{printable(str(error))} (at {_last_line(error)}); it is told no more",
+                    f"{printable(str(error))} (at {raised_at(error)}); it is told no more",
                     FesteWarning,
                     stacklevel=2,
                 )
+
+    def warn(self, error: FesteError) -> None:
+        """Warn of something that no run is there to be told of.
+
+        :param error: says what.
+        """
+        self._lane.put(lambda: warnings.warn(str(error), PluginWarning, stacklevel=2))
 
     def then(self, what: Callable[[], None]) -> None:
         """Run a function after all events sent before have been handled.
@@ -131,9 +138,3 @@ class Observers:
     def close(self) -> None:
         """End the thread after all events have been handled."""
         self._lane.close()
-
-
-def _last_line(error: BaseException) -> str:
-    """Return ``file:line`` of the place where the error was raised."""
-    step = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{step.filename}:{step.lineno}"

@@ -109,13 +109,13 @@ class Stalls:
             yield handle, parcel.run, self._is_under_way(handle, parcel)
         for number, chunk in self.brain.dispatcher.chunks.items():
             run = chunk[0].run
-            yield number, run, not run.executor.has_lost(chunk)
+            yield number, run, not self.brain.questions.has_lost(run.executor, chunk)
 
     def _is_under_way(self, handle: int, parcel: Parcel) -> bool:
         limit = parcel.request.timeout
         if limit is not None and self.brain.now > parcel.sent + limit + OVERDUE:
             return False
-        return not parcel.run.executor.has_lost(handle)
+        return not self.brain.questions.has_lost(parcel.run.executor, handle)
 
     def _end(self, run: Run) -> None:
         stuck = [i for i, state in enumerate(run.state) if state < OPEN]

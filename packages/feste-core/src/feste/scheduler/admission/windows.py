@@ -34,7 +34,7 @@ class Windows:
 
         :param executor: the executor.
         """
-        window = executor.window
+        window = self.brain.questions.window(executor)
         return math.inf if window is None else max(0, window - len(self._out.get(executor, ())))
 
     def took(self, parcel: Parcel) -> None:
@@ -43,7 +43,7 @@ class Windows:
         :param parcel: the request.
         """
         executor = parcel.run.executor
-        if executor.window is not None:
+        if self.brain.questions.window(executor) is not None:
             self._out.setdefault(executor, set()).add(id(parcel))
             self.look(executor)
             # the other gates go first now: else one account would take each place that comes free
@@ -69,7 +69,7 @@ class Windows:
         :param parcel: the request.
         """
         executor = parcel.run.executor
-        if executor.window is not None:
+        if self.brain.questions.window(executor) is not None:
             self.look(executor)
             if executor in self.full:
                 self._hold(parcel.run, parcel.gate)
