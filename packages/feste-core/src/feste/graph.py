@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -214,7 +215,7 @@ class FesteGraph(Mapping[str, Any]):
         if self.ranks and not self.ranks.keys() >= self.nodes.keys():
             raise GraphError("some nodes have a rank and others have none")
         for key, rank in self.ranks.items():
-            if not isinstance(rank, int):
+            if not isinstance(rank, Integral):  # numpy's ints too
                 raise GraphError(f"the rank of {key} is {rank!r}, not an int")
         self.order(contract=self.batches)
 
