@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+import feste
 from feste import plugins
+from feste.cli import main
 from feste.errors import FesteWarning, PluginError, PluginWarning, UnknownName
 from feste.plugins import PluginInfo, Registry, resolve
 
@@ -184,6 +186,15 @@ def test_a_plugin_without_hooks_is_no_error(install: Install) -> None:
 
 # --- broken ones ------------------------------------------------------------------------------------
 
+
+def a_pass(states: str) -> str:
+    """The source of a plugin with one pass that states something of itself."""
+    return (
+        f"class P:\n    name = 'p'\n    {states}\n    def apply(self, g, cx): return g\n"
+        "@feste.hookimpl\ndef feste_optimizations():\n    return [P()]"
+    )
+
+
 BROKEN: dict[str, tuple[str, str]] = {
     "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
     "exits": ("raise SystemExit(3)", "SystemExit: 3"),
@@ -255,6 +266,48 @@ BROKEN: dict[str, tuple[str, str]] = {
         "class P:\n    name = 'p'\n    def apply(self, g, cx): return g\n"
         "@feste.hookimpl\ndef feste_optimizations():\n    return [P(), P()]",
         "two passes 'p'",
+    ),
+    "pass of no level": (
+        a_pass("level = 'E2'"),
+        "PluginError: pass 'p': level='E2' is no Level",
+    ),
+    "pass of no phase": (
+        a_pass("phase = 3"),
+        "PluginError: pass 'p': phase=3 is no Phase",
+    ),
+    "pass of another phase": (
+        a_pass(
+            "from feste.optimization import Level, Phase; level, phase = Level.E2, Phase.SIMPLIFY"
+        ),
+        "PluginError: pass 'p': level E2 in phase SIMPLIFY",
+    ),
+    "pass before a number": (
+        a_pass("before = 7"),
+        "PluginError: pass 'p': before=7 holds no names of passes",
+    ),
+    "pass after passes": (
+        a_pass("after = (len,)"),
+        "PluginError: pass 'p': after=(<built-in function len>,) holds no names of passes",
+    ),
+    "pass that cannot say": (
+        a_pass("level = property(lambda self: 1 / 0)"),
+        "ZeroDivisionError",
+    ),
+    "observer is async": (
+        "@feste.hookimpl\nasync def feste_run_started(event):\n    pass",
+        "feste_run_started is an `async def`: write it as a `def`",
+    ),
+    "observer yields": (
+        "@feste.hookimpl(wrapper=True)\ndef feste_run_finished():\n    return (yield)",
+        "feste_run_finished has a `yield`: it would never run",
+    ),
+    "offer is async": (
+        "@feste.hookimpl\nasync def feste_backends():\n    return {}",
+        "feste_backends is an `async def`: write it as a `def`",
+    ),
+    "offer yields and is async": (
+        "@feste.hookimpl\nasync def feste_optimizations():\n    yield",
+        "feste_optimizations is an `async def`: write it as a `def`",
     ),
     "passes are none": (
         "@feste.hookimpl\ndef feste_optimizations():\n    pass",
@@ -423,6 +476,46 @@ def test_two_plugins_of_one_name_are_an_error(kind: str, install: Install) -> No
         f"two plugins offer {kind} 'same': dist-one 1.1 and dist-two 2.2. Uninstall one, or set "
         "FESTE_DISABLED_PLUGINS=two"
     )
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_two_plugins_of_one_distribution_and_one_name(kind: str, install: Install) -> None:
+    """The entry points are named: the distribution alone would be named twice."""
+    install("one", SAME[kind], dist="dist-one")
+    install("two", SAME[kind], dist="dist-one")
+    with pytest.raises(PluginError) as caught:
+        load()
+
+    assert str(caught.value) == (
+        f"two plugins offer {kind} 'same': 'one' and 'two' of dist-one 1.0. Set "
+        "FESTE_DISABLED_PLUGINS=two"
+    )
+
+
+def test_a_contradiction_of_plugins_names_their_distributions(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And how to do without one of them; what leaves one out runs, and so does no optimization."""
+    source = (
+        "class P:\n    name, before = {0!r}, {1!r}\n    def apply(self, g, cx): return g\n"
+        "@feste.hookimpl\ndef feste_optimizations():\n    return [P()]"
+    )
+    install("uno", source.format("first", "second"), dist="dist-one")
+    install("due", source.format("second", "first"), dist="dist-two")
+    monkeypatch.setattr(plugins, "_registry", plugins.Registry())
+    with pytest.raises(PluginError) as caught:
+        feste.compute(feste.task(abs)(-1))
+    said = str(caught.value)
+
+    assert said.startswith("the order of passes contradicts itself: ")
+    assert "first is of dist-one 1.0" in said and "second is of dist-two 1.0" in said
+    assert "Set FESTE_DISABLED_PLUGINS=" in said and ": False}" in said
+    assert feste.compute(feste.task(abs)(-1), optimize=False) == (1,)
+    assert feste.compute(feste.task(abs)(-1), optimize={"first": False}) == (1,)
+    with pytest.raises(PluginError, match="dist-two"):
+        feste.explain(feste.task(abs)(-1))
+    assert main(["plugins", "--check"]) == 1
+    assert capsys.readouterr().err == f"feste: {said}\n"
 
 
 OWN = {

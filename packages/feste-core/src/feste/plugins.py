@@ -87,6 +87,7 @@ class Registry:
             plugin = EntryPoint(info.name, info.module, GROUP).load()
             self.manager.register(plugin, name=name)
             self.manager.check_pending()
+            self._check_hooks(plugin)
             offers = self._offers(plugin)
         except KeyboardInterrupt:
             raise
@@ -121,6 +122,20 @@ class Registry:
             stacklevel=2,
         )
 
+    def _check_hooks(self, plugin: Any) -> None:
+        """Refuse hooks whose call would do nothing: nobody awaits or iterates over what it returns."""
+        for caller in self.manager.get_hookcallers(plugin) or ():
+            observes = caller.name.removeprefix("feste_") not in _KINDS
+            for impl in caller.get_hookimpls():
+                if impl.plugin is not plugin:
+                    continue
+                if inspect.iscoroutinefunction(impl.function) or inspect.isasyncgenfunction(
+                    impl.function
+                ):
+                    raise TypeError(f"{caller.name} is an `async def`: write it as a `def`")
+                if observes and inspect.isgeneratorfunction(impl.function):
+                    raise TypeError(f"{caller.name} has a `yield`: it would never run")
+
     def _offers(self, plugin: Any) -> dict[str, dict[str, Any]]:
         """Collect and check everything a plugin registers, before any of it is stored."""
         found: dict[str, dict[str, Any]] = {}
@@ -138,6 +153,8 @@ class Registry:
                     if not isinstance(name, str) or not check(value):
                         what = f"{name!r}: {value!r}"
                         raise TypeError(f"feste_{kind}() offers {what}, not {_FORMS[kind]}")
+                    if kind == "optimizations":  # by name, since they stand above plugins
+                        resolve("feste.optimization.base:check_pass")(value)
                 found[kind] = dict(offered)
         return found
 
@@ -147,12 +164,24 @@ class Registry:
             self._owners.setdefault((kind, name), f"feste-core {__version__}")
         owner = self._owners.setdefault((kind, name), info.origin)
         if name in table or owner != info.origin:
+            first, second, what = owner, info.origin, "Uninstall one, or set"
+            other = self.plugin_of(kind, name)
+            if owner == info.origin and other is not None:  # two entry points of one distribution
+                first, second, what = f"{other.name!r}", f"{info.name!r} of {owner}", "Set"
             raise PluginError(
-                f"two plugins offer {kind} {name!r}: {owner} and {info.origin}. Uninstall one, or "
-                f"set FESTE_DISABLED_PLUGINS={info.name}"
+                f"two plugins offer {kind} {name!r}: {first} and {second}. {what} "
+                f"FESTE_DISABLED_PLUGINS={info.name}"
             )
         table[name] = value
         info.offers.setdefault(kind, []).append(name)
+
+    def plugin_of(self, kind: str, name: str) -> PluginInfo | None:
+        """Return the plugin that registers a name, or None if none of the loaded ones does.
+
+        :param kind: such as ``"backends"`` or ``"optimizations"``.
+        :param name: the name.
+        """
+        return next((p for p in self.plugins if name in p.offers.get(kind, ())), None)
 
     def find(self, kind: str, name: str) -> Any:
         """Return what is registered under a name; a ``"module:attribute"`` string is imported.

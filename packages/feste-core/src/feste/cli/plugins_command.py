@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from feste import context
-from feste.errors import PluginWarning
+from feste.errors import PluginError, PluginWarning
 from feste.installed import PluginInfo, installed, look_into, misnamed
+from feste.optimization import Optimizer
 from feste.plugins import Registry, registry
 from feste.wording import printable
 
@@ -39,7 +40,8 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         for info in plugins:
             print("\n".join(_lines(info)))
-    return 1 if any(info.state == "broken" for info in plugins) else 0
+    contradicts = arguments.check and _contradicts()
+    return 1 if contradicts or any(info.state == "broken" for info in plugins) else 0
 
 
 def _loaded() -> list[PluginInfo]:
@@ -51,6 +53,16 @@ def _loaded() -> list[PluginInfo]:
         if "is skipped" not in str(one.message):  # the table shows that
             print(f"feste: {one.message}", file=sys.stderr)
     return found
+
+
+def _contradicts() -> bool:
+    """Return whether passes each want to go before the other, and tell which."""
+    try:
+        Optimizer(registry().optimizations.values())
+    except PluginError as error:
+        print(f"feste: {error}", file=sys.stderr)
+        return True
+    return False
 
 
 def _listed() -> list[PluginInfo]:

@@ -13,7 +13,17 @@ from feste.graph import FesteGraph
 from feste.node import Node
 from feste.optimization.analysis.sketches import Sketches
 
-__all__ = ["Level", "Optimization", "PassContext", "Phase", "Remark", "level_of", "phase_of"]
+__all__ = [
+    "Level",
+    "Optimization",
+    "PassContext",
+    "Phase",
+    "Remark",
+    "check_pass",
+    "level_of",
+    "names_of",
+    "phase_of",
+]
 
 E = TypeVar("E", bound=Enum)
 
@@ -187,6 +197,31 @@ def level_of(one: Optimization) -> Level:
     :raises PluginError: if it states something else than a level.
     """
     return _member(one, "level", Level.E0)
+
+
+def names_of(one: Optimization, attribute: str) -> tuple[str, ...]:
+    """Return the names of passes that a pass gives: one, or several.
+
+    :param one: the pass.
+    :param attribute: ``"before"`` or ``"after"``.
+    :raises PluginError: if it states something else than names.
+    """
+    given: object = getattr(one, attribute, ())
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
+        raise PluginError(f"pass {one.name!r}: {attribute}={given!r} holds no names of passes")
+    return tuple(names)
+
+
+def check_pass(one: Optimization) -> None:
+    """Check what a pass states of itself.
+
+    :param one: the pass.
+    :raises PluginError: if its level, phase, ``before`` or ``after`` is none; the message names it.
+    """
+    phase_of(one)
+    names_of(one, "before")
+    names_of(one, "after")
 
 
 def _member(one: Optimization, attribute: str, default: E) -> E:

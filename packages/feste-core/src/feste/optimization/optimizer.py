@@ -22,6 +22,7 @@ from feste.optimization.base import (
     Phase,
     Remark,
     level_of,
+    names_of,
     phase_of,
 )
 from feste.optimization.invariants import check
@@ -107,7 +108,7 @@ class Optimizer:
 
     :param passes: the passes; None uses all registered ones, including Feste's own.
     :raises PluginError: if two have the same name, or ``before`` and ``after`` contradict each
-        other.
+        other; of registered ones, :meth:`run` tells that, unless it leaves one of these out.
 
     >>> " ".join(p.name for p in Optimizer().passes)
     'cull fold cse resolve fuse sample_fusion batch prefix critical_path lint'
@@ -119,7 +120,13 @@ class Optimizer:
         twice = [name for name, count in names.items() if count > 1]
         if twice:
             raise PluginError(f"two passes have the name {twice[0]!r}")
-        self.passes = _ordered(given)
+        self._is_ordered = True
+        try:
+            self.passes = _ordered(given)
+        except PluginError:
+            if passes is not None:
+                raise
+            self.passes, self._is_ordered = given, False
 
     @no_collection()
     def run(self, graph: FesteGraph, settings: Settings | None = None) -> Plan:
@@ -129,7 +136,8 @@ class Optimizer:
         :param settings: the settings of the run; ``optimize``, ``max_rewrites`` and ``strict`` apply
             here.
         :raises UnknownName: if ``optimize`` names an unknown pass.
-        :raises PluginError: in strict mode, if a pass breaks the rules.
+        :raises PluginError: in strict mode, if a pass breaks the rules; or if ``before`` and ``after``
+            of passes that are on contradict each other.
         """
         settings = settings or context.settings()
         with context.within(context.everywhere(settings)):
@@ -138,16 +146,16 @@ class Optimizer:
     def _run(self, graph: FesteGraph, settings: Settings) -> Plan:
         switches = self._switches(settings["optimize"])
         plan = Plan(graph, graph)
-        chosen = {p: [one for one in self.passes if phase_of(one) is p] for p in Phase}
-        for one in self.passes:
-            if switches[one.name]:
-                plan.passes.append(PassReport(one.name, phase_of(one), level_of(one)))
+        on = [one for one in self.passes if switches[one.name]]
+        if not self._is_ordered:
+            on = _ordered(on)
+        chosen = {p: [one for one in on if phase_of(one) is p] for p in Phase}
+        plan.passes = [PassReport(one.name, phase_of(one), level_of(one)) for one in on]
         reports = {report.name: report for report in plan.passes}
 
         def go(phase: Phase) -> None:
             for one in chosen[phase]:
-                if one.name in reports:
-                    self._apply(one, plan, reports[one.name], settings)
+                self._apply(one, plan, reports[one.name], settings)
 
         def simplify() -> None:
             for _ in range(_MAX_ROUNDS):
@@ -230,26 +238,23 @@ class Optimizer:
             plan.graph = graph
 
 
-def _names(one: Optimization, attribute: str) -> tuple[str, ...]:
-    given = getattr(one, attribute, ())
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
 def _ordered(passes: list[Optimization]) -> list[Optimization]:
     ordered: list[Optimization] = []
     for phase in Phase:
         named = {p.name: p for p in passes if phase_of(p) is phase}
-        after = {name: {n for n in _names(p, "after") if n in named} for name, p in named.items()}
+        after = {name: {n for n in names_of(p, "after") if n in named} for name, p in named.items()}
         for name, p in named.items():
-            for later in _names(p, "before"):
+            for later in names_of(p, "before"):
                 if later in named:
                     after[later].add(name)
         sorter = graphlib.TopologicalSorter(after)
         try:
             sorter.prepare()
         except graphlib.CycleError as error:
-            chain = " -> ".join(error.args[1])
-            raise PluginError(f"the order of passes contradicts itself: {chain}") from None
+            raise PluginError(
+                f"the order of passes contradicts itself: {' -> '.join(error.args[1])}"
+                f"{_whose(error.args[1])}"
+            ) from None
         ready = sorted(sorter.get_ready())
         while ready:
             name = ready.pop(0)
@@ -257,3 +262,17 @@ def _ordered(passes: list[Optimization]) -> list[Optimization]:
             sorter.done(name)
             ready = sorted([*ready, *sorter.get_ready()])
     return ordered
+
+
+def _whose(names: Iterable[str]) -> str:
+    """Return whose passes contradict each other, and what to do, as far as plugins offer them."""
+    found = {name: registry().plugin_of("optimizations", name) for name in names}
+    others = {n: p for n, p in found.items() if p is not None and p.distribution != "feste-core"}
+    if not others:
+        return ""
+    told = ", ".join(f"{name} is of {plugin.origin}" for name, plugin in others.items())
+    name, plugin = next(iter(others.items()))
+    return (
+        f". {told}. Set FESTE_DISABLED_PLUGINS={plugin.name}, or leave a pass out: "
+        f"optimize={{{name!r}: False}}"
+    )
