@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 import feste
+from feste.context import Setting
+from feste.errors import PluginError, RunFailed
+from feste.plugins import registry
 from feste.scheduler import LocalExecutor, PyTask, Scheduler
 from feste.scheduler.driver import driver
 
@@ -185,3 +188,63 @@ def test_a_stale_executor_is_closed_when_its_last_run_has_ended() -> None:
     old.is_stale = False
     assert feste.compute(feste.task(abs)(-3), scheduler=old) == (3,)  # it is started again
     old.is_stale = True
+
+
+def test_an_option_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal values have one executor, whatever their type; others one of their own."""
+    made: list[Any] = []
+
+    class Crew(LocalExecutor):
+        options = ("crew_names",)
+
+        def __init__(self, target: Any = None, *, crew_names: Any) -> None:
+            super().__init__(target)
+            made.append(crew_names)
+
+    own = {**registry().settings, "crew_names": Setting(None, list | None, "who works")}
+    monkeypatch.setattr(registry(), "settings", own)
+    for names in (["ada"], ["ada"], ["ada", "bob"], None, ["ada"]):
+        assert feste.compute(feste.task(abs)(-1), scheduler=Crew, crew_names=names) == (1,)
+
+    assert made == [["ada"], ["ada", "bob"], None]
+
+
+RETURNS: dict[str, tuple[Any, str]] = {
+    "none": (None, "returned NoneType, not a list of values"),
+    "text": ("12", "returned str, not a list of values"),
+    "by key": ({"a": 1, "b": 2}, "returned dict, not a list of values"),
+    "too few": ([1], "returned 1 value for 2 keys: it takes one for each, in order"),
+    "too many": ([1, 2, 3], "returned 3 values for 2 keys: it takes one for each, in order"),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+def test_a_scheduler_that_does_not_return_a_value_for_each_key(name: str) -> None:
+    """A `get` function or a whole scheduler is named, with what it returned."""
+    values, said = RETURNS[name]
+
+    def my_get(dsk: Any, keys: Any) -> Any:
+        return values
+
+    class Mine(Scheduler):
+        def run(self, graph: Any, keys: Any, settings: Any) -> Any:
+            return values
+
+    two = [feste.task(abs)(-1), feste.task(abs)(-2)]
+    for scheduler, called in ((my_get, "my_get"), (Mine, "Mine.run")):
+        with pytest.raises(RunFailed) as failed:
+            feste.compute(two, scheduler=scheduler)
+        (error,) = failed.value.errors
+        assert type(error) is PluginError
+        assert error.message.startswith("the scheduler ") and f"{called} {said}" in error.message
+
+
+def test_a_scheduler_may_return_its_values_one_by_one() -> None:
+    """Any iterable in order will do."""
+
+    def get(dsk: Any, keys: Any) -> Any:
+        from dask.local import get_sync
+
+        return iter(get_sync(dsk, keys))
+
+    assert feste.compute([feste.task(abs)(-1), 5], scheduler=get) == ([1, 5],)

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import cloudpickle
@@ -106,6 +107,86 @@ def only_error(node: Any, **given: Any) -> Any:
         node.compute(**given)
     (error,) = caught.value.errors
     return error
+
+
+# --- halves that break ------------------------------------------------------------------------------
+
+
+def half(**halves: Any) -> Any:
+    """A backend that is sound but for some halves of its operation."""
+
+    def prepare(self: Any, item: str) -> Request:
+        return Request(self.plugin, "ask", "plugin:half", {"items": [item]})
+
+    async def send(self: Any, request: Request, on_chunk: Any = None) -> Response:
+        return Response({"items": request.body["items"]})
+
+    def parse(self: Any, response: Response, arguments: Any) -> Any:
+        return response.payload["items"][0]
+
+    def pack(self: Any, requests: Sequence[Request]) -> Request:
+        items = [r.body["items"][0] for r in requests]
+        return replace(requests[0], body={"items": items})
+
+    def unpack(self: Any, request: Request, response: Response) -> list[Response]:
+        return [Response({"items": [item]}) for item in response.payload["items"]]
+
+    given: Any = {"prepare": prepare, "pack": pack, **halves}
+    rule = BatchRule("item", "items", 8, pack=given["pack"], unpack=unpack)
+    ask = Operation(prepare=given["prepare"], send=send, parse=parse, batch=rule)
+    return type("Half", (Backend,), {"ask": ask})()
+
+
+def breaks(self: Any, item: Any) -> Any:
+    raise KeyError("key sk-proj-1234567890")
+
+
+def gives_nothing(self: Any, item: Any) -> Any:
+    return None
+
+
+@pytest.mark.parametrize("name", ["prepare", "pack"])
+def test_a_half_that_raises_is_named_with_its_backend(name: str) -> None:
+    """What a plugin raises is no error of a user's function: it says which half of what, and where."""
+    llm = half(**{name: breaks})
+    errors = feste.compute([llm.ask("a"), llm.ask("b")], on_error="return")[0]
+
+    for error in errors:
+        assert type(error) is PluginError
+        assert error.message.startswith(f"{name} of half.ask raised KeyError: ")
+        assert "test_operations.py:" in error.message and "sk-proj" not in error.message
+        assert error.origin.startswith(__file__)
+        assert type(error.__cause__) is KeyError
+
+
+@pytest.mark.parametrize("name", ["prepare", "pack"])
+def test_a_half_that_returns_no_request_is_named_with_its_backend(name: str) -> None:
+    """As for `send`, which returns no Response."""
+    llm = half(**{name: gives_nothing})
+    errors = feste.compute([llm.ask("a"), llm.ask("b")], on_error="return")[0]
+
+    assert {e.message for e in errors} == {f"{name} of half.ask returned NoneType, not a Request"}
+
+
+def test_halves_that_do_not_break() -> None:
+    """The backend of these tests is sound."""
+    llm = half()
+
+    assert feste.compute([llm.ask("a"), llm.ask("b")]) == (["a", "b"],)
+
+
+def test_lists_of_an_operation_without_parameters_are_refused() -> None:
+    """There is nothing that a list could be made of."""
+
+    @operation
+    def now(self: Any) -> str:
+        return "noon"
+
+    with pytest.raises(ConfigError, match=r"@now\.batch: now\(\) has no parameter"):
+
+        @now.batch(max_items=8)
+        def now_many(self: Any) -> list[str]:
+            return []
 
 
 # --- the limits of a backend ----------------------------------------------------------------------

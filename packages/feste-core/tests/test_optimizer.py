@@ -379,6 +379,11 @@ BROKEN: dict[str, tuple[Callable[..., Any], str]] = {
     "wants less": (want_less, "it changed which outputs are wanted"),
     "drops an input": (drop_an_input, "which is not in the graph"),
     "batches what depends": (batch_what_depends, "the graph has a cycle: "),
+    "advises nothing": (lambda g, cx: cx.advice(None), " takes a text, not None"),
+    "accounts for nothing": (
+        lambda g, cx: cx.account(["a"], None),
+        " takes a text that says how, not None",
+    ),
     "ranks none": (
         lambda g, cx: g.replace(ranks=dict.fromkeys(g.nodes)),
         " is None, not an int",
@@ -437,7 +442,13 @@ def test_a_broken_pass_raises_in_strict_mode_before_any_request(name: str, insta
 
     assert llm.requests == []
     assert caught.value.__notes__ == ["raised by the optimization pass 'broken'"]
-    if name not in ("raises", "blocks", "merges in circles"):  # these are errors of their own kind
+    if name not in (
+        "raises",
+        "blocks",
+        "merges in circles",
+        "advises nothing",
+        "accounts for nothing",
+    ):  # these are errors of their own kind
         assert type(caught.value) is PluginError
         assert str(caught.value).startswith("the pass 'broken' broke the rules: ")
 

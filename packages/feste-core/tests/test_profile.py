@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from feste.backend import (
     SampleRule,
     price_of,
 )
-from feste.errors import ConfigError
+from feste.errors import ConfigError, PluginWarning
 from feste.testing import FakeBackend
 
 MINE = Profile(latency=Latency(base=0.1), price=Price(input=1.0, output=2.0), max_draws=4)
@@ -300,3 +301,34 @@ def test_what_is_no_figure_is_an_error_at_once(make: Any) -> None:
     """A wrong number would make wrong plans; the error names the field."""
     with pytest.raises(ConfigError, match=r"\(\w+="):
         make()
+
+
+def raises(self: Any, model: str) -> Any:
+    raise OSError("no list of models")
+
+
+def gives_nothing(self: Any, model: str) -> Any:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("profile", "did"),
+    [(raises, "raised OSError: no list of models ("), (gives_nothing, "returned NoneType, not a")],
+)
+def test_a_backend_that_cannot_tell_knows_nothing(profile: Any, did: str) -> None:
+    """The backend is named, not the pass that asked it; plans and runs go on as for no profile."""
+    wrong = type("Wrong", (FakeBackend,), {"profile": profile})()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        explained = feste.explain([wrong.chat(f"{i}") for i in range(3)])
+        values = feste.compute([wrong.chat(f"{i}") for i in range(3)])[0]
+    said = {str(w.message) for w in caught}
+
+    assert len(values) == 3
+    assert not [r for p in explained.plan.passes for r in p.remarks if "skipped" in r.text]
+    assert len(said) == 1 and f"Wrong.profile() {did}" in said.pop()
+    with (
+        pytest.warns(PluginWarning, match="nothing is known of its models"),
+        pytest.raises(ConfigError, match="needs the price of"),
+    ):
+        feste.compute(wrong.chat("a"), budget=1.0)

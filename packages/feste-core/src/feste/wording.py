@@ -1,11 +1,11 @@
-"""Format counts with their nouns, and make texts fit and safe for a terminal."""
+"""Format counts with their nouns and places of errors, and make texts fit and safe for a terminal."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
 
-__all__ = ["counted", "printable", "width", "wrapped"]
+__all__ = ["counted", "printable", "raised_at", "width", "wrapped"]
 
 #: The columns of a text that goes to no terminal, and the most that are used of a wide one.
 _LEAST, _MOST = 80, 120
@@ -45,6 +45,17 @@ def printable(text: str, *, but: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in but else ascii(c)[1:-1] for c in text)
+
+
+def raised_at(error: BaseException) -> str:
+    """Return ``file:line`` of the place where an error was raised.
+
+    :param error: the error, as it was caught.
+    """
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return "nowhere" if step is None else f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
 
 
 def wrapped(text: str, indent: int = 0, hang: int = 2, columns: int = 0) -> list[str]:

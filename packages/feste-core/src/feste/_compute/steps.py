@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from feste._compute.arrivals import Mailbox
@@ -14,6 +14,7 @@ from feste.errors import (
     ConfigError,
     FesteError,
     NodeError,
+    PluginError,
     RunFailed,
     RunInterrupted,
 )
@@ -33,6 +34,7 @@ from feste.scheduler.program import Program
 from feste.scheduler.run import Run
 from feste.scheduler.states import STATES, VALUED
 from feste.store.answers import answers_of
+from feste.wording import counted
 
 __all__ = [
     "for_dask",
@@ -178,11 +180,27 @@ def run_elsewhere(
             values = hands.run(_with_inputs(plan.graph), keys, settings)
         else:
             values = hands(for_dask(plan, settings), keys)
+        found = _one_each(values, keys, hands)
     except FesteError as error:
         raise _failed_elsewhere(error) from error
     except Exception as error:
         raise _failed_elsewhere(NodeError(f"{type(error).__name__}: {error}")) from error
-    return repack(list(values))
+    return repack(found)
+
+
+def _one_each(values: object, keys: Sequence[str], hands: Hands) -> list[Any]:
+    """Return what another scheduler returned, if that is one value for each key."""
+    own = isinstance(hands, Scheduler)
+    name = f"{type(hands).__qualname__}.run" if own else getattr(hands, "__qualname__", repr(hands))
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping, Set)):
+        raise PluginError(
+            f"the scheduler {name} returned {type(values).__name__}, not a list of values"
+        )
+    found = list(values)
+    if len(found) != len(keys):
+        told = f"{counted(len(found), 'value')} for {counted(len(keys), 'key')}"
+        raise PluginError(f"the scheduler {name} returned {told}: it takes one for each, in order")
+    return found
 
 
 def _failed_elsewhere(error: FesteError) -> RunFailed:

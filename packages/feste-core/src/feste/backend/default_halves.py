@@ -19,6 +19,7 @@ from feste.backend.request import Request, Response
 from feste.draw import Determinism
 from feste.errors import (
     CallError,
+    ConfigError,
     CountMismatch,
     FesteError,
     MalformedResponse,
@@ -75,6 +76,11 @@ class _Simple(Operation[R]):
         """
 
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+            if not self.names:
+                raise ConfigError(
+                    f"@{self.method.__name__}.batch: {self.method.__name__}() has no parameter, so its calls "
+                    "have nothing to make a list of"
+                )
             self.many = method
             item = self.names[0]
             self.rule = BatchRule(

@@ -19,7 +19,9 @@ from feste.backend.batching import BatchRule, PrefixRule, SampleRule
 from feste.backend.fallback import Rest, for_each
 from feste.backend.limits import Limits
 from feste.backend.params import Params
+from feste.backend.profile import profile_of
 from feste.backend.rate_headers import spellings_of
+from feste.backend.redaction import redact
 from feste.backend.request import Request, Response, canonical
 from feste.delayed import FesteDelayed, record, refuse_node_text
 from feste.draw import Determinism
@@ -28,9 +30,11 @@ from feste.errors import (
     FesteError,
     MalformedResponse,
     ParameterError,
+    PluginError,
     suggest,
 )
 from feste.node import Lazy, call_site
+from feste.wording import raised_at
 
 if TYPE_CHECKING:
     from feste.backend.base import Backend
@@ -233,7 +237,7 @@ class Call(Generic[R]):
         rule = self.operation.samples
         if rule is None:
             return 1
-        known = self.client.profile(model).max_draws
+        known = profile_of(self.client, model).max_draws
         return rule.max_draws if known is None else min(known, rule.max_draws)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> FesteDelayed[R]:
@@ -292,7 +296,7 @@ class Call(Generic[R]):
         """Return the request of a call. Pure.
 
         :param arguments: one value for each parameter.
-        :raises FesteError: if an argument is wrong.
+        :raises FesteError: if an argument is wrong; PluginError if the backend raises anything else.
         """
         for argument in arguments:
             refuse_node_text(argument)
@@ -304,12 +308,40 @@ class Call(Generic[R]):
                 strict=True,
             )
         )
-        request = operation._prepare(self.client, *arguments[: operation.positional], **by_name)
+        positional = arguments[: operation.positional]
+        request = self._made("prepare", operation._prepare, *positional, **by_name)
         request.check()
         accounts = filter(None, (request.account, *(s.label for s in self.client.secrets)))
         bounds = (a.max_output() for a in arguments if isinstance(a, Params))
         bound = next(bounds, None) if request.max_output is None else request.max_output
         return replace(request, account=" ".join(dict.fromkeys(accounts)), max_output=bound)
+
+    def pack(self, requests: Sequence[Request]) -> Request:
+        """Return one request for those of several calls. Pure.
+
+        :param requests: the requests.
+        :raises PluginError: if the backend cannot make one of them.
+        """
+        assert self.rule is not None, "only operations with a rule are packed"
+        return self._made("pack", self.rule.pack, requests)
+
+    def _made(self, half: str, make: Callable[..., Any], *given: Any, **named: Any) -> Request:
+        try:
+            request = make(self.client, *given, **named)
+        except FesteError:
+            raise
+        except Exception as error:  # a bug in the backend, or what it did not expect
+            said = f"{type(error).__name__}: {error} ({raised_at(error)})"
+            said = redact(said, *self.client.secrets)
+            raise PluginError(
+                f"{half} of {self.client.plugin}.{self.name} raised {said}"
+            ) from error
+        if not isinstance(request, Request):
+            raise PluginError(
+                f"{half} of {self.client.plugin}.{self.name} returned {type(request).__name__}, not a "
+                "Request"
+            )
+        return request
 
     async def send(self, request: Request, on_chunk: OnChunk | None = None) -> Response:
         """Send a request.

@@ -6,12 +6,17 @@ Everything here may be unknown, and stays None then: an unknown price is never t
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from feste.errors import ConfigError
+from feste.errors import ConfigError, PluginWarning
+from feste.wording import printable, raised_at
 
-__all__ = ["Latency", "Price", "Profile", "PromptCache"]
+if TYPE_CHECKING:
+    from feste.backend.base import Backend
+
+__all__ = ["Latency", "Price", "Profile", "PromptCache", "profile_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,3 +204,25 @@ def _check_numbers(given: Latency | Price | PromptCache) -> None:
             raise ConfigError(
                 f"{type(given).__name__}({field.name}={value!r}): it must be {what}{least}"
             )
+
+
+def profile_of(client: Backend, model: str) -> Profile:
+    """Return what a backend knows of a model: nothing, with a warning, if it cannot tell.
+
+    :param client: the backend.
+    :param model: the model.
+    """
+    try:
+        profile: object = client.profile(model)
+    except Exception as error:  # a plugin's; a plan or a report is no reason to lose results
+        did = f"raised {type(error).__name__}: {printable(str(error))} ({raised_at(error)})"
+    else:
+        if isinstance(profile, Profile):
+            return profile
+        did = f"returned {type(profile).__name__}, not a Profile"
+    warnings.warn(
+        f"{type(client).__name__}.profile() {did}; nothing is known of its models",
+        PluginWarning,
+        stacklevel=1,
+    )
+    return Profile()

@@ -164,12 +164,16 @@ class PassContext:
         :param keys: their keys.
         :param how: for example ``"dropped: no output needs it"``.
         """
+        if not isinstance(how, str):
+            raise TypeError(f"cx.account() takes a text that says how, not {how!r}")
         for key in keys:
             self.accounted[key] = how
 
     def _remark(
         self, kind: Literal["applied", "missed", "advice"], text: str, nodes: Sequence[Node]
     ) -> None:
+        if not isinstance(text, str):
+            raise TypeError(f"cx.{kind}() takes a text, not {text!r}")
         origins = tuple(dict.fromkeys(n.where for n in nodes[:50]))[:3]
         self.remarks.append(Remark(kind, text, max(1, len(nodes)), tuple(o for o in origins if o)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from feste.context import Settings
@@ -58,10 +58,20 @@ def choose(settings: Settings) -> Executor | Scheduler | Callable[..., Any]:
         return driver().executor(id(target), lambda: target)
     if inspect.isclass(found) and issubclass(found, Executor):
         options = {name: settings[name] for name in found.options}
-        name = (found, target if isinstance(target, str) else id(target), *options.values())
+        values = [_hashable(value) for value in options.values()]
+        name = (found, target if isinstance(target, str) else id(target), *values)
         return driver().executor(name, lambda: found(target, **options))
     if inspect.isclass(found) and issubclass(found, Scheduler):
         scheduler: Scheduler = found(target)
         return scheduler
     get: Callable[..., Any] = found
     return get
+
+
+def _hashable(value: Any) -> Hashable:
+    """Return a value, or what is equal for equal lists, dicts and sets of plain values."""
+    try:
+        hash(value)
+    except TypeError:
+        return (type(value), repr(value))
+    return value  # type: ignore[no-any-return]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from feste.errors import PluginError
+from feste.wording import raised_at
 
 if TYPE_CHECKING:
     from feste.scheduler.brain import Brain
@@ -16,16 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Questions", "fault", "raised", "raised_at"]
-
-
-def raised_at(error: BaseException) -> str:
-    """Return ``file:line`` of the place where an error was raised.
-
-    :param error: the error.
-    """
-    step = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{step.filename}:{step.lineno}"
+__all__ = ["Questions", "fault", "raised"]
 
 
 def fault(executor: object, did: str) -> PluginError:

@@ -15,8 +15,7 @@ from feste.errors import FesteError, FesteWarning, PluginWarning
 from feste.events import EVENTS, Event
 from feste.plugins import registry
 from feste.scheduler import logs
-from feste.scheduler.faults import raised_at
-from feste.wording import printable
+from feste.wording import printable, raised_at
 
 __all__ = ["Lane", "Observers"]
 

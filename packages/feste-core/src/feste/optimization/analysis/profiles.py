@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from feste.backend import Backend, Price, Profile
+from feste.backend.profile import profile_of
 
 __all__ = ["Profiles", "effective_price"]
 
@@ -54,7 +55,7 @@ class Profiles:
     def _of(self, client: Backend, model: str) -> tuple[Backend, Profile, Price | None]:
         known = self._known.get((id(client), model))
         if known is None:
-            profile = client.profile(model)
+            profile = profile_of(client, model)
             # it holds the client too, so that no other one gets its id
             known = self._known[id(client), model] = (client, profile, effective_price(profile))
         return known

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from feste.backend import Params
+from feste.backend.profile import profile_of
 from feste.backend.request import BYTES_PER_TOKEN
 from feste.graph import FesteGraph
 from feste.node import Node
@@ -55,7 +56,7 @@ def late_constants(graph: FesteGraph) -> Iterator[Found]:
     for node in graph.calls():
         call = node.call
         if call is not None and call.operation.prefix is not None:
-            cache = call.client.profile(call.model(node.args)).prompt_cache
+            cache = profile_of(call.client, call.model(node.args)).prompt_cache
             shortest = LONG if cache is None else cache.minimum
             least.update((graph.resolve(dep.key), shortest) for dep in node.deps)
     alike: dict[tuple[int, Hashable], list[Node]] = {}

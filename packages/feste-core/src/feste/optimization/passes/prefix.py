@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from feste.backend import PromptCache
+from feste.backend.profile import profile_of
 from feste.backend.request import BYTES_PER_TOKEN, text_bytes
 from feste.graph import FesteGraph, Prefix
 from feste.node import Node
@@ -123,7 +124,7 @@ def _caches(graph: FesteGraph, cx: PassContext) -> list[tuple[PromptCache, list[
         if call is None or call.operation.prefix is None or node.key in later:
             continue
         model = call.model(node.args)
-        cache = call.client.profile(model).prompt_cache
+        cache = profile_of(call.client, model).prompt_cache
         if cache is None:
             continue
         text = _text(graph, node, equal.get(node.key, (node.key,)), cx)
@@ -254,7 +255,7 @@ def _prefix(cache: PromptCache, texts: Sequence[Text], shared: Shared, objective
 def _remark(cx: PassContext, prefix: Prefix, cache: PromptCache, members: Sequence[Node]) -> None:
     count, tokens, call = len(members), prefix.tokens, members[0].call
     assert call is not None, "only calls have prefixes"
-    latency = call.client.profile(call.model(members[0].args)).latency
+    latency = profile_of(call.client, call.model(members[0].args)).latency
     wait = "wait for it"
     if latency is not None:
         seconds = latency.seconds(1, likely_output(bound_of(members[0]))) + prefix.lag

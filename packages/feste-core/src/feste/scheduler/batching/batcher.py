@@ -162,9 +162,7 @@ def _listed(call: Call[Any], items: Sequence[Packed]) -> Packed:
     """Make requests that differ in the item one list."""
     if len(items) == 1:
         return items[0]
-    rule = call.rule
-    assert rule is not None
-    request = rule.pack(call.client, [item.request for item in items])
+    request = call.pack([item.request for item in items])
     return Packed(
         [i for item in items for i in item.members],
         [r for item in items for r in item.requests],
