@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import feste
+from feste import context
 from feste.backend import Backend, Determinism, Params, Secret, operation
 from feste.context import settings
 from feste.graph import FesteGraph
@@ -26,6 +27,7 @@ from feste.optimization import (
 from feste.optimization.rules import exact
 from feste.prompt import ChatPrompt, Prompt
 from feste.testing import FakeBackend, FakeParams
+from feste.testing.odd_backend import OddBackend, VoicedParams
 
 GREEDY = FakeParams(temperature=0)
 
@@ -52,7 +54,7 @@ def are_one(one: Any, two: Any) -> bool:
     return wanted[0] == wanted[1]
 
 
-llm = FakeBackend()
+llm, odd = FakeBackend(), OddBackend()
 
 
 # --- by class ---------------------------------------------------------------------------------------
@@ -155,6 +157,10 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
         lambda: llm.chat("a", FakeParams(temperature=0)),
         lambda: llm.chat("a", FakeParams(temperature=0.0)),
     ),
+    "parameter that is not sent": (
+        lambda: odd.say("a", VoicedParams(temperature=0)),
+        lambda: odd.say("a", VoicedParams(temperature=0, voice="loud")),
+    ),
     "type of a constant": (lambda: pure(1), lambda: pure(1.0)),
     "bool": (lambda: pure(1), lambda: pure(True)),
     "list or tuple": (lambda: pure([1]), lambda: pure((1,))),
@@ -183,6 +189,17 @@ def test_what_differs_is_not_merged(name: str) -> None:
 
     assert not are_one(one(), two())
     assert name in ("object", "set") or are_one(one(), one())
+
+
+@pytest.mark.parametrize("how", [{"optimize": True}, {"optimize": False}, {"eager": True}])
+def test_one_answer_is_read_as_each_call_wants(how: dict[str, bool]) -> None:
+    """Calls that send the same but read it in two ways have two values, in every mode."""
+    with context.set(**how):
+        plain, loud = feste.compute(
+            *[odd.say("a", VoicedParams(temperature=0, voice=voice)) for voice in ("plain", "loud")]
+        )
+
+    assert loud == plain.upper() != plain
 
 
 def test_objects_are_compared_by_identity() -> None:

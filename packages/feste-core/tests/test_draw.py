@@ -28,6 +28,7 @@ from feste.errors import InvalidRequest, RunFailed
 from feste.graph import FesteGraph
 from feste.prompt import Prompt
 from feste.testing import FakeBackend, FakeParams, fresh_draws
+from feste.testing.odd_backend import OddBackend, VoicedParams
 
 
 @pytest.fixture(autouse=True)
@@ -348,6 +349,10 @@ DIFFERENT: dict[str, list[Any]] = {
         lambda: llm.chat("Hi", FakeParams(temperature=1.0)),
         lambda: llm.chat("Hi", FakeParams(max_tokens=1)),
         lambda: llm.chat("Hi", FakeParams(max_tokens=effect(1))),
+    ],
+    "parameters that are not sent": [
+        lambda: OddBackend().say("a", VoicedParams()),
+        lambda: OddBackend().say("a", VoicedParams(voice="loud")),
     ],
     "template": [
         lambda: Prompt("a {{ x }}")(x=1),

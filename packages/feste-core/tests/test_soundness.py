@@ -42,7 +42,7 @@ from feste.testing import (
     differences,
     random_graph,
 )
-from feste.testing.odd_backend import OddBackend
+from feste.testing.odd_backend import OddBackend, VoicedParams
 from feste.testing.soundness import any_optimizer
 
 GRAPHS, PARTS = 2_000, 8
@@ -290,6 +290,8 @@ class Nodes:
             "equal greedy": llm.complete("a", GREEDY),
             "chat": llm.chat("a"),
             "other chat": llm.chat("b"),
+            "said": odd.say("a", VoicedParams(temperature=0)),
+            "said loud": odd.say("a", VoicedParams(temperature=0, voice="loud")),
             "published": odd.publish("a"),
             "published too": odd.publish("b"),
             "narrow": FakeBackend(limits=Limits(max_items=2)).complete("c"),
@@ -553,6 +555,11 @@ BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
     "a merge of different calls": (
         Level.E1G,
         lambda nodes, cx: nodes.merged(cx, "greedy", "draw"),
+        "which is another call",
+    ),
+    "a merge of calls that are read differently": (
+        Level.E1G,
+        lambda nodes, cx: nodes.merged(cx, "said loud", "said"),
         "which is another call",
     ),
     "a merge into a task": (

@@ -11,7 +11,6 @@ from feste.fused import fuse
 from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization import rules
-from feste.optimization.analysis.sketches import Sketches
 from feste.packing import fill
 from feste.prompt.operation import PromptOp
 from feste.prompt.segments import PartialPromptOp
@@ -27,18 +26,16 @@ class Equivalence:
 
     :param before: the graph that the pass was given.
     :param after: what it returned.
-    :param sketches: the requests of calls as far as they are known.
     """
 
-    def __init__(self, before: FesteGraph, after: FesteGraph, sketches: Sketches) -> None:
+    def __init__(self, before: FesteGraph, after: FesteGraph) -> None:
         self.before = before
         self.after = after
-        self._sketches = sketches
         self._merged: dict[str, str] | None = None
         self._texts: dict[int, tuple[Node, Any]] = {}
 
     def is_equal(self, old: Node, new: Node) -> bool:
-        """Whether two nodes do the same with the same; calls may be written differently for that.
+        """Whether two nodes do the same with the same; of calls, an input may become a constant.
 
         :param old: a node of the graph before.
         :param new: a node of either graph.
@@ -47,8 +44,10 @@ class Equivalence:
             return self._same_text(old, new)
         if rules.operation(old) != rules.operation(new):
             return False
-        same = rules.arguments(old) == rules.arguments(new) and self._same_inputs(old, new)
-        return same or self._same_request(old, new)
+        if rules.arguments(old) == rules.arguments(new) and self._same_inputs(old, new):
+            return True
+        given = self._given(old)
+        return given is not None and given == self._given(new)
 
     def fused_from(self, new: Node) -> list[Node]:
         """Return the tasks that a fused node runs in a row as they ran before; none if it does not.
@@ -88,15 +87,16 @@ class Equivalence:
         text = self._rendered(old)
         return text is not PENDING and rules.exact(text) == rules.exact(self._rendered(new))
 
-    def _same_request(self, old: Node, new: Node) -> bool:
-        """Whether two calls of one operation send the same, as far as all of it is known."""
-        if not rules.is_call(old):
-            return False
-        graph = self.before if self.before.nodes.get(new.key) is new else self.after
-        one, other = self._sketches.of(self.before, old), self._sketches.of(graph, new)
-        if one.unknown or other.unknown or one.request is None or other.request is None:
-            return False
-        return one.request.key == other.request.key
+    def _given(self, node: Node) -> Hashable | None:
+        """Return a key of the arguments that a call will be given; None if one is not known."""
+        values = [self._value(self.after.resolve(dep.key)) for dep in node.deps]
+        if not rules.is_call(node) or any(value is PENDING for value in values):
+            return None
+        try:
+            given = {name: fill(value, values) for name, value in node.kwargs.items()}
+            return rules.exact(([fill(value, values) for value in node.args], given))
+        except Exception:  # the run raises it again
+            return None
 
     def _same_inputs(self, old: Node, new: Node) -> bool:
         return len(old.deps) == len(new.deps) and all(

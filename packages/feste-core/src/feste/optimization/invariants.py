@@ -54,7 +54,7 @@ def _check(
     if level is Level.E0:
         _check_no_new_draws(before, after)
     if level is not Level.E2:
-        _check_nodes(level, Equivalence(before, after, cx.sketches), known)
+        _check_nodes(level, Equivalence(before, after), known)
     _check_batches(after)
     _check_members(after)
 

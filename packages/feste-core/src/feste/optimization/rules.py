@@ -8,6 +8,7 @@ keys, which must be equal for what is put together. No rule is implied by the ot
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Mapping, Sequence
+from dataclasses import fields
 from types import MappingProxyType, NoneType
 from typing import Any
 
@@ -174,8 +175,8 @@ def exact(value: Any) -> Hashable:
         return (kind, tuple((exact(k), exact(v)) for k, v in value.items()))
     if kind is slice:
         return (kind, exact(value.start), exact(value.stop), exact(value.step))
-    if isinstance(value, Params):
-        return (kind, exact(value.body()))
+    if isinstance(value, Params):  # all fields: `parse` may read one that `body()` leaves out
+        return (kind, tuple(exact(getattr(value, f.name)) for f in fields(value)))  # type: ignore[arg-type]
     return (kind, id(value))
 
 

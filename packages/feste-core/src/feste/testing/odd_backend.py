@@ -6,17 +6,28 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from feste.backend import Determinism, Limits, Operation, Profile, Request, SampleRule
+from feste.backend import Determinism, Limits, Operation, Profile, Request, Response, SampleRule
 from feste.testing.fake_backend import FakeBackend, FakeParams
 
-__all__ = ["OddBackend"]
+__all__ = ["OddBackend", "VoicedParams"]
+
+
+class VoicedParams(FakeParams):
+    """Parameters of which one is not sent: it says how the answer is read."""
+
+    voice: str = "plain"
+
+    def body(self) -> dict[str, Any]:
+        """Return the parameters that are sent."""
+        return {name: value for name, value in super().body().items() if name != "voice"}
 
 
 class OddBackend(FakeBackend):
     """A fake backend with an account, a limit of answers to one prompt, and calls with effects.
 
     It sends prompts with the word "green" by another route, so that calls with equal parameters may
-    have requests that differ in more than the prompt.
+    have requests that differ in more than the prompt; and says one answer in several voices, so that
+    calls with equal requests may have values that differ.
 
     :param model: as for :class:`FakeBackend`.
     :param tenant: the account.
@@ -81,3 +92,13 @@ class OddBackend(FakeBackend):
         samples=SampleRule(FakeBackend._several),
         batch=FakeBackend.complete.rule,
     )
+
+    def _prepare_say(self, text: str, params: VoicedParams = VoicedParams()) -> Request:
+        """Answer in a voice."""
+        return self._prepare_chat(text, FakeParams(**params.body()))
+
+    def _parse_say(self, response: Response, arguments: Mapping[str, Any]) -> str:
+        said = str(self._parse_text(response, arguments))
+        return said.upper() if arguments["params"].voice == "loud" else said
+
+    say = Operation(prepare=_prepare_say, send=FakeBackend._send, parse=_parse_say)
