@@ -7,15 +7,16 @@ import dataclasses
 import functools
 import inspect
 import traceback
-import types
 import typing
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from feste import errors
 from feste.backend.params import Params
+from feste.backend.rebuilding import alternatives, rebuilt, resolved
 from feste.backend.redaction import redact
-from feste.backend.request import Request, Response
+from feste.backend.reply import Reply
+from feste.backend.request import Request, Response, Usage
 from feste.draw import Determinism
 from feste.errors import (
     CallError,
@@ -49,7 +50,7 @@ class _Simple(Operation[R]):
         super().__init__(
             prepare=self._default_prepare,
             send=self._default_send,
-            parse=lambda backend, response, arguments: response.payload,
+            parse=self._default_parse,
             determinism=determinism,
             signature=method,
         )
@@ -74,6 +75,11 @@ class _Simple(Operation[R]):
         :param max_tokens: the maximum number of tokens in one request, or None.
         :param max_bytes: the maximum size of the request in bytes, or None.
         """
+
+        if not self.names:
+            raise ConfigError(
+                f"{self.method.__name__}() takes no parameter of which lists could be made"
+            )
 
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             if not self.names:
@@ -101,7 +107,7 @@ class _Simple(Operation[R]):
         for name, argument in zip(self.names, (*arguments, *by_name.values()), strict=True):
             if isinstance(argument, Params):
                 self._check_kind(name, type(argument))
-                argument = argument.body()
+                argument = _given(argument)
             body[name] = plain(argument, name)
         return Request(
             plugin=backend.plugin,
@@ -123,11 +129,12 @@ class _Simple(Operation[R]):
     ) -> Response:
         method = self.many if request.packed else self.method
         assert method is not None
-        named = {name: self._revived(name, request.body[name]) for name in self.names}
-        # passed by position, because the batched form names its first parameter differently
-        first = [named.pop(name) for name in self.names[:1]]
         broken = None
         try:
+            kinds = self._kinds
+            named = {name: _record(request.body[name], kinds.get(name)) for name in self.names}
+            # passed by position, because the batched form names its first parameter differently
+            first = [named.pop(name) for name in self.names[:1]]
             if inspect.iscoroutinefunction(method):
                 value = await method(backend, *first, **named)
             else:
@@ -144,20 +151,39 @@ class _Simple(Operation[R]):
                 broken = None
             raise told from broken
         try:
-            return Response(
-                _outcomes(value, backend) if request.packed else plain(value, "the reply")
-            )
+            if request.packed:
+                outcomes = _outcomes(value, backend, self._as_json)
+                return Response(
+                    outcomes, _usage(*(v for v in value if not isinstance(v, Exception)))
+                )
+            return Response(self._as_json(value, "the reply"), _usage(value))
         except FesteError as error:
             raise OutputMismatch(f"{self.name} of {backend.plugin}: {error}") from None
 
-    def _revived(self, name: str, value: Any) -> Any:
-        kind = self._kinds.get(name)
-        if kind is None or not isinstance(value, dict):
-            return value
-        known = {f.name for f in dataclasses.fields(kind)}
-        extra = {key: value[key] for key in value if key not in known}
-        given = {name: value.get(name) for name in known}  # None was not sent
-        return kind(**{**given, "extra": extra} if extra else given)
+    def _default_parse(self, backend: Backend, response: Response, arguments: object) -> Any:
+        payload = response.payload
+        if not self._gives_replies:
+            return payload
+        if isinstance(payload, str):
+            return Reply(payload)
+        usage = payload["usage"] and Usage(**payload["usage"])
+        return Reply(**{**payload, "usage": usage})
+
+    @functools.cached_property
+    def _gives_replies(self) -> bool:
+        annotation = self.method.__annotations__.get("return")
+        return resolved(annotation, self.method.__globals__) is Reply
+
+    def _as_json(self, value: Any, path: str) -> Any:
+        """Return a value as plain JSON; a reply with all that it says, if the annotation names one."""
+        if not self._gives_replies:
+            return plain(value, path)
+        if not isinstance(value, str):
+            raise MalformedResponse(f"{path} is a {type(value).__name__}, not a Reply")
+        if not isinstance(value, Reply):
+            return plain(value, path)
+        says = {name: getattr(value, name) for name in _SAYS}
+        return {"text": plain(value, path), **plain(says, path)}
 
     def _check_kind(self, name: str, kind: type[Params]) -> None:
         """Raise if a record's class cannot be found to rebuild it from JSON in another process."""
@@ -167,7 +193,7 @@ class _Simple(Operation[R]):
                 f"{self.name}(): {name} was given a {kind.__name__}, but its annotation names no "
                 f"such class that can be found; write {name}: {kind.__name__} = {kind.__name__}()"
             )
-        if not issubclass(kind, known):
+        if kind is not known:  # JSON would arrive as the other class
             raise ParameterError(
                 f"{self.name}() takes {name}={known.__name__}(...), not a {kind.__name__}"
             )
@@ -177,23 +203,25 @@ class _Simple(Operation[R]):
         """The parameters that are records, with the class to rebuild each from JSON."""
         kinds: dict[str, Any] = {}
         for p in self.parameters:
-            hint = _hint(self.method, p)
-            union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-            for kind in (type(p.default), *(typing.get_args(hint) if union else (hint,))):
+            hint = resolved(p.annotation, self.method.__globals__)
+            for kind in (*alternatives(hint), type(p.default)):
                 if isinstance(kind, type) and issubclass(kind, Params):
                     kinds[p.name] = kind
         return kinds
 
 
-def _hint(method: Callable[..., Any], p: inspect.Parameter) -> Any:
-    """Return the annotation of a parameter, or None if it cannot be resolved."""
-    if p.annotation is p.empty:
-        return None
-    one = types.SimpleNamespace(__annotations__={p.name: p.annotation})
-    try:
-        return typing.get_type_hints(one, method.__globals__)[p.name]
-    except NameError:  # defined only for type checkers, or local to a function
-        return None
+def _given(params: Params) -> dict[str, Any]:
+    """Return the fields of a record that are not None, so that a new one makes no new request."""
+    fields = dataclasses.fields(params)  # type: ignore[arg-type]
+    values = {f.name: getattr(params, f.name) for f in fields}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _record(value: Any, kind: Any) -> Any:
+    """Return the record that :func:`_given` took apart; any other argument as it is."""
+    if kind is None or not isinstance(value, dict):
+        return value
+    return rebuilt({**dict.fromkeys(f.name for f in dataclasses.fields(kind)), **value}, kind)
 
 
 def _call_error(error: Exception, backend: Backend) -> CallError:
@@ -223,7 +251,20 @@ def _shows_a_key(error: Exception, backend: Backend) -> bool:
 _FACTS = ("billed", "status", "code", "request_id", "retry_after")
 
 
-def _outcomes(values: Any, backend: Backend) -> list[dict[str, Any]]:
+#: What a reply says besides its text.
+_SAYS = ("message", "finish_reason", "usage", "logprobs", "model")
+
+
+def _usage(*values: Any) -> Usage | None:
+    """Return what replies used together, or None if not all of them say it."""
+    used = [Response(None, v.usage).tidy().usage for v in values if isinstance(v, Reply)]
+    known = [usage for usage in used if usage is not None]
+    return sum(known, Usage()) if known and len(known) == len(values) else None
+
+
+def _outcomes(
+    values: Any, backend: Backend, as_json: Callable[[Any, str], Any] = plain
+) -> list[dict[str, Any]]:
     """Convert values and exceptions to JSON."""
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise MalformedResponse(f"it must return a list, not {type(values).__name__}")
@@ -236,7 +277,7 @@ def _outcomes(values: Any, backend: Backend) -> list[dict[str, Any]]:
             text = str(error.args[0]) if error.args else type(error).__name__
             outcomes.append({"error": kind.__name__, "message": text, "facts": facts})
         else:
-            outcomes.append({"value": plain(value, f"the reply[{i}]")})
+            outcomes.append({"value": as_json(value, f"the reply[{i}]")})
     return outcomes
 
 
@@ -278,8 +319,12 @@ def operation(
 ) -> Any:
     """Make a method of a :class:`Backend` an operation, with default halves.
 
-    The method, sync or async, receives the arguments of a call by name as plain JSON (a
-    :class:`Params` record unchanged) and returns plain JSON. A sync method runs in a thread.
+    The method, sync or async, receives the arguments of a call by name as plain JSON, and returns
+    plain JSON or, if its annotation is ``-> Reply``, a :class:`Reply`. A sync method runs in a thread.
+
+    A :class:`Params` record arrives as a record of its class with all of its fields, which hold plain
+    data: a tuple or a dataclass arrives as such where the field's annotation names it, otherwise as a
+    list or a dict; a set or an enum is refused.
 
     :param method: the method, when used without parentheses.
     :param determinism: the determinism class of its calls.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -34,6 +35,7 @@ from feste.errors import (
     suggest,
 )
 from feste.node import Lazy, call_site
+from feste.plain import plain
 from feste.wording import raised_at
 
 if TYPE_CHECKING:
@@ -389,7 +391,7 @@ class Call(Generic[R]):
 
 
 def _constant(argument: Any) -> str | None:
-    """Return a text for a known argument; None if it contains slots or cannot be shown as JSON."""
+    """Return a text for a known argument; None if it contains slots or is no plain data."""
     if isinstance(argument, type):
         return f"{argument.__module__}.{argument.__qualname__}@{id(argument)}"
     if isinstance(argument, Params):
@@ -397,6 +399,8 @@ def _constant(argument: Any) -> str | None:
     try:
         return canonical(argument)
     except ConfigError:
+        with suppress(FesteError):
+            return canonical(plain(argument))  # dataclasses as dicts, as default halves send them
         return None
 
 
