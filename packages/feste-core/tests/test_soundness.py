@@ -366,6 +366,11 @@ class Nodes:
         keys = [tuple(self[name] for name in batch) for batch in batches]
         return self.graph.replace(batches=[Batch(k, (k,) if draws else ()) for k in keys])
 
+    def grouped(self, *names: str, levels: Any = None) -> FesteGraph:
+        """The graph with a group."""
+        keys = tuple(self[name] for name in names)
+        return self.graph.replace(groups=[Group(keys, levels or (1,) * len(keys))])
+
     def merged(self, cx: Any, name: str, into: str) -> FesteGraph:
         """The graph with one node merged into another, with an account of it."""
         cx.account([self[name]], f"merged into {self[into]}")
@@ -778,12 +783,39 @@ BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
         ),
         "is in a prefix, but it is no call",
     ),
-    "a group of tasks": (
+    **{
+        f"a group of {what}": (
+            Level.E0,
+            lambda nodes, cx, names=names: nodes.grouped(*names),
+            f"is in a group{told}",
+        )
+        for what, names, told in (
+            ("tasks", ("task", "other task"), ", but it is no call"),
+            ("effects", ("published", "published too"), ", but it has an effect"),
+            ("two operations", ("draw", "early vector"), " with another operation"),
+            ("two limits", ("draw", "narrow"), " with another client's limits"),
+            ("seeds", ("seeded", "other seeded"), ", but its seed would hold for all of it"),
+            ("two maxima", ("draw", "short"), " with other parameters"),
+            ("chats", ("chat", "other chat"), ", but its operation takes no lists"),
+        )
+    },
+    **{
+        f"a group with levels {levels}": (
+            Level.E0,
+            lambda nodes, cx, levels=levels: nodes.grouped("draw", "other draw", levels=levels),
+            f"has the levels {levels}: each of its 2 members has one, a whole number from 1",
+        )
+        for levels in [(1,), (1, 2, 1), (1, 0), (-1, 1), (1, True), ("1", "1"), "12"]
+    },
+    "a group of nothing": (
         Level.E0,
-        lambda nodes, cx: nodes.graph.replace(
-            groups=[Group((nodes["task"], nodes["other task"]), (1, 1))]
-        ),
-        "is in a group, but it is no call",
+        lambda nodes, cx: nodes.graph.replace(groups=[Group((), ())]),
+        "a group has no calls",
+    ),
+    "a prefix of nothing": (
+        Level.E0,
+        lambda nodes, cx: nodes.graph.replace(prefixes=[Prefix((), "", 5)]),
+        "a prefix has no calls",
     ),
     "a batch of nothing": (
         Level.E0,
@@ -970,6 +1002,10 @@ LEGAL: dict[str, tuple[Level, Callable[[Nodes, Any], FesteGraph]]] = {
     "answers to one prompt": (
         Level.E1,
         lambda nodes, cx: nodes.batched(("draw", "equal draw"), draws=True),
+    ),
+    "a group of calls of which one needs the other": (
+        Level.E0,
+        lambda nodes, cx: nodes.grouped("first", "after first", levels=(1, 2)),
     ),
 }
 

@@ -187,15 +187,17 @@ class FesteGraph(Mapping[str, Any]):
         """Check the graph's invariants.
 
         :raises GraphError: for a cycle (with all batches contracted at once), a missing input,
-            output or member of a batch, group or prefix, an empty batch, a call in two
+            output or member of a batch, group or prefix, an empty one of these, a call in two
             batches, draws that are not parts of their batch, a missing rank, or one that is no int.
         """
         self._check_aliases()
         for key in self.outputs:
             if self.resolve(key) not in self.nodes:
                 raise GraphError(f"the output {key} is not in the graph")
-        if not all(b.members for b in self.batches):
-            raise GraphError("a batch has no calls")
+        sharing: list[Batch | Group | Prefix] = [*self.batches, *self.groups, *self.prefixes]
+        for shared in sharing:
+            if not shared.members:
+                raise GraphError(f"a {type(shared).__name__.lower()} has no calls")
         members = [m for b in self.batches for m in b.members]
         if len(members) != len(set(members)):
             raise GraphError("a call is in two batches")
@@ -206,7 +208,6 @@ class FesteGraph(Mapping[str, Any]):
                 raise GraphError(
                     f"the draws of {batch.key} are not separate sets of two or more of its members"
                 )
-        sharing: list[Batch | Group | Prefix] = [*self.batches, *self.groups, *self.prefixes]
         for shared in sharing:
             for member in shared.members:
                 if member not in self.nodes:

@@ -8,7 +8,7 @@ from typing import Any
 from feste.draw import Determinism
 from feste.errors import GraphError, PluginError
 from feste.fused import Fused
-from feste.graph import FesteGraph, Group, Prefix
+from feste.graph import FesteGraph
 from feste.node import PENDING, Node
 from feste.optimization import rules
 from feste.optimization.base import Level, Optimization, PassContext, level_of
@@ -55,8 +55,7 @@ def _check(
         _check_no_new_draws(before, after)
     if level is not Level.E2:
         _check_nodes(level, Equivalence(before, after), known)
-    _check_batches(after)
-    _check_members(after)
+    _check_shared(after)
 
 
 def _check_no_new_draws(before: FesteGraph, after: FesteGraph) -> None:
@@ -157,46 +156,61 @@ def _check_kept(old: Node, node: Node, same: Equivalence, known: Container[str])
         raise GraphError(f"it changed the inputs of {_named(node)}: that takes level E2")
 
 
-def _check_batches(graph: FesteGraph) -> None:
-    """The members of each batch may share requests."""
+def _check_shared(graph: FesteGraph) -> None:
+    """The members of each batch and of each group may share requests, and those of a prefix are calls."""
     for batch in graph.batches:
         nodes = [graph.nodes[m] for m in batch.members]
-        first, call = nodes[0], nodes[0].call
-        for node in nodes:
-            if call is None or not rules.is_call(node):
-                raise GraphError(f"{_named(node)} is in a batch, but it is no call")
-            if rules.is_visible(node):
-                raise GraphError(f"{_named(node)} is in a batch, but it has an effect")
-            if rules.operation(node) != rules.operation(first):
-                raise GraphError(f"{_named(node)} is in a batch with another operation")
-            if rules.limits(node) != rules.limits(first):
-                raise GraphError(f"{_named(node)} is in a batch with another client's limits")
-        if batch.items > 1 and (call is None or not rules.takes_lists(call)):
-            raise GraphError(f"{_named(first)} is in a batch, but its operation takes no lists")
+        _check_members(nodes, "batch")
         if batch.items > 1:
-            _check_parameters(nodes)
+            _check_list(nodes, "batch")
         for equal in batch.draws:
             _check_draws(graph, [graph.nodes[m] for m in equal])
+    for group in graph.groups:
+        nodes = [graph.nodes[m] for m in group.members]
+        _check_members(nodes, "group")
+        _check_list(nodes, "group")
+        levels = [level for level in group.levels if type(level) is int and level > 0]
+        if not len(levels) == len(group.levels) == len(nodes):
+            raise GraphError(
+                f"the group of {_named(nodes[0])} has the levels {str(group.levels)[:80]}: each of its "
+                f"{len(nodes)} members has one, a whole number from 1"
+            )
+    for prefix in graph.prefixes:
+        _check_calls([graph.nodes[m] for m in prefix.members], "prefix")
 
 
-def _check_members(graph: FesteGraph) -> None:
-    """Only calls become ready together, or begin alike."""
-    shared: list[Group | Prefix] = [*graph.groups, *graph.prefixes]
-    for one in shared:
-        for member in one.members:
-            if not rules.is_call(graph.nodes[member]):
-                kind = type(one).__name__.lower()
-                raise GraphError(f"{_named(graph.nodes[member])} is in a {kind}, but it is no call")
+def _check_calls(nodes: list[Node], kind: str) -> None:
+    for node in nodes:
+        if not rules.is_call(node):
+            raise GraphError(f"{_named(node)} is in a {kind}, but it is no call")
 
 
-def _check_parameters(nodes: list[Node]) -> None:
+def _check_members(nodes: list[Node], kind: str) -> None:
+    """Some calls that share requests are of one operation and of equal clients, without effects."""
+    _check_calls(nodes, kind)
+    first = nodes[0]
+    for node in nodes:
+        if rules.is_visible(node):
+            raise GraphError(f"{_named(node)} is in a {kind}, but it has an effect")
+        if rules.operation(node) != rules.operation(first):
+            raise GraphError(f"{_named(node)} is in a {kind} with another operation")
+        if rules.limits(node) != rules.limits(first):
+            raise GraphError(f"{_named(node)} is in a {kind} with another client's limits")
+
+
+def _check_list(nodes: list[Node], kind: str) -> None:
     """Some calls that become a list have equal parameters, which hold for each of them by itself."""
-    own = rules.parameters(nodes[0])
+    first, call = nodes[0], nodes[0].call
+    if call is None or not rules.takes_lists(call):
+        raise GraphError(f"{_named(first)} is in a {kind}, but its operation takes no lists")
+    own = rules.parameters(first)
     for node in nodes:
         if own is None or rules.parameters(node) != own:
-            raise GraphError(f"{_named(node)} is in a batch with other parameters")
+            raise GraphError(f"{_named(node)} is in a {kind} with other parameters")
         if not rules.may_share(node):
-            raise GraphError(f"{_named(node)} is in a batch, but its seed would hold for all of it")
+            raise GraphError(
+                f"{_named(node)} is in a {kind}, but its seed would hold for all of it"
+            )
 
 
 def _check_draws(graph: FesteGraph, nodes: list[Node]) -> None:
