@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional, Union
 
 import pytest
 from hypothesis import given
@@ -458,6 +458,9 @@ def test_a_wrong_value_is_refused_before_it_is_set(given: dict[str, Any], said: 
     assert llm.requests == []
 
 
+OPTIONAL, UNION = Optional[int], Union[int, str]  # noqa: UP007, UP045 - as others may write them
+
+
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
@@ -466,18 +469,45 @@ def test_a_wrong_value_is_refused_before_it_is_set(given: dict[str, Any], said: 
         (bool, [True, False], [1, 0, None]),
         (str, ["a", ""], [b"a", None]),
         (int | None, [1, None], [True, "1"]),
+        (OPTIONAL, [1, None], [True, "1"]),
+        (UNION, [1, "a"], [True, None]),
         (object, [True, 1, None], []),
         (Literal[1, "a"], [1, "a"], [True, 1.0, "b"]),
+        (Literal["a", "b"] | None, ["a", None], ["c", 1]),
+        (Literal[1] | float, [1, 0.5, 2], [True, "1"]),
+        (list, [[], ["a"]], ["abc", ()]),
     ],
 )
 def test_types_of_declared_settings(kind: Any, good: list[Any], bad: list[Any]) -> None:
-    """A plugin's setting may be a class, a union or a Literal; True is no int and no 1."""
-    setting = Setting(None, kind, "a test")
+    """A plugin's setting may be a class, a Literal or a union; True is no int and no 1."""
+    setting = Setting(good[0], kind, "a test")
     for value in good:
         assert setting.check("x", value) == value
     for value in bad:
         with pytest.raises(ConfigError, match="setting x="):
             setting.check("x", value)
+
+
+@pytest.mark.parametrize(
+    ("default", "kind", "said"),
+    [
+        ("text", int, "the default: expected int, not str"),
+        (None, int, "the default: expected int, not None"),
+        (True, int, "the default: expected int, not bool"),
+        ("c", Literal["a", "b"], "the default: allowed are 'a', 'b'"),
+        (1, Literal["a", "b"] | None, "the default: expected 'a' | 'b' | None, not int"),
+        ([], list[str], r"no value can be checked against list\[str\]"),
+        (None, list[str] | None, r"no value can be checked against list\[str\]"),
+        (1, (int, str), r"no value can be checked against \(<class"),
+        (1, Any, "no value can be checked against"),
+        (1, "int", "no value can be checked against int"),
+        (None, None, "no value can be checked against None"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_as_it_is_made(default: Any, kind: Any, said: str) -> None:
+    """The default is of the type, and the type can be checked."""
+    with pytest.raises(ConfigError, match=rf"Setting\(.*, 'a test'\): {said}"):
+        Setting(default, kind, "a test")
 
 
 def test_a_setting_may_check_itself() -> None:
@@ -500,15 +530,50 @@ def test_a_setting_may_check_itself() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
-    [(int, "3", 3), (float, "2.5", 2.5), (int | None, "3", 3), (int | float, "2.5", 2.5)],
+    [
+        (int, "3", 3),
+        (float, "2.5", 2.5),
+        (float, "2", 2.0),
+        (int | None, "3", 3),
+        (OPTIONAL, "", None),
+        (float | None, "1e3", 1000.0),
+        (int | float, "2.5", 2.5),
+        (bool | None, "1", True),
+        (bool | None, "off", False),
+        (bool | None, "", None),
+        (Literal[1, 2, 3], "2", 2),
+        (Literal["auto", 1], "1", 1),
+        (Literal["auto", 1] | None, "auto", "auto"),
+    ],
 )
-def test_numbers_in_the_environment(kind: Any, text: str, value: Any) -> None:
-    """A number is read as one; a text that is none is refused by the variable's name."""
-    setting = Setting(None, kind, "a test")
+def test_the_environment_is_read_by_the_type(kind: Any, text: str, value: Any) -> None:
+    """A text is what the type may be; one that is none of it is refused by the variable's name."""
+    setting = Setting(value, kind, "a test")
+    found = setting.parse("x", text)
 
-    assert setting.parse("x", text) == value
-    with pytest.raises(ConfigError, match="FESTE_X='many': expected"):
+    assert (type(found), found) == (type(value), value)
+    with pytest.raises(ConfigError, match=r"FESTE_X='many': (expected|allowed)"):
         setting.parse("x", "many")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (str, "1", "1"),
+        (str, "", ""),
+        (str | None, "off", "off"),
+        (str | None, "", None),
+        (int | str, "7", 7),
+        (int | str, "7a", "7a"),
+        (Literal["1", 1], "1", "1"),
+        (object, "1", "1"),
+    ],
+)
+def test_a_text_stays_one_where_it_may(kind: Any, text: str, value: Any) -> None:
+    """Where text and something else are allowed, a text that can be the other is the other."""
+    found = Setting(value, kind, "a test").parse("x", text)
+
+    assert (type(found), found) == (type(value), value)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -216,6 +216,16 @@ BROKEN: dict[str, tuple[str, str]] = {
         "@feste.hookimpl\ndef feste_backends():\n    return {'x': 1 / 0}",
         "ZeroDivisionError",
     ),
+    "setting of no type": (
+        "from feste.context import Setting\n@feste.hookimpl\ndef feste_settings():\n"
+        "    return {'depth': Setting(3, (int, str), 'how deep')}",
+        "Setting(3, (<class 'int'>, <class 'str'>), 'how deep'): no value can be checked",
+    ),
+    "setting of the wrong type": (
+        "from feste.context import Setting\n@feste.hookimpl\ndef feste_settings():\n"
+        "    return {'depth': Setting('3', int, 'how deep')}",
+        "Setting('3', int, 'how deep'): the default: expected int, not str",
+    ),
     "returns nothing": (
         "@feste.hookimpl\ndef feste_backends():\n    pass",
         "feste_backends() must return a mapping, not None",

@@ -25,7 +25,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from feste.budget import Budget
 from feste.errors import ConfigError, UnknownName, suggest
@@ -38,18 +38,39 @@ __all__ = ["SETTINGS", "Layer", "Setting", "Settings", "caps", "get", "set", "se
 class Setting:
     """The declaration of a setting.
 
-    :param default: the value when nothing else sets it.
-    :param type: the check of a value: a class, a union of classes, a ``Literal`` of allowed values,
-        or a callable that returns the value to store and raises ValueError for a wrong one.
+    :param default: the value when nothing else sets it; one of the type.
+    :param type: the check of a value: a class, a ``Literal`` of allowed values, a union of these, or a
+        function that returns the value to store and raises ValueError for a wrong one.
     :param help: one line for the reference.
     :param everywhere: whether a ``with`` block sets it for all threads of the process, so that a call
         made in another thread is not forgotten.
+    :raises ConfigError: if the type is none of these, or the default is not of the type.
+
+    >>> Setting(None, int, "how deep")
+    Traceback (most recent call last):
+    feste.errors.ConfigError: Setting(None, int, 'how deep'): the default: expected int, not None
     """
 
     default: Any
     type: Any
     help: str
     everywhere: bool = False
+
+    def __post_init__(self) -> None:
+        declared = f"Setting({_shown(self.default)}, {_title(self.type)}, {_shown(self.help)})"
+        if not self._is_function:
+            wrong = [kind for kind in _kinds(self.type) if not _is_checkable(kind)]
+            if wrong:
+                raise ConfigError(
+                    f"{declared}: no value can be checked against {_title(wrong[0])}: give a class such "
+                    "as list, a Literal, a union of these, or a function that checks a value"
+                )
+            self._checked(f"{declared}: the default", self.default)
+
+    @property
+    def _is_function(self) -> bool:
+        is_type = isinstance(self.type, type) or get_origin(self.type) is not None
+        return not is_type and callable(self.type)
 
     def check(self, name: str, value: Any) -> Any:
         """Check a value and return the value to store.
@@ -61,24 +82,20 @@ class Setting:
         return self._checked(f"setting {name}={_shown(value)}", value)
 
     def _checked(self, what: str, value: Any) -> Any:
+        if self._is_function:
+            try:
+                return self.type(value)
+            except Exception as error:  # a value's own methods may raise anything
+                raise ConfigError(f"{what}: {_clipped(str(error))}") from None
+        kinds = _kinds(self.type)
+        if any(_is_of(value, kind) for kind in kinds):
+            return value
+        if type(value) is int and float in kinds:
+            with suppress(OverflowError):
+                return float(value)
         if get_origin(self.type) is Literal:
-            allowed = get_args(self.type)
-            if any(type(value) is type(a) and value == a for a in allowed):
-                return value
-            raise ConfigError(f"{what}: allowed are {', '.join(map(repr, allowed))}")
-        if isinstance(self.type, (type, UnionType)):
-            kinds = get_args(self.type) or (self.type,)
-            mistaken = type(value) is bool and bool not in kinds and object not in kinds
-            if isinstance(value, self.type) and not mistaken:
-                return value
-            if type(value) is int and float in kinds:
-                with suppress(OverflowError):
-                    return float(value)
-            raise ConfigError(f"{what}: expected {_title(self.type)}, not {_title(type(value))}")
-        try:
-            return self.type(value)
-        except Exception as error:  # a value's own methods may raise anything
-            raise ConfigError(f"{what}: {_clipped(str(error))}") from None
+            raise ConfigError(f"{what}: allowed are {', '.join(map(repr, get_args(self.type)))}")
+        raise ConfigError(f"{what}: expected {_title(self.type)}, not {_title(type(value))}")
 
     def parse(self, name: str, text: str) -> Any:
         """Convert the text of an environment variable to the setting's value.
@@ -88,18 +105,49 @@ class Setting:
         :raises ConfigError: if the text does not fit the setting's type.
         """
         what = f"FESTE_{name.upper()}={_shown(text)}"
-        choices = get_args(self.type) if get_origin(self.type) is Literal else ()
-        if self.type is bool or any(isinstance(c, bool) for c in choices):
-            switch = _SWITCH.get(text.strip().lower())
-            if switch is not None:
-                return self._checked(what, switch)
-            if self.type is bool:
+        kinds = () if self._is_function else _kinds(self.type)
+        literally = any(get_origin(kind) is Literal and _is_of(text, kind) for kind in kinds)
+        if kinds and not literally and object not in kinds:
+            for value in _readings(text):
+                with suppress(ConfigError):
+                    return self._checked(what, value)
+            if kinds == (bool,):
                 raise ConfigError(f"{what}: use 1 or 0")
-        for kind in (int, float):
-            if kind in (get_args(self.type) or (self.type,)):
-                with suppress(ValueError):
-                    return kind(text)
         return self._checked(what, text)
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """Return the members of a union; of any other type itself."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _is_checkable(kind: Any) -> bool:
+    """Whether it is a class or a Literal: not ``list[str]``, nor a tuple of classes."""
+    if get_origin(kind) is not None or not isinstance(kind, type):
+        return get_origin(kind) is Literal
+    try:
+        isinstance(None, kind)
+    except TypeError:  # typing.Any, or a Protocol
+        return False
+    return True
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a class, or one of a Literal; True is no number."""
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(a) and value == a for a in get_args(kind))
+    return isinstance(value, kind) and (type(value) is not bool or kind in (bool, object))
+
+
+def _readings(text: str) -> Iterator[Any]:
+    """Yield what the text of a variable may stand for, besides itself."""
+    if not text.strip():
+        yield None
+    if text.strip().lower() in _SWITCH:
+        yield _SWITCH[text.strip().lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            yield kind(text)
 
 
 def _shown(value: Any) -> str:
@@ -115,7 +163,14 @@ def _clipped(text: str) -> str:
 
 
 def _title(kind: Any) -> str:
-    return str(getattr(kind, "__name__", kind))
+    """Return a type as it is written."""
+    if get_origin(kind) is Literal:
+        return " | ".join(map(repr, get_args(kind)))
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(map(_title, get_args(kind)))
+    if kind is type(None):
+        return "None"
+    return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 #: The characters that an error tells of a value.
