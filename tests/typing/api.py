@@ -172,6 +172,12 @@ def fake() -> None:
     assert_type(llm.chat("Hi", FakeParams(seed=1)), FesteDelayed[Reply])
     assert_type(llm.complete(shout("Hi")).compute(), Reply)
     assert_type(llm.embed("Hi"), FesteDelayed[array.array[float]])
+    texts: list[FesteDelayed[str]] = [
+        llm.chat("Hi"),
+        shout("Ho"),
+    ]  # a Reply is a str, also a lazy one
+    assert_type("".join(feste.stream(llm.chat("Hi"))), str)
+    assert_type([text.compute() for text in texts], list[str])
 
 
 # --- running ----------------------------------------------------------------------------------------
@@ -246,6 +252,10 @@ class Echo(Backend):
     def size(self, text: str) -> int:
         return len(text)
 
+    @operation
+    async def reply(self, text: str) -> Reply:
+        return Reply(text, finish_reason="stop")
+
     @operation(determinism=Determinism.PURE)
     async def vector(self, text: str) -> list[float]:
         return [float(len(text))]
@@ -264,7 +274,10 @@ def third_party() -> None:
     assert_type(echo.size("a"), FesteDelayed[int])
     assert_type(echo.vector("a"), FesteDelayed[list[float]])
     assert_type(echo.words("a"), FesteDelayed[list[str]])
-    assert_type(create("echo", end="!"), Backend)
+    assert_type(echo.reply("a"), FesteDelayed[Reply])
+    named: Echo = create("echo", end="!")  # a name says nothing of the class
+    assert_type(named.complete("a"), FesteDelayed[str])
+    assert_type(create("echo").complete("a"), Any)
 
 
 class Nothing:

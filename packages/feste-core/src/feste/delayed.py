@@ -24,7 +24,7 @@ from feste.packing import MAX_DEPTH, Deps, pack
 
 __all__ = ["FesteDelayed", "Task", "record", "refuse_node_text", "task"]
 
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)  # what gives a Reply may stand where a str is wanted
 Where = Literal["thread", "process", "inline"]
 #: Of most nodes; an empty dict of its own would be a sixth of one.
 _NO_KWARGS: Mapping[str, Any] = {}

@@ -310,11 +310,15 @@ def _shown(name: str, value: Any, hidden: list[Hashable] | None = None) -> Any:
     return f"<{type(value).__qualname__}>" if " at 0x" in shown else shown
 
 
-def create(name: str, /, **config: Any) -> Backend:
+def create(name: str, /, **config: Any) -> Any:
     """Make a backend from its registered name.
+
+    A name does not tell a type checker which operations there are: annotate what needs to be checked,
+    ``llm: OpenAI = create("openai")``.
 
     :param name: the backend's name, as listed by ``feste plugins``.
     :param config: the arguments of its class.
+    :returns: the backend.
     :raises UnknownName: if no plugin registers that name; the message suggests the nearest one.
 
     >>> create("fake").plugin
@@ -322,12 +326,10 @@ def create(name: str, /, **config: Any) -> Backend:
     """
     from feste.plugins import registry
 
-    backend: Backend
     try:
-        backend = registry().find("backends", name)(**config)
+        return registry().find("backends", name)(**config)
     finally:
         del config  # so that no traceback with variables shows a literal key
-    return backend
 
 
 @functools.lru_cache(maxsize=256)  # once for each server
