@@ -194,6 +194,24 @@ class Leaky(Whole):
         raise InvalidRequest(f"the key {self._secret.reveal()} is wrong")
 
 
+class Printable(Whole):
+    """An error's traceback has a variable that holds the key."""
+
+    async def sent(self, request: Request, on_chunk: Any = None) -> Response:
+        headers = {"authorization": f"Bearer {self._secret.reveal()}"}
+        raise InvalidRequest(f"{len(headers)} header is wrong")
+
+
+class Caused(Printable):
+    """The error before it has one."""
+
+    async def sent(self, request: Request, on_chunk: Any = None) -> Response:
+        try:
+            return await super().sent(request)
+        except InvalidRequest as error:
+            raise InvalidRequest("wrong") from error
+
+
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [
@@ -209,6 +227,8 @@ class Leaky(Whole):
         (Counting, "parse_is_repeatable"),
         (Foreign, "send_raises_call_errors_only"),
         (Leaky, "send_raises_call_errors_only"),
+        (Printable, "send_raises_call_errors_only"),
+        (Caused, "send_raises_call_errors_only"),
     ],
 )
 def test_who_breaks_a_rule_is_noticed(kind: type[Whole], rule: str) -> None:
@@ -220,6 +240,18 @@ def test_who_breaks_a_rule_is_noticed(kind: type[Whole], rule: str) -> None:
         contract.kind = kind
         with pytest.raises(Exception):  # noqa: B017 - whatever a test fails with
             getattr(contract, f"test_{rule}")()
+    finally:
+        contract.teardown_method()
+
+
+def test_the_variable_that_shows_a_key_is_named() -> None:
+    """The rule says where the error was raised, and which variable a tool would print."""
+    contract = Contract()
+    contract.kind = Printable
+    contract.setup_method()
+    try:
+        with pytest.raises(AssertionError, match=r"shows the key: headers in sent \(.*\.py:\d+\)"):
+            contract.test_send_raises_call_errors_only()
     finally:
         contract.teardown_method()
 

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -126,7 +126,10 @@ class BackendContract:
             assert first == third, f"stored as JSON, {first} becomes {third}"
 
     def test_send_raises_call_errors_only(self) -> None:
-        """Only errors of calls, which pickle, are raised; never an SDK's own exceptions."""
+        """Only errors of calls, which pickle, are raised; never an SDK's own exceptions.
+
+        Neither they nor the variables of their tracebacks show the key: tools for errors print both.
+        """
         late = [(call, replace(r, timeout=1e-6)) for call, _, r in self._made(self.make())]
         wrong = [(call, r) for llm in self.broken() for call, _, r in self._made(llm)]
         for n, (call, request) in enumerate(wrong + late):
@@ -136,6 +139,10 @@ class BackendContract:
             except CallError as error:
                 told = "".join(traceback.format_exception(error)) + repr(vars(error))
                 assert self.key not in told, "an error shows the key"
+                for place, shown in variables(error):
+                    assert self.key not in shown, (
+                        f"a traceback shows the key: {place}. Raise the error elsewhere"
+                    )
                 assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
     # --- helpers ----------------------------------------------------------------------------------
@@ -169,6 +176,21 @@ class BackendContract:
         """Return the value of an outcome as text, because arrays cannot be compared with ``==``."""
         call, arguments, _ = made
         return repr(outcome if isinstance(outcome, CallError) else call.parse(outcome, arguments))
+
+
+def variables(error: Exception) -> Iterator[tuple[str, str]]:
+    """Yield what a traceback with variables shows: their names and places, and their texts.
+
+    :param error: an error that was caught; the frame that caught it is left out.
+    """
+    trace = error.__traceback__ and error.__traceback__.tb_next
+    told: traceback.TracebackException | None
+    told = traceback.TracebackException(type(error), error, trace, capture_locals=True)
+    while told is not None:
+        for frame in told.stack:
+            for name, shown in (frame.locals or {}).items():
+                yield f"{name} in {frame.name} ({frame.filename}:{frame.lineno})", shown
+        told = told.__cause__ or told.__context__
 
 
 def sent(call: Call[Any], request: Request) -> Response:
