@@ -27,6 +27,7 @@ def test_a_text_is_a_plain_text() -> None:
         (5, "embed\\(\\) needs text as a text, not an int$"),
         (["a"], r"not a list; write a call for each, \[llm.embed\(t\) for t in texts\]"),
         (print, "call it with its variables first"),
+        (SpeakParams, r"not the class .*\.SpeakParams$"),
     ],
 )
 def test_what_is_no_text(value: Any, why: str) -> None:
@@ -52,7 +53,7 @@ def test_messages_are_copied() -> None:
         (["hello"], r"messages\[0\] must be a dict with a role"),
         ([{"role": "user"}, {"content": "x"}], r"messages\[1\] must"),
         ([{"role": "user", "content": {1}}], "is a set"),
-        ([{"role": "user", "content": float("nan")}], "nan"),
+        ([{"role": "user", "content": float("nan")}], r"messages\[0\]\['content'\] is nan"),
     ],
 )
 def test_what_are_no_messages(prompt: Any, why: str) -> None:

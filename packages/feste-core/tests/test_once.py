@@ -144,7 +144,7 @@ def test_a_result_that_is_no_json_is_an_error_that_says_so(path: Path) -> None:
 
 
 def test_arguments_must_be_plain_data(path: Path) -> None:
-    with pytest.raises(errors.RunFailed, match=r"plain data: args\[0\] is of type object"):
+    with pytest.raises(errors.RunFailed, match=r"plain data: args\[0\] is an object"):
         send(object()).compute(store=path)
     assert not sent
 

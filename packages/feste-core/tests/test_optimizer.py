@@ -371,8 +371,8 @@ def merge_in_circles(graph: FesteGraph, cx: PassContext) -> FesteGraph:
 
 BROKEN: dict[str, tuple[Callable[..., Any], str]] = {
     "raises": (lambda g, cx: 1 / 0, "division by zero"),
-    "returns nothing": (lambda g, cx: None, "returned NoneType, not a FesteGraph"),
-    "returns a dict": (lambda g, cx: dict(g.nodes), "returned dict, not a FesteGraph"),
+    "returns nothing": (lambda g, cx: None, "returned a NoneType, not a FesteGraph"),
+    "returns a dict": (lambda g, cx: dict(g.nodes), "returned a dict, not a FesteGraph"),
     "loses calls": (lose_calls, "2 calls are gone without an account"),
     "merges what differs": (merge_silently, "which is another call"),
     "closes a cycle": (close_a_cycle, "the graph has a cycle: "),

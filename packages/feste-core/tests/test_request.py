@@ -11,6 +11,7 @@ import sys
 from types import MappingProxyType
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,12 +66,13 @@ def test_canonical_texts_are_equal_exactly_for_equal_values(one: Any, two: Any) 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ({"a": [1, {"b": object()}]}, r"body\.a\[1\]\.b is a object, not plain JSON data"),
+        ({"a": [1, {"b": object()}]}, r"body\['a'\]\[1\]\['b'\] is an object, which is not plain"),
         ([float("nan")], r"body\[0\] is nan, which JSON cannot hold"),
-        ({"x": float("-inf")}, r"body\.x is -inf"),
+        ({"x": float("-inf")}, r"body\['x'\] is -inf"),
         ({1: 2}, "body has the key 1; keys must be str"),
-        ({"s": {1}}, r"body\.s is a set"),
+        ({"s": {1}}, r"body\['s'\] is a set"),
         (b"x", "body is a bytes"),
+        ([numpy.float32(1)], r"body\[0\] is a numpy\.float32, which is not .* give its \.item\(\)"),
     ],
 )
 def test_what_is_no_json_is_named_by_its_path(value: Any, said: str) -> None:

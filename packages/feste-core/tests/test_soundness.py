@@ -513,7 +513,7 @@ BAD: dict[str, tuple[Level, Callable[[Nodes, Any], Any], str]] = {
     "no graph": (
         Level.E1G,
         lambda nodes, cx: nodes.graph.nodes,
-        "returned mappingproxy, not a FesteGraph",
+        "returned a mappingproxy, not a FesteGraph",
     ),
     "other outputs": (Level.E1G, _with_other_outputs, "changed which outputs are wanted"),
     "draws of level E0": (

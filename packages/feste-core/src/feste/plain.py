@@ -13,6 +13,7 @@ from typing import Any, Final
 from feste.delayed import refuse_node_text
 from feste.errors import LazyValueError, PlainDataError
 from feste.node import Lazy
+from feste.wording import a_kind, how_plain
 
 __all__ = ["plain"]
 
@@ -131,11 +132,10 @@ class _Copier:
                 return self._pairs(dumped.items(), path, depth)
         if isinstance(value, (set, frozenset)):
             raise PlainDataError(
-                f"{path} is a {kind.__qualname__}, which has no order: give sorted(...) of it"
+                f"{path} is {a_kind(value)}, which has no order: give sorted(...) of it"
             )
         raise PlainDataError(
-            f"{path} is of type {kind.__qualname__}, which is not plain data: give text, numbers, "
-            "lists or dicts of what is needed of it"
+            f"{path} is {a_kind(value)}, which is not plain data: give {how_plain(value)}"
         )
 
     def _pairs(self, pairs: Iterable[tuple[Any, Any]], path: str, depth: int) -> dict[str, Any]:
@@ -143,8 +143,8 @@ class _Copier:
         for key, item in pairs:
             if not isinstance(key, str):
                 raise PlainDataError(
-                    f"{path} has the key {key!r} of type {type(key).__name__}: keys must be text, "
-                    "give {str(k): v for k, v in ...}"
+                    f"{path} has the key {key!r}, {a_kind(key)}: keys must be text, give "
+                    "{str(k): v for k, v in ...}"
                 )
             made[self._text(key, path)] = self.copy(item, f"{path}[{key!r}]", depth)
         return made

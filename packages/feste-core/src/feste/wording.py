@@ -1,11 +1,20 @@
-"""Format counts with their nouns and places of errors, and make texts fit and safe for a terminal."""
+"""Format names of classes, counts with their nouns and places of errors, and make texts safe to show."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
 
-__all__ = ["counted", "printable", "raised_at", "width", "wrapped"]
+__all__ = [
+    "a_kind",
+    "class_name",
+    "counted",
+    "how_plain",
+    "printable",
+    "raised_at",
+    "width",
+    "wrapped",
+]
 
 #: The columns of a text that goes to no terminal, and the most that are used of a wide one.
 _LEAST, _MOST = 80, 120
@@ -31,6 +40,47 @@ def counted(count: int, noun: str, plural: str = "") -> str:
     ('1 request', '20,000 calls', '0 boxes')
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def class_name(kind: type) -> str:
+    """Return the name of a class with its module, unless it is one of Python's builtins.
+
+    :param kind: the class.
+
+    >>> from collections import deque
+    >>> class_name(bool), class_name(deque)
+    ('bool', 'collections.deque')
+    """
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def a_kind(value: object) -> str:
+    """Return the name of a value's class, as :func:`class_name` does, with an article.
+
+    :param value: the value.
+
+    >>> a_kind(1), a_kind("text")
+    ('an int', 'a str')
+    """
+    name = class_name(type(value))
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def how_plain(value: object) -> str:
+    """Return what to give in place of a value that is not plain data.
+
+    :param value: the value; arrays and their numbers know the way, which is looked up in the class.
+
+    >>> from array import array
+    >>> how_plain(array("f")), how_plain(object())
+    ('its .tolist()', 'text, numbers, lists or dicts of what is needed of it')
+    """
+    kind = type(value)
+    if hasattr(kind, "item") and getattr(value, "ndim", None) == 0:
+        return "its .item()"
+    if hasattr(kind, "tolist"):
+        return "its .tolist()"
+    return "text, numbers, lists or dicts of what is needed of it"
 
 
 def printable(text: str, *, but: str = "") -> str:

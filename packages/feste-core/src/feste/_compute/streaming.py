@@ -20,6 +20,7 @@ from feste.scheduler.choice import choose
 from feste.scheduler.executor import Executor
 from feste.scheduler.handing import Pieces
 from feste.scheduler.run import Run
+from feste.wording import a_kind
 
 __all__ = ["stream"]
 
@@ -64,11 +65,11 @@ class _Stream(Results[str]):
             self._complete(value)
         elif holds_nodes(value):
             raise ParameterError(
-                f"feste.stream takes one call, not a {type(value).__name__} that holds some: "
+                f"feste.stream takes one call, not {a_kind(value)} that holds some: "
                 "feste.as_completed gives the values of several as they come"
             )
         else:
-            raise ParameterError(f"feste.stream takes a text, not a {type(value).__name__}")
+            raise ParameterError(f"feste.stream takes a text, not {a_kind(value)}")
 
     def _work(self) -> Callable[[], None] | None:
         if self._begun:
@@ -113,7 +114,7 @@ class _Stream(Results[str]):
         if not isinstance(value, str):
             raise ParameterError(
                 f"feste.stream takes a call that gives a text, but {self._node.key} gave "
-                f"a value of type {type(value).__name__}: use compute(), which costs nothing more",
+                f"{a_kind(value)}: use compute(), which costs nothing more",
                 origin=self._node.where,
             )
         told = "".join(self._told)

@@ -31,6 +31,7 @@ from feste.backend.secret import BlankedPieces, Secret, redact_record
 from feste.backend.statuses import error_for_status, retry_after
 from feste.draw import Determinism
 from feste.plain import plain
+from feste.wording import a_kind
 
 __path__ = extend_path(__path__, __name__)
 
@@ -64,6 +65,7 @@ __all__ = [
     "SampleRule",
     "Secret",
     "Usage",
+    "a_kind",
     "as_count",
     "as_messages",
     "as_params",

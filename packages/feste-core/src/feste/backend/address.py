@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from feste.errors import ConfigError
+from feste.wording import a_kind
 
 __all__ = ["is_local", "proxy_for", "server_url"]
 
@@ -60,7 +61,7 @@ def server_url(url: object, name: str = "base_url") -> str:
     'https://api.openai.com/v1'
     """
     if not isinstance(url, str):
-        raise ConfigError(f"{name} must be a str, not {type(url).__name__}")
+        raise ConfigError(f"{name} must be a str, not {a_kind(url)}")
     url = url.strip()
     try:
         parts = urlsplit(url)

@@ -9,6 +9,7 @@ from feste.backend.params import Params
 from feste.backend.request import canonical
 from feste.errors import ParameterError, PlainDataError
 from feste.plain import plain
+from feste.wording import a_kind, class_name
 
 __all__ = ["as_count", "as_messages", "as_params", "as_text"]
 
@@ -56,7 +57,7 @@ def as_messages(prompt: Any, operation: str = "chat") -> list[dict[str, Any]]:
         made: list[Any] = plain(prompt, "messages")
     except PlainDataError as error:
         raise ParameterError(str(error)) from None
-    canonical(made)  # raises for NaN and infinity, which JSON does not have
+    canonical(made, "messages")  # raises for NaN and infinity, which JSON does not have
     for i, message in enumerate(made):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ParameterError(
@@ -85,7 +86,7 @@ def as_params(params: Any, kind: type[P], operation: str, name: str = "params") 
         return params
     wanted, given = kind.__name__, _a(params)
     if isinstance(params, Params):
-        wanted, given = (f"{k.__module__}.{k.__qualname__}" for k in (kind, type(params)))
+        wanted, given = class_name(kind), class_name(type(params))
     raise ParameterError(f"{operation}() takes {name}={wanted}(...), not {given}")
 
 
@@ -113,15 +114,15 @@ def _shown(value: Any) -> str:
     try:
         return repr(value)[:80]
     except (ValueError, RecursionError):
-        return f"<{type(value).__name__}>"
+        return f"<{class_name(type(value))}>"
 
 
 def _call_it(value: Any) -> str:
-    return ": call it with its variables first" if callable(value) else ""
+    is_prompt = callable(value) and not isinstance(value, type)
+    return ": call it with its variables first" if is_prompt else ""
 
 
 def _a(value: Any) -> str:
     if isinstance(value, (list, tuple)) and not value:
-        return f"an empty {type(value).__name__}"
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+        return f"an empty {class_name(type(value))}"
+    return f"the class {class_name(value)}" if isinstance(value, type) else a_kind(value)

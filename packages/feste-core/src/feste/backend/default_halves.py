@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 from feste.backend.batching import BatchRule, Outcome
 from feste.backend.operations import OnChunk, Operation
+from feste.wording import a_kind
 
 __all__ = ["operation"]
 
@@ -267,7 +268,7 @@ def _outcomes(
 ) -> list[dict[str, Any]]:
     """Convert values and exceptions to JSON."""
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
-        raise MalformedResponse(f"it must return a list, not {type(values).__name__}")
+        raise MalformedResponse(f"it must return a list, not {a_kind(values)}")
     outcomes: list[dict[str, Any]] = []
     for i, value in enumerate(values):
         if isinstance(value, Exception):

@@ -36,7 +36,7 @@ from feste.errors import (
 )
 from feste.node import Lazy, call_site
 from feste.plain import plain
-from feste.wording import raised_at
+from feste.wording import a_kind, raised_at
 
 if TYPE_CHECKING:
     from feste.backend.base import Backend
@@ -357,8 +357,7 @@ class Call(Generic[R]):
         response = await self.operation._send(self.client, request, on_chunk)
         if not isinstance(response, Response):
             raise MalformedResponse(
-                f"send of {request.plugin}.{self.name} returned {type(response).__name__}, not a "
-                "Response"
+                f"send of {request.plugin}.{self.name} returned {a_kind(response)}, not a Response"
             )
         return response.tidy()
 

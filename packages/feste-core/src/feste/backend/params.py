@@ -10,6 +10,7 @@ from typing import Any, ClassVar, dataclass_transform
 from feste.draw import Determinism
 from feste.errors import ParameterError, suggest
 from feste.node import Lazy
+from feste.wording import a_kind
 
 __all__ = ["Params"]
 
@@ -69,8 +70,8 @@ class Params:
                 value = given[name]
                 whole = isinstance(value, Integral) and not isinstance(value, bool)
                 if not whole and value is not None and not isinstance(value, Lazy):
-                    kind = type(value).__name__
-                    raise ParameterError(f"{cls.__name__}: {name} is a whole number, not a {kind}")
+                    told = f"{cls.__name__}: {name} is a whole number, not {a_kind(value)}"
+                    raise ParameterError(told)
             init(self, **given)
             if not isinstance(given.get("extra"), Lazy):
                 self._extra()
@@ -98,7 +99,7 @@ class Params:
         if not isinstance(extra, Mapping):
             name = type(self).__name__
             raise ParameterError(
-                f"{name}: extra must be a dict of further parameters, not a {type(extra).__name__}"
+                f"{name}: extra must be a dict of further parameters, not {a_kind(extra)}"
             )
         return extra
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from feste.draw import Draw
 from feste.errors import ConfigError
+from feste.wording import a_kind, how_plain
 
 __all__ = ["BYTES_PER_TOKEN", "Request", "Response", "Usage", "canonical", "text_bytes"]
 
@@ -96,7 +97,7 @@ class Request:
         """
         for name in ("plugin", "operation", "endpoint", "parser"):
             if not isinstance(value := getattr(self, name), str):
-                raise ConfigError(f"{name} of a request is a {type(value).__name__}, not a str")
+                raise ConfigError(f"{name} of a request is {a_kind(value)}, not a str")
         _check(self.body, "body")
 
     @property
@@ -223,19 +224,20 @@ class Response:
         return replace(self, usage=used if counted else None, request_id=name)
 
 
-def canonical(value: Any) -> str:
+def canonical(value: Any, path: str = "body") -> str:
     """Return the canonical JSON text of a value: keys sorted, ASCII, no spaces, finite numbers.
 
     ``1``, ``1.0`` and ``true`` stay distinct, and Unicode is not normalized, because the text that
     is sent decides.
 
     :param value: plain JSON data.
+    :param path: the name of the value in errors.
     :raises ConfigError: if it is not plain JSON data; the message names the path.
 
     >>> canonical({"b": 1, "a": ["é", 1.0, True]})
     '{"a":["\\\\u00e9",1.0,true],"b":1}'
     """
-    _check(value, "body")
+    _check(value, path)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain_mapping)
 
 
@@ -272,6 +274,8 @@ def _check(value: Any, path: str, depth: int = 0) -> None:
         for name, item in value.items():
             if not isinstance(name, str):
                 raise ConfigError(f"{path} has the key {name!r}; keys must be str")
-            _check(item, f"{path}.{name}", depth + 1)
+            _check(item, f"{path}[{name!r}]", depth + 1)
     else:
-        raise ConfigError(f"{path} is a {type(value).__name__}, not plain JSON data")
+        raise ConfigError(
+            f"{path} is {a_kind(value)}, which is not plain JSON data: give {how_plain(value)}"
+        )

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from feste.backend.address import is_local
 from feste.backend.redaction import every_spelling, redact
 from feste.errors import ConfigError, MissingKey
+from feste.wording import class_name
 
 __all__ = ["BlankedPieces", "Secret", "redact_record"]
 
@@ -91,7 +92,7 @@ class Secret:
         if isinstance(key, Secret):
             return key
         if not isinstance(key, (str, type(None))):
-            kind = type(key).__name__
+            kind = class_name(type(key))
             del key  # it may hold the key, and tools print the variables of frames
             raise ConfigError(f"api_key must be a str or a Secret, not {kind}")
         secret = cls.__new__(cls)

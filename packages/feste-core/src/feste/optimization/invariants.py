@@ -13,6 +13,7 @@ from feste.node import PENDING, Node
 from feste.optimization import rules
 from feste.optimization.base import Level, Optimization, PassContext, level_of
 from feste.optimization.equivalence import Equivalence
+from feste.wording import a_kind
 
 __all__ = ["check"]
 
@@ -40,7 +41,7 @@ def _check(
     level: Level, before: FesteGraph, after: Any, cx: PassContext, known: Container[str]
 ) -> None:
     if not isinstance(after, FesteGraph):
-        raise GraphError(f"apply() returned {type(after).__name__}, not a FesteGraph")
+        raise GraphError(f"apply() returned {a_kind(after)}, not a FesteGraph")
     if after.outputs != before.outputs:
         raise GraphError("it changed which outputs are wanted")
     gone = [n for n in before.calls() if n.key not in after.nodes]

@@ -10,6 +10,7 @@ from feste.errors import ConfigError, LazyValueError, PromptError
 from feste.node import call_site
 from feste.prompt.environment import FesteEnvironment, default_environment, digest
 from feste.prompt.limits import SOURCE_LIMIT, size
+from feste.wording import a_kind
 
 if TYPE_CHECKING:  # Jinja takes 41 ms of CPU to import, so that waits for the first template
     from feste.prompt.compiler import Compiled
@@ -75,15 +76,15 @@ class Template:
     ) -> None:
         if type(source) is not str:
             raise PromptError(
-                f"a template source must be written by you, as a plain str, not "
-                f"{type(source).__name__}; give model answers as variables: "
+                "a template source must be written by you, as a plain str, not "
+                f"{a_kind(source)}; give model answers as variables: "
                 'Prompt("... {{ answer }}")(answer=...)',
                 origin=call_site(),
             )
         if not isinstance(environment, (FesteEnvironment, type(None))):
-            kind = type(environment).__name__
             raise ConfigError(
-                f"environment: expected a FesteEnvironment, not {kind}", origin=call_site()
+                f"environment: expected a FesteEnvironment, not {a_kind(environment)}",
+                origin=call_site(),
             )
         self.source = source
         self.language = standard_tag(language)

@@ -16,6 +16,7 @@ from feste.scheduler.emission import Emission
 from feste.scheduler.executor import PyTask
 from feste.scheduler.run import around
 from feste.store.once import await_once, run_once
+from feste.wording import class_name
 
 __all__ = [
     "arguments",
@@ -162,7 +163,7 @@ def describe(error: BaseException) -> FesteError:
     if isinstance(error, FesteError):
         return error
     kind = type(error)
-    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    name = class_name(kind)
     try:
         said = str(error)
     except BaseException as broken:  # __str__ itself raised, perhaps even SystemExit

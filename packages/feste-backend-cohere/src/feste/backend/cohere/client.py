@@ -22,6 +22,7 @@ from feste.backend import (
     Request,
     Response,
     Secret,
+    a_kind,
     as_count,
     as_messages,
     as_params,

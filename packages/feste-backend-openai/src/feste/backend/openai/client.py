@@ -24,6 +24,7 @@ from feste.backend import (
     Reply,
     SampleRule,
     Secret,
+    a_kind,
     is_local,
     server_url,
 )
@@ -114,7 +115,7 @@ class OpenAI(Backend):
         finally:
             del api_key  # so that no traceback with variables shows it, should an argument be wrong
         if not isinstance(model, (str, type(None))):
-            raise ConfigError(f"model must be a str, not {type(model).__name__}")
+            raise ConfigError(f"model must be a str, not {a_kind(model)}")
         if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
             raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
         self.model = model

@@ -143,5 +143,6 @@ def _given(params: Any, kind: type[Common], operation: str) -> dict[str, Any]:
         given = {name: plain(v, f"{kind.__name__}.{name}") for name, v in given.items()}
     except PlainDataError as error:
         raise ParameterError(str(error)) from None
-    canonical(given)  # raises for NaN and infinity, which JSON does not have
+    for name, value in given.items():
+        canonical(value, f"{kind.__name__}.{name}")  # raises for NaN, which JSON does not have
     return given

@@ -12,6 +12,7 @@ import sys
 import weakref
 from typing import Any
 
+from feste.backend import a_kind
 from feste.errors import ConfigError, ParameterError
 
 __all__ = ["check_model", "response_format", "strict_schema"]
@@ -29,7 +30,7 @@ def check_model(output: Any) -> None:
     if pydantic is None or not (
         isinstance(output, type) and issubclass(output, pydantic.BaseModel)
     ):
-        shown = output.__name__ if isinstance(output, type) else f"a {type(output).__name__}"
+        shown = output.__name__ if isinstance(output, type) else a_kind(output)
         raise ParameterError(
             f"output must be a class derived from pydantic.BaseModel, not {shown}; for other JSON "
             "give response_format= and read the text"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from feste.backend import Call, Request, Response
 from feste.backend.batching import even_parts
 from feste.errors import CallError, CountMismatch, MalformedResponse
+from feste.wording import a_kind
 
 __all__ = ["Gathering", "Packed", "Taken", "pack_requests", "unpack_response"]
 
@@ -207,7 +208,7 @@ def unpack_response(
     for outcome in outcomes:
         if not isinstance(outcome, (Response, CallError)):
             raise MalformedResponse(
-                f"unpack of {request.plugin}.{call.name} gave a {type(outcome).__name__}, not a Response "
+                f"unpack of {request.plugin}.{call.name} gave {a_kind(outcome)}, not a Response "
                 "or a CallError"
             )
     return list(outcomes)
