@@ -8,6 +8,8 @@ import copy
 import dataclasses
 import functools
 import gc
+import io
+import itertools
 import math
 import operator
 import os
@@ -1087,3 +1089,99 @@ def test_containers_that_cannot_be_made_again_hold_no_nodes(kind: Any) -> None:
     with pytest.raises(GraphError, match="give a list"):
         feste.task(len)(kind([node]))
     assert feste.compute(feste.task(len)(kind([1]))) == (1,)
+
+
+def _series(node: Any) -> Any:
+    return pytest.importorskip("pandas").Series(["text"] * 5_000 + [node])
+
+
+def _frame(node: Any) -> Any:
+    return pytest.importorskip("pandas").DataFrame({"id": [1], "text": ["a"], "label": [node]})
+
+
+def _array(node: Any) -> Any:
+    return pytest.importorskip("numpy").array([[1, 2], [3, {"deeper": node}]], dtype=object)
+
+
+def _model(node: Any) -> Any:
+    pydantic = pytest.importorskip("pydantic")
+    return pydantic.create_model("Answer", of=(Any, ...), model=(Any, None))(of=node)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fix"),
+    [
+        (_series, r"Series holds .* give its \.tolist\(\)"),
+        (_frame, r"DataFrame holds .* give the \.tolist\(\) of each column"),
+        (_array, r"a numpy.ndarray holds .* give its \.tolist\(\)"),
+        (_model, r"an? .*Answer holds .* give a dict of its fields"),
+    ],
+)
+def test_tables_and_models_hold_no_nodes(kind: Any, fix: str) -> None:
+    """A lazy value inside of them is refused with the fix, also where a task returns one."""
+    node = same(1)
+    made = feste.task(lambda: [kind(same(1))])
+
+    for use in (feste.compute, feste.explain):
+        with pytest.raises(GraphError, match=fix):
+            use(kind(node))
+    with pytest.raises(GraphError, match=fix):
+        list(feste.as_completed([[kind(node)]]))
+    with pytest.raises(RunFailed, match=fix):
+        made().compute()
+    assert feste.compute(kind("no node"))[0] is not None
+    assert same(kind("no node")).compute() is not None
+
+
+def test_a_column_of_nodes_is_no_argument() -> None:
+    """A call looks at a part of a large column, which is enough where all of it is lazy."""
+    pandas = pytest.importorskip("pandas")
+    column = pandas.Series([f"text {i}" for i in range(5_000)]).map(llm.chat)
+
+    with pytest.raises(GraphError, match=r"Series holds lazy values") as caught:
+        here = line() + 1
+        same(column)
+    assert caught.value.origin == f"{__file__}:{here}"
+    assert feste.explain(column.tolist()).calls == 5_000
+
+
+@pytest.mark.parametrize(
+    "kind", [iter, enumerate, reversed, zip, itertools.chain, lambda nodes: (n for n in nodes)]
+)
+@pytest.mark.parametrize("eager", [False, True])
+def test_iterators_are_refused(kind: Any, eager: bool) -> None:
+    """They cannot be searched, and a task that runs again would find them empty."""
+    with context.set(eager=eager):
+        for use in (feste.compute, feste.explain, same, lambda given: feste.compute([given])):
+            with pytest.raises(GraphError, match=r"one time only, .* give a list"):
+                use(kind([same(1)]))
+    nodes: Any = kind([same(1)])
+    assert next(nodes) is not None
+
+
+def test_what_is_no_iterator_over_nodes_is_handed_over() -> None:
+    """A counter, a file and an iterator of the user's own are objects like any other."""
+
+    class Ids:
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> int:
+            return 1
+
+    for thing in (itertools.count(), io.StringIO("a"), Ids()):
+        assert same(thing).compute() is thing
+
+
+def test_a_coroutine_is_refused() -> None:
+    """Nobody would await it: it has to be a task."""
+
+    async def answer() -> int:
+        return 1
+
+    coroutine = answer()
+    with pytest.raises(
+        GraphError, match=r"a coroutine is no value: make its function a @feste\.task"
+    ):
+        feste.compute(coroutine)
+    coroutine.close()

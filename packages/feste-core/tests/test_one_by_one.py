@@ -23,6 +23,7 @@ from feste.errors import (
     BlockingCallError,
     ConfigError,
     FesteError,
+    GraphError,
     InvalidRequest,
     NodeError,
     NotStarted,
@@ -697,3 +698,29 @@ def test_what_was_left_is_reported() -> None:
     assert 1 <= len(report.requests) < 20
     assert report.states["done"] >= 1
     assert sum(report.states.values()) == 20
+
+
+@pytest.mark.parametrize("window", ["5", 1.5, 0, True, None])
+def test_a_window_is_a_whole_number(window: Any) -> None:
+    """Nothing else says how many items may be under way."""
+    with pytest.raises(ConfigError, match=r"window=.*: it is a whole number of items, at least 1"):
+        feste.map(double, "ab", window=window)
+
+
+def test_a_map_takes_no_async_function() -> None:
+    """Its coroutines would be handed out as values, which nobody awaits; a task is fine."""
+
+    async def shout(text: str) -> str:
+        return text.upper()
+
+    with pytest.raises(
+        ConfigError, match=r"feste\.map: shout is async def, .* make it a @feste\.task"
+    ):
+        feste.map(shout, "ab")
+    made: list[Any] = []
+    with pytest.raises(
+        GraphError, match=r"a coroutine is no value: make its function a @feste\.task"
+    ):
+        list(feste.map(lambda text: made.append(shout(text)) or made[-1], "ab"))
+    made[0].close()
+    assert list(feste.map(feste.task(shout), "ab")) == ["A", "B"]

@@ -20,7 +20,8 @@ from feste import context
 from feste.draw import Determinism
 from feste.errors import ConfigError, GraphError, LazyValueError, ParameterError
 from feste.node import Lazy, Node, call_site, node_of_handle, origin_of, records_of_handle
-from feste.packing import MAX_DEPTH, Deps, pack
+from feste.packing import MAX_DEPTH, CallDeps, pack
+from feste.wording import a_kind
 
 __all__ = ["FesteDelayed", "Task", "record", "refuse_node_text", "task"]
 
@@ -39,7 +40,7 @@ def record(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     :param kwargs: keyword arguments.
     :returns: a :class:`FesteDelayed`; in eager mode the value.
     """
-    deps = Deps()
+    deps = CallDeps()
     try:
         packed = tuple([pack(a, deps) for a in args])
         named = {k: pack(v, deps) for k, v in kwargs.items()} if kwargs else _NO_KWARGS
@@ -469,7 +470,7 @@ def task(
     def wrap(function: Callable[..., Any]) -> Task[Any]:
         if not callable(function):
             raise ConfigError(
-                f"a task needs a function, not a {type(function).__name__}; put @feste.task below "
+                f"a task needs a function, not {a_kind(function)}; put @feste.task below "
                 "@classmethod and @staticmethod"
             )
         made: Task[Any] = Task(

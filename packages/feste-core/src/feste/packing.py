@@ -2,6 +2,7 @@
 
 Lists, tuples, dicts, sets and dataclasses are searched for nodes at any depth; a :class:`Slot`
 replaces each. Packed data is a snapshot: changing the original container afterwards has no effect.
+What is no container of these but may hold nodes, such as a column of pandas, is refused if it does.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -18,10 +20,12 @@ from typing import Any, Final
 from feste.draw import Determinism
 from feste.errors import GraphError
 from feste.node import Lazy, Node
+from feste.wording import a_kind
 
 __all__ = [
     "COLLECTION",
     "MAX_DEPTH",
+    "CallDeps",
     "Deps",
     "Nested",
     "Slot",
@@ -86,6 +90,9 @@ class Deps:
 
     __slots__ = ("index", "nodes")
 
+    #: How many objects of an array or a column are looked at.
+    most = sys.maxsize
+
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.index: dict[int, Slot] = {}
@@ -96,6 +103,13 @@ class Deps:
             slot = self.index[id(node)] = _slot(len(self.nodes))
             self.nodes.append(node)
         return slot
+
+
+class CallDeps(Deps):
+    """The nodes in a call's arguments: many calls may get the same table, so a part of it has to do."""
+
+    __slots__ = ()
+    most = 1_000
 
 
 #: Deeper nesting than this is treated as a container that contains itself.
@@ -113,7 +127,8 @@ def pack(value: Any, deps: Deps, depth: int = 0) -> Any:
     :param value: the value to pack.
     :param deps: collects the nodes.
     :param depth: the current depth of the recursion; leave it out.
-    :raises GraphError: if a container contains itself.
+    :raises GraphError: if a container contains itself; for nodes in an array, a table, a pydantic
+        model or a deque; for an iterator or a coroutine.
 
     >>> pack([1, {"a": 2}], Deps())
     [1, {'a': 2}]
@@ -157,7 +172,7 @@ def fresh(packed: Any, values: Sequence[Any]) -> Any:
         return values[packed.index]
     if kind is Nested:
         return packed.build([fresh(part, values) for part in packed.parts])
-    return packed if kind in _ATOMS else pack(packed, Deps())
+    return packed if kind in _ATOMS else pack(packed, CallDeps())
 
 
 def _parts(values: Iterable[Any], deps: Deps, depth: int) -> tuple[list[Any], bool]:
@@ -277,16 +292,82 @@ def _build_slice(parts: list[Any]) -> slice:
     return slice(*parts)
 
 
-def _pack_other(value: Iterable[Any], deps: Deps, depth: int) -> Any:
-    """Keep a container that cannot be rebuilt; raise if it contains nodes."""
-    inside = Deps()
-    pack(list(value), inside, depth)
-    if inside.nodes:
-        raise GraphError(
-            f"a {type(value).__name__} holds lazy values, which nobody would compute there: give a "
-            "list of them"
-        )
-    return value
+class _Other:
+    """Keeps an object that is not rebuilt, and refuses it if it holds nodes.
+
+    :param look: ``look(value, most)`` returns what is in it; of arrays at most so many objects.
+    :param fix: what to give in its place.
+    """
+
+    __slots__ = ("fix", "look")
+
+    def __init__(self, look: Callable[[Any, int], Iterable[Any]], fix: str) -> None:
+        self.look = look
+        self.fix = fix
+
+    def __call__(self, value: Any, deps: Deps, depth: int) -> Any:
+        if holds_nodes(value, deps.most):
+            raise GraphError(
+                f"{a_kind(value)} holds lazy values, which nobody would compute there: give {self.fix}"
+            )
+        return value
+
+
+def _items(value: Iterable[Any], most: int) -> list[Any]:
+    return list(value)
+
+
+def _elements(value: Any, most: int) -> list[Any]:
+    """Return objects of an array or a column, spread over it; none of numbers."""
+    if not getattr(value.dtype, "hasobject", False):
+        return []
+    array = getattr(value, "values", value)
+    found: list[Any] = array.flat[:: max(1, -(-array.size // most))].tolist()
+    return found
+
+
+def _cells(value: Any, most: int) -> list[Any]:
+    objects = [i for i, kind in enumerate(value.dtypes) if getattr(kind, "hasobject", False)]
+    return [_elements(value.iloc[:, i], most) for i in objects]
+
+
+def _fields(value: Any, most: int) -> list[Any]:
+    return [*vars(value).values(), getattr(value, "__pydantic_extra__", None)]
+
+
+_SEQUENCE = _Other(_items, "a list of them")
+#: Of classes by package and name, none of which is imported for this.
+_OTHERS = {
+    ("numpy", "ndarray"): _Other(_elements, "its .tolist()"),
+    ("pandas", "Series"): _Other(_elements, "its .tolist()"),
+    ("pandas", "DataFrame"): _Other(_cells, "the .tolist() of each column that does"),
+    ("pydantic", "BaseModel"): _Other(_fields, "a dict of its fields, dict(...)"),
+}
+
+
+def _names(kind: type) -> list[tuple[str, str]]:
+    """Return the packages and names of a class and its bases, nearest first."""
+    return [(str(base.__module__).partition(".")[0], base.__qualname__) for base in kind.__mro__]
+
+
+def _pack_once(value: Any, deps: Deps, depth: int) -> Any:
+    """Refuse what gives its values one time only: it cannot be searched, nor given to a task twice."""
+    kind = a_kind(value)
+    if hasattr(value, "__await__"):
+        raise GraphError(f"{kind} is no value: make its function a @feste.task, or await it first")
+    raise GraphError(
+        f"{kind} gives its items one time only, so it cannot be searched for lazy values: give a "
+        "list of them, list(...)"
+    )
+
+
+def _is_used_up(kind: type) -> bool:
+    """Whether a class is one of Python's own of iterators, which may hold nodes, or of coroutines."""
+    return (
+        kind.__module__ in ("builtins", "itertools")
+        and any(hasattr(kind, name) for name in ("__next__", "__anext__", "__await__"))
+        and kind is not itertools.count
+    )
 
 
 def _pack_collection(value: Any, deps: Deps, depth: int) -> Any:
@@ -296,8 +377,7 @@ def _pack_collection(value: Any, deps: Deps, depth: int) -> Any:
 
 def _is_future(kind: type) -> bool:
     """Whether a class is that of Dask's futures, which is not imported for this."""
-    names = ((base.__module__, base.__qualname__) for base in kind.__mro__)
-    return ("distributed.client", "Future") in names
+    return ("distributed", "Future") in _names(kind)
 
 
 class _Collection:
@@ -342,8 +422,7 @@ _packers: dict[type, _Packer | None] = {
     frozenset: _pack_immutable,
     dict: _pack_dict,
     slice: _pack_slice,
-    deque: _pack_other,
-    **dict.fromkeys((type({}.keys()), type({}.values()), type({}.items())), _pack_other),
+    **dict.fromkeys((deque, type({}.keys()), type({}.values()), type({}.items())), _SEQUENCE),
 }
 
 
@@ -358,36 +437,48 @@ def _packer_for(kind: type) -> _Packer | None:
         return _pack_dataclass
     if hasattr(kind, "__dask_graph__") or _is_future(kind):
         return _pack_collection
-    return None
+    if _is_used_up(kind):
+        return _pack_once
+    return next((_OTHERS[name] for name in _names(kind) if name in _OTHERS), None)
 
 
-def holds_nodes(value: Any) -> bool:
+def holds_nodes(value: Any, most: int = sys.maxsize) -> bool:
     """Return True if a task's result contains nodes, and so is not a value yet.
 
     :param value: the task's result.
+    :param most: how many objects of an array or a column are looked at.
 
     >>> holds_nodes([1, "two", {"three": 3}])
     False
     """
-    return _holds(value, 0)
+    todo = [value]
+    seen: dict[int, Any] = {}  # by id; kept, so that no id is used again
+    while todo:
+        value = todo.pop()
+        kind: Any = type(value)
+        packer = _packers.get(kind, _UNKNOWN)
+        if packer is _UNKNOWN:
+            packer = _packers[kind] = _packer_for(kind)
+        if packer is None:
+            continue
+        if packer is _pack_lazy:
+            return True
+        # a task may return a Dask collection or an iterator
+        if packer in (_pack_collection, _pack_slice, _pack_once) or id(value) in seen:
+            continue
+        seen[id(value)] = value
+        todo.extend([part for part in _inside(value, packer, most) if type(part) not in _ATOMS])
+    return False
 
 
-def _holds(value: Any, depth: int) -> bool:
-    kind: Any = type(value)
-    packer = _packers.get(kind, _UNKNOWN)
-    if packer is _UNKNOWN:
-        packer = _packers[kind] = _packer_for(kind)
-    if packer is None:
-        return False
-    if packer is _pack_lazy:
-        return True
-    if packer in (_pack_collection, _pack_slice, _pack_other) or depth >= MAX_DEPTH:
-        return False  # a task may return a Dask collection, or an object that contains itself
-    parts: Iterable[Any]
+def _inside(value: Any, packer: _Packer, most: int) -> Iterable[Any]:
+    """Return what is in a container."""
+    if type(packer) is _Other:
+        return packer.look(value, most)
     if isinstance(value, dict):
-        parts = itertools.chain.from_iterable(value.items())
-    elif packer is _pack_dataclass:
-        parts = [getattr(value, name, None) for name in _fields_of(kind)]
-    else:
-        parts = value
-    return any(_holds(part, depth + 1) for part in parts)
+        return itertools.chain.from_iterable(value.items())
+    if packer is _pack_dataclass:
+        kind: Any = type(value)
+        return [getattr(value, name, None) for name in _fields_of(kind)]
+    found: Iterable[Any] = value
+    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from numbers import Integral
 from operator import length_hint
 from typing import Any, Literal, TypeVar, overload
 
@@ -91,15 +93,21 @@ def map(
         failed item is its error; else failed ones are left out.
     :returns: an iterator, sync and async; nothing begins before its first step.
     :raises RunFailed: from the iterator, after all other values, if an item failed.
-    :raises ConfigError: if the window is smaller than 1.
+    :raises ConfigError: if the window is no whole number above 0, or the function is ``async def``
+        and no task.
 
     >>> import feste
     >>> double = feste.task(lambda x: 2 * x)
     >>> list(feste.map(double, range(5), window=2))
     [0, 2, 4, 6, 8]
     """
-    if window < 1:
-        raise ConfigError(f"window={window!r}: it is a number of items, at least 1")
+    if not isinstance(window, Integral) or isinstance(window, bool) or window < 1:
+        raise ConfigError(f"window={window!r}: it is a whole number of items, at least 1")
+    if inspect.iscoroutinefunction(fn):
+        raise ConfigError(
+            f"feste.map: {getattr(fn, '__name__', fn)} is async def, so its values would be coroutines "
+            "that nobody awaits: make it a @feste.task"
+        )
     return _Map(fn, iterable, window, ordered, context.settings(**settings))
 
 
