@@ -173,6 +173,24 @@ class TestChat:
         form = server.requests()[0].body["response_format"]
         assert form == {"type": "json_object", "json_schema": City.model_json_schema()}
 
+    def test_a_mistake_in_a_validator(self, server: SimServer, llm: Cohere) -> None:
+        """It is told as what it is, and the answer is not bought again."""
+
+        class Fruit(pydantic.BaseModel):
+            name: str
+
+            @pydantic.field_validator("name")
+            @classmethod
+            def check(cls, name: Any) -> Any:
+                return name.length
+
+        with pytest.raises(errors.RunFailed) as failed:
+            llm.chat('REPLY: {"name": "fig"}', output=Fruit).compute()
+        (error,) = failed.value.errors
+        assert isinstance(error, errors.OutputMismatch) and "name.length" in error.traceback
+        assert "validators of Fruit raised AttributeError: 'str' object" in str(error)
+        assert len(server.requests()) == 1
+
 
 class TestGenerate:
     def test_one_and_many(self, server: SimServer, llm: Cohere) -> None:

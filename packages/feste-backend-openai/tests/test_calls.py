@@ -10,14 +10,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 import feste
 from feste import context
 from feste.backend import Limits, Reply
 from feste.backend.openai import ChatParams, CompleteParams, EmbedParams, OpenAI
 from feste.backend.openai.testing import answer, embedding, json_answer
-from feste.errors import InvalidRequest, MalformedResponse, ParameterError, RunFailed
+from feste.errors import (
+    InvalidRequest,
+    MalformedResponse,
+    OutputMismatch,
+    ParameterError,
+    RunFailed,
+)
 from feste.prompt import ChatPrompt, Prompt
 from feste.testing.sim_server import SimServer
 
@@ -128,6 +134,31 @@ class TestChat:
             assert isinstance(error, MalformedResponse) and error.billed == "yes"
             assert all(word in str(error) for word in words), str(error)
         assert len(server.requests()) == 3  # a paid answer that cannot be read is not bought again
+
+    def test_a_mistake_in_a_validator_is_no_fault_of_the_answer(self, server: SimServer) -> None:
+        """The error leads to the line; after the correction the kept answer is read, not bought again."""
+        known: dict[str, int] = {}
+
+        class Fruit(BaseModel):
+            name: str
+
+            @field_validator("name")
+            @classmethod
+            def check(cls, name: str) -> str:
+                known[name]
+                return name
+
+        node = client(server).chat('REPLY: {"name": "fig"}', output=Fruit)
+        with pytest.raises(RunFailed) as failed:
+            node.compute()
+        (error,) = failed.value.errors
+        line = Fruit.check.__func__.__code__.co_firstlineno + 3  # type: ignore[attr-defined]
+        assert isinstance(error, OutputMismatch) and isinstance(error.__cause__, KeyError)
+        assert f"validators of Fruit raised KeyError: 'fig' at {__file__}:{line}." in str(error)
+        assert "known[name]" in error.traceback and "pydantic" not in error.traceback
+        known["fig"] = 1
+        assert node.compute().name == "fig"
+        assert len(server.requests()) == 1
 
     def test_tools_pass_through(self, server: SimServer) -> None:
         """Tools are sent as given; the reply holds the calls, and a message to go on with."""

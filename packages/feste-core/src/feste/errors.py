@@ -404,7 +404,12 @@ class MalformedResponse(Unusable):
 
 
 class OutputMismatch(MalformedResponse):
-    """An answer came, but it is no instance of ``output=``, or no plain data; it is not bought again."""
+    """An answer came, but it is no instance of ``output=``, or no plain data; it is not bought again.
+
+    Where a validator of the model has a mistake, ``traceback`` shows it, as text.
+    """
+
+    traceback: str = ""
 
 
 class CountMismatch(Unusable):

@@ -20,6 +20,7 @@ from feste.backend.default_halves import operation
 from feste.backend.fallback import FALL_BACK_ON
 from feste.backend.limits import Limits
 from feste.backend.operations import Call, OnChunk, Operation
+from feste.backend.outputs import instance_of
 from feste.backend.params import Params
 from feste.backend.prices import price_of
 from feste.backend.profile import Latency, Price, Profile, PromptCache
@@ -74,6 +75,7 @@ __all__ = [
     "create",
     "error_for_status",
     "from_json",
+    "instance_of",
     "is_deep",
     "is_local",
     "kept_headers",

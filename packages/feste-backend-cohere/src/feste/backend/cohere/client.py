@@ -92,7 +92,7 @@ class Cohere(Backend):
         finally:
             del api_key  # so that no traceback with variables shows it, should an argument be wrong
         if not isinstance(model, (str, type(None))):
-            raise ConfigError(f"model must be a str, not {type(model).__name__}")
+            raise ConfigError(f"model must be a str, not {a_kind(model)}")
         if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
             raise ConfigError(f"timeout={timeout!r}: it must be a number of seconds above 0")
         self.model = model
@@ -212,8 +212,7 @@ class Cohere(Backend):
         request = self._request("/v2/embed", params, EmbedParams, own, "vector")
         kinds = request.body.get("embedding_types")
         if not isinstance(kinds, list) or not kinds:
-            kind = type(kinds).__name__
-            raise ParameterError(f"embedding_types is a list like ['float'], not: {kind}")
+            raise ParameterError(f"embedding_types is a list like ['float'], not {a_kind(kinds)}")
         return request
 
     def _prepare_generate(self, prompt: str, params: GenerateParams = GenerateParams()) -> Request:
@@ -249,7 +248,7 @@ class Cohere(Backend):
     def _parse_chat(self, response: Response, arguments: Mapping[str, Any]) -> Any:
         reply = replies.chat_reply(response.payload, self._body(arguments)["model"])
         output = arguments["output"]
-        return reply if output is None else replies.instance(reply, output)
+        return reply if output is None else replies.instance(reply, output, *self.secrets)
 
     def _parse_embed(self, response: Response, arguments: Mapping[str, Any]) -> array.array[float]:
         made: Any = replies.vectors(response.payload, self._body(arguments)["embedding_types"])

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from feste.backend import Reply, Response, Usage
+from feste.backend import Reply, Response, Secret, Usage, instance_of
 from feste.errors import CountMismatch, MalformedResponse, OutputMismatch
 
 __all__ = ["chat_reply", "generations", "instance", "split", "usage", "vectors"]
@@ -76,11 +76,12 @@ def _text(content: Any) -> str:
     return "".join(_checked(p.get("text"), str, "the text of a part") for p in texts)
 
 
-def instance(reply: Reply, model: Any) -> Any:
+def instance(reply: Reply, model: Any, *secrets: Secret | None) -> Any:
     """Parse a JSON answer into an instance of a pydantic model.
 
     :param reply: the answer.
     :param model: the model.
+    :param secrets: keys that are redacted in errors.
     :raises OutputMismatch: if the answer was cut off or does not fit the model.
     """
     if reply.truncated:
@@ -89,7 +90,7 @@ def instance(reply: Reply, model: Any) -> Any:
             f"{model.__name__}; allow more max_tokens or a shorter answer"
         )
     try:
-        return model.model_validate_json(str(reply))
+        return instance_of(model, str(reply), *secrets)
     except ValueError as error:  # from pydantic; it holds the whole answer
         details: list[Any] = getattr(error, "errors", list)()
     wrong = [f"{'.'.join(map(str, d['loc'])) or 'all'}: {d['msg']}" for d in details[:3]]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from feste.backend import Reply, Request, Response, Usage, redact
+from feste.backend import Reply, Request, Response, Usage, instance_of, redact
 from feste.errors import CountMismatch, MalformedResponse, OutputMismatch
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _instance(llm: OpenAI, reply: Reply, model: Any) -> Any:
             llm, "the model called tools; leave output= out where tools are given", reply
         )
     try:
-        return model.model_validate_json(str(reply))
+        return instance_of(model, str(reply), *llm.secrets)
     except ValueError as error:  # includes pydantic's ValidationError
         why = f"the answer is no {model.__name__} ({_first_fault(error)})"
         fix = "the server may ignore JSON schemas, or the validators ask for more than they say"
