@@ -108,6 +108,11 @@ WRONG: dict[str, tuple[Any, type[FesteError], list[str]]] = {
         UnknownName,
         ["no scheduler "],
     ),
+    "number for a scheduler": (
+        lambda: feste.compute(llm.chat("a"), scheduler=3),
+        ConfigError,
+        ["scheduler=3: expected a name, a URL, a get function or a client object"],
+    ),
     "unknown pass": (
         lambda: feste.compute(llm.chat("a"), optimize={"bacth": False}),
         UnknownName,
@@ -306,6 +311,6 @@ def test_a_request_that_is_no_json_is_not_sent(value: Any) -> None:
     (error,) = caught.value.errors
 
     assert type(error) is ConfigError
-    assert str(error).startswith("body.messages")
+    assert str(error).startswith("body['messages']")
     assert error.origin == node._node.where
     assert careless.requests == []

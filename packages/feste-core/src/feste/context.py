@@ -267,7 +267,8 @@ def _wait(value: Any) -> float:
 
 
 def _scheduler(value: Any) -> Any:
-    if value is None or value == "":
+    is_data = type(value).__module__ == "builtins" and not callable(value)
+    if value == "" or (is_data and not isinstance(value, str)):
         raise ValueError("expected a name, a URL, a get function or a client object")
     return value
 

@@ -54,7 +54,8 @@ _cells = _Cells()
 def last_report() -> RunReport | None:
     """Return the report of the last run of this context (thread or async task), or None.
 
-    In a notebook it is that of the last run of any cell.
+    In a notebook it is that of the last run of any cell. It is None, too, after a run that was refused
+    before anything started, as for a missing key, so that it never shows an older one.
 
     >>> import feste
     >>> _ = feste.compute(feste.task(abs)(-1))
@@ -82,7 +83,7 @@ def is_last(report: RunReport | None) -> bool:
 
 
 def forget_report() -> None:
-    """Clear the last report when a run starts, so that ``last_report`` never shows an older one."""
+    """Clear the last report when a run is asked for, so that ``last_report`` shows no older one."""
     _keep(None)
 
 
