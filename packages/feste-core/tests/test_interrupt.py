@@ -318,6 +318,57 @@ say("no run left")
 
 
 @pytest.mark.parametrize(
+    "waits",
+    ["feste.acompute(nodes)", "asyncio.sleep(0, [n async for n in feste.as_completed(nodes)])"],
+)
+def test_what_was_paid_before_a_cancellation_is_kept(program: Any, waits: str) -> None:
+    """The same nodes, computed again, send only what has no answer yet."""
+    one = program(
+        f"""
+class Half(Backend):
+    limits = Limits(concurrency=2)
+    asked = 0
+
+    @operation
+    async def ask(self, prompt: str) -> str:
+        self.asked += 1
+        while self.asked > 3 and not os.path.exists(sys.argv[1]):
+            await asyncio.sleep(0.001)
+        return f"answer {{prompt}}"
+
+llm = Half()
+nodes = [llm.ask(str(i)) for i in range(6)]
+
+def cut():
+    while not llm.asked > 4:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+async def main():
+    threading.Thread(target=cut).start()
+    try:
+        await {waits}
+    except asyncio.CancelledError:
+        say("cancelled")
+        raise
+
+try:
+    asyncio.run(main())
+except KeyboardInterrupt as stop:
+    say(type(stop).__name__, hasattr(stop, "partial"))
+open(sys.argv[1], "w").close()
+before = llm.asked
+feste.compute(nodes)
+say("sent", llm.asked - before)
+"""
+    )
+    lines = [line for line in one.end() if line != "stopping"]
+
+    assert lines == ["cancelled", "KeyboardInterrupt False", "sent 3"]
+    assert (one.process.returncode, one.errors) == (0, "")
+
+
+@pytest.mark.parametrize(
     "blocks",
     ["feste.compute(nodes)", "list(feste.map(llm.ask, '012345'))", "list(feste.stream(nodes[0]))"],
 )

@@ -252,6 +252,35 @@ def test_what_tasks_print_on_the_terminal_is_left_as_it_is(tmp_path: Path) -> No
     assert "[bold]half[/bold]" in seen and " of 10 :smile:" in seen
 
 
+LOGS = """
+import logging
+
+class ToStderr(logging.StreamHandler):
+    stream = property(lambda self: sys.stderr, lambda self, stream: None)
+
+logging.basicConfig(handlers=[ToStderr()])
+
+@feste.task
+def log(text):
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.001)
+    logging.warning("a line of %s", text)
+    return text
+
+feste.compute(llm.ask("0"), log("its own"), progress=True)
+"""
+
+
+def test_a_log_line_stands_alone_if_its_handler_looks_the_stream_up(tmp_path: Path) -> None:
+    """It begins where the bar was taken away, and not behind it."""
+    one = Terminal(tmp_path, LOGS)
+    one.read("0/1 call")
+    seen = one.end()
+
+    before = seen[: seen.index("WARNING:root:a line of its own")]
+    assert re.search(r"(\x1b\[2K|\r|\n)$", before), seen
+
+
 @pytest.mark.parametrize(
     ("loop", "told"),
     [

@@ -69,7 +69,8 @@ def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
 async def acompute(*args: Any, **settings: Any) -> tuple[Any, ...]:
     """Do what :func:`compute` does, without blocking the running event loop.
 
-    Cancelling it starts nothing new and gives up work under way.
+    Cancelling it, as Ctrl-C does under ``asyncio.run``, starts nothing new and gives up work under way;
+    nodes keep the answers that were paid.
 
     :param args: as for :func:`compute`.
     :param settings: as for :func:`compute`.
