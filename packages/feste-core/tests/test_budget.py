@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 import feste
 from feste import context
-from feste.backend import Limits, Price, Profile, Request, Response
+from feste.backend import BatchRule, Limits, Operation, Price, Profile, Request, Response
 from feste.budget import Budget
 from feste.errors import (
     BudgetExceeded,
     CallError,
     CallTimeout,
     ConfigError,
+    InvalidRequest,
     MalformedResponse,
     NotStarted,
     RunFailed,
@@ -420,3 +421,164 @@ def test_a_run_at_its_cap_holds_up_no_other() -> None:
     assert max(began) <= 101.0
     assert capped.count_states() == {"done": 4}
     assert not clock.brain.gates.short
+
+
+def lists(llm: FakeBackend) -> list[Any]:
+    """Calls that share requests as lists: of vectors, and of texts of any length."""
+    texts = [f"text {i} " + "word " * (i % 7) for i in range(60)]
+    return [llm.embed(text) for text in texts[:30]] + [llm.complete(t, SHORT) for t in texts[30:]]
+
+
+def draws(llm: FakeBackend) -> list[Any]:
+    """Equal calls, which become several answers to one prompt; and lists of such."""
+    same = [llm.chat("the same question " * 9, SHORT) for _ in range(40)]
+    return same + [llm.complete(f"question {i % 5}", SHORT) for i in range(60)]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3, 0.7, 0.999])
+@pytest.mark.parametrize("make", [lists, draws])
+def test_a_shared_request_is_cut_to_what_there_is_room_for(make: Any, share: float) -> None:
+    """Grouping calls never makes a budget buy nothing: a smaller request goes, then the others."""
+    bounds = feste.explain(make(priced())).dollars.worst
+    assert bounds is not None
+    bought = []
+    for optimize in (None, False):
+        llm = priced(limits=Limits(concurrency=8))
+        nodes = make(llm)
+        clock = VirtualClock(llm.answer)
+        given = {} if optimize is None else {"optimize": optimize}
+        run = started(clock, nodes, budget=share * bounds, **given)
+        clock.drive()
+
+        (budget,) = run.caps
+        assert (budget.pending, budget.reserved) == (0, pytest.approx(0.0, abs=1e-9))
+        assert budget.spent == pytest.approx(cost_of(llm, [r for _, r in clock.sent]))
+        assert budget.spent <= budget.cap and run.spent["dollars"] == pytest.approx(budget.spent)
+        assert run.reserved["dollars"] == pytest.approx(0.0, abs=1e-9)
+        assert all(gate.in_flight == 0 for gate in clock.brain.gates.by_scope.values())
+        assert not clock.brain.gates.short
+        done = run.count_states().get("done", 0)
+        assert done == len(nodes) or isinstance(run.fault, BudgetExceeded)
+        bought.append((done, len(clock.sent)))
+    (together, requests), (alone, _) = bought
+    assert together >= alone > 0 and requests <= together
+
+
+@pytest.mark.parametrize("make", [lists, draws])
+def test_what_explain_says_is_enough_is_enough(make: Any) -> None:
+    """It counts what will be reserved: with as much, nothing waits and no request is cut."""
+    plan = feste.explain(make(priced()))
+    assert plan.dollars.worst is not None
+    told = str(feste.explain(make(priced()), budget=plan.dollars.worst))
+    assert "and the plan needs at most" in " ".join(told.split())
+    llm = priced(limits=Limits(concurrency=64))
+    clock = VirtualClock(llm.answer)
+    run = started(clock, make(llm), budget=plan.dollars.worst)
+    clock.drive()
+
+    assert run.count_states() == {"done": plan.calls}
+    assert {at for at, _ in clock.sent} == {0.0} and len(clock.sent) == plan.requests
+
+
+def test_explain_says_that_answers_in_prompts_are_reserved_by_their_bytes() -> None:
+    """How many bytes they have is not known before: so it says how much they are taken to be."""
+    llm = priced()
+    told = str(feste.explain(llm.chat(llm.chat("Hi", SHORT), SHORT), budget=10.0))
+
+    assert "a token for each of its bytes is set aside" in " ".join(told.split())
+
+
+def test_the_calls_of_a_cut_request_keep_their_order_and_their_answers() -> None:
+    """The first ones are bought first, and a rerun buys the rest."""
+    llm = priced()
+    greedy = FakeParams(max_tokens=8, temperature=0)
+    nodes = [llm.complete(f"text {i}", greedy) for i in range(16)]
+    with pytest.raises(RunFailed) as caught:
+        feste.compute(nodes, budget=0.4)
+    values = caught.value.partial[0]
+    bought = [isinstance(value, str) for value in values]
+
+    assert 0 < sum(bought) < 16 and bought == sorted(bought, reverse=True)
+    (again,) = feste.compute(nodes, budget=10.0)
+    assert again[: sum(bought)] == values[: sum(bought)]
+    fresh = priced()
+    (other,) = feste.compute([fresh.complete(f"text {i}", greedy) for i in range(16)])
+    assert [str(value) for value in again] == [str(value) for value in other]
+
+
+def test_a_deadline_does_not_count_what_the_rest_of_a_cut_request_waits() -> None:
+    """It counts from when a call is sent first; the parts of this list go one after the other."""
+    llm = priced()
+    nodes = [llm.complete(f"text {i}", FakeParams(max_tokens=100)) for i in range(16)]
+    clock = VirtualClock(llm.answer, request_seconds=lambda request: 10.0)
+    run = started(clock, nodes, budget=4.0, deadline=15.0)
+    clock.drive()
+
+    assert run.count_states() == {"done": 16} and clock.now > 30.0
+
+
+def test_a_single_call_that_does_not_fit_stops_the_run() -> None:
+    """A list of calls that are too dear each is cut to one, and the error names what that may cost."""
+    llm = priced()
+    nodes = [llm.complete(f"text {i}", FakeParams(max_tokens=100)) for i in range(16)]
+    with pytest.raises(RunFailed, match="the next one may cost") as caught:
+        feste.compute(nodes, budget=0.5)
+    error = caught.value.__cause__
+
+    assert isinstance(error, BudgetExceeded) and not llm.requests
+    assert "may cost $1." in str(error)
+
+
+def test_a_list_that_a_server_refuses_is_cut_by_a_budget_as_well() -> None:
+    """Both ways to send less at once: every call is answered once, and none is lost."""
+    llm = priced(limits=Limits(concurrency=4))
+
+    def answer(request: Request) -> Response:
+        if request.items > 3:
+            raise InvalidRequest("too many items", billed="no")
+        return llm.answer(request)
+
+    nodes = [llm.complete(f"text {i}", SHORT) for i in range(16)]
+    bound = feste.explain(nodes).dollars.worst
+    assert bound is not None
+    for share in (0.15, 0.3, 0.6):
+        clock = VirtualClock(answer)
+        run = started(
+            clock, [llm.complete(f"text {i}", SHORT) for i in range(16)], budget=share * bound
+        )
+        clock.drive()
+
+        assert run.count_states().get("done", 0) >= 16 * share
+        assert all(gate.in_flight == 0 for gate in clock.brain.gates.by_scope.values())
+        assert run.caps[0].pending == 0 and not clock.brain.gates.short
+
+
+class Picky(FakeBackend):
+    """Its lists cannot be packed again with fewer calls."""
+
+    @staticmethod
+    def _pack_all(backend: FakeBackend, requests: Sequence[Request]) -> Request:
+        if len(requests) < 16:
+            raise ValueError("no list of fewer")
+        return FakeBackend._pack(backend, requests)
+
+    complete = Operation(
+        prepare=FakeBackend._prepare_complete,
+        send=FakeBackend._send,
+        parse=FakeBackend._parse_text,
+        batch=BatchRule("prompt", "prompt", 16, pack=_pack_all, unpack=FakeBackend._unpack),
+    )
+
+
+def test_a_list_that_cannot_be_cut_fails_its_calls() -> None:
+    """A plugin may raise at any time: the run ends, and nothing stays set aside."""
+    llm = Picky(profile=PRICED)
+    clock = VirtualClock(llm.answer)
+    nodes = [llm.complete(f"text {i}", SHORT) for i in range(16)]
+    run = started(clock, nodes, llm.chat("another", SHORT), budget=0.8)
+    clock.drive()
+
+    assert run.count_states() == {"failed": 16, "done": 1}
+    assert "no list of fewer" in str(run.errors[run.failed[0]])
+    assert run.caps[0].pending == 0 and not clock.brain.gates.short
+    assert all(gate.in_flight == 0 for gate in clock.brain.gates.by_scope.values())

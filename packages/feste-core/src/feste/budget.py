@@ -73,6 +73,11 @@ class Budget:
             )
         return cls(value, unit)
 
+    @property
+    def left(self) -> float:
+        """What is neither spent nor reserved, in units."""
+        return max(0.0, self.cap - self.spent - self.reserved)
+
     def fits(self, amount: float) -> bool:
         """Return whether as much may be reserved now.
 

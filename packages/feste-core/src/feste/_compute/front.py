@@ -32,6 +32,12 @@ from feste.scheduler.run import Run
 
 __all__ = ["acompute", "acompute_one", "compute", "explain"]
 
+#: What is told besides of plans with prompts that are made of answers.
+_BY_BYTES = (
+    ", if a prompt that is made while it runs has as many tokens as the answers in it; a token for each "
+    "of its bytes is set aside before it is sent"
+)
+
 
 def compute(*args: Any, **settings: Any) -> tuple[Any, ...]:
     """Run the nodes in the arguments, and return the arguments with values in place of nodes.
@@ -161,12 +167,13 @@ def _told_of(budget: Budget, explained: Explanation) -> str:
     needs = explained.dollars
     if budget.unit == "tokens":
         needs = explained.input_tokens + explained.output_tokens
-    left = budget.cap - budget.spent - budget.reserved
+    left, later = budget.left, any(row.unknown for row in explained.rows)
     whole = f"the budget has {budget.shown(left)} left"
     if budget.unit == "dollars" and explained.unpriced:
         return f"{whole}, and a price is not known, which is refused"
     if needs.worst is not None and needs.worst <= left:
-        return f"{whole}, and the plan needs at most {budget.shown(needs.worst)}"
+        most = f"{whole}, and the plan needs at most {budget.shown(needs.worst)}"
+        return f"{most}{_BY_BYTES if later else ''}"
     if needs.likely is not None and needs.likely > left:
         return f"{whole}, and the plan needs about {budget.shown(needs.likely)}: it will stop there"
     if needs.worst is None:

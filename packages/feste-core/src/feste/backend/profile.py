@@ -87,6 +87,18 @@ class Price:
         total += written * (self.input if self.written is None else self.written)
         return total / 1_000_000
 
+    def at_most(self, input: float = 0, output: float = 0) -> float:
+        """Return the most that some tokens may cost in dollars, whatever the prompt cache does.
+
+        :param input: tokens read.
+        :param output: tokens generated.
+
+        >>> Price(input=2.0, output=8.0, cached=0.5, written=2.5).at_most(1_000_000, 500_000)
+        6.5
+        """
+        read = max(self.input, self.cached or 0.0, self.written or 0.0)
+        return (input * read + output * self.output) / 1_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptCache:

@@ -77,4 +77,4 @@ def possible(totals: Totals, price: Price | None) -> float | None:
         return dollars
     if price is None or totals.unbounded:
         return None
-    return (dollars or 0.0) + price.dollars(totals.most_input, totals.most_output)
+    return (dollars or 0.0) + price.at_most(totals.most_input, totals.most_output)

@@ -165,6 +165,7 @@ class Brain:
             "prepare": self.calls.on_prepared,
             "look ahead": self.fallbacks.on_prepared,
             "pack": self.lists.on_packed,
+            "shorten": self.lists.on_shortened,
             "unpack": self.lists.on_unpacked,
             "parse": self.calls.on_parsed,
         }

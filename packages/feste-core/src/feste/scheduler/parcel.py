@@ -14,6 +14,9 @@ from feste.scheduler.states import OPEN
 
 __all__ = ["Parcel", "Split"]
 
+#: What counts the attempts of a request.
+_HISTORY = ("attempt", "since", "throttled", "ambiguous", "lost", "unreadable")
+
 
 class Split:
     """A refused list that is being resent in two parts, one after the other.
@@ -133,8 +136,23 @@ class Parcel:
         request = self.requests[position]
         member = self.members[position]
         other = Parcel(self.run, self.call, [member], [request], request, self.gate, now)
-        for name in ("attempt", "since", "throttled", "ambiguous", "lost", "unreadable"):
+        for name in _HISTORY:
             setattr(other, name, getattr(self, name))
+        return other
+
+    def part(self, members: list[int], requests: list[Request], request: Request) -> Parcel:
+        """Return a request for some of its calls, which has come as far as this one.
+
+        :param members: the positions of their nodes.
+        :param requests: their single requests.
+        :param request: the request to send.
+        """
+        other = Parcel(
+            self.run, self.call, members, requests, request, self.gate, self.noted, self.split
+        )
+        for name in (*_HISTORY, "error", "ready", "sent"):
+            setattr(other, name, getattr(self, name))
+        other.waits = list(self.waits)
         return other
 
     @property
@@ -154,5 +172,5 @@ class Parcel:
 
     @property
     def size(self) -> int:
-        """The bytes of the requests of its calls."""
-        return sum(request.size for request in self.requests)
+        """The bytes of the requests of its prompts, as each would be sent alone."""
+        return sum(request.size for request in self.requests[:: self.request.samples])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from feste.backend import Limits
 from feste.graph import FesteGraph
@@ -104,14 +104,16 @@ class Estimates:
         if price is None:
             return
         call.is_priced = True
-        lucky = self._luck.get(call.node.key, (0, 0))
-        # at worst, it comes too early: nothing is in the cache yet, and it pays for writing
-        shared = sum(lucky) if (price.written or 0.0) > price.input else 0
-        caches = (lucky, (call.cached, call.written), (0, shared))
+        cached, written = self._luck.get(call.node.key, (0, 0))
+        ways: tuple[Callable[..., float], ...] = (
+            partial(price.dollars, cached=cached, written=written),
+            partial(price.dollars, cached=call.cached, written=call.written),
+            price.at_most,
+        )
         parts: list[float | None] = []
-        for read, made, cache in zip(call.input, call.output, caches, strict=True):
+        for read, made, cost in zip(call.input, call.output, ways, strict=True):
             known = read is not None and (made is not None or not price.output)
-            parts.append(price.dollars(read or 0, made or 0, *cache) if known else None)
+            parts.append(cost(read or 0, made or 0) if known else None)
         call.dollars = Range(*parts)
 
     @cached_property

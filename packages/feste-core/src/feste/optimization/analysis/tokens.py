@@ -1,5 +1,8 @@
 """How many tokens the calls of a plan read and generate: known, likely, or unknown.
 
+A prompt that is known has probably one token for four bytes of text. At most it has one for each
+byte of the request, names and brackets included, whatever the language: a budget reserves as many.
+
 Assumptions, where nothing is known: an answer has half as many tokens as it may have, or 256 if it
 may have any number; a Python task returns about as much text as it gets, and a task that is given no
 node an unknown amount.
@@ -119,29 +122,30 @@ def _of_call(
     is_known = all(need.value is not PENDING for need in needs)
     request = sketch.request
     if request is not None:
-        known, bound = request.tokens, request.max_output
+        bound, holes = request.max_output, 0
         if not is_known:
-            known, holes = _without_holes(request)
+            request, holes = _without_holes(request)
             again = holes - len(needs)
             if again > 0 and added.worst is not None:  # a prompt may use a variable twice
                 added = Range(added.low, added.likely, added.worst * (1 + again))
+        known = Range(request.tokens, request.tokens, request.size)
     else:
         bound = bound_of(node)
         texts = [n.value for n in needs if n.value is not PENDING]
-        known = -(-text_bytes([*texts, *node.args]) // BYTES_PER_TOKEN)
+        known = Range.of(-(-text_bytes([*texts, *node.args]) // BYTES_PER_TOKEN))
         added = Range(0, added.likely, None)
     return CallEstimate(
         node,
         call.model(node.args),
-        UNKNOWN if sketch.error else Range.of(known) + added,
+        UNKNOWN if sketch.error else known + added,
         Range(1 if bound is None or bound > 0 else 0, likely_output(bound), bound),
         is_known,
         error=sketch.error,
     )
 
 
-def _without_holes(request: Request) -> tuple[int, int]:
-    """Return the tokens of the known text of a request, and the number of unknown texts in it."""
+def _without_holes(request: Request) -> tuple[Request, int]:
+    """Return a request without its unknown texts, and their number."""
     holes = 0
 
     def filled(value: Any) -> Any:
@@ -155,4 +159,4 @@ def _without_holes(request: Request) -> tuple[int, int]:
             return {name: filled(part) for name, part in value.items()}
         return value
 
-    return replace(request, body=filled(request.body)).tokens, holes
+    return replace(request, body=filled(request.body)), holes

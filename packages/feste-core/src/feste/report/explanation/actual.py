@@ -131,6 +131,8 @@ def _off(report: RunReport, rows: Sequence[CallRow]) -> list[str]:
         if not least <= ran.requests <= requests:
             found.append(f"{what}: {counted(ran.requests, 'request')}, {requests:,} planned")
         read = total(plan.input_tokens for plan in plans)
+        if read.low == read.likely:  # the prompts are known: only the rule of thumb may be wrong
+            read = Range.of(read.likely)
         made = total(plan.output_tokens for plan in plans)
         found += _far(f"{what}: tokens in", read, ran.input_tokens, _number, far=math.inf)
         found += _far(f"{what}: tokens out", made, ran.output_tokens, _number)

@@ -33,7 +33,8 @@ class CallRow:
     :param failing: the number of calls that cannot be prepared, and will fail. Figures of tokens and
         dollars are those of the others, and unknown if there are none.
     :param error: why the first of these fails, and where it is.
-    :param input_tokens: tokens read, at four bytes of text a token.
+    :param input_tokens: tokens read, at four bytes of text a token; at worst at one for each byte of the
+        request.
     :param output_tokens: tokens generated.
     :param cached_tokens: how many tokens of the input the prompt cache serves, if all goes well.
     :param written_tokens: how many are written to it.

@@ -27,16 +27,22 @@ class Deadlines:
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
 
+    def begin(self, parcel: Parcel) -> None:
+        """Set the alarm of a request with its first attempt.
+
+        :param parcel: the request, which leaves its gate.
+        """
+        run = parcel.run
+        if run.deadline is not None:
+            for i in parcel.members:
+                run.begun.setdefault(i, self.brain.now)
+            self.watch(parcel)
+
     def is_over(self, parcel: Parcel) -> bool:
-        """Set the alarm of a request, with its first attempt; return whether it is too late for that.
+        """Return whether it is too late for an attempt of a request.
 
         :param parcel: the request, which may leave its gate.
         """
-        run = parcel.run
-        if run.deadline is None:
-            return False
-        for i in parcel.members:
-            run.begun.setdefault(i, self.brain.now)
         return self.watch(parcel) <= 0
 
     def watch(self, parcel: Parcel) -> float:

@@ -317,6 +317,16 @@ class Gate(Generic[P]):
         """
         self._refund(self._flights.pop(id(item)))
 
+    def shrunk(self, item: P, request: Request) -> None:
+        """Record that a request, which has not been sent yet, became a smaller one.
+
+        :param item: the item.
+        :param request: its request now.
+        """
+        flight, tokens = self._flights[id(item)], self.costs.of(request)
+        self.tokens.give_back(flight.tokens - tokens, flight.number)
+        flight.request, flight.tokens = request, tokens
+
     def throttled(
         self, item: P, now: float, wait: float | None, limits: Iterable[RateLimit] = ()
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from feste.scheduler.states import QUEUED
 from feste.scheduler.waits import BUDGET, PREFIX
 
 if TYPE_CHECKING:
+    from feste.scheduler.batching.batcher import Packed
     from feste.scheduler.brain import Brain
 
 __all__ = ["Gates"]
@@ -102,6 +103,7 @@ class Gates:
                 parcel.attempt += 1
                 if parcel.attempt == 1:
                     parcel.since = self.brain.now
+                    self.brain.deadlines.begin(parcel)
                 if parcel.run.store is not None:
                     self.brain.journaling.intend(parcel)
                 else:
@@ -131,16 +133,22 @@ class Gates:
             parcel = self._afforded(scope) or gate.pop(self.brain.now)
             if parcel is None:
                 return None
-            if parcel.reserved:
-                return parcel
             if parcel.is_over:
                 self.unsent(parcel)
             elif self.brain.deadlines.is_over(parcel):
                 self.unsent(parcel)
                 self.brain.deadlines.missed(parcel)
-            elif self._is_paid(scope, parcel):
+            elif parcel.reserved or self._is_paid(scope, parcel):
                 return parcel
         return None
+
+    def is_short(self, parcel: Parcel) -> bool:
+        """Return whether a request waits until a budget has room for it.
+
+        :param parcel: the request.
+        """
+        waits = self.short.get((parcel.request.scope, parcel.run.name)) is parcel
+        return waits and not parcel.is_over
 
     def _is_short(self, scope: Scope) -> bool:
         return any(short == scope for short, _ in self.short)
@@ -171,16 +179,37 @@ class Gates:
             self.unsent(parcel)
             self.brain.attempts.fail_members(parcel, error)
             return False
-        if verdict == "wait":
+        if verdict in ("wait", "shorten"):
             self.brain.waits.admitted(parcel)
             self.short[scope, parcel.run.name] = parcel
             parcel.gate.hold(parcel.run.name, "budget")
+            if verdict == "shorten":
+                self.brain.lists.shorten(parcel, self.brain.spending.set_aside(parcel))
         elif verdict == "stop":
             self.unsent(parcel)
             if parcel.error is not None:
                 self.brain.attempts.fail_early(parcel, parcel.error)
             self.brain.stop(parcel.run)
         return verdict == "go"
+
+    def shortened(self, parcel: Parcel, parts: Sequence[Packed]) -> None:
+        """Let a request that waits for a budget go as its first part; the others queue.
+
+        :param parcel: the request.
+        :param parts: the requests that take its place.
+        """
+        self.brain.waits.waited(parcel, BUDGET)
+        first, *others = parts
+        rest = [parcel.part(*other) for other in others]
+        parcel.members, parcel.requests, parcel.request = first
+        parcel.gate.shrunk(parcel, parcel.request)
+        if self.brain.spending.has_room(parcel):
+            self.brain.spending.reserve(parcel)
+        else:  # it is looked at again
+            self.brain.spending.settle(parcel, None)
+        for other in rest:
+            self.brain.deadlines.watch(other)
+            self.enter(other)
 
     def unsent(self, parcel: Parcel) -> None:
         """Give back the place, the money and the lead of a request that left its gate and was not sent.
@@ -226,6 +255,8 @@ class Gates:
         :param parcel: the request.
         """
         parcel.gate.remove(parcel)
+        if self.is_short(parcel):
+            self.brain.spending.settle(parcel, None)  # its gate may stay closed for long
         if self.brain.attempts.retrying.pop(id(parcel), None) is not None:
             parcel.run.retrying -= 1
 
@@ -245,4 +276,5 @@ class Gates:
         ]
         for parcel in on_the_way:
             parcel.taken_back = True
+            self.brain.spending.settle(parcel, None)
         return [*retrying, *on_the_way]

@@ -1,14 +1,18 @@
 """Reserve the most that a request may cost before it is sent, and settle what it did cost.
 
 Where a cap does not allow a request now, it waits for what is under way, which mostly costs less
-than was reserved for it. If nothing is under way any more, the cap is reached: the run stops.
+than was reserved for it. If nothing is under way any more, a request of several calls goes with as
+many as there is room for. Where there is room for none, the cap is reached: the run stops.
 
-The tokens of a prompt are taken to be at most the bytes of the request: a token is a byte at least,
-whatever the language, and the names and brackets of the JSON cover what a provider adds.
+The tokens of a prompt are taken to be at most the bytes of its own request: a token is a byte at
+least, whatever the language, and the names and brackets of the JSON cover what a provider adds. That
+holds in a list too, and :func:`feste.explain` counts the same.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from feste.backend import Price, Response
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Spending"]
 
-Verdict = Literal["go", "wait", "stop"]
+Verdict = Literal["go", "wait", "shorten", "stop"]
 
 
 class Spending:
@@ -39,30 +43,40 @@ class Spending:
         """Reserve the most that a request may cost.
 
         :param parcel: the request.
-        :returns: whether it may go, has to wait for requests under way, or its run stops.
+        :returns: whether it may go, has to wait for requests under way, is too long, or its run stops.
         :raises ConfigError: if nobody knows what it may cost; the message names the fix.
         """
         run = parcel.run
+        self.settle(parcel, None)  # what was set aside until it was shorter
         bounds = [(budget, _bound(parcel, budget)) for budget in run.caps]
         for budget, amount in bounds:
             if not budget.fits(amount):
                 if budget.pending:
                     return "wait"
+                if len(parcel.members) > 1:
+                    return "shorten"
                 self._stop(run, budget, amount)
                 return "stop"
-        for budget, amount in bounds:
-            budget.reserve(amount)
-        for unit, amount in {budget.unit: amount for budget, amount in bounds}.items():
-            run.reserved[unit] += amount
-        parcel.reserved = bounds
+        _reserve(parcel, bounds)
         return "go"
+
+    def set_aside(self, parcel: Parcel) -> int:
+        """Reserve what is left until a request is shorter; return how many of its calls may go.
+
+        :param parcel: the request, for which there is no room.
+        """
+        bounds = [(budget, _bound(parcel, budget)) for budget in parcel.run.caps]
+        calls = min(_fitting(parcel, budget) for budget in parcel.run.caps)
+        _reserve(parcel, [(budget, min(amount, budget.left)) for budget, amount in bounds])
+        return max(1, calls)
 
     def has_room(self, parcel: Parcel) -> bool:
         """Return whether a request need not wait for those under way: it may go, or its run stops.
 
         :param parcel: the request, which has waited.
         """
-        budgets = ((budget, _bound(parcel, budget)) for budget in parcel.run.caps)
+        own = dict(parcel.reserved)
+        budgets = ((b, _bound(parcel, b) - own.get(b, 0.0)) for b in parcel.run.caps)
         return all(budget.fits(amount) or not budget.pending for budget, amount in budgets)
 
     def settle(self, parcel: Parcel, outcome: Response | CallError | None) -> None:
@@ -98,21 +112,36 @@ class Spending:
         run.series.why = f"the budget of {budget.shown(budget.cap)} is reached"
 
 
-def _bound(parcel: Parcel, budget: Budget) -> float:
-    """Return the most that a request may cost, in the units of a budget."""
-    request = parcel.request
+def _reserve(parcel: Parcel, bounds: Sequence[tuple[Budget, float]]) -> None:
+    for budget, amount in bounds:
+        budget.reserve(amount)
+    for unit, amount in {budget.unit: amount for budget, amount in bounds}.items():
+        parcel.run.reserved[unit] += amount
+    parcel.reserved = list(bounds)
+
+
+def _fitting(parcel: Parcel, budget: Budget) -> int:
+    """Return how many of a request's calls a budget has room for, of the first ones and not all."""
+    calls = range(1, len(parcel.members))
+    return bisect_left(calls, True, key=lambda n: not budget.fits(_bound(parcel, budget, n)))
+
+
+def _bound(parcel: Parcel, budget: Budget, calls: int | None = None) -> float:
+    """Return the most that a request may cost, or its first calls, in the units of a budget."""
     price = None if budget.unit == "tokens" else _price(parcel)
-    made = request.max_output
-    if made is None and (price is None or price.output > 0):
+    requests = parcel.requests[:calls]
+    size = sum(request.size for request in requests[:: parcel.request.samples])
+    bounds = [request.max_output for request in requests]
+    made = sum(bound or 0 for bound in bounds)
+    if None in bounds and (price is None or price.output > 0):
         raise ConfigError(
             f"budget={shown_amount(budget.cap, budget.unit)} needs to know how many tokens a call of "
             f"{parcel.call.name} may generate at most: give it max_tokens=, or what the operation "
             "calls its limit"
         )
     if price is None:
-        return request.size + (made or 0)
-    read = max(price.input, price.cached or 0.0, price.written or 0.0)
-    return (request.size * read + (made or 0) * price.output) / 1_000_000
+        return size + made
+    return price.at_most(size, made)
 
 
 def _price(parcel: Parcel) -> Price:

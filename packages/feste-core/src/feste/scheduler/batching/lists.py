@@ -9,7 +9,7 @@ holds for the whole process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import compress
+from itertools import accumulate, compress
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request, Response
@@ -101,20 +101,43 @@ class Lists:
             return
         call = _call_of(run, calls[0][0])
         members, requests = [i for i, _ in calls], [r for _, r in calls]
-        taken = self.taken(call, requests[0])
-        several = any(g is not None and g.several for g in map(run.gatherings.get, members))
-        args = (call, members, requests, taken, several, split)
-        task = PyTask(run, members[0], "pack", _pack, args, {}, [], f"{call.name}.pack", members)
+        task = self._pack(run, call, members, requests, [len(calls)], split)
         gate = self.brain.gates.gate_of(call, requests[0])
         self._packing[task] = gate, -(-len(calls) // call.max_items)
         gate.coming += self._packing[task][1]
+
+    def shorten(self, parcel: Parcel, calls: int) -> None:
+        """Pack a request anew, since no budget has room for all of it: its first calls go ahead.
+
+        :param parcel: the request.
+        :param calls: how many of its calls there is room for.
+        """
+        counts = [calls, len(parcel.members) - calls]
+        self._pack(parcel.run, parcel.call, parcel.members, parcel.requests, counts, parcel)
+
+    def _pack(
+        self,
+        run: Run,
+        call: Call[Any],
+        members: list[int],
+        requests: list[Request],
+        counts: list[int],
+        origin: Split | Parcel | None,
+    ) -> PyTask:
+        """Have calls packed, so many of them and then so many; return the task that does."""
+        taken = self.taken(call, requests[0])
+        several = any(g is not None and g.several for g in map(run.gatherings.get, members))
+        stage = "shorten" if isinstance(origin, Parcel) else "pack"
+        args = (call, members, requests, counts, taken, several, origin)
+        task = PyTask(run, members[0], stage, _pack, args, {}, [], f"{call.name}.pack", members)
         self.brain.dispatcher.push(run, QUICK, run.program.rank[members[0]] + FINISHING, task)
+        return task
 
     def _send_singly(
         self, run: Run, calls: Sequence[tuple[int, Request]], split: Split | None = None
     ) -> None:
         if split is not None:
-            split.open = len(calls)
+            split.open += len(calls) - 1
         for i, request in calls:
             self.brain.gates.queue(run, [i], [request], request, split)
 
@@ -129,9 +152,24 @@ class Lists:
             return
         parts = [part for part in value if run.state[part.members[0]] == GATHERED]
         if split is not None:
-            split.open = len(parts)
+            split.open += len(parts) - 1
         for members, requests, request in parts:
             self.brain.gates.queue(run, members, requests, request, split)
+
+    def on_shortened(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
+        parcel: Parcel = task.args[-1]
+        if not self.brain.gates.is_short(parcel) or task.members != parcel.members:
+            return  # it went after all, or is wanted no more
+        if not ok:
+            parcel.taken_back = True
+            self.settled(parcel, taken=False)
+            for i in parcel.members:
+                if run.state[i] < OPEN:
+                    self.brain.calls.fail(run, i, value.copy())
+            return
+        if parcel.split is not None:
+            parcel.split.open += len(value) - 1
+        self.brain.gates.shortened(parcel, value)
 
     def _packed(self, task: PyTask) -> None:
         if task in self._packing:  # else its run has ended
@@ -260,6 +298,7 @@ class Lists:
                 return
             rest = [(i, r) for i, r in split.rest if run.state[i] == GATHERED]
             split.rest = []
+            split.open = 1
             if rest and split.longest:
                 self.send(run, rest, split)
                 return
@@ -324,11 +363,17 @@ def _pack(
     call: Call[Any],
     members: list[int],
     requests: list[Request],
+    counts: list[int],
     taken: Taken,
     several: bool,
-    split: Split | None,
+    origin: Split | Parcel | None,
 ) -> list[Packed]:
-    return pack_requests(call, members, requests, taken, several=several)
+    packed, begin = [], 0
+    for end in accumulate(counts):
+        some = members[begin:end], requests[begin:end]
+        packed += pack_requests(call, *some, taken, several=several)
+        begin = end
+    return packed
 
 
 def _unpack(call: Call[Any], request: Request, response: Response, parcel: Parcel) -> list[Any]:
