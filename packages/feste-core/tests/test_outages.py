@@ -101,6 +101,45 @@ def test_an_outage_costs_few_requests_and_no_call(
     assert sum(run.retries.values()) == len(clock.sent) - CALLS
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rate", [0.03, 0.08])
+def test_quick_errors_among_slow_answers_are_no_outage(rate: float, seed: int) -> None:
+    """Of requests sent together the errors come first: more than ten before the first answer."""
+    llm = FakeBackend(limits=Limits(concurrency=400))
+    quick: set[int] = set()
+
+    def seconds(request: Request) -> float:
+        if clock.rng.random() >= rate:
+            return clock.rng.uniform(2.0, 2.7)
+        quick.add(id(request))
+        return 0.02
+
+    def answer(request: Request) -> Response:
+        if id(request) in quick:
+            quick.discard(id(request))
+            raise ServerError("now and then", status=500)
+        return llm.answer(request)
+
+    clock = VirtualClock(answer, request_seconds=seconds, seed=seed)
+    run = started(clock, [llm.chat(f"call {i}") for i in range(800)])
+    clock.drive()
+
+    assert run.count_states() == {"done": 800}
+    assert run.retries["ServerError"] > 10 and run.openings == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_outage_shows_behind_the_answers_of_earlier_requests(seed: int) -> None:
+    """Those were sent before it began: what was sent since then fails, and nothing more is sent."""
+    llm = FakeBackend(limits=Limits(concurrency=400))
+    clock = outage(llm, 1.0, 21.0, ServerError("down", status=503), 0.05, seed)
+    run = started(clock, [llm.chat(f"call {i}") for i in range(CALLS)])
+    clock.drive()
+
+    assert not run.errors and run.openings == 1
+    assert len(clock.sent) <= CALLS + 100
+
+
 @pytest.mark.parametrize("asks", [None, 1.0, 3600.0], ids=lambda asks: f"Retry-After {asks}")
 def test_a_backend_that_only_refuses_for_rate_ends_the_calls(asks: float | None) -> None:
     """After ``outage_patience`` seconds without one answer the calls fail; a later run goes on."""

@@ -1,6 +1,6 @@
 """Stop sending to a backend that is down or that refuses all calls; ask now and then if it is back.
 
-After ten failures in a row a breaker opens: calls wait in their gates, which is no attempt, and one
+When the last requests sent have failed a breaker opens: calls wait in their gates, which is no attempt, and one
 of them at a time is sent as a probe. If a run has waited for as long as it wants, its calls fail.
 
 A refusal that concerns all calls, such as a wrong key, opens the breaker at once. The next refusal
@@ -11,6 +11,7 @@ A model whose every request is refused for rate is as good as down: runs lose pa
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from feste.backend import Call, Request
@@ -129,11 +130,16 @@ class Outages:
         if probe:  # it asked for all that wait, so it uses up no attempt of its own
             parcel.throttled += 1
             self._breakers.pop(scope, None)  # nor is the model alone refused
-        rng = self.brain.attempts.rng
-        if breaker.failed(now, rng, probe=probe) or probe:
+        rng, under_way = self.brain.attempts.rng, partial(self._under_way, scope[:2])
+        if breaker.failed(parcel.sent, now, rng, under_way, probe=probe) or probe:
             self.brain.accounts.closed(parcel, "breaker", breaker.next, again=probe)
         if breaker.opened is not None:
             parcel.run.down_until = max(parcel.run.down_until, breaker.next)
+
+    def _under_way(self, scope: Scope, since: float) -> int:
+        """Return how many requests to a backend are under way that were sent since a time."""
+        parcels = self.brain.attempts.parcels.values()
+        return sum(p.sent >= since and _within(p.request, scope) for p in parcels)
 
     def _throttle(self, scope: Scope, refuses: bool) -> None:
         """Note that a model refused a request for rate, or did not."""
