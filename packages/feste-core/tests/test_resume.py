@@ -19,6 +19,7 @@ from feste import context, draw, errors, store
 from feste.backend import Operation, Request, Response, Usage
 from feste.graph import FesteGraph
 from feste.prompt import Prompt
+from feste.report import RunReport
 from feste.store.opened import opened
 from feste.testing import FakeBackend, FakeParams, VirtualClock
 
@@ -656,6 +657,31 @@ def test_an_answer_that_comes_after_its_run_was_stopped_is_kept(
     else:
         assert outcome == "unknown" and raw.count("#") == calls
         assert run.count_states() == {"done": calls} and len(run.unknown) == calls
+
+
+def test_an_unknown_list_is_one_request(path: Path, restart: Restart) -> None:
+    """The report has it for each of its calls, and counts it once."""
+    llm = Counter()
+
+    def session(*stops: float) -> str:
+        clock = VirtualClock(llm.answer, request_seconds=lambda request: 5.0)
+        run = clock.run([llm.complete(f"word {i}") for i in range(10)], store=path)
+        clock.tell(0.0, ("submit", run))
+        for seconds in stops:
+            clock.tell(seconds, ("stop", run, 0.0))
+        clock.drive()
+        made = RunReport.of(run)
+        assert len(made.unknown) == (0 if stops else 10)
+        assert len({unknown.request for unknown in made.unknown}) == (0 if stops else 1)
+        assert RunReport.from_json(made.to_json()).unknown == made.unknown
+        restart()
+        return " ".join(str(made).split())
+
+    session(1.0)
+    again, settled = session(), session()
+    assert "10 calls bought again, because an earlier request has no known answer; that" in again
+    assert again.count("counter.complete fake-1, sent ") == 1 and " for 10 calls (at " in again
+    assert "1 request of earlier runs for these calls may have been billed besides" in settled
 
 
 def test_nothing_is_sent_after_a_stop_that_comes_while_answers_are_looked_up(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,10 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class UnknownRequest:
-    """A request of an earlier session that was sent for one of the run's calls, answer unknown.
+    """A request of an earlier session that was sent for a call of the run, answer unknown.
 
     The process was killed while it was under way, for example. It may have been billed, so the call
-    may have been paid for twice.
+    may have been paid for twice. Where the calls of a list shared it, there is one of these for each.
 
     :param call: the key of the call's node in this run.
     :param origin: ``file:line`` of the call.
@@ -34,6 +35,7 @@ class UnknownRequest:
     :param sent: when it was sent, in seconds since 1970.
     :param error: why its answer is unknown, where that is known.
     :param bought_again: whether this run bought the call again; else it has an answer from before.
+    :param request: the number of the request in the store; 0 in reports that older versions wrote.
     """
 
     call: str
@@ -43,6 +45,7 @@ class UnknownRequest:
     sent: float
     error: str = ""
     bought_again: bool = True
+    request: int = 0
 
 
 def unknown_requests(run: Run) -> list[UnknownRequest]:
@@ -60,6 +63,7 @@ def unknown_requests(run: Run) -> list[UnknownRequest]:
             sent=earlier.sent,
             error=earlier.error,
             bought_again=i not in run.sources,
+            request=earlier.id,
         )
         for i, earlier in run.unknown
     ]
@@ -106,25 +110,39 @@ def remarks(report: RunReport) -> list[str]:
             f"{counted(report.resampled, 'call')} bought though equal ones had been answered: nodes "
             "written anew are new samples; the same nodes computed again cost nothing"
         )
-    again = [unknown for unknown in report.unknown if unknown.bought_again]
+    again = _by_request(unknown for unknown in report.unknown if unknown.bought_again)
     if again:
+        calls, sent = sum(map(len, again.values())), len(again)
+        earlier, those = "an earlier request has", "that one"
+        if sent > 1:
+            earlier, those = f"{sent:,} earlier requests have", "those"
         told.append(
-            f"{counted(len(again), 'call')} bought again, because an earlier request has no known "
-            "answer; that one may have been billed, too:"
+            f"{counted(calls, 'call')} bought again, because {earlier} no known answer; {those} may "
+            "have been billed, too:"
         )
-        told += [f"  {_named(unknown)}" for unknown in again[:_NAMED]]
-        if len(again) > _NAMED:
-            told.append(f"  and {len(again) - _NAMED:,} more in .unknown")
-    settled = len(report.unknown) - len(again)
+        told += [f"  {_named(some)}" for some in list(again.values())[:_NAMED]]
+        if sent > _NAMED:
+            told.append(f"  and {sent - _NAMED:,} more in .unknown")
+    settled = _by_request(report.unknown).keys() - again
     if settled:
         told.append(
-            f"{counted(settled, 'request')} of earlier runs for these calls may have been billed "
+            f"{counted(len(settled), 'request')} of earlier runs for these calls may have been billed "
             "besides those that brought the answers"
         )
     return told
 
 
-def _named(unknown: UnknownRequest) -> str:
-    sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unknown.sent))
-    what = printable(f"{unknown.operation} {unknown.model}".rstrip())
-    return f"{what}, sent {sent} (at {unknown.origin})"
+def _by_request(unknown: Iterable[UnknownRequest]) -> dict[int | str, list[UnknownRequest]]:
+    """Group what is unknown of calls by the request that they shared."""
+    found: dict[int | str, list[UnknownRequest]] = {}
+    for each in unknown:
+        found.setdefault(each.request or each.call, []).append(each)
+    return found
+
+
+def _named(calls: Sequence[UnknownRequest]) -> str:
+    first = calls[0]
+    sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first.sent))
+    what = printable(f"{first.operation} {first.model}".rstrip())
+    several = f" for {len(calls):,} calls" if len(calls) > 1 else ""
+    return f"{what}, sent {sent}{several} (at {first.origin})"
