@@ -533,6 +533,31 @@ def test_equal_errors_are_told_once() -> None:
     assert str(report).count("InvalidRequest: no") == 1
 
 
+def test_errors_of_each_kind_are_told_first() -> None:
+    """A rare one is not hidden behind many of another kind, each of which has a text of its own."""
+
+    @feste.task
+    def check(i: int) -> int:
+        raise (RuntimeError if i % 2 else KeyError)("my bug")
+
+    llm = FakeBackend(fail={f"bad {i}.": InvalidRequest(f"no {i}") for i in range(30)})
+    nodes = [llm.chat(f"bad {i}.") for i in range(30)]
+    with pytest.raises(RunFailed) as caught:
+        feste.compute(nodes, [check(i) for i in range(6)])
+    report = feste.last_report()
+
+    assert report is not None
+    kinds = {
+        " ".join(error.split()[: 2 if "NodeError" in error else 1]) for error in report.errors[:3]
+    }
+    assert kinds == {"InvalidRequest:", "NodeError: RuntimeError:", "NodeError: KeyError:"}
+    for text in (str(report), report._repr_html_()):
+        told = " ".join(text.split())
+        assert "30 x InvalidRequest in all" in told and "6 x NodeError in all" in told
+    for name in ("InvalidRequest: no", "NodeError: RuntimeError: my bug", "NodeError: KeyError:"):
+        assert name in str(caught.value) and name in str(report)
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_sum_with_reports_that_bought_nothing_has_no_price_of_its_own(first: bool) -> None:
     """Where all that was bought has no price, the whole has none, and not one of at least $0."""

@@ -50,11 +50,10 @@ which carry the API key.
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from feste.wording import printable
+from feste.wording import kinds_first, printable
 
 __all__ = [
     "Ambiguous",
@@ -547,16 +546,17 @@ class RunFailed(FesteError):
         self.places = dict(places or {})
 
     def __str__(self) -> str:
-        groups: dict[tuple[str, str], list[str]] = {}
+        groups: dict[str, list[str]] = {}
         for error in self.errors:
-            groups.setdefault((type(error).__name__, str(error)), [])
+            groups.setdefault(f"{type(error).__name__}: {error}", [])
         for where, error in self.places.items():
             for root in (error.roots if isinstance(error, UpstreamFailed) else ()) or (error,):
-                groups.setdefault((type(root).__name__, str(root)), []).append(f"partial{where}")
+                groups.setdefault(f"{type(root).__name__}: {root}", []).append(f"partial{where}")
         lines = [super().__str__()]
-        for (kind, text), places in itertools.islice(groups.items(), self.max_shown):
+        for text in kinds_first(groups)[: self.max_shown]:
+            places = groups[text]
             times = f"{len(places):,} x " if len(places) > 1 else ""
-            lines.append(f"  {times}{kind}: {text}")
+            lines.append(f"  {times}{text}")
             if places:
                 shown = ", ".join(places[: self.max_shown])
                 more = len(places) - self.max_shown

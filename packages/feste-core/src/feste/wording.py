@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Iterable
 
 __all__ = [
     "a_kind",
     "class_name",
     "counted",
     "how_plain",
+    "kinds_first",
     "printable",
     "raised_at",
     "width",
@@ -81,6 +83,22 @@ def how_plain(value: object) -> str:
     if hasattr(kind, "tolist"):
         return "its .tolist()"
     return "text, numbers, lists or dicts of what is needed of it"
+
+
+def kinds_first(errors: Iterable[str]) -> list[str]:
+    """Return texts of errors that differ, one of each kind before the others.
+
+    :param errors: the texts; each begins with the name of its class, and that of the cause.
+
+    >>> kinds_first(["Odd: a", "Odd: b", "Odd: a", "NodeError: OSError: c", "NodeError: KeyError: c"])
+    ['Odd: a', 'NodeError: OSError: c', 'NodeError: KeyError: c', 'Odd: b']
+    """
+    texts = list(dict.fromkeys(errors))
+    first: dict[tuple[str, ...], str] = {}
+    for text in texts:
+        name, *rest = text.split(": ", 2)
+        first.setdefault((name, *(rest[:1] if name == "NodeError" else ())), text)
+    return list(dict.fromkeys([*first.values(), *texts]))
 
 
 def printable(text: str, *, but: str = "") -> str:

@@ -11,6 +11,7 @@ from feste.report import Closing, OperationRow, RunReport, Span
 from feste.report.operations import sum_if_known
 from feste.report.workers import busiest
 from feste.scheduler.request_log import RequestLog
+from feste.wording import kinds_first
 
 __all__ = ["total"]
 
@@ -59,7 +60,7 @@ def total(before: RunReport | None, after: RunReport, offset: float) -> RunRepor
         peak=max(before.peak, after.peak),
         dollars_possible=sum_if_known(before.dollars_possible, after.dollars_possible),
         dollars_saved=sum_if_known(before.dollars_saved, after.dollars_saved),
-        errors=list(dict.fromkeys([*before.errors, *after.errors]))[:20],
+        errors=kinds_first([*before.errors, *after.errors])[:20],
         unknown=[*before.unknown, *after.unknown][-_MOST:],
         cancelled=before.cancelled or after.cancelled,
         dollars=dollars if dollars or not summed["unpriced"] else None,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feste.errors import ConfigError
+from feste.errors import ConfigError, FesteError
 from feste.events import SCHEMA, RequestFinished
 from feste.plugins import registry
 from feste.report.files import ending, page, write
@@ -22,7 +22,7 @@ from feste.report.waiting import in_order
 from feste.report.workers import WorkerRow, busiest
 from feste.scheduler.request_log import RequestLog
 from feste.scheduler.states import KEPT
-from feste.wording import counted
+from feste.wording import counted, kinds_first
 
 if TYPE_CHECKING:
     from feste.scheduler.run import Run
@@ -59,9 +59,9 @@ class RunReport:
     :param operations: a row for each operation and model.
     :param tasks: seconds of Python by name of the task, including halves of operations.
     :param requests: all requests, in the order they ended; of a long ``feste.map`` the last 10,000.
-    :param errors: the first errors that differ, as text.
+    :param errors: the first errors that differ, as text; one of each kind before the others.
     :param cancelled: whether the run was stopped.
-    :param unknown: earlier requests for the run's calls whose answers are not known.
+    :param unknown: for each call, the earlier request whose answer is not known; a list has several calls.
     :param reused: how many answers were not bought now, because a store or a cache had them.
     :param reused_input_tokens: tokens read for them, when they were bought.
     :param reused_output_tokens: tokens generated for them.
@@ -307,9 +307,14 @@ class RunReport:
 
 
 def _texts(run: Run) -> list[str]:
-    """Return the first errors of a run that differ, in the order of failing."""
-    looked_at = (run.errors[i] for i in run.failed[:1_000])
-    return list(dict.fromkeys(f"{type(error).__name__}: {error}" for error in looked_at))[:20]
+    """Return the first errors of a run that differ, one of each kind before the others."""
+    kinds: dict[tuple[str, str], list[FesteError]] = {}
+    for error in (run.errors[i] for i in run.failed):
+        kind = type(error).__name__, getattr(error, "cause_type", "")
+        some = kinds.setdefault(kind, [])
+        if len(some) < 1_000:  # to write one takes time
+            some.append(error)
+    return kinds_first(f"{kind}: {e}" for (kind, _), some in kinds.items() for e in some)[:20]
 
 
 def _known(kind: Any, data: dict[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ _OPTIONAL = {
 _NOTHING = {"", "0", "unknown", "0.00"}
 #: Waits that a report tells: seconds of a call, and which part of all its waits a cause must have.
 _LEAST, _PART = 0.05, 0.01
-#: How many sizes of requests are told.
-_SIZES = 5
+#: How many sizes of requests are told, and how many errors.
+_SIZES, _ERRORS = 5, 5
 
 
 def headline(report: RunReport) -> str:
@@ -105,6 +105,19 @@ def _failures(report: RunReport) -> str:
     return f"failures: {told}" if told else ""
 
 
+def errors(report: RunReport) -> list[str]:
+    """Return the first errors, one of each kind before the others, and how many are like each.
+
+    :param report: the report.
+    """
+    told, counts = [], dict(report.failures)
+    for error in report.errors[: max(_ERRORS, len(counts))]:
+        name = error.partition(": ")[0]
+        count = counts.pop(name, 0)  # told with the first
+        told.append(f"{error}; {count:,} x {name} in all" if count > 1 else error)
+    return told
+
+
 def _wait(cause: str) -> str:
     return "prompt cache" if cause == "prefix" else _plain(cause)
 
@@ -169,7 +182,7 @@ def text_of(report: RunReport) -> str:
         lines += ["", *aligned(workers_table(report.workers), 1)]
     lines += [line for remark in remarks(report) for line in wrapped(remark, 2)]
     if report.errors:
-        lines += ["", "errors:", *(line for e in report.errors[:5] for line in wrapped(e, 2))]
+        lines += ["", "errors:", *(line for e in errors(report) for line in wrapped(e, 2))]
     return "\n".join(map(printable, lines))
 
 
@@ -184,7 +197,7 @@ def html_of(report: RunReport) -> str:
     if report.workers:
         parts.append(_html_table(workers_table(report.workers)))
     parts += [_p(remark) for remark in remarks(report)]
-    parts += [f"<pre>{_shown(error)}</pre>" for error in report.errors[:5]]
+    parts += [f"<pre>{_shown(error)}</pre>" for error in errors(report)]
     return "".join(parts)
 
 
