@@ -121,11 +121,11 @@ class Line:
 
         :param now: the monotonic time in seconds.
         """
-        self._context.run(self._tell, now)
+        self._context.run(self._tell, now, self.over)
 
-    def _tell(self, now: float) -> None:
+    def _tell(self, now: float, over: bool) -> None:
         at = self._headway.look(now)
-        told = at.outcome if self.over else at.words
+        told = at.outcome if over else at.words
         words = f"{self._course.name}: {told}, {now - self._began:.1f} s"
         value = "" if at.total is None else f' value="{at.done}" max="{max(1, at.total)}"'
         html = f"<div><progress{value}></progress> {escape(words)}</div>"
@@ -135,7 +135,7 @@ class Line:
             self._cell = show(shown, raw=True, display_id=True)
         else:
             self._cell.update(shown, raw=True)
-        if self.over:
+        if over:
             self._told.set()
 
 
@@ -238,9 +238,10 @@ class _Display:
             if shown is not None:
                 shown.draw(self._bar, now)
         for line in self._lines[:]:
-            if line.in_notebook and (line.over or (is_time and line.is_due(now))):
+            over = line.over  # before its last words
+            if line.in_notebook and (over or (is_time and line.is_due(now))):
                 line.tell(now)
-            if line.over:
+            if over:
                 self._lines.remove(line)
 
     def forget(self) -> None:
