@@ -742,7 +742,10 @@ def test_a_line_is_never_wider_than_the_terminal(tmp_path: Path, columns: str) -
         f"""
 from feste.backend import Limits
 os.environ["COLUMNS"] = "{columns}"
-Held.limits = Limits(concurrency=2)
+class Narrow(Held):
+    limits = Limits(concurrency=2)
+
+llm = Narrow()
 feste.compute([llm.ask(str(i)) for i in range(1000)], progress=True)
 """,
     )
