@@ -12,7 +12,7 @@ import pytest
 import feste
 from feste import context
 from feste.backend import Backend, Determinism, Params, Reply, Usage, operation
-from feste.errors import ConfigError, PlainDataError, RunFailed
+from feste.errors import PlainDataError, RunFailed
 from feste.testing import fresh_draws
 
 
@@ -189,18 +189,4 @@ def test_a_method_that_says_so_may_return_text() -> None:
     value = Answering("plain").ask("a").compute()
 
     assert type(value) is Reply and value == "plain" and value.finish_reason is None
-    assert "the reply is a int, not a Reply" in str(only_error(Answering(3).ask("a")))
-
-
-def test_lists_need_a_parameter() -> None:
-    """Of an operation without parameters there are no lists."""
-    with pytest.raises(ConfigError, match="no parameter of which lists could be made"):
-
-        class Now(Backend):
-            @operation
-            def now(self) -> int:
-                return 1
-
-            @now.batch(max_items=2)
-            def nows(self) -> list[int]:
-                return []
+    assert "the reply is an int, not a Reply" in str(only_error(Answering(3).ask("a")))

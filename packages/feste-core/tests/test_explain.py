@@ -346,7 +346,9 @@ def test_a_call_that_cannot_be_prepared_is_explained_too() -> None:
     assert (explained.calls, explained.failing) == (1, 1)
     assert explained.input_tokens == explained.output_tokens == Range.of(None)
     told = " ".join(str(explained).split())
-    assert "1 call cannot be prepared and will fail: body[0].content is nan, which JSON" in told
+    assert (
+        "1 call cannot be prepared and will fail: messages[0]['content'] is nan, which JSON" in told
+    )
     assert re.search(r"fake\.chat fake-1 1 1 unknown unknown GRAPH", told)
     assert any(line.endswith("here  will fail") for line in lines_of(explained))
 
@@ -362,7 +364,10 @@ def test_figures_are_those_of_the_calls_that_can_be_prepared() -> None:
         assert getattr(mixed, figure) == getattr(sound, figure)
     (row,) = mixed.to_json()["operations"]
     assert (row["failing"], mixed.to_json()["failing"], mixed.calls) == (1, 1, 2)
-    assert row["error"].startswith("body[0].content is nan") and "test_explain.py:" in row["error"]
+    assert (
+        row["error"].startswith("messages[0]['content'] is nan")
+        and "test_explain.py:" in row["error"]
+    )
     both = feste.explain(llm.complete(wrong), llm.chat("some words", params))
     assert (len(both.rows), both.input_tokens) == (2, sound.input_tokens)
 

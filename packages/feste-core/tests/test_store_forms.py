@@ -139,7 +139,7 @@ def test_what_a_third_party_raises_is_shown(kind: str, tmp_path: Path) -> None:
 def test_a_request_with_a_name_that_is_no_text_is_not_sent(name: str) -> None:
     """Its key and its rows could not be told from those of a text."""
     llm = Odd({}, GOOD, {name: 5})
-    with pytest.raises(RunFailed, match=f"{name} of a request is a int, not a str"):
+    with pytest.raises(RunFailed, match=f"{name} of a request is an int, not a str"):
         llm.say("Hi").compute()
 
     assert llm.sent == 0

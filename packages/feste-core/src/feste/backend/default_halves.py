@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from feste import errors
+from feste.backend.batching import BatchRule, Outcome
+from feste.backend.operations import OnChunk, Operation
 from feste.backend.params import Params
 from feste.backend.rebuilding import alternatives, rebuilt, resolved
 from feste.backend.redaction import redact
@@ -29,13 +31,10 @@ from feste.errors import (
     Rejected,
 )
 from feste.plain import plain
+from feste.wording import a_kind
 
 if TYPE_CHECKING:
     from feste.backend.base import Backend
-
-from feste.backend.batching import BatchRule, Outcome
-from feste.backend.operations import OnChunk, Operation
-from feste.wording import a_kind
 
 __all__ = ["operation"]
 
@@ -76,11 +75,6 @@ class _Simple(Operation[R]):
         :param max_tokens: the maximum number of tokens in one request, or None.
         :param max_bytes: the maximum size of the request in bytes, or None.
         """
-
-        if not self.names:
-            raise ConfigError(
-                f"{self.method.__name__}() takes no parameter of which lists could be made"
-            )
 
         def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
             if not self.names:
@@ -180,7 +174,7 @@ class _Simple(Operation[R]):
         if not self._gives_replies:
             return plain(value, path)
         if not isinstance(value, str):
-            raise MalformedResponse(f"{path} is a {type(value).__name__}, not a Reply")
+            raise MalformedResponse(f"{path} is {a_kind(value)}, not a Reply")
         if not isinstance(value, Reply):
             return plain(value, path)
         says = {name: getattr(value, name) for name in _SAYS}
