@@ -32,9 +32,9 @@ PACKAGES = {
 BUILD = ["build", "hatchling"]
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "sybil", "numpy"]
 # Some tests look at more and skip without it: kernels, arrays, prices, the packages' own builds,
-# what shows the variables of tracebacks.
+# tables, what shows the variables of tracebacks.
 TEST_MORE = ["ipykernel", "jupyter_client", "hatchling", "pytest-cov", "pyarrow", "genai-prices"]
-TEST_MORE += ["rich"]
+TEST_MORE += ["pandas", "rich"]
 # What looks for known trouble, and the plain kit of its own test.
 AUDIT = ["pip-audit", "pip-licenses", "cyclonedx-bom", "detect-secrets", "zizmor"]
 AUDIT_TEST = ["pytest", "pytest-timeout", "sybil"]

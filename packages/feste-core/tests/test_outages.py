@@ -101,11 +101,9 @@ def test_an_outage_costs_few_requests_and_no_call(
     assert sum(run.retries.values()) == len(clock.sent) - CALLS
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("rate", [0.03, 0.08])
-def test_quick_errors_among_slow_answers_are_no_outage(rate: float, seed: int) -> None:
-    """Of requests sent together the errors come first: more than ten before the first answer."""
-    llm = FakeBackend(limits=Limits(concurrency=400))
+def with_quick_errors(rate: float, concurrency: int, seed: int) -> Any:
+    """Run 800 calls of which a share fails at once, and the others are answered after 2 seconds."""
+    llm = FakeBackend(limits=Limits(concurrency=concurrency))
     quick: set[int] = set()
 
     def seconds(request: Request) -> float:
@@ -123,9 +121,25 @@ def test_quick_errors_among_slow_answers_are_no_outage(rate: float, seed: int) -
     clock = VirtualClock(answer, request_seconds=seconds, seed=seed)
     run = started(clock, [llm.chat(f"call {i}") for i in range(800)])
     clock.drive()
-
     assert run.count_states() == {"done": 800}
+    return run
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rate", [0.03, 0.08])
+def test_quick_errors_among_slow_answers_are_no_outage(rate: float, seed: int) -> None:
+    """Of requests sent together the errors come first: more than ten before the first answer."""
+    run = with_quick_errors(rate, 400, seed)
+
     assert run.retries["ServerError"] > 10 and run.openings == 0
+
+
+def test_a_backend_that_answers_most_requests_is_not_waited_for() -> None:
+    """One of five replicas is dead: answers to what was sent with the failures close the breaker."""
+    runs = [with_quick_errors(0.2, 64, seed) for seed in range(4)]
+    waited = [run.sum_waits().get("outage", 0.0) / 800 for run in runs]
+
+    assert sum(waited) / 4 <= 3.0  # seconds a call
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -446,6 +446,61 @@ list(loop)
     assert "three\r\n" in printed
 
 
+@pytest.mark.parametrize("run", ["map", "compute"])
+def test_a_question_of_the_program_stays_where_it_is(tmp_path: Path, run: str) -> None:
+    """Who asks for the number of the stream, as ``input`` does, has the line until it is ended."""
+    loop = """
+for value in feste.map(llm.ask, "0123", window=1, progress=True):
+    if value == "0":
+        ask(value)
+"""
+    one = Terminal(
+        tmp_path,
+        """
+@feste.task
+def ask(_):
+    told = input("name? ")
+    time.sleep(progress._EVERY * 3)
+    print("told", told)
+    return told
+"""
+        + (loop.replace("ask(value)", "ask.fn(value)") if run == "map" else "")
+        + ("feste.compute(ask(calls), progress=True)" if run == "compute" else ""),
+    )
+    one.read("0/4")
+    one.answer.touch()
+    one.read("name? ")
+    time.sleep(0.5)
+    os.write(one.fd, b"ann\n")
+    shown = screen(one.end())
+
+    assert shown == ["name? ann", "told ann"]
+
+
+def test_the_width_is_that_of_the_terminal_of_the_bar(tmp_path: Path) -> None:
+    """Though stdout is a file, and no terminal to ask."""
+    import fcntl
+    import struct
+    import termios
+
+    one = Terminal(
+        tmp_path,
+        """
+del os.environ["COLUMNS"]
+while os.get_terminal_size(2).columns != 47:
+    time.sleep(0.001)
+feste.compute([llm.ask(str(i)) for i in range(40)], progress=True)
+""",
+        "> /dev/null",
+    )
+    fcntl.ioctl(one.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 47, 0, 0))
+    one.read("0/40 calls 0:00:01")
+    seen = one.end()
+
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen))
+    assert max(map(len, lines)) <= 47
+
+
 def test_the_terminal_of_stdout_may_be_another_one(tmp_path: Path) -> None:
     """The bar is on that of stderr, and what is printed on the other."""
     import pty
@@ -803,6 +858,16 @@ def test_the_bar_goes_with_the_block_also_when_it_raises(
         assert screen(terminal.getvalue()) == [] and "0/1 node" in terminal.getvalue()
         assert sys.stderr is terminal
         terminal.truncate(0)
+
+
+def test_a_stderr_that_cannot_tell_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(io.StringIO):
+        def isatty(self) -> bool:
+            raise io.UnsupportedOperation("isatty")
+
+    monkeypatch.setattr(sys, "stderr", Odd())
+
+    assert feste.task(lambda: 5)().compute(progress=True) == 5
 
 
 def test_a_line_that_breaks_is_told_and_the_next_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
-import shutil
 import sys
 import threading
 from typing import Any
 
 __all__ = ["Bar", "is_terminal"]
 
-#: The columns of the bar itself.
-_WIDTH = 12
+#: The columns of the bar itself, and of a terminal that does not tell its own.
+_WIDTH, _COLUMNS = 12, 80
 _DONE, _TO_DO, _PLAIN = "\x1b[35m", "\x1b[90m", "\x1b[0m"
 _CLEAR = "\r\x1b[2K"
 #: What a terminal may be whose stream raises: missing, closed, gone, replaced by anything.
@@ -71,7 +71,17 @@ class Bar:
 
         :param name: what stands before the bar.
         """
-        return shutil.get_terminal_size().columns - len(name) - _WIDTH - 3  # two spaces, the cursor
+        return self._columns() - len(name) - _WIDTH - 3  # two spaces, the cursor
+
+    def _columns(self) -> int:
+        """Return the columns of the terminal, which stdout need not be."""
+        told = os.environ.get("COLUMNS", "")
+        if told.isdecimal() and int(told):
+            return int(told)
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or _COLUMNS
+        except _GONE:
+            return _COLUMNS
 
     def draw(self, name: str, share: float | None, words: str) -> None:
         """Draw it, unless the program is in the middle of a line.
@@ -131,6 +141,12 @@ class Bar:
             stream.flush()  # the beginning of a line too, before the bar is drawn again
             return written
 
+    def make_way(self) -> None:
+        """Stay away until the program ends a line that is written by other means."""
+        with self.lock:
+            self._clear()
+            self._midline = True
+
 
 class _Above:
     """What :data:`sys.stdout` is while there is a bar; afterwards it only passes on."""
@@ -144,6 +160,11 @@ class _Above:
 
     def writelines(self, lines: Any) -> None:
         self.write("".join(lines))
+
+    def fileno(self) -> Any:
+        """Who asks for it is to write beside this, as ``input`` does or a child process."""
+        self._bar.make_way()
+        return self._stream.fileno()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -163,8 +184,9 @@ def is_terminal(stream: Any) -> bool:
 
 def _reraise_foreign(error: Exception) -> None:
     """Raise an OSError without a number, if it may be that of a signal's handler and no stream's."""
-    main = threading.current_thread() is threading.main_thread()
-    if main and isinstance(error, OSError) and error.errno is None:
+    if isinstance(error, io.UnsupportedOperation) or not isinstance(error, OSError):
+        return
+    if error.errno is None and threading.current_thread() is threading.main_thread():
         raise error
 
 

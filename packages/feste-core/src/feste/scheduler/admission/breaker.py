@@ -4,7 +4,8 @@ It opens when the last ten requests sent have failed; the probe that is answered
 
 Errors come at once, answers take seconds. So requests are taken in the order in which they were sent,
 not in that in which they end: an answer speaks for all that was sent until then, and what is under way
-with the failures speaks against them, unless these are a large part of it.
+with the failures speaks against them, unless these are a third of it. Opened wrongly, it closes with the
+first answer to what was sent with the failures.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from feste.errors import CallError
 __all__ = ["Breaker"]
 
 #: So many failures in a row open a breaker, if they are such a part of what was sent since the first.
-_ROW, _PART = 10, 0.2
+_ROW, _PART = 10, 1 / 3
 #: The seconds between probes: at first, and at most.
 _FIRST, _LAST = 5.0, 60.0
 
@@ -36,13 +37,15 @@ class Breaker:
     (False, True)
     """
 
-    __slots__ = ("closed", "doubt", "next", "opened", "probe", "row", "wait", "watch")
+    __slots__ = ("closed", "doubt", "next", "opened", "probe", "row", "since", "wait", "watch")
 
     def __init__(self) -> None:
         #: When the requests were sent that have failed since one was answered.
         self.row: list[float] = []
         #: When it opened, or None; and when it closed for the last time.
         self.opened: float | None = None
+        #: An answer to what was sent from then on closes it.
+        self.since = 0.0
         self.closed = float("-inf")
         #: When a probe may be sent; and how long the next one waits at least, at most twice that.
         self.next = 0.0
@@ -66,7 +69,7 @@ class Breaker:
         :param now: the time in seconds on the brain's clock.
         """
         if self.opened is None:
-            self.opened, self.wait = now, _FIRST
+            self.opened, self.since, self.wait = now, now, _FIRST
         self.next = now
 
     def failed(
@@ -90,6 +93,7 @@ class Breaker:
         opens = self.opened is None and self._is_down(under_way)
         if opens:
             self.open(now)
+            self.since = min(self.row)
         if opens or probe:  # what was sent before it opened says nothing new
             self.next = now + rng.uniform(self.wait, 2 * self.wait)
             self.wait = min(2 * self.wait, _LAST / 2)
@@ -114,7 +118,7 @@ class Breaker:
         """
         if self.opened is None:
             self.row = [each for each in self.row if each > sent]
-        elif sent >= self.opened:
+        elif sent >= self.since:
             self.row, self.opened, self.closed, self.doubt = [], None, now, None
 
     def shut(self, since: float, now: float) -> float:
