@@ -34,6 +34,15 @@ class Box:
         object.__setattr__(self, "area", self.size[0] * self.size[1])
 
 
+@dataclasses.dataclass
+class Pause:
+    hours: float
+    changes: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.hours *= 60  # minutes from now on
+
+
 @dataclasses.dataclass(frozen=True)
 class Label:
     text: str
@@ -54,6 +63,7 @@ class RichParams(Params):
     boxes: Sequence[Box] | None = None
     labels: Mapping[str, Label] | None = None
     pair: Pair | None = None
+    pause: Pause | None = None
     any: Any = None
     extra: Mapping[str, Any] | None = None
 
@@ -99,6 +109,25 @@ def test_a_record_arrives_as_it_was_given(given: RichParams) -> None:
         Rich().one("a", given)
 
     assert seen == [given] * 3
+
+
+def test_a_dataclass_arrives_with_the_fields_that_it_has() -> None:
+    """What its own code did to them is not done again, nor undone."""
+    seen.clear()
+    pause = Pause(2)
+    pause.changes = 3
+    Rich().one("a", RichParams(pause=pause)).compute()
+
+    assert (seen[0].pause.hours, seen[0].pause.changes) == (120, 3)
+
+
+def test_a_dict_like_a_dataclass_that_is_named_arrives_as_one() -> None:
+    """As JSON they are the same, and so are the requests."""
+    seen.clear()
+    like: Any = {"text": "a"}
+    Rich().one("a", RichParams(box=like)).compute()
+
+    assert seen == [RichParams(box=Label("a"))]
 
 
 def test_what_an_annotation_does_not_name_arrives_plain() -> None:

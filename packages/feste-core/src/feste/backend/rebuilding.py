@@ -17,6 +17,9 @@ __all__ = ["alternatives", "rebuilt", "resolved"]
 def rebuilt(value: Any, hint: Any) -> Any:
     """Return plain data with the tuples and dataclasses that an annotation names, at any depth.
 
+    A dataclass is made of its fields alone: ``__init__`` ran where the original was made. A dict that
+    has just its fields becomes one, too, because plain data does not tell which of both it was.
+
     :param value: plain data.
     :param hint: the annotation; where it names neither, lists and dicts stay what they are.
 
@@ -41,8 +44,10 @@ def rebuilt(value: Any, hint: Any) -> Any:
         if isinstance(value, dict):
             is_record = dataclasses.is_dataclass(kind)
             if is_record and value.keys() == _hints(kind).keys():
-                fields = [f.name for f in dataclasses.fields(kind) if f.init]
-                return kind(**{name: rebuilt(value[name], _hints(kind)[name]) for name in fields})
+                made = object.__new__(kind)
+                for name, annotation in _hints(kind).items():
+                    object.__setattr__(made, name, rebuilt(value[name], annotation))
+                return made
             if inner and issubclass(origin, Mapping):
                 return {name: rebuilt(item, inner[1]) for name, item in value.items()}
     return value
