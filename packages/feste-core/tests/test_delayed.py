@@ -1108,9 +1108,44 @@ def _model(node: Any) -> Any:
     return pydantic.create_model("Answer", of=(Any, ...), model=(Any, None))(of=node)
 
 
+def _index(node: Any) -> Any:
+    return pytest.importorskip("pandas").Index([node, 1])
+
+
+def _indexes(node: Any) -> Any:
+    return pytest.importorskip("pandas").MultiIndex.from_tuples([("a", node), ("b", 1)])
+
+
+def _by_index(node: Any) -> Any:
+    return pytest.importorskip("pandas").DataFrame({"id": [1]}, index=_index(node)[:1])
+
+
+def _models(node: Any) -> Any:
+    return _model([_model(["text"] * 50), *[_model(node) for _ in range(5_000)]])
+
+
+def _deque(node: Any) -> Any:
+    return deque(["text", [node]])
+
+
+def _slices(node: Any) -> Any:
+    return deque([slice(node)])
+
+
+def _values(node: Any) -> Any:
+    return {"a": node}.values()
+
+
 @pytest.mark.parametrize(
     ("kind", "fix"),
     [
+        (_index, r"Index holds .* give its \.tolist\(\)"),
+        (_indexes, r"MultiIndex holds .* give its \.tolist\(\)"),
+        (_by_index, r"DataFrame holds .* give the \.tolist\(\) of each"),
+        (_models, r"an? .*Answer holds .* give a dict of its fields"),
+        (_deque, r"a collections.deque holds .* give a list"),
+        (_slices, r"a collections.deque holds .* give a list"),
+        (_values, r"a dict_values holds .* give a list"),
         (_series, r"Series holds .* give its \.tolist\(\)"),
         (_frame, r"DataFrame holds .* give the \.tolist\(\) of each column"),
         (_array, r"a numpy.ndarray holds .* give its \.tolist\(\)"),
@@ -1143,6 +1178,39 @@ def test_a_column_of_nodes_is_no_argument() -> None:
         same(column)
     assert caught.value.origin == f"{__file__}:{here}"
     assert feste.explain(column.tolist()).calls == 5_000
+
+
+@pytest.mark.parametrize("kind", [_array, _model, _models, _deque, _values])
+def test_tables_and_models_hold_nothing_that_is_computed_or_used_up(kind: Any) -> None:
+    """Dask collections and iterators are refused inside of them, as they are taken and refused alone."""
+    collection = pytest.importorskip("dask").delayed(1)
+
+    for use in (feste.compute, feste.explain, same):
+        with pytest.raises(GraphError, match=r"holds lazy values"):
+            use(kind(collection))
+        with pytest.raises(GraphError, match=r"one time only"):
+            use(kind(iter([1])))
+    assert feste.task(lambda: kind(collection))().compute() is not None
+
+
+def test_a_part_of_an_argument_is_looked_at_once() -> None:
+    """Many calls may share it; what is inside of it does not matter to what each costs."""
+    looked: list[str] = []
+
+    @dataclasses.dataclass
+    class Part:
+        text: Any = "a"
+
+        def __getattribute__(self, name: str) -> Any:
+            looked.append(name)
+            return object.__getattribute__(self, name)
+
+    node = feste.task(lambda parts: None)(deque([[Part() for _ in range(25_000)]]))
+
+    assert 0 < looked.count("text") <= 1_000
+    looked.clear()
+    node.compute()
+    assert "text" not in looked
 
 
 @pytest.mark.parametrize(

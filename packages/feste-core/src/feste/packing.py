@@ -90,7 +90,7 @@ class Deps:
 
     __slots__ = ("index", "nodes")
 
-    #: How many objects of an array or a column are looked at.
+    #: How much is looked at of what is no container, such as a table or a model; see `_found`.
     most = sys.maxsize
 
     def __init__(self) -> None:
@@ -112,6 +112,13 @@ class CallDeps(Deps):
     most = 1_000
 
 
+class _NoDeps(Deps):
+    """For copying what was packed before, and so was searched then."""
+
+    __slots__ = ()
+    most = 0
+
+
 #: Deeper nesting than this is treated as a container that contains itself.
 MAX_DEPTH = 200
 
@@ -127,16 +134,13 @@ def pack(value: Any, deps: Deps, depth: int = 0) -> Any:
     :param value: the value to pack.
     :param deps: collects the nodes.
     :param depth: the current depth of the recursion; leave it out.
-    :raises GraphError: if a container contains itself; for nodes in an array, a table, a pydantic
-        model or a deque; for an iterator or a coroutine.
+    :raises GraphError: if a container contains itself; for nodes and Dask collections in an array,
+        a table, a pydantic model or a deque; for an iterator or a coroutine.
 
     >>> pack([1, {"a": 2}], Deps())
     [1, {'a': 2}]
     """
-    kind = type(value)
-    packer = _packers.get(kind, _UNKNOWN)
-    if packer is _UNKNOWN:
-        packer = _packers[kind] = _packer_for(kind)
+    packer = _packer_of(type(value))
     return value if packer is None else packer(value, deps, depth)
 
 
@@ -172,7 +176,7 @@ def fresh(packed: Any, values: Sequence[Any]) -> Any:
         return values[packed.index]
     if kind is Nested:
         return packed.build([fresh(part, values) for part in packed.parts])
-    return packed if kind in _ATOMS else pack(packed, CallDeps())
+    return packed if kind in _ATOMS else pack(packed, _NoDeps())
 
 
 def _parts(values: Iterable[Any], deps: Deps, depth: int) -> tuple[list[Any], bool]:
@@ -293,9 +297,9 @@ def _build_slice(parts: list[Any]) -> slice:
 
 
 class _Other:
-    """Keeps an object that is not rebuilt, and refuses it if it holds nodes.
+    """Keeps an object that is not rebuilt, and refuses it if it holds what would be packed or refused.
 
-    :param look: ``look(value, most)`` returns what is in it; of arrays at most so many objects.
+    :param look: ``look(value, most)`` returns what is in it; of what may be long at most so many.
     :param fix: what to give in its place.
     """
 
@@ -306,15 +310,21 @@ class _Other:
         self.fix = fix
 
     def __call__(self, value: Any, deps: Deps, depth: int) -> Any:
-        if holds_nodes(value, deps.most):
+        found = _found(value, _TAKEN, deps.most)
+        if found is not None:
+            if _packer_of(type(found)) is _pack_once:
+                _pack_once(found, deps, depth)
             raise GraphError(
                 f"{a_kind(value)} holds lazy values, which nobody would compute there: give {self.fix}"
             )
         return value
 
 
-def _items(value: Iterable[Any], most: int) -> list[Any]:
-    return list(value)
+def _items(value: Iterable[Any], most: int) -> Iterable[Any]:
+    """Return objects of a container: spread over it, if that costs no walk over all of it."""
+    if type(value) is list or type(value) is tuple:
+        return value[:: max(1, -(-len(value) // most))]
+    return itertools.islice(value, most)
 
 
 def _elements(value: Any, most: int) -> list[Any]:
@@ -326,9 +336,17 @@ def _elements(value: Any, most: int) -> list[Any]:
     return found
 
 
+def _column(value: Any, most: int) -> list[Any]:
+    return [*_elements(value, most), value.index]
+
+
+def _levels(value: Any, most: int) -> list[Any]:
+    return list(value.levels)
+
+
 def _cells(value: Any, most: int) -> list[Any]:
     objects = [i for i, kind in enumerate(value.dtypes) if getattr(kind, "hasobject", False)]
-    return [_elements(value.iloc[:, i], most) for i in objects]
+    return [*(_elements(value.iloc[:, i], most) for i in objects), value.index]
 
 
 def _fields(value: Any, most: int) -> list[Any]:
@@ -339,7 +357,9 @@ _SEQUENCE = _Other(_items, "a list of them")
 #: Of classes by package and name, none of which is imported for this.
 _OTHERS = {
     ("numpy", "ndarray"): _Other(_elements, "its .tolist()"),
-    ("pandas", "Series"): _Other(_elements, "its .tolist()"),
+    ("pandas", "Series"): _Other(_column, "its .tolist()"),
+    ("pandas", "Index"): _Other(_elements, "its .tolist()"),
+    ("pandas", "MultiIndex"): _Other(_levels, "its .tolist()"),
     ("pandas", "DataFrame"): _Other(_cells, "the .tolist() of each column that does"),
     ("pydantic", "BaseModel"): _Other(_fields, "a dict of its fields, dict(...)"),
 }
@@ -442,43 +462,69 @@ def _packer_for(kind: type) -> _Packer | None:
     return next((_OTHERS[name] for name in _names(kind) if name in _OTHERS), None)
 
 
-def holds_nodes(value: Any, most: int = sys.maxsize) -> bool:
+def _packer_of(kind: type) -> _Packer | None:
+    packer: _Packer | None = _packers.get(kind, _UNKNOWN)
+    if packer is _UNKNOWN:
+        packer = _packers[kind] = _packer_for(kind)
+    return packer
+
+
+def holds_nodes(value: Any) -> bool:
     """Return True if a task's result contains nodes, and so is not a value yet.
 
+    A Dask collection or an iterator is a value there: a task may return one.
+
     :param value: the task's result.
-    :param most: how many objects of an array or a column are looked at.
 
     >>> holds_nodes([1, "two", {"three": 3}])
     False
     """
-    todo = [value]
+    return type(value) not in _ATOMS and _found(value, _NODES, sys.maxsize) is not None
+
+
+_NODES: Final = frozenset((_pack_lazy,))
+#: What no object may hold that is handed over itself.
+_TAKEN: Final = frozenset((_pack_lazy, _pack_collection, _pack_once))
+#: How many objects of each container are looked at in any case: the fields of a short record.
+_FEW: Final = 16
+
+
+def _found(value: Any, sought: frozenset[_Packer], most: int) -> Any:
+    """Return an object in a value that one of some packers takes, or None.
+
+    :param value: where to look, level by level.
+    :param sought: the packers.
+    :param most: how many levels, and how many containers of each, are looked into; the objects of
+        long ones are shared out alike.
+    """
+    level = [value]
     seen: dict[int, Any] = {}  # by id; kept, so that no id is used again
-    while todo:
-        value = todo.pop()
-        kind: Any = type(value)
-        packer = _packers.get(kind, _UNKNOWN)
-        if packer is _UNKNOWN:
-            packer = _packers[kind] = _packer_for(kind)
-        if packer is None:
-            continue
-        if packer is _pack_lazy:
-            return True
-        # a task may return a Dask collection or an iterator
-        if packer in (_pack_collection, _pack_slice, _pack_once) or id(value) in seen:
-            continue
-        seen[id(value)] = value
-        todo.extend([part for part in _inside(value, packer, most) if type(part) not in _ATOMS])
-    return False
+    for _ in range(most):
+        parts: list[Any] = []
+        share = max(_FEW, most // len(level))
+        for one in level:
+            packer = _packer_of(type(one))
+            if packer in sought:
+                return one
+            if packer is None or packer in _TAKEN or id(one) in seen:
+                continue
+            seen[id(one)] = one
+            parts += [p for p in _inside(one, packer, share) if type(p) not in _ATOMS]
+        if not parts:
+            break
+        level = parts if len(parts) <= most else list(_items(parts, most))
+    return None
 
 
 def _inside(value: Any, packer: _Packer, most: int) -> Iterable[Any]:
-    """Return what is in a container."""
+    """Return what is in a container: of a long one at most so many, of a record all fields."""
     if type(packer) is _Other:
         return packer.look(value, most)
     if isinstance(value, dict):
-        return itertools.chain.from_iterable(value.items())
+        return itertools.chain.from_iterable(_items(value.items(), most))
     if packer is _pack_dataclass:
         kind: Any = type(value)
         return [getattr(value, name, None) for name in _fields_of(kind)]
-    found: Iterable[Any] = value
-    return found
+    if packer is _pack_slice:
+        return (value.start, value.stop, value.step)
+    return _items(value, most)
