@@ -423,7 +423,9 @@ def test_a_failed_run_keeps_nothing_once_its_error_is_dropped() -> None:
     assert until(lambda: gc.collect() is None or watched[0]() is None)
 
 
+@pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit])
 def test_a_defect_of_the_scheduler_ends_its_runs_and_no_other(
+    kind: type[BaseException],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If the brain breaks, what waits is told so at once; what comes later runs, with its own answers."""
@@ -445,7 +447,7 @@ def test_a_defect_of_the_scheduler_ends_its_runs_and_no_other(
 
     def broken() -> None:
         if len(brain.runs) == 2 and driver().brain is brain:
-            raise ZeroDivisionError("a defect")
+            raise kind("a defect")
         honest()
 
     monkeypatch.setattr(brain.gates, "admit", broken)
@@ -460,7 +462,7 @@ def test_a_defect_of_the_scheduler_ends_its_runs_and_no_other(
     thread = threading.Thread(target=first)
     thread.start()
     assert going.wait(LONG)
-    with pytest.raises(FesteError, match=r"please report this(.|\n)*ZeroDivisionError: a defect"):
+    with pytest.raises(FesteError, match=rf"please report this(.|\n)*{kind.__name__}: a defect"):
         same(1).compute()
     thread.join(LONG)
     assert [type(error) for error in caught] == [StalledError]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import pytest
 
 import feste
@@ -23,6 +25,14 @@ def shout(text: str) -> str:
 
 def bad(*args: Any, **kwargs: Any) -> Any:
     raise OSError("no hands")
+
+
+def cancelled(*args: Any) -> Any:
+    raise asyncio.CancelledError
+
+
+def leaving(*args: Any) -> Any:
+    raise SystemExit(3)
 
 
 def answers(value: Any) -> Any:
@@ -49,6 +59,9 @@ class Telling(LocalExecutor):
             def sent(self, *given: Any) -> None:
                 super().sent(*spoil(*given) if what == "sent" else given)
 
+            def free(self, *given: Any) -> None:
+                super().free(*spoil(*given) if what == "free" else given)
+
         super().start(Spoilt(report.put, report.executor))
 
 
@@ -68,12 +81,31 @@ class Collapsing(LocalExecutor):
         super().call(where, chunk)
 
 
+class Returning(LocalExecutor):
+    """An executor that returns what it was not given."""
+
+    def call(self, where: str, chunk: list[Any]) -> None:
+        self._report.returned(["task"])  # type: ignore[list-item]
+        super().call(where, chunk)
+
+
+def fetching(values: Any) -> type[LocalExecutor]:
+    def fetch(self: Any, handle: int, refs: Any) -> None:
+        self._report.fetched(handle, values)
+
+    return executor(remote=True, fetch=fetch)
+
+
 FAULTY: dict[str, tuple[type[LocalExecutor], str]] = {
     "call": (executor(call=bad), "Faulty raised in call: OSError: no hands ("),
     "send": (executor(send=bad), "Faulty raised in send: OSError: no hands ("),
     "place": (executor(place=bad), "Faulty raised in place: OSError: no hands ("),
     "place none": (executor(place=answers(None)), "Faulty answers None for place"),
     "capacity": (executor(capacity=bad), "Faulty raised in capacity: OSError: no hands ("),
+    "place cancelled": (executor(place=cancelled), "Faulty raised in place: CancelledError"),
+    "capacity cancelled": (executor(capacity=cancelled), "Faulty raised in capacity: Cancelled"),
+    "capacity exit": (executor(capacity=leaving), "Faulty raised in capacity: SystemExit: 3 ("),
+    "capacity bool": (executor(capacity=answers(True)), "Faulty answers True for capacity"),
     "capacity none": (executor(capacity=answers(None)), "Faulty answers None for capacity"),
     "chunk_seconds": (executor(chunk_seconds=bad), "Faulty raised in chunk_seconds: OSError"),
     "chunk_seconds nan": (
@@ -89,6 +121,30 @@ FAULTY: dict[str, tuple[type[LocalExecutor], str]] = {
     "done when": (
         telling("done", lambda task, ok, value, seconds, *more: (task, ok, value, None)),
         "Faulty reported done with seconds=None",
+    ),
+    "done garbage": (
+        telling("done", lambda task, *more: ("task", *more)),
+        "Faulty reported done with what Feste cannot handle: AttributeError: 'str' object",
+    ),
+    "done nothing": (
+        telling("done", lambda task, ok, value, *more: (task, ok, None, *more)),
+        "Faulty reported done with what Feste cannot handle: AttributeError: 'NoneType' object",
+    ),
+    "free": (
+        telling("free", lambda where, chunk: ("elsewhere", chunk)),
+        "Faulty reported free for a chunk in 'elsewhere' that was given to it in 'quick'",
+    ),
+    "returned": (
+        Returning,
+        "Returning reported returned with what Feste cannot handle: AttributeError: 'str' object",
+    ),
+    "fetched few": (
+        fetching([]),
+        "Faulty reported fetched with what Feste cannot handle: ValueError: zip()",
+    ),
+    "fetched none": (
+        fetching(None),
+        "Faulty reported fetched with what Feste cannot handle: TypeError: 'NoneType' object",
     ),
     "sent": (
         telling("sent", lambda handle, ok, value, *more: (handle, True, "text", *more)),
@@ -161,16 +217,37 @@ def test_what_raised_leaves_no_place_taken(name: str) -> None:
     assert len(feste.compute([shout(llm.chat(f"{i}")) for i in range(20)], scheduler=kind)[0]) == 20
 
 
-def test_a_paid_answer_survives_a_wrong_report_of_it() -> None:
+@pytest.mark.parametrize("kind", ["single", "list"])
+def test_a_paid_answer_survives_a_wrong_report_of_it(kind: str) -> None:
     """What the executor says of its seconds ends the run; a later one need not buy the answer again."""
     llm = FakeBackend()
-    node = llm.chat("Hi")
+    nodes = [llm.chat("Hi")] if kind == "single" else [llm.embed(f"{i}") for i in range(10)]
     spoil = telling("sent", lambda handle, ok, value, seconds: (handle, ok, value, None))
     with pytest.raises(RunFailed, match="seconds=None"):
-        feste.compute(node, scheduler=spoil)
-    feste.compute(node)
+        feste.compute(nodes, scheduler=spoil)
+    feste.compute(nodes)
 
     assert len(llm.requests) == 1
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """What an executor answers and reports may come from a computation with arrays."""
+    spoil = telling(
+        "done", lambda task, ok, value, seconds: (task, ok, value, numpy.float32(seconds))
+    )
+    kind = type(
+        "Counting",
+        (spoil,),
+        {
+            "capacity": answers(numpy.uint8(4)),
+            "chunk_seconds": answers(numpy.float32(0.5)),
+            "window": numpy.int64(2),
+        },
+    )
+    llm = FakeBackend()
+    results = feste.compute([shout(llm.chat(f"{i}")) for i in range(9)], scheduler=kind)[0]
+
+    assert len(results) == 9
 
 
 @pytest.mark.parametrize("method", ["stale", "close"])

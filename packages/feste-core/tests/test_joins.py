@@ -13,7 +13,8 @@ import pytest
 import feste
 from feste.backend import Backend, Limits, operation
 from feste.draw import Determinism
-from feste.errors import NodeError, RunFailed
+from feste.errors import NodeError, PluginError, RunFailed
+from feste.scheduler import LocalExecutor
 from feste.scheduler.driver import driver
 from feste.scheduler.states import JOINED
 
@@ -315,3 +316,57 @@ def test_a_task_that_computes_its_own_node_is_told_so(how: str) -> None:
 
     assert len(caught.value.errors) == 1
     assert driver().brain.runs == []
+
+
+@feste.task
+def same(text: str) -> str:
+    return text
+
+
+class Failing(LocalExecutor):
+    """An executor that can be told to do what none may."""
+
+    fails = False
+
+    def capacity(self, where: str) -> int:
+        if self.fails:
+            raise OSError("no hands")
+        return super().capacity(where)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("answered", [False, True])
+def test_no_run_waits_for_the_work_of_a_faulty_executor(
+    llm: Held, stopped: bool, equal: bool, answered: bool
+) -> None:
+    """A run elsewhere that shares a node, or a call, with it goes on by itself; so do later runs."""
+    node = llm.embed("hello")
+    runs = Runs()
+    runs.start(node, scheduler=Failing)
+    assert llm.asked.wait(LONG)
+    (first,) = driver().brain.runs
+    executor: Any = first.executor
+    other = llm.embed(same("hello")) if equal else node
+    runs.start(other)
+    assert until(lambda: joined() == 1)
+    if stopped:
+        driver().stop(first, 0.0)
+        assert until(lambda: first.interrupted)
+    if answered:
+        executor.fails = True
+    else:
+        executor._report.fault(PluginError("no hands"))
+        assert until(lambda: len(llm.sent) == 2)
+    llm.answer.set()
+    got = runs.end()
+    executor.fails = False
+    errors = [one for one in got if isinstance(one, RunFailed)]
+    sent = len(llm.sent)
+
+    assert len(errors) == 1
+    assert "no hands" in str(errors[0])
+    assert [one for one in got if one not in errors] == [feste.compute(other)]
+    assert feste.compute(other, scheduler=Failing) == feste.compute(other)
+    assert len(llm.sent) == sent
+    assert not driver().brain.runs

@@ -63,7 +63,7 @@ from feste.scheduler.calls import Calls
 from feste.scheduler.dispatcher import Dispatcher
 from feste.scheduler.executor import Executor
 from feste.scheduler.fallbacks import Fallbacks
-from feste.scheduler.faults import Questions
+from feste.scheduler.faults import Questions, misled
 from feste.scheduler.growth import Growth
 from feste.scheduler.handing import Handing
 from feste.scheduler.joins import Joins
@@ -92,6 +92,11 @@ __all__ = ["Brain"]
 
 #: Seconds that answers may take to be parsed when their run is interrupted.
 _PARSING = 1.0
+
+#: The events that executors report.
+_REPORTS = frozenset(
+    ("done", "done_together", "returned", "free", "sent", "fetched", "capacity", "broken", "fault")
+)
 
 Event = tuple[Any, ...]
 Action = tuple[Any, ...]
@@ -180,7 +185,7 @@ class Brain:
         """
         self.now = now
         for event in events:
-            self._handlers[event[0]](*event[1:])
+            self._handle(*event)
         while (wake_at := self.wake_at) is not None and wake_at <= now:
             heapq.heappop(self.timers)[2](now)
         self.journaling.flush()
@@ -191,6 +196,18 @@ class Brain:
         self.stalls.watch()
         actions, self._actions = self._actions, []
         return actions
+
+    def _handle(self, name: str, *given: Any) -> None:
+        """Process an event; a report that cannot be processed costs the runs of its executor only."""
+        try:
+            self._handlers[name](*given)
+        except BaseException as error:  # the values that are reported may raise anything
+            told = misled(given[0], name, error) if name in _REPORTS else None
+            if told is None or self.lifecycle.is_settling:  # a bug in Feste itself
+                raise
+            self.on_fault(given[0], told)
+            if name == "fetched":
+                self._lose_fetches(given[0], told)
 
     @property
     def wake_at(self) -> float | None:
@@ -278,7 +295,7 @@ class Brain:
 
     def _on_done_together(self, executor: Executor, outcomes: list[tuple[Any, ...]]) -> None:
         for outcome in outcomes:
-            self.dispatcher.on_done(executor, *outcome)
+            self._handle("done", executor, *outcome)
 
     def _on_started(self, executor: Executor) -> None:
         self.broken.pop(executor, None)
@@ -288,14 +305,22 @@ class Brain:
         for run in [r for r in self.runs if r.executor is executor]:
             self._break(run, error)
 
+    def harmed(self, executor: Executor) -> list[Run]:
+        """Return the runs that a fault of an executor ends, except those that one has ended before.
+
+        :param executor: the executor.
+        """
+        return [run for run in self.runs if run.executor is executor and not run.faulty]
+
     def on_fault(self, executor: Executor, error: FesteError) -> None:
         """End the runs of an executor that did what no executor may; the others go on.
 
         :param executor: the executor, whose later runs may do better.
         :param error: what it did.
         """
-        runs = [r for r in self.runs if r.executor is executor and not r.interrupted]
+        runs = self.harmed(executor)
         for run in runs:
+            run.faulty = True
             self._break(run, error)
             self.interrupt(run)
         if not runs and self._faults.get(executor) != error.message:
@@ -380,7 +405,7 @@ class Brain:
         self.later(0.0, lambda now: self.interrupt(run))
 
     def interrupt(self, run: Run, *, parsing: bool = False) -> None:
-        """Give up what is still running, except what other runs wait for.
+        """Give up what is still running, except what other runs wait for if its executor can do it.
 
         Answers that are here are paid for: they get another second to be parsed.
 
@@ -390,7 +415,7 @@ class Brain:
         if run.ended is not None:
             return
         run.interrupted = True
-        spared = self.joins.awaited(run)
+        spared = set() if run.faulty else self.joins.awaited(run)
         if not parsing and PARSING in run.state:
             spared.update(i for i, state in enumerate(run.state) if state == PARSING)
             self.later(_PARSING, lambda now: self.interrupt(run, parsing=True))
@@ -451,17 +476,27 @@ class Brain:
     def _on_fetched(self, executor: Executor, handle: int, values: list[Any]) -> None:
         if self.handing.on_fetched(handle, values):
             return
-        fetched = self.fetches.pop(handle, None)
+        fetched = self.fetches.get(handle)
         if fetched is None:
             return
         run, wanted = fetched
-        for i, value in dict(zip(wanted, values, strict=True)).items():
+        brought = dict(zip(wanted, values, strict=True))
+        del self.fetches[handle]
+        for i, value in brought.items():
             if isinstance(value, FesteError):
                 self.lifecycle.lose(run, i, value)
             else:
                 del run.errors[i]
                 run.values[i] = value
         self._finish(run)
+
+    def _lose_fetches(self, executor: Executor, error: FesteError) -> None:
+        """Give up the values that an executor was to bring, since it mixes them up."""
+        coming = [(h, run, 1) for h, (run, *_) in self.handing.fetching.items()]
+        coming += [(h, run, len(wanted)) for h, (run, wanted) in self.fetches.items()]
+        for handle, run, count in coming:
+            if run.executor is executor:
+                self._on_fetched(executor, handle, [error.copy() for _ in range(count)])
 
     def _finish(self, run: Run) -> None:
         self.runs.remove(run)

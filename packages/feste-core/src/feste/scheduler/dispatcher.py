@@ -50,6 +50,7 @@ class Dispatcher:
         self.brain = brain
         self.busy: dict[tuple[Executor, str], int] = {}
         self.chunks: dict[int, list[PyTask]] = {}
+        self._places: dict[int, tuple[Executor, str]] = {}
         self.cost: dict[str, float] = {}
 
     def push(self, run: Run, where: str, rank: int, what: int | PyTask) -> None:
@@ -66,7 +67,7 @@ class Dispatcher:
             return QUICK
         try:
             where: Any = run.executor.place(op)
-        except Exception as error:  # of a plugin
+        except BaseException as error:  # a plugin may raise anything
             told = raised(run.executor, "place", error)
         else:
             if isinstance(where, str) and where:
@@ -119,7 +120,7 @@ class Dispatcher:
         if not chunk:
             return
         self.busy[place] = self.busy.get(place, 0) + 1
-        self.chunks[id(chunk)] = chunk
+        self.chunks[id(chunk)], self._places[id(chunk)] = chunk, place
         if len(chunk) > 1 and limit <= CHUNK:
             self.brain.later(TAIL, lambda now: self._reclaim(run.executor, chunk))
         self.brain.act("call", run.executor, where, chunk)
@@ -201,9 +202,13 @@ class Dispatcher:
         """Handle the end of a chunk."""
         if self.chunks.pop(id(chunk), None) is None:
             return  # started by an earlier brain that broke
-        self.busy[executor, where] -= 1
-        if not self.busy[executor, where]:  # nothing keeps an executor that is done with
-            del self.busy[executor, where]
+        place = self._places.pop(id(chunk))
+        self.busy[place] -= 1
+        if not self.busy[place]:  # nothing keeps an executor that is done with
+            del self.busy[place]
+        if place[1] != where:
+            said = f"reported free for a chunk in {where!r} that was given to it in {place[1]!r}"
+            self.brain.on_fault(executor, fault(executor, said))
 
     def on_returned(self, executor: Executor, tasks: list[PyTask]) -> None:
         """Put tasks of a chunk that were not started back into the queue."""

@@ -171,7 +171,7 @@ class Driver:
                     self._tell(name, *given)
                 else:
                     getattr(self, f"_{name}")(*given)
-        except Exception:  # a bug in Feste itself: fail all runs rather than hang
+        except BaseException:  # a bug in Feste itself: fail all runs rather than hang
             self._broken(traceback.format_exc())
         return True
 

@@ -16,7 +16,7 @@ from feste.context import Settings
 from feste.errors import CallError, FesteError, Rejected
 from feste.fused import tasks_of
 from feste.graph import FesteGraph
-from feste.scheduler.faults import fault
+from feste.scheduler.faults import fault, is_number, plain
 from feste.scheduler.inputs import compute_together
 
 if TYPE_CHECKING:
@@ -104,8 +104,10 @@ class Reporter:
         if not ok and not isinstance(value, CallError):
             told = value if _is_error(value) else self._no_error("sent", value)
             value = Rejected(told.message, billed="unknown")
-        seconds, worker = self._seen("sent", seconds, worker)
+        seconds, worker, wrong = self._seen("sent", seconds, worker)
         self.put(("sent", self.executor, handle, ok, value, seconds, worker))
+        if wrong is not None:  # only now: what was paid for is kept
+            self.fault(wrong)
 
     def fetched(self, handle: int, values: Sequence[Any]) -> None:
         """Deliver the values that :meth:`Executor.fetch` was asked for.
@@ -142,7 +144,10 @@ class Reporter:
     ) -> tuple[Any, ...]:
         if not ok and not _is_error(value):
             value = self._no_error("done", value)
-        return (task, ok, value, *self._seen("done", seconds, worker))
+        seconds, worker, wrong = self._seen("done", seconds, worker)
+        if wrong is not None:  # before its run may be over
+            self.fault(wrong)
+        return task, ok, value, seconds, worker
 
     def _no_error(self, method: str, value: Any) -> FesteError:
         said = f"{value!r}, which is no error of Feste"
@@ -150,14 +155,13 @@ class Reporter:
         told.__cause__ = value if isinstance(value, BaseException) else None
         return told
 
-    def _seen(self, method: str, seconds: Any, worker: Any) -> tuple[float, str]:
-        """Return seconds and worker as they must be: what was paid for is kept, whatever they are."""
-        is_right = isinstance(seconds, (int, float)) and math.isfinite(seconds)
+    def _seen(self, method: str, seconds: Any, worker: Any) -> tuple[float, str, FesteError | None]:
+        """Return seconds and worker as they must be, and the error if they are not."""
+        is_right = is_number(seconds) and math.isfinite(seconds)
         if is_right and isinstance(worker, str):
-            return seconds, worker
+            return plain(seconds), worker, None
         wrong = f"{worker=}" if is_right else f"{seconds=}"
-        self.fault(fault(self.executor, f"reported {method} with {wrong}"))
-        return 0.0, ""
+        return 0.0, "", fault(self.executor, f"reported {method} with {wrong}")
 
 
 def _is_error(value: object) -> bool:
@@ -240,7 +244,8 @@ class Executor:
 
     Work that ends later is reported to the :class:`Reporter` given to :meth:`start`. An exception
     from :meth:`place`, :meth:`call`, :meth:`send` or :meth:`fetch` fails what it was called for, one
-    from another method ends the executor's runs; runs on other executors go on.
+    from another method ends the executor's runs, as does a report that makes no sense; runs on other
+    executors go on.
 
     :param target: the value of the setting ``scheduler``: a name, a URL or an object.
 

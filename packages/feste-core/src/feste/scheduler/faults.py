@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Questions", "fault", "raised"]
+__all__ = ["Questions", "fault", "is_number", "misled", "plain", "raised"]
 
 
 def fault(executor: object, did: str) -> PluginError:
@@ -42,6 +43,33 @@ def raised(executor: object, method: str, error: BaseException) -> PluginError:
     return told
 
 
+def misled(executor: object, report: str, error: BaseException) -> PluginError | None:
+    """Return the error for a report that the brain could not handle; None if that is Feste's bug.
+
+    :param executor: the executor that reported; what Feste's own ones report is right.
+    :param report: the name of the report.
+    :param error: what it led to.
+    """
+    if type(executor).__module__.partition(".")[0] == "feste":
+        return None
+    said = f"{type(error).__name__}: {error} ({raised_at(error)})"
+    told = fault(executor, f"reported {report} with what Feste cannot handle: {said}")
+    told.__cause__ = error
+    return told
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, of Python or of a library such as NumPy."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    return not math.isnan(value)
+
+
+def plain(number: Any) -> Any:
+    """Return a number as one of Python, since those of a library may overflow."""
+    return int(number) if isinstance(number, numbers.Integral) else float(number)
+
+
 class Questions:
     """What the brain asks executors; the runs of one that raises, or answers nonsense, end.
 
@@ -53,12 +81,12 @@ class Questions:
 
     def capacity(self, executor: Executor, where: str) -> int:
         """Return how many chunks may run at once in one place; 0 if the executor cannot tell."""
-        return self._ask(executor, "capacity", partial(executor.capacity, where), _is_number, 0)
+        return self._ask(executor, "capacity", partial(executor.capacity, where), is_number, 0)
 
     def chunk_seconds(self, executor: Executor, where: str) -> float:
         """Return how many seconds of work may share a chunk; 0 if the executor cannot tell."""
         asked = partial(executor.chunk_seconds, where)
-        return self._ask(executor, "chunk_seconds", asked, _is_number, 0.0)
+        return self._ask(executor, "chunk_seconds", asked, is_number, 0.0)
 
     def window(self, executor: Executor) -> int | None:
         """Return how many requests it takes at once; None for any number, or if it cannot tell."""
@@ -80,18 +108,14 @@ class Questions:
         try:
             answer = ask()
             if fits(answer):
-                return answer
+                return plain(answer) if is_number(answer) else answer
             told = fault(executor, f"answers {answer!r} for {what}")
-        except Exception as error:  # of a plugin
+        except BaseException as error:  # a plugin may raise anything
             told = raised(executor, what, error)
-        if any(run.executor is executor and not run.interrupted for run in self.brain.runs):
+        if self.brain.harmed(executor):
             self.brain.later(0.0, lambda now: self.brain.on_fault(executor, told))
         return otherwise
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not math.isnan(value)
-
-
 def _is_window(value: Any) -> bool:
-    return value is None or _is_number(value)
+    return value is None or is_number(value)

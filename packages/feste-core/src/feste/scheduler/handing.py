@@ -126,11 +126,12 @@ class Handing:
         :param handle: the number of the fetch.
         :param values: the value, or the error that replaces it.
         """
-        fetched = self.fetching.pop(handle, None)
+        fetched = self.fetching.get(handle)
         if fetched is None:
             return False
         run, i, tokens = fetched
         (value,) = values
+        del self.fetching[handle]
         if isinstance(value, FesteError):
             self.brain.lifecycle.lose(run, i, value)
         self._hand(run, i, tokens, value)

@@ -47,6 +47,11 @@ class Lifecycle:
         self.brain = brain
         self._settling: deque[tuple[Run, int, Any, int]] = deque()
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether a node is being given its value; after an exception, others wait for ever."""
+        return bool(self._settling)
+
     def ready(self, run: Run, i: int) -> None:
         """Start a node whose inputs are all available."""
         run.ready_at[i] = self.brain.now

@@ -144,6 +144,8 @@ class Run:
         self.closed: dict[Scope, CallError] = {}
         #: Whether it is over but for nodes that other runs wait for.
         self.interrupted = False
+        #: Whether its executor did what none may: then other runs wait for none of its nodes.
+        self.faulty = False
         self.requests = RequestLog(self.name)
         #: The accounts of operations and models, by client.
         self.rows: dict[tuple[int, str, str], Totals] = {}
