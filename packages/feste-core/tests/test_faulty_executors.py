@@ -288,3 +288,30 @@ def test_a_release_that_raises_is_told_once_its_run_is_over() -> None:
         error = failed.errors[0]
 
     assert "Clinging raised in release: OSError: it stays" in str(error)
+
+
+def test_what_is_reported_twice_counts_once() -> None:
+    """A second report of a task or a request changes nothing, and no run waits for itself."""
+
+    class Twice(Reporter):
+        def done(self, *given: Any) -> None:
+            super().done(*given)
+            super().done(*given)
+
+        def done_together(self, outcomes: Any) -> None:
+            super().done_together([*outcomes, *outcomes])
+
+        def sent(self, *given: Any) -> None:
+            super().sent(*given)
+            super().sent(*given)
+
+    class Stuttering(LocalExecutor):
+        def start(self, report: Reporter) -> None:
+            super().start(Twice(report.put, report.executor))
+
+    llm = FakeBackend()
+    nodes = [shout(llm.chat("a")), *[llm.chat(f"{i}") for i in range(3)], llm.embed("b")]
+    results = feste.compute(nodes, scheduler=Stuttering, deadline=20)[0]
+
+    assert results == feste.compute(nodes)[0]
+    assert len(llm.requests) == 5

@@ -13,7 +13,15 @@ from feste.scheduler.halves import parse_response
 from feste.scheduler.journaling import replayed_in_vain
 from feste.scheduler.parcel import Parcel
 from feste.scheduler.run import Run
-from feste.scheduler.states import FINISHING, GATHERED, NOT_STARTED, OPEN, PARSING, REPLAYED
+from feste.scheduler.states import (
+    FINISHING,
+    GATHERED,
+    NOT_STARTED,
+    OPEN,
+    PARSING,
+    PREPARING,
+    REPLAYED,
+)
 from feste.scheduler.waits import STORE
 from feste.scheduler.work import cause_of
 
@@ -34,6 +42,8 @@ class Calls:
 
     def on_prepared(self, run: Run, task: PyTask, ok: bool, value: Any, seconds: float) -> None:
         i = task.index
+        if run.state[i] != PREPARING:  # it was reported before
+            return
         if not ok:
             self.fail(run, i, value)
             return
