@@ -243,7 +243,8 @@ def test_names_with_an_underscore_are_no_attributes(use: Any) -> None:
 
     assert not hasattr(same(1), "__array__")
     assert not hasattr(same(1), "_repr_html_")
-    assert not hasattr(same(1), "dask")  # Dask asks for this one
+    assert not hasattr(same(1), "dask")  # Dask asks for these
+    assert not hasattr(same(1), "expr")
 
 
 def test_nothing_can_be_set_on_a_lazy_value() -> None:

@@ -137,7 +137,8 @@ class FesteDelayed(Lazy, Generic[R]):
     # --- operations that make further nodes -------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "dask":  # or Dask would take a node for a graph
+        # or Dask would take a node for a graph, and before 2026.7 for one of its expressions
+        if name.startswith("_") or name in ("dask", "expr"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return record(_GETATTR, (self, name), {})
 
