@@ -7,13 +7,14 @@ import io
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -52,6 +53,15 @@ calls = [llm.ask(str(i)) for i in range(4)]
 """
 
 
+@pytest.fixture(autouse=True)
+def none_left() -> Iterator[None]:
+    """A test that fails leaves no program behind that waits for an answer."""
+    yield
+    while Terminal.running:
+        os.kill(Terminal.running[-1], signal.SIGKILL)
+        os.waitpid(Terminal.running.pop(), 0)
+
+
 class Terminal:
     """A program on a terminal of its own.
 
@@ -59,6 +69,8 @@ class Terminal:
     :param code: the program after the prelude.
     :param redirect: shell words that send its streams elsewhere.
     """
+
+    running: ClassVar[list[int]] = []
 
     def __init__(self, folder: Path, code: str, redirect: str = "") -> None:
         import pty
@@ -72,6 +84,7 @@ class Terminal:
             os.environ.update(TERM="xterm", COLUMNS="120")
             os.environ.pop("NO_COLOR", None)
             os.execv("/bin/sh", ["sh", "-c", words])
+        self.running.append(self.pid)
         self.seen = ""
 
     def read(self, until: str | None = None) -> str:
@@ -95,7 +108,9 @@ class Terminal:
         self.answer.touch()
         self.read()
         os.close(self.fd)
-        assert os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) == 0, self.seen
+        status = os.waitpid(self.pid, 0)[1]
+        self.running.remove(self.pid)
+        assert os.waitstatus_to_exitcode(status) == 0, self.seen
         return self.seen
 
 
