@@ -269,9 +269,7 @@ class Results(Generic[T]):
     def __del__(self) -> None:
         if hasattr(self, "_line"):
             self._line.end()
-            if (
-                self._course.runs
-            ):  # the reader of the thread that left the loop can tell what was sent
+            if self._course.runs:  # who has left the loop in this thread can tell what was sent
                 here = threading.get_ident() == self._thread and is_last(self._course.before)
                 self.close() if here else self._cancel()
 

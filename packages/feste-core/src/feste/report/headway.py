@@ -131,7 +131,7 @@ class Headway:
 
     def __init__(self, course: Course) -> None:
         self._course = course
-        self._prices = Prices(quiet=True)  # the report tells of a plugin that has none
+        self._prices = Prices()
         self._counts = ""
         self._seen: deque[tuple[float, int]] = deque(maxlen=_LOOKS)
 

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
-
 from feste.backend import Price
 from feste.errors import PluginWarning
 from feste.optimization.analysis.profiles import Profiles
 from feste.scheduler.totals import Totals
-from feste.wording import printable
 
 __all__ = ["Prices", "certain", "possible"]
 
 
 class Prices:
-    """The prices of models, each asked for once.
+    """The prices of models, each asked for once."""
 
-    :param quiet: say nothing of a plugin that raises.
-    """
-
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self) -> None:
         self._profiles = Profiles()
-        self._broken: set[int] = set()
-        self._quiet = quiet
 
     def of(self, totals: Totals) -> Price | None:
         """Return the price of a model, or None if it is not known.
 
         :param totals: the totals of an operation and model.
         """
-        client = totals.client
-        if id(client) in self._broken:
-            return None
+        model = totals.model or str(getattr(totals.client, "model", None) or "")
         try:
-            model = totals.model or str(getattr(client, "model", None) or "")
-            return self._profiles.price(client, model)
-        except Exception as error:  # a plugin's; a report is no reason to lose the results
-            self._broken.add(id(client))
-            if not self._quiet:
-                warnings.warn(
-                    f"{type(client).__name__}.profile() raised {type(error).__name__}: "
-                    f"{printable(str(error))}; its requests have no price",
-                    PluginWarning,
-                    stacklevel=2,
-                )
+            return self._profiles.price(totals.client, model)
+        except PluginWarning:  # where warnings are errors: no reason to lose the results
             return None
 
 

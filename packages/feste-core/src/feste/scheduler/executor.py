@@ -97,10 +97,8 @@ class Reporter:
         :param worker: the name of the worker that sent it; empty for this process.
         """
         if ok and not isinstance(value, Response):
-            ok, value = (
-                False,
-                fault(self.executor, f"reported sent with {value!r}, which is no Response"),
-            )
+            ok = False
+            value = fault(self.executor, f"reported sent with {value!r}, which is no Response")
         if not ok and not isinstance(value, CallError):
             told = value if _is_error(value) else self._no_error("sent", value)
             value = Rejected(told.message, billed="unknown")

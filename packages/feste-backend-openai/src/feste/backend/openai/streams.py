@@ -74,9 +74,8 @@ def _grow(whole: dict[str, Any], piece: Mapping[str, Any]) -> None:
         known: Any = whole.get(name)
         if name == "tool_calls" and isinstance(value, (list, dict)):
             whole[name] = known = known or {}
-            for (
-                call
-            ) in value:  # in parallel: each piece has the number of its call; a dict fails here
+            # in parallel: each piece has the number of its call; one dict instead fails here
+            for call in value:
                 _grow(_numbered(known, call.get("index"), {}), call)
         elif isinstance(value, dict):
             if not isinstance(known, dict):
