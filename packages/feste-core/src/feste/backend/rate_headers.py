@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from feste.backend.redaction import SHORTEST
 from feste.errors import ConfigError
@@ -112,9 +112,9 @@ def spellings_of(client: object) -> Spellings:
     :param client: the backend.
     :raises ConfigError: if they are no pairs of that form; the message names its class.
     """
-    given: object = getattr(client, "rate_limit_headers", ())
+    given: Any = getattr(client, "rate_limit_headers", ())
     try:
-        pairs = tuple((unit, name) for unit, name in given)  # type: ignore[attr-defined]
+        pairs = tuple((unit, name) for unit, name in given)
         _spelt(pairs)
         wrong = [unit for unit, _ in pairs if unit not in ("requests", "tokens")]
     except (TypeError, ValueError, LookupError, AttributeError):

@@ -1,4 +1,7 @@
-"""Runs inside tasks: they are stopped with the run of their task, whose thread cannot be stopped."""
+"""Runs inside tasks: they are stopped with the run of their task, whose thread cannot be stopped.
+
+What they have sent is counted for it, too.
+"""
 
 from __future__ import annotations
 
@@ -50,24 +53,28 @@ class Nesting:
         self.brain.cancel(run, grace)
 
     def ended(self, run: Run) -> None:
-        """Give a run inside a task an error for its caller, if it was stopped before it was complete.
+        """Count a run inside a task for the run around it, and see whether it was complete.
 
-        What it has sent is counted for the run around it, too.
+        If it was stopped before, it gets an error for its caller.
 
         :param run: the run.
         """
-        around = run.around and next((r for r in self.brain.runs if r.name == run.around[0]), None)
-        if around:
-            around.inner_runs += 1 + run.inner_runs
-            for name, totals in [*run.rows.items(), *run.inner.items()]:
-                if name not in around.inner:
-                    around.inner[name] = Totals(totals.client, totals.operation, totals.model)
-                around.inner[name].merge(totals)
+        if run.around is not None:
+            self._count(run, run.around[0])
         if run in self._stopped:
             self._stopped.discard(run)
             if run.outlet is not None or not all(state in VALUED for state in run.state):
                 told = "stopped, since it was begun in a task of a run that was stopped"
                 run.failure = run.failure or NotStarted(told)
+
+    def _count(self, run: Run, around: str) -> None:
+        """Add what a run has sent to the run around it, if that has not ended."""
+        for outer in (r for r in self.brain.runs if r.name == around):
+            outer.inner_runs += 1 + run.inner_runs
+            for name, totals in [*run.rows.items(), *run.inner.items()]:
+                if name not in outer.inner:
+                    outer.inner[name] = Totals(totals.client, totals.operation, totals.model)
+                outer.inner[name].merge(totals)
 
     def is_orphan(self, run: Run) -> bool:
         """Return whether a run is begun in a task that nobody waits for any more.
