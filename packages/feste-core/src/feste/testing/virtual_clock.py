@@ -281,7 +281,7 @@ class VirtualClock:
                 told: Future[tuple[bool, Any]] = Future()
                 question(then=lambda ok, value, told=told: told.set_result((ok, value)))
                 self.tell(self.store_seconds, ("told", ticket, *told.result()))
-            elif name != "notify":
+            elif name not in ("notify", "warn"):
                 first, *given = rest
                 executor = first.executor if isinstance(first, Run) else first
                 getattr(executor, name)(*given)
